@@ -1,0 +1,1 @@
+"""One LLaMA decoder, many objectives, one typed configuration: JAX from a laptop to TPU pods."""
