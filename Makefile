@@ -1,0 +1,71 @@
+# The two commands of the README are `make quickstart` and `make test`. Every target makes its own
+# environment from the pinned versions in constraints/; nothing is needed but Python and make.
+PYTHON ?= python3
+VENV ?= .venv
+
+# A stamp says what is installed, and by which Python: a second run installs nothing.
+PINS := setup.py tools/venv.sh $(wildcard constraints/*.txt)
+BY := $(subst /,-,$(PYTHON))
+CORE := $(VENV)/.core-$(BY)
+TEST := $(VENV)/.test-$(BY)
+PARITY := .venv-parity/.test-$(BY)
+TPU := .venv-tpu/.test-$(BY)
+
+.PHONY: help quickstart test check pytest test-parity test-tpu-compile test-newest docs clean
+
+help:
+	@echo 'make quickstart        train, sample and report in a few minutes: runs/quickstart'
+	@echo 'make test              lint, types and the tests'
+	@echo 'make test-parity       against PyTorch and transformers; writes the goldens'
+	@echo 'make test-tpu-compile  compiles for TPUs that are not there (Linux)'
+	@echo 'make test-newest       the tests again on the newest Python present'
+	@echo 'make docs              API pages in runs/api'
+	@echo 'make clean             removes environments and caches, keeps runs/'
+
+quickstart: $(CORE)
+	$(VENV)/bin/python -m experiments.pretrain quickstart --workdir runs/quickstart
+
+test: check pytest
+
+check: $(TEST)
+	$(VENV)/bin/python -m ruff check .
+	$(VENV)/bin/python -m ruff format --check .
+	$(VENV)/bin/python -m mypy
+
+pytest: $(TEST)
+	$(VENV)/bin/python -m pytest -n 2 tests
+
+test-parity: $(PARITY)
+	.venv-parity/bin/python -m pytest -m parity tests
+
+test-tpu-compile: $(TPU)
+	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 .venv-tpu/bin/python -m pytest -m tpu tests
+
+test-newest:
+	@newest=$$(sh tools/newest_python.sh '$(PYTHON)'); \
+	if [ -n "$$newest" ]; then $(MAKE) pytest VENV=.venv-newest PYTHON="$$newest"; \
+	else echo 'test-newest: skipped, no Python newer than $(PYTHON) here'; fi
+
+docs: $(CORE)
+	sh tools/venv.sh '$(PYTHON)' $(VENV) docs
+	$(VENV)/bin/python -m pdoc llama_jax -o runs/api
+
+clean:
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(CORE): $(PINS)
+	sh tools/venv.sh '$(PYTHON)' $(VENV)
+	@touch $@
+
+$(TEST): $(PINS)
+	sh tools/venv.sh '$(PYTHON)' $(VENV) test
+	@touch $(CORE) $@
+
+$(PARITY): $(PINS)
+	sh tools/venv.sh '$(PYTHON)' .venv-parity test,parity
+	@touch $@
+
+$(TPU): $(PINS)
+	sh tools/venv.sh '$(PYTHON)' .venv-tpu test,tpu
+	@touch $@

@@ -1,0 +1,48 @@
+"""Package metadata. Tool settings stand in pyproject.toml, exact versions in constraints/."""
+
+from setuptools import find_packages, setup
+
+# A training step and generation import jax, flax and optax only; data, checkpoints and reports need
+# the rest. The lower bounds are the oldest versions that the tests run on.
+CORE = [
+    'jax>=0.10.2',
+    'flax>=0.12.8',
+    'optax>=0.2.8',
+    'numpy>=2.0',
+    'jaxtyping>=0.3.11',
+    'orbax-checkpoint>=0.12.8',
+    'grain>=0.2.18',
+    'tensorflow-datasets>=4.9.10',
+    'array_record>=0.8.6',
+    'sentencepiece>=0.2.3',
+    'tyro>=1.0.17',
+    'tensorboardX>=2.6.5',
+    'rich>=15.0',
+    'matplotlib>=3.11',
+]
+
+EXTRAS = {
+    'tpu': ['jax[tpu]>=0.10.2'],
+    'cuda13': ['jax[cuda13]>=0.10.2'],
+    'serve': ['starlette>=1.10', 'uvicorn>=0.54'],
+    'eval': ['lm-eval>=0.4.13'],
+    'convert': ['safetensors>=0.8'],
+    # The exact release: goldens name it, and it decides which build of torch pip takes.
+    'parity': ['torch==2.13.0', 'transformers>=5.23'],
+    'test': ['pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'],
+    'docs': ['pdoc>=16.0'],
+}
+
+setup(
+    name='llama_jax',
+    version='0.1.0',
+    description='One LLaMA decoder, many objectives, one typed configuration, in JAX',
+    author='The llama_jax authors',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    python_requires='>=3.11',
+    packages=find_packages(include=['llama_jax', 'llama_jax.*']),
+    package_data={'llama_jax': ['py.typed']},
+    install_requires=CORE,
+    extras_require=EXTRAS,
+)
