@@ -1,0 +1,99 @@
+"""Where arrays lie: one table from the letters of a shape to the axes of the mesh.
+
+Letters: B batch, T query position, S key position, D model, N query heads, K key-value heads,
+G query heads per key-value head, H head, F hidden, V vocabulary, L layers. An array's name ends in
+its letters (`q_DNH`, `x_BTD`), and its placement is computed from them, never written beside it.
+"""
+
+from __future__ import annotations
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from llama_jax.errors import UserError
+from llama_jax.trees import map_named
+
+BATCH_AXES = ('slice', 'data', 'fsdp')
+VOCAB_AXIS = 'tensor'
+SHARD_AXIS = 'fsdp'
+
+_STORED: dict[str, str | None] = {
+    **dict.fromkeys('LGH', None),
+    'D': 'fsdp',
+    **dict.fromkeys('NKFV', 'tensor'),
+}
+_IN_USE: dict[str, str | tuple[str, ...] | None] = {
+    **dict.fromkeys('LTSDGH', None),
+    'B': BATCH_AXES,
+    **dict.fromkeys('NKFV', 'tensor'),
+}
+_MEANING = {
+    'B': 'the batch',
+    'D': 'the model dimension',
+    'N': 'the number of heads',
+    'K': 'the number of key-value heads',
+    'F': 'the hidden dimension of the feed-forward layer',
+    'V': 'the vocabulary',
+}
+
+
+def param(letters: str) -> P:
+    """Placement of a parameter (and of its gradient and optimizer state) at rest.
+
+    A vector of one letter besides L (the scale of a norm) lies whole on every device: to gather it
+    would cost more than to keep it.
+    """
+    if len(letters.replace('L', '')) < 2:
+        return P(*[None] * len(letters))
+    return P(*[_STORED[letter] for letter in letters])
+
+
+def act(letters: str) -> P:
+    """Placement of an activation, and of a parameter while it is in use."""
+    return P(*[_IN_USE[letter] for letter in letters])
+
+
+def gather(w: jax.Array, letters: str) -> jax.Array:
+    """A parameter brought together over the fsdp axis for use (an all-gather).
+
+    Its gradient goes the opposite way (a reduce-scatter).
+    """
+    return jax.reshard(w, act(letters))
+
+
+def letters_of(path: str, ndim: int) -> str:
+    """Letters of the parameter at a dotted `path`; layers stacked for a scan put L in front."""
+    letters = path.rsplit('_', 1)[-1]
+    if not letters.isupper() or ndim - len(letters) not in (0, 1):
+        raise ValueError(f'{path}: a name ends in the letters of its {ndim} dimensions')
+    return 'L' * (ndim - len(letters)) + letters
+
+
+def shardings(tree, mesh: Mesh):
+    """NamedSharding of every leaf of `tree`: by the letters of its name, scalars replicated.
+
+    Works on parameters and on anything that holds copies of their tree (an optimizer state).
+    """
+
+    def place(path: str, leaf) -> NamedSharding:
+        spec = param(letters_of(path, leaf.ndim)) if leaf.ndim else P()
+        return NamedSharding(mesh, spec)
+
+    return map_named(place, tree)
+
+
+def check(sizes: dict[str, int], mesh: Mesh) -> None:
+    """Raise UserError when a size does not divide over its mesh axes. `sizes` is by letter."""
+    for letter, size in sizes.items():
+        for table in (_STORED, _IN_USE):
+            axes = table.get(letter) or ()
+            axes = (axes,) if isinstance(axes, str) else axes
+            n_shards = 1
+            for axis in axes:
+                n_shards *= mesh.shape[axis]
+            if size % n_shards:
+                raise UserError(
+                    f'{_MEANING[letter]} ({size}) does not divide over the {n_shards} shards of mesh '
+                    f'axes {", ".join(axes)}: change the size or --mesh.{axes[-1]}'
+                )

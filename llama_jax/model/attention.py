@@ -1,0 +1,62 @@
+"""Grouped-query self-attention (Ainslie et al. 2023) with rotary positions."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from llama_jax import layout
+from llama_jax.model import kernels
+from llama_jax.model.cache import LayerCache
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.initial import fan_in
+from llama_jax.model.masks import Visibility
+from llama_jax.model.rope import Rotation, rotate
+
+
+class Attention(nnx.Module):
+    """Projections of one attention layer."""
+
+    def __init__(self, config: ModelConfig, *, key: jax.Array):
+        D, N, K, H = config.dim, config.heads, config.kv_heads, config.head_dim
+        q_key, k_key, v_key, out_key = jax.random.split(key, 4)
+        self.q_DNH = nnx.Param(fan_in(q_key, (D, N, H), D))
+        self.k_DKH = nnx.Param(fan_in(k_key, (D, K, H), D))
+        self.v_DKH = nnx.Param(fan_in(v_key, (D, K, H), D))
+        self.out_NHD = nnx.Param(fan_in(out_key, (N, H, D), N * H * 2 * config.layers))
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        *,
+        rope: Rotation,
+        visible: Visibility,
+        compute: Compute,
+        cache: LayerCache | None = None,
+    ) -> tuple[jax.Array, LayerCache | None]:
+        """Attend from `x_BTD` to itself, or with a cache to all that it holds and to itself."""
+        dtype = x_BTD.dtype
+        q_DNH = layout.gather(self.q_DNH[...].astype(dtype), 'DNH')
+        k_DKH = layout.gather(self.k_DKH[...].astype(dtype), 'DKH')
+        v_DKH = layout.gather(self.v_DKH[...].astype(dtype), 'DKH')
+        out_NHD = layout.gather(self.out_NHD[...].astype(dtype), 'NHD')
+
+        q_BTNH = rotate(jnp.einsum('BTD,DNH->BTNH', x_BTD, q_DNH), rope)
+        k_BTKH = rotate(jnp.einsum('BTD,DKH->BTKH', x_BTD, k_DKH), rope)
+        v_BTKH = jnp.einsum('BTD,DKH->BTKH', x_BTD, v_DKH)
+        q_BTNH = checkpoint_name(q_BTNH, 'query')
+        k_BTKH = checkpoint_name(k_BTKH, 'key')
+        v_BTKH = checkpoint_name(v_BTKH, 'value')
+        if cache is not None:
+            cache = cache.write(k_BTKH, v_BTKH, at=visible.query_start)
+            k_BTKH, v_BTKH = cache.k_BSKH, cache.v_BSKH
+        attended_BTNH = kernels.attend(
+            q_BTNH, k_BTKH, v_BTKH, visible=visible, backend=compute.attention
+        )
+        attended_BTNH = checkpoint_name(attended_BTNH, 'attended')
+        out_BTD = jnp.einsum(
+            'BTNH,NHD->BTD', attended_BTNH, out_NHD, out_sharding=layout.act('BTD')
+        )
+        return out_BTD, cache

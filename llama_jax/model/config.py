@@ -1,0 +1,89 @@
+"""Shape of a decoder, and how it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llama_jax.errors import UserError
+from llama_jax.precision import Precision
+
+AttentionBackend = Literal['auto', 'reference', 'xla', 'cudnn', 'splash']
+Remat = Literal['none', 'dots', 'named', 'full']
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3's rule for stretching rotary positions to a longer context (Llama 3.1 release)."""
+
+    factor: float = 8.0
+    """Longest wavelengths are stretched by this."""
+    low: float = 1.0
+    """Wavelengths above original_context / low are stretched in full."""
+    high: float = 4.0
+    """Wavelengths below original_context / high are left alone."""
+    original_context: int = 8192
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Architecture of a LLaMA decoder. Nothing here concerns speed."""
+
+    vocab: int
+    """Rows of the embedding, control tokens included."""
+    dim: int
+    layers: int
+    heads: int
+    """Query heads."""
+    kv_heads: int
+    """Key-value heads; they divide `heads`."""
+    head_dim: int
+    ffn: int
+    """Hidden units of the SwiGLU layer."""
+    context: int
+    """Longest sequence, in tokens."""
+    rope_theta: float = 1e4
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+    tied: bool = False
+    """The output head is the embedding."""
+    dropout: float = 0.0
+    """Rate at which the embedding's and each sub-layer's output is dropped in training."""
+
+    def __post_init__(self) -> None:
+        if self.heads % self.kv_heads:
+            raise UserError(
+                f'{self.heads} heads cannot share {self.kv_heads} key-value heads evenly: '
+                'model.kv_heads must divide model.heads'
+            )
+        if self.head_dim % 2:
+            raise UserError(f'model.head_dim {self.head_dim} is odd: rotary positions need pairs')
+        if not 0 <= self.dropout < 1:
+            raise UserError(f'model.dropout {self.dropout} is not in [0, 1)')
+        sizes = ('vocab', 'dim', 'layers', 'heads', 'kv_heads', 'head_dim', 'ffn', 'context')
+        for field in sizes:
+            if getattr(self, field) < 1:
+                raise UserError(f'model.{field} is {getattr(self, field)}: it must be positive')
+
+    def sizes(self) -> dict[str, int]:
+        """Size of each dimension that a mesh may divide, by letter."""
+        return {
+            'D': self.dim,
+            'N': self.heads,
+            'K': self.kv_heads,
+            'F': self.ffn,
+            'V': self.vocab,
+        }
+
+
+@dataclass(frozen=True)
+class Compute:
+    """How a model computes: changes speed and memory, not the result beyond rounding."""
+
+    precision: Precision = 'float32'
+    attention: AttentionBackend = 'auto'
+    remat: Remat = 'none'
+    """What the backward pass recomputes: nothing; all but matrix products ('dots'); all but the
+    named tensors of model/block.py ('named'); each whole layer from its input ('full')."""
+    unroll: int = 1
+    """Layers per iteration of the scan over depth."""

@@ -1,0 +1,157 @@
+"""Attention through one signature, by a named backend.
+
+A backend computes softmax(q k^T / sqrt(H)) v under a Visibility, or refuses: none silently ignores
+segments or falls back to another. `auto` chooses by device and shape; every choice is logged once.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from llama_jax import layout
+from llama_jax.errors import UserError
+from llama_jax.model.config import AttentionBackend
+from llama_jax.model.masks import Visibility
+
+log = logging.getLogger(__name__)
+
+
+def attend(
+    q_BTNH: Float[Array, 'B T N H'],
+    k_BSKH: Float[Array, 'B S K H'],
+    v_BSKH: Float[Array, 'B S K H'],
+    *,
+    visible: Visibility,
+    backend: AttentionBackend,
+) -> Float[Array, 'B T N H']:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1) with grouped keys and values.
+
+    Raises UserError when `backend` cannot run here or cannot honour the mask.
+    """
+    T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[3]
+    platform = _platform()
+    if backend == 'auto':
+        backend = _choose(platform, T, S, H, q_BTNH.dtype.name)
+    _refuse(backend, platform, T, S, H, q_BTNH.dtype.name)
+    _log_once(backend, platform, T, S)
+    return _BACKENDS[backend](q_BTNH, k_BSKH, v_BSKH, visible)
+
+
+def _choose(platform: str, T: int, S: int, H: int, dtype: str) -> AttentionBackend:
+    if platform == 'tpu' and not _splash_problem(T, S, H):
+        return 'splash'
+    if platform == 'gpu' and not _cudnn_problem(H, dtype) and T > 1:
+        return 'cudnn'
+    return 'reference'
+
+
+def _refuse(backend: str, platform: str, T: int, S: int, H: int, dtype: str) -> None:
+    problem = None
+    if backend == 'cudnn':
+        problem = 'this device is not a GPU' if platform != 'gpu' else _cudnn_problem(H, dtype)
+    elif backend == 'splash':
+        problem = _splash_problem(T, S, H)
+    if problem:
+        raise UserError(
+            f'attention backend {backend!r} cannot be used: {problem}; use auto, xla or reference'
+        )
+
+
+def _cudnn_problem(H: int, dtype: str) -> str | None:
+    if dtype not in ('bfloat16', 'float16'):
+        return f'cuDNN attention needs bfloat16, not {dtype}'
+    return f'cuDNN attention needs a head dimension of 8..128 in eights, not {H}' if (
+        H > 128 or H % 8
+    ) else None
+
+
+def _splash_problem(T: int, S: int, H: int) -> str | None:
+    if T != S:
+        return f'splash attends over whole sequences, not {T} queries over {S} cached keys'
+    return f'splash needs a sequence in multiples of 128, not {T}' if T % 128 else None
+
+
+@functools.lru_cache
+def _log_once(backend: str, platform: str, T: int, S: int) -> None:
+    log.info('attention: backend %s on %s, %d queries over %d keys', backend, platform, T, S)
+
+
+def _platform() -> str:
+    """Kind of device of the mesh in use: that of a TPU described by a topology counts too."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return 'gpu' if platform in ('cuda', 'rocm') else platform
+
+
+def _reference(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    score_BKGTS = jnp.einsum(
+        'BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    mask_BTS = visible.dense()
+    score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS / math.sqrt(H), -jnp.inf)
+    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BSKH.dtype)
+    out_BTKGH = jnp.einsum('BKGTS,BSKH->BTKGH', weight_BKGTS, v_BSKH)
+    return out_BTKGH.reshape(B, T, N, H)
+
+
+def _library(q_BTNH, k_BSKH, v_BSKH, visible: Visibility, *, implementation: str):
+    # The mask is given whole: `is_causal` is aligned to the top left, wrong with a cache, and
+    # sequence lengths cannot tell packed documents apart.
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BSKH, v_BSKH, mask=visible.dense()[:, None], implementation=implementation
+    )
+
+
+def _splash(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
+    """The TPU's block-sparse flash attention, on each device's own rows and heads."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as sk
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as sm
+
+    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    block = math.gcd(T, 512)
+
+    def local(q_BTNH, k_BSKH, v_BSKH, query_BT, key_BS):
+        N, K = q_BTNH.shape[2], k_BSKH.shape[2]
+        mask = sm.MultiHeadMask([sm.CausalMask((T, T)) for _ in range(N // K)])
+        kernel = sk.make_splash_mqa_single_device(
+            mask,
+            block_sizes=sk.BlockSizes(
+                block_q=block,
+                block_kv=block,
+                block_kv_compute=block,
+                block_q_dkv=block,
+                block_kv_dkv=block,
+                block_kv_dkv_compute=block,
+                use_fused_bwd_kernel=True,
+            ),
+        )
+        q_BKGTH = jnp.einsum('BTNH->BNTH', q_BTNH / math.sqrt(H)).reshape(-1, K, N // K, T, H)
+        k_BKSH, v_BKSH = (jnp.einsum('BSKH->BKSH', x) for x in (k_BSKH, v_BSKH))
+        per_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+        per_row = jax.vmap(per_group, in_axes=(0, 0, 0, 0))
+        out_BKGTH = per_row(q_BKGTH, k_BKSH, v_BKSH, sk.SegmentIds(query_BT, key_BS))
+        return jnp.einsum('BNTH->BTNH', out_BKGTH.reshape(-1, N, T, H)).astype(q_BTNH.dtype)
+
+    return jax.shard_map(
+        local,
+        in_specs=tuple(map(layout.act, ('BTNH', 'BSKH', 'BSKH', 'BT', 'BS'))),
+        out_specs=layout.act('BTNH'),
+        check_vma=False,  # a pallas call does not say over which axes its result varies
+    )(q_BTNH, k_BSKH, v_BSKH, visible.query_segment_BT, visible.key_segment_BS)
+
+
+_BACKENDS = {
+    'reference': _reference,
+    'xla': functools.partial(_library, implementation='xla'),
+    'cudnn': functools.partial(_library, implementation='cudnn'),
+    'splash': _splash,
+}

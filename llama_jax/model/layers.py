@@ -1,0 +1,63 @@
+"""A model as plain arrays and back; layers stacked for a scan or apart for decoding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from llama_jax import layout
+from llama_jax.model.config import ModelConfig
+from llama_jax.model.transformer import Transformer
+
+Params = dict[str, Any]
+"""Nested dict of arrays, named as the modules' attributes are."""
+
+
+def create(config: ModelConfig, key: jax.Array, mesh: Mesh) -> Params:
+    """Initial parameters, made in their final placement: no device ever holds them whole."""
+    placed = layout.shardings(abstract(config), mesh)
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda key: split(Transformer(config, key=key)), out_shardings=placed)(key)
+
+
+def abstract(config: ModelConfig) -> Params:
+    """Shapes and types of the parameters, at no cost."""
+    return jax.eval_shape(lambda: split(Transformer(config, key=jax.random.key(0))))
+
+
+def split(model: Transformer) -> Params:
+    """The parameters of `model`."""
+    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+
+def bind(config: ModelConfig, params: Params) -> Transformer:
+    """A model that computes with `params`, stacked or unstacked."""
+    model = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)))
+    if isinstance(params['blocks'], list):
+        blocks = nnx.List()
+        for layer in params['blocks']:
+            block = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)).blocks)
+            nnx.update(block, layer)
+            blocks.append(block)
+        rest = {name: value for name, value in params.items() if name != 'blocks'}
+        nnx.update(model, rest)
+        model.blocks = blocks
+    else:
+        nnx.update(model, params)
+    return model
+
+
+def unstack(params: Params) -> Params:
+    """Blocks as a list with one entry per layer."""
+    n_layers = jax.tree.leaves(params['blocks'])[0].shape[0]
+    blocks = [jax.tree.map(lambda x, i=i: x[i], params['blocks']) for i in range(n_layers)]
+    return {**params, 'blocks': blocks}
+
+
+def stack(params: Params) -> Params:
+    """Blocks as one entry with a leading dimension of layers."""
+    return {**params, 'blocks': jax.tree.map(lambda *xs: jnp.stack(xs), *params['blocks'])}
