@@ -14,9 +14,10 @@ from jax.sharding import PartitionSpec as P
 from llama_jax.errors import UserError
 from llama_jax.trees import map_named
 
-BATCH_AXES = ('slice', 'data', 'fsdp')
-VOCAB_AXIS = 'tensor'
+REPLICA_AXES = ('slice', 'data')
 SHARD_AXIS = 'fsdp'
+BATCH_AXES = (*REPLICA_AXES, SHARD_AXIS)
+VOCAB_AXIS = 'tensor'
 
 _STORED: dict[str, str | None] = {
     **dict.fromkeys('LGH', None),

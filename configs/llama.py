@@ -1,0 +1,1 @@
+"""Every published size of the LLaMA family with its training recipe."""

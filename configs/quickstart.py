@@ -1,0 +1,45 @@
+"""The main job on an embedded default: a small LLaMA on the source of Python's standard library.
+
+Launch: make quickstart, that is
+    python -m experiments.pretrain quickstart --workdir runs/quickstart
+"""
+
+from __future__ import annotations
+
+from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.tokenizer import TokenizerConfig
+from llama_jax.model.config import ModelConfig
+from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.train.experiment import (
+    CheckpointConfig,
+    EvaluationConfig,
+    Experiment,
+    TrainConfig,
+)
+
+
+def quickstart() -> Experiment:
+    """A decoder of 4 million parameters, trained for minutes on a laptop."""
+    vocab = 2048
+    return Experiment(
+        name='quickstart',
+        model=ModelConfig(
+            vocab=vocab,
+            dim=256,
+            layers=4,
+            heads=4,
+            kv_heads=2,
+            head_dim=64,
+            ffn=768,
+            context=512,
+            tied=True,
+        ),
+        data=DataConfig(
+            sources=(Source('python_corpus/stdlib_code'),), tokenizer=TokenizerConfig(vocab=vocab)
+        ),
+        train=TrainConfig(steps=800, batch=8, seq_len=256),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=50)),
+        evaluation=EvaluationConfig(every=200, prompts=('def ', 'class ', 'import os\n')),
+        checkpoint=CheckpointConfig(every=200),
+    )

@@ -1,0 +1,139 @@
+"""Cross-entropy over a sharded vocabulary without ever holding the logits.
+
+Logits are formed for a chunk of tokens at a time and used at once for the loss and, when the loss
+is differentiated, for its gradient: the backward pass repeats no matrix product, and [B, T, V]
+exists nowhere. That makes three products with the head in all, like an unchunked loss, where
+rematerialised chunks make four.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from llama_jax import layout
+
+CHUNK_TOKENS = 1024
+"""Tokens of one device whose logits exist at a time."""
+
+
+class CrossEntropy(NamedTuple):
+    """Weighted sums over all tokens, float32 []. Only `total` has a gradient."""
+
+    total: jax.Array
+    """-log p(target) + z_loss * log(Z)^2."""
+    nll: jax.Array
+    """-log p(target), in nats."""
+    correct: jax.Array
+    """Targets that are the most likely token."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def cross_entropy(
+    x_BTD: Float[Array, 'B T D'],
+    head_VD: Float[Array, 'V D'],
+    target_BT: Int[Array, 'B T'],
+    weight_BT: Float[Array, 'B T'],
+    z_loss: float,
+) -> CrossEntropy:
+    """Softmax cross-entropy of `x_BTD @ head_VD.T` with `target_BT`, plus z-loss.
+
+    z-loss keeps the partition function near one (Chowdhery et al. 2022, section 5). The head comes
+    as it lies at rest, in float32; products are taken in the type of `x_BTD`, the softmax in
+    float32. Tokens of weight 0 cost no accuracy but time.
+    """
+    return _chunked(x_BTD, head_VD, target_BT, weight_BT, z_loss, with_gradient=False)[0]
+
+
+def _forward(x_BTD, head_VD, target_BT, weight_BT, z_loss):
+    return _chunked(x_BTD, head_VD, target_BT, weight_BT, z_loss, with_gradient=True)
+
+
+def _backward(z_loss, gradients, cotangent: CrossEntropy):
+    dx_BTD, dhead_VD = gradients
+    scale = cotangent.total
+    return (dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD * scale, None, None)
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def _chunked(x_BTD, head_VD, target_BT, weight_BT, z_loss, *, with_gradient: bool):
+    """Each device takes its own rows and its own part of the vocabulary."""
+    batch_P, head_P = layout.act('BTD'), layout.param('VD')
+    scalar = jax.sharding.PartitionSpec()
+    sums_P = CrossEntropy(scalar, scalar, scalar)
+    return jax.shard_map(
+        functools.partial(_local, z_loss=z_loss, with_gradient=with_gradient),
+        in_specs=(batch_P, head_P, layout.act('BT'), layout.act('BT')),
+        out_specs=(sums_P, (batch_P, head_P) if with_gradient else None),
+    )(x_BTD, head_VD, target_BT, weight_BT)
+
+
+def _local(x_BTD, head_VD, target_BT, weight_BT, *, z_loss: float, with_gradient: bool):
+    B, T, D = x_BTD.shape
+    batch, vocab = layout.BATCH_AXES, layout.VOCAB_AXIS
+    head_VD = jax.lax.all_gather(
+        head_VD.astype(x_BTD.dtype), layout.SHARD_AXIS, axis=1, tiled=True
+    )
+    # The gradient of the head is summed over rows on each device first and exchanged once.
+    head_VD = jax.lax.pcast(head_VD, layout.REPLICA_AXES, to='varying')
+    V = head_VD.shape[0]
+    first_id = jax.lax.axis_index(vocab) * V
+
+    n_chunks = max(1, -(-B * T // CHUNK_TOKENS))
+    padding = -(B * T) % n_chunks
+
+    def chunks(array):  # [B, T, ...] -> [n_chunks, tokens, ...], padded by tokens of weight 0
+        flat = array.reshape(B * T, *array.shape[2:])
+        flat = jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1))
+        return flat.reshape(n_chunks, -1, *flat.shape[1:])
+
+    def step(carry, chunk):
+        sums, dhead_VD = carry
+        x_CD, target_C, weight_C = chunk
+        logit_CV = jnp.einsum('CD,VD->CV', x_CD, head_VD, preferred_element_type=jnp.float32)
+        local_max_C = jnp.max(logit_CV, axis=-1)
+        max_C = jax.lax.pmax(local_max_C, vocab)
+        exp_CV = jnp.exp(logit_CV - max_C[:, None])
+        z_C = jax.lax.psum(jnp.sum(exp_CV, axis=-1), vocab)
+        log_z_C = jnp.log(z_C) + max_C
+        is_target_CV = target_C[:, None] == first_id + jnp.arange(V)
+        target_logit_C = jax.lax.psum(jnp.sum(jnp.where(is_target_CV, logit_CV, 0), -1), vocab)
+        nll_C = log_z_C - target_logit_C
+        sums = CrossEntropy(
+            sums.total + jnp.sum(weight_C * (nll_C + z_loss * jnp.square(log_z_C))),
+            sums.nll + jnp.sum(weight_C * nll_C),
+            sums.correct + jnp.sum(weight_C * (target_logit_C >= max_C)),
+        )
+        if not with_gradient:
+            return (sums, None), None
+        scale_C = weight_C * (1 + 2 * z_loss * log_z_C) / z_C
+        dlogit_CV = exp_CV * scale_C[:, None] - jnp.where(is_target_CV, weight_C[:, None], 0)
+        dlogit_CV = dlogit_CV.astype(x_CD.dtype)
+        dx_CD = jax.lax.psum(jnp.einsum('CV,VD->CD', dlogit_CV, head_VD), vocab)
+        dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
+        return (sums, dhead_VD), dx_CD
+
+    zero = jax.lax.pcast(jnp.zeros(()), batch, to='varying')
+    dhead_VD = None
+    if with_gradient:
+        dhead_VD = jax.lax.pcast(jnp.zeros((V, D)), (*batch, vocab), to='varying')
+    (sums, dhead_VD), dx = jax.lax.scan(
+        step,
+        (CrossEntropy(zero, zero, zero), dhead_VD),
+        (chunks(x_BTD), chunks(target_BT), chunks(weight_BT)),
+    )
+    sums = jax.tree.map(lambda value: jax.lax.psum(value, batch), sums)
+    if not with_gradient:
+        return sums, None
+    dhead_VD = jax.lax.psum_scatter(
+        dhead_VD, layout.SHARD_AXIS, scatter_dimension=1, tiled=True
+    )
+    dhead_VD = jax.lax.psum(dhead_VD, layout.REPLICA_AXES)
+    dx_BTD = dx.reshape(-1, D)[: B * T].reshape(B, T, D)
+    return sums, (dx_BTD, dhead_VD)

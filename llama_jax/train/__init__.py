@@ -1,0 +1,1 @@
+"""Experiment, training step, loop, checkpoints and records of a run."""

@@ -1,0 +1,126 @@
+"""Everything that defines a run, as one frozen value."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from llama_jax import layout, mesh
+from llama_jax.data.config import DataConfig
+from llama_jax.errors import UserError
+from llama_jax.mesh import MeshConfig
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.schedule import schedule
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length and batch of a run."""
+
+    steps: int
+    batch: int
+    """Rows per step, over all devices and hosts."""
+    seq_len: int
+    """Tokens per row."""
+    accumulate: int = 1
+    """Microbatches per step: less memory, the same update."""
+    max_nonfinite: int = 10
+    """Stop after this many steps in a row whose loss or gradient was not finite."""
+    log_every: int = 10
+    """Steps between lines in metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured during a run."""
+
+    every: int = 1000
+    """Steps between validations; one always follows the last step. 0: none."""
+    batches: int = 0
+    """Batches of the validation split to use. 0: all."""
+    prompts: tuple[str, ...] = ()
+    """Continued at each validation, as samples for people to read."""
+    sample_tokens: int = 128
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, and what to keep."""
+
+    every: int = 1000
+    """Steps between checkpoints; one always follows the last step."""
+    keep: int = 3
+    """The newest n are kept, and the one with the best validation."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run. Two runs with equal experiments and software are equal bit for bit."""
+
+    name: str
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    objective: CausalLM = field(default_factory=CausalLM)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    compute: Compute = field(default_factory=Compute)
+    seed: int = 0
+
+
+def check(experiment: Experiment, device_mesh: Any) -> None:
+    """Raise UserError for settings that do not fit each other or the mesh. Costs nothing."""
+    model, train = experiment.model, experiment.train
+    for section in (train, experiment.checkpoint):
+        for entry in dataclasses.fields(section):
+            if getattr(section, entry.name) < 1:
+                raise UserError(f'{entry.name} is {getattr(section, entry.name)}: must be positive')
+    if train.seq_len > model.context:
+        raise UserError(
+            f'train.seq_len {train.seq_len} is longer than the model context {model.context}: '
+            'lower --train.seq-len or raise --model.context'
+        )
+    if train.batch % train.accumulate:
+        raise UserError(
+            f'a batch of {train.batch} rows does not divide into {train.accumulate} microbatches: '
+            'change --train.batch or --train.accumulate'
+        )
+    rows = train.batch // train.accumulate
+    shards = mesh.batch_shards(device_mesh)
+    if rows % shards:
+        raise UserError(
+            f'{rows} rows (batch {train.batch} / {train.accumulate} microbatches) do not divide '
+            f'over the {shards} batch shards of the mesh: make --train.batch a multiple of '
+            f'{shards * train.accumulate}, or use more --mesh.tensor'
+        )
+    layout.check(model.sizes(), device_mesh)
+    schedule(experiment.optimizer.schedule, train.steps)
+
+
+def check_vocabulary(experiment: Experiment, vocab_size: int) -> None:
+    """Raise UserError unless the model's vocabulary is the tokenizer's."""
+    if experiment.model.vocab != vocab_size:
+        raise UserError(
+            f'the model has a vocabulary of {experiment.model.vocab}, the tokenizer one of '
+            f'{vocab_size}: pass --model.vocab {vocab_size}'
+        )
+
+
+def to_dict(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as plain values; the objective's class is recorded by name."""
+    plain = dataclasses.asdict(experiment)
+    plain['objective'] = {'class': type(experiment.objective).__name__, **plain['objective']}
+    return plain
+
+
+def digest(experiment: Experiment) -> str:
+    """Hash of all settings, 16 hexadecimal digits."""
+    text = json.dumps(to_dict(experiment), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""The training step: loss sums, gradients, update. Pure; compiled once per run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from llama_jax import layout, precision
+from llama_jax.model import layers
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.layers import Params
+from llama_jax.objectives.base import Batch, Loss, Objective
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """All that a run carries from step to step, besides its place in the data."""
+
+    params: Params
+    optimizer: Any
+    step: jax.Array
+    """Steps taken, int32 []."""
+    key: jax.Array
+    """Root of all randomness on devices, a typed key []; each step folds its number into it."""
+    skipped: jax.Array
+    """Steps whose loss or gradient was not finite, int32 []."""
+    skipped_in_a_row: jax.Array
+
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
+
+
+def initial_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, *, seed: int, mesh: Mesh
+) -> State:
+    """The state before the first step, made in its final placement."""
+    placed = layout.shardings(abstract_state(config, optimizer), mesh)
+    with jax.set_mesh(mesh):
+        return jax.jit(lambda: _fresh(config, optimizer, seed), out_shardings=placed)()
+
+
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation) -> State:
+    """Shapes and types of the state, at no cost."""
+    return jax.eval_shape(lambda: _fresh(config, optimizer, 0))
+
+
+def _fresh(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> State:
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    params = layers.split(layers.Transformer(config, key=init_key))
+    zero = jnp.zeros((), jnp.int32)
+    return State(params, optimizer.init(params), zero, run_key, zero, zero)
+
+
+def train_step(
+    config: ModelConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    learning_rate: optax.Schedule,
+    accumulate: int,
+    compute: Compute,
+) -> TrainStep:
+    """A compiled step (state, batch) -> (state, metrics) which reuses the memory of `state`.
+
+    The loss is the sum over the global batch divided by its global weight, whatever the number of
+    devices and microbatches. A step whose loss or gradient is not finite changes no parameter.
+    """
+
+    def loss_sum(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
+        loss = objective.loss(layers.bind(config, params), batch, compute=compute, key=key)
+        return loss.total, loss
+
+    gradient = jax.value_and_grad(loss_sum, has_aux=True)
+
+    def accumulated(params: Params, batch: Batch, key: jax.Array) -> tuple[Loss, Params]:
+        if accumulate == 1:
+            (_, loss), grads = gradient(params, batch, key)
+            return loss, grads
+
+        def add(sums, microbatch_and_key):
+            (_, loss), grads = gradient(params, *microbatch_and_key)
+            return jax.tree.map(jnp.add, sums, (loss, grads)), None
+
+        microbatches = {name: _microbatches(x, accumulate) for name, x in batch.items()}
+        keys = jax.random.split(key, accumulate)
+        first = jax.tree.map(lambda x: x[0], (microbatches, keys))
+        (_, loss), grads = gradient(params, *first)
+        rest = jax.tree.map(lambda x: x[1:], (microbatches, keys))
+        return jax.lax.scan(add, (loss, grads), rest)[0]
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        with precision.matmuls(compute.precision):
+            loss, grads = accumulated(state.params, batch, key)
+        weight = jnp.maximum(loss.weight, 1.0)
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        grad_norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss.total) & jnp.isfinite(grad_norm)
+
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        params, optimizer_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, optimizer_state),
+            (state.params, state.optimizer),
+        )
+        skipped = 1 - finite.astype(jnp.int32)
+        new_state = State(
+            params=params,
+            optimizer=optimizer_state,
+            step=state.step + 1,
+            key=state.key,
+            skipped=state.skipped + skipped,
+            skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+        )
+        metrics = {
+            'loss': loss.total / weight,
+            **{name: total / weight for name, total in loss.metrics.items()},
+            'weight': loss.weight,
+            'grad_norm': grad_norm,
+            'learning_rate': learning_rate(state.step),
+            'skipped': new_state.skipped,
+            'skipped_in_a_row': new_state.skipped_in_a_row,
+        }
+        return new_state, metrics
+
+    return jax.jit(step, donate_argnums=0)
+
+
+def _microbatches(x_BT: jax.Array, n: int) -> jax.Array:
+    """[B, T] -> [n, B / n, T]; microbatch i takes rows i, i + n, ...: each device its own."""
+    B, T = x_BT.shape
+    return jnp.moveaxis(x_BT.reshape(B // n, n, T), 1, 0)
