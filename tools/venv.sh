@@ -6,7 +6,7 @@ python=$1 venv=$2 extras=${3:+[$3]}
 
 fail() { echo "error: $1" >&2; exit 1; }
 
-version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])') ||
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) ||
     fail "$python does not run: install Python 3.11 or newer, or name one (make PYTHON=...)"
 case $version in
     3.11) pins=constraints/jax-0.10.txt ;;                   # jax 0.12 needs Python 3.12
