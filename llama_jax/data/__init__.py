@@ -1,0 +1,1 @@
+"""Data: corpora, tokenizer, packing, and the loader of global batches. Nothing is imported here."""

@@ -1,0 +1,48 @@
+"""Settings of the data pipeline."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from llama_jax.data.tokenizer import TokenizerConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One component of a mixture of data sets. Overridden as `--data.sources.0.weight 2`."""
+
+    name: str
+    """`python_corpus/stdlib_code`, `text_files`, any tensorflow-datasets name such as
+    `wikipedia/20231101.en`, or a directory with a prepared builder."""
+    weight: float = 1.0
+    """Share of the documents of the mixture, relative to the other weights."""
+    data_dir: str | None = None
+    """Where the data set is (or gets) prepared, local or gs://; None: a cache directory."""
+    files: tuple[str, ...] = ()
+    """Globs, for `text_files`: any UTF-8 text, .jsonl, .jsonl.gz."""
+    field: str = 'text'
+    """Which field of a record (or of a .jsonl object) is the document."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where documents come from and how they are tokenised and read ahead."""
+
+    sources: tuple[Source, ...] = (Source('python_corpus/stdlib_code'),)
+    train_split: str = 'train'
+    """Slices work too, such as `train[:99%]`."""
+    validation_split: str = 'validation'
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    workers: int = 0
+    """Processes that tokenise and pack; 0: a background thread."""
+    prefetch: int = 8
+    """Batches made ahead of the training step (per worker where there are workers)."""
+
+    def split(self, split: str) -> str:
+        """The data sets' name of the split 'train' or 'validation'."""
+        return {'train': self.train_split, 'validation': self.validation_split}[split]
+
+
+def cache_dir() -> Path:
+    """Where prepared corpora and tokenizers are kept: $LLAMA_JAX_CACHE or ~/.cache/llama_jax."""
+    return Path(os.environ.get('LLAMA_JAX_CACHE') or Path.home() / '.cache' / 'llama_jax')

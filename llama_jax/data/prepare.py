@@ -1,0 +1,67 @@
+"""Preparing a data set on disk once, whole or not at all, while others wait."""
+
+import contextlib
+import fcntl
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from llama_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds `path` as a lock between processes. The system frees it when its holder is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open('w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def prepared(
+    root: Path, label: str, make_builder: Callable[[str], tfds.core.GeneratorBasedBuilder]
+) -> tfds.core.DatasetBuilder:
+    """The data set under `root`, which `make_builder(data_dir)` knows how to prepare.
+
+    It is written beside `root` and renamed, so `root` is absent or complete, also after kill -9.
+    """
+    if not root.exists():
+        with locked(root.with_name(f'{root.name}.lock')):
+            if not root.exists():
+                partial = root.with_name(f'{root.name}.partial')
+                shutil.rmtree(partial, ignore_errors=True)  # what a killed process left behind
+                _prepare(make_builder(str(partial)), label)
+                os.rename(partial, root)
+    return make_builder(str(root))
+
+
+def _prepare(builder: tfds.core.GeneratorBasedBuilder, label: str) -> None:
+    progress = tqdm(
+        desc=f'preparing {label}', unit=' documents', file=sys.stderr, mininterval=0.5, leave=False
+    )
+    generate = builder._generate_examples
+
+    def counted(*args):  # noqa: ANN (whatever the builder's own takes)
+        for key, example in generate(*args):
+            progress.update()
+            yield key, example
+
+    builder._generate_examples = counted
+    # One line for the whole data set; TFDS would print and show several bars per split.
+    tfds.disable_progress_bar()
+    try:
+        with progress, contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    except OSError as error:
+        raise UserError(
+            f'cannot prepare {label} in {builder.data_dir} ({error.strerror}): make room there or '
+            'set LLAMA_JAX_CACHE to another directory'
+        ) from error
+    finally:
+        tfds.enable_progress_bar()

@@ -1,0 +1,236 @@
+"""Opening the data sets of a configuration: prepared on first use, read by index ever after."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import tensorflow_datasets as tfds
+from etils import epath
+
+from llama_jax.data import order, prepare, python_corpus, text_files
+from llama_jax.data.config import DataConfig, Source, cache_dir
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.data.train_tokenizer import train
+from llama_jax.errors import UserError
+
+_FORMAT = 'array_record'
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """The documents of one source and split, read by index.
+
+    Travels to worker processes, where its files are opened anew.
+    """
+
+    name: str
+    records: Sequence[dict[str, Any]]
+    field: str
+    digest: str  # of the data set's name, version, split and size
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> str:
+        if not 0 <= index < len(self):
+            raise IndexError(index)  # which also ends a for loop
+        return self.records[index][self.field].decode('utf-8', errors='replace')
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """The sources of a mixture, opened for one split."""
+
+    sources: tuple[Documents, ...]
+    weights: tuple[float, ...]
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Documents of each source."""
+        return tuple(len(source) for source in self.sources)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the contents' identities and of the weights, hexadecimal."""
+        facts = ([source.digest for source in self.sources], self.weights)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+
+def open_sources(config: DataConfig, split: str) -> Corpus:
+    """Opens (and where necessary prepares) every source. `split` is 'train' or 'validation'.
+
+    Raises UserError for a data set, split, field or file that is not there, for one that is not
+    stored as array_record, and for a split without documents.
+    """
+    if not config.sources:
+        raise UserError('no data: data.sources is empty, give at least one source')
+    for source in config.sources:
+        if not source.weight > 0:
+            raise UserError(f'the weight of {source.name!r} is {source.weight}: set one above 0')
+    name = config.split(split)
+    sources = tuple(_documents(_builder(source), source, name) for source in config.sources)
+    return Corpus(sources, tuple(source.weight for source in config.sources))
+
+
+def documents(config: DataConfig, split: str) -> Iterator[str]:
+    """Every document of the split 'train' or 'validation' once, in stored order."""
+    for source in open_sources(config, split).sources:
+        for index in range(len(source)):
+            yield source[index]
+
+
+def load_tokenizer(config: DataConfig) -> Tokenizer:
+    """The tokenizer of the configuration: loaded from its file, or trained once and cached.
+
+    A trained one is learnt from a sample of the training split, mixed as in training, and found
+    again by the content of the sample. Several processes may ask at once: one of them trains.
+    """
+    recipe = config.tokenizer
+    if recipe.path is not None:
+        return Tokenizer.load(recipe.path)
+    sample = list(_sample(open_sources(config, 'train'), recipe.sample_bytes))
+    digest = hashlib.sha256(repr((recipe, sentencepiece.__version__)).encode())
+    for text in sample:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    path = cache_dir() / 'tokenizers' / f'{digest.hexdigest()[:32]}.model'
+    if not path.exists():
+        with prepare.locked(path.with_suffix('.lock')):
+            if not path.exists():
+                train(sample, vocab=recipe.vocab, kind=recipe.kind).save(path)
+    return Tokenizer.load(path)
+
+
+def _sample(corpus: Corpus, most_bytes: int) -> Iterator[str]:
+    """Documents of the shuffled mixture, each at most once, up to `most_bytes` in all."""
+    stream = order.training_order(corpus.sizes, corpus.weights, seed=0)
+    # The mixture repeats a small source; four times its length also brings the rare ones in.
+    seen: set[order.Entry] = set()
+    for position in range(4 * sum(corpus.sizes)):
+        source, _, record = stream[position]
+        if most_bytes <= 0 or len(seen) == sum(corpus.sizes):
+            return
+        if (source, 0, record) in seen:
+            continue
+        seen.add((source, 0, record))
+        text = corpus.sources[source][record].encode()[:most_bytes].decode('utf-8', 'ignore')
+        most_bytes -= len(text.encode())
+        yield text
+
+
+def _builder(source: Source) -> tfds.core.DatasetBuilder:
+    name, _, config = source.name.partition('/')
+    if name == 'python_corpus':
+        return _python_corpus(source, config)
+    if name == 'text_files':
+        return _text_files(source)
+    return _stored(source)
+
+
+def _python_corpus(source: Source, config: str) -> tfds.core.DatasetBuilder:
+    known = [c.name for c in python_corpus.PythonCorpus.BUILDER_CONFIGS]
+    if config not in known:
+        raise UserError(f'no data set {source.name!r}: python_corpus/ has {", ".join(known)}')
+    if source.data_dir is not None:  # somebody prepared it there, for every host the same
+        return _stored(source)
+    root = cache_dir() / 'datasets' / python_corpus.fingerprint(config) / config
+    return prepare.prepared(
+        root,
+        source.name,
+        lambda data_dir: python_corpus.PythonCorpus(
+            config=config, data_dir=data_dir, file_format=_FORMAT
+        ),
+    )
+
+
+def _text_files(source: Source) -> tfds.core.DatasetBuilder:
+    digest = text_files.fingerprint(source.files, source.field)
+    settings = text_files.TextFilesConfig(
+        name=digest, description='', files=source.files, field=source.field
+    )
+    parent = Path(source.data_dir) if source.data_dir else cache_dir() / 'datasets'
+    return prepare.prepared(
+        parent / digest,
+        f'{source.name} ({", ".join(source.files)})',
+        lambda data_dir: text_files.TextFiles(
+            config=settings, data_dir=data_dir, file_format=_FORMAT
+        ),
+    )
+
+
+def _stored(source: Source) -> tfds.core.DatasetBuilder:
+    """A data set that was prepared before: a directory, or a name under a data directory."""
+    directory = _find(source)
+    if directory is None:
+        where = source.data_dir or '~/tensorflow_datasets'
+        raise UserError(f'no data set {source.name!r} in {where}: {_how_to_prepare(source)}')
+    builder = tfds.builder_from_directory(directory)
+    stored = builder.info.file_format.value if builder.info.file_format else 'no known format'
+    if stored != _FORMAT:
+        raise UserError(
+            f'{source.name!r} is stored as {stored} in {directory}, which needs TensorFlow: '
+            f'{_how_to_prepare(source)}'
+        )
+    return builder
+
+
+def _how_to_prepare(source: Source) -> str:
+    where = f', data_dir={source.data_dir!r}' if source.data_dir else ''
+    name = source.name if not epath.Path(source.name).exists() else 'NAME'
+    return (
+        'prepare it with `python -c "import tensorflow_datasets as tfds; '
+        f"tfds.builder({name!r}{where}, file_format='array_record').download_and_prepare()\"`"
+    )
+
+
+def _find(source: Source) -> epath.Path | None:
+    """The directory with dataset_info.json: the newest version where none is named."""
+    name, _, version = source.name.partition(':')
+    root = epath.Path(source.data_dir or '~/tensorflow_datasets').expanduser()
+    candidates = [epath.Path(source.name).expanduser()] if version == '' else []
+    for base in (*candidates, root / name):
+        if (base / 'dataset_info.json').exists():
+            return base
+        if not base.exists():
+            continue
+        versions = [p for p in base.iterdir() if (p / 'dataset_info.json').exists()]
+        versions = [p for p in versions if version in ('', p.name)]
+        if versions:
+            return max(versions, key=lambda p: [int(n) for n in p.name.split('.') if n.isdigit()])
+    return None
+
+
+def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) -> Documents:
+    known = builder.info.splits
+    base = split.partition('[')[0]
+    if base not in known:
+        raise UserError(
+            f'{source.name!r} has no split {base!r} (there: {", ".join(known)}): set '
+            "data.train_split and data.validation_split, e.g. 'train[:99%]' and 'train[99%:]'"
+        )
+    features = builder.info.features
+    # The text builder stores every field of a .jsonl as 'text'.
+    field = 'text' if builder.name == 'text_files' else source.field
+    if field not in features or features[field].np_dtype not in (np.object_, object, str, bytes):
+        raise UserError(
+            f'{source.name!r} has no text field {field!r} (there: {", ".join(features)}): set field'
+        )
+    try:
+        count = known[split].num_examples
+    except (ValueError, AssertionError) as error:
+        raise UserError(f'{source.name!r} cannot read the split {split!r} ({error})') from error
+    if count == 0:
+        total = sum(known[name].num_examples for name in known)
+        raise UserError(
+            f'the split {split!r} of {source.name!r} is empty ({total} documents in all): '
+            'give more text or set the split'
+        )
+    info = builder.info
+    identity = (info.full_name, split, count, known[base].num_bytes, known[base].shard_lengths)
+    records = builder.as_data_source(split)
+    return Documents(
+        source.name, records, field, hashlib.sha256(repr(identity).encode()).hexdigest()
+    )
