@@ -77,7 +77,7 @@ class Loader:
 
     A batch holds [B_local, T] arrays: every key that `example` yields (integers as int32, the rest
     as float32; `inputs` and `targets` padded with pad_id, the rest with 0), `segments` (1, 2, ...
-    for each piece of a document in the row, 0 for padding) and `positions` (from 0 in each segment).
+    for each piece of a document in the row, 0 for padding) and `positions` (from 0 in a segment).
     `cursor` int32 [B_local, 2] is the state after this batch: documents consumed by the lane, and
     tokens taken of the next one. Give the global [B, 2] array back as `cursor` to go on from there,
     with any number of hosts and workers.
@@ -145,7 +145,7 @@ class Loader:
                 dataset, prefetch_buffer_size=config.prefetch
             )
         self._iterator: Iterator[Batch] | None = iter(dataset)
-        # Also when nobody closes the loader: grain must end its processes before Python's modules go.
+        # Also when nobody closes it: grain must end its processes before Python's modules go.
         self._finalizer = weakref.finalize(self, self._iterator.close)
 
     def __iter__(self) -> 'Loader':
@@ -255,7 +255,7 @@ class _DealtRows(grain.IterDataset):
 
 
 class _Stateless(grain.DatasetIterator):
-    """A generator as grain wants it. The cursor in the batches is the state, so grain keeps none."""
+    """A generator as grain wants it. The cursor in the batches is the state; grain keeps none."""
 
     def __init__(self, batches: Iterator[Batch]) -> None:
         super().__init__()
@@ -284,8 +284,8 @@ def _checked(cursor: np.ndarray | None, batch: int) -> np.ndarray:
     cursor = np.asarray(cursor)
     if cursor.shape != (batch, 2):
         raise UserError(
-            f'the saved data cursor has shape {list(cursor.shape)} and not [{batch}, 2]: go on with '
-            'the batch size it was saved with'
+            f'the saved data cursor has shape {list(cursor.shape)} and not [{batch}, 2]: go on '
+            'with the batch size it was saved with'
         )
     return cursor
 

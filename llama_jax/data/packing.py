@@ -1,12 +1,12 @@
 """Packing examples into rows of fixed length, with segments and positions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import numpy as np
 
 from llama_jax.errors import UserError
 
-Example = Mapping[str, np.ndarray]  # arrays of one length, keys such as inputs, targets, weights
+Example = dict[str, np.ndarray]  # arrays of one length, keys such as inputs, targets, weights
 Layout = dict[str, tuple[np.dtype, int]]  # key to (dtype, padding)
 
 
@@ -67,7 +67,7 @@ class Packer:
         return self._consumed, self._taken
 
     def fill(self, rows: dict[str, np.ndarray], index: int) -> bool:
-        """Writes the next row to `rows[key][index]` [T], which holds padding. False: all is read."""
+        """Writes the next row to `rows[key][index]` [T], all padding so far. False: all is read."""
         filled, segment = 0, 0
         while filled < self._seq_len and (example := self._next_example()) is not None:
             length = self._length(example)
@@ -132,8 +132,8 @@ class Packer:
         (length,) = lengths
         if length > self._seq_len and not self._splittable:
             raise UserError(
-                f'an example of {length} tokens does not fit in a row of {self._seq_len}: raise the '
-                'sequence length'
+                f'an example of {length} tokens does not fit in a row of {self._seq_len}: raise '
+                'the sequence length'
             )
         return length
 

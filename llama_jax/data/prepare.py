@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from tqdm import tqdm
@@ -47,7 +48,7 @@ def _prepare(builder: tfds.core.GeneratorBasedBuilder, label: str) -> None:
     )
     generate = builder._generate_examples
 
-    def counted(*args):  # noqa: ANN (whatever the builder's own takes)
+    def counted(*args: Any) -> Iterator[tuple[Any, Any]]:
         for key, example in generate(*args):
             progress.update()
             yield key, example

@@ -1,6 +1,8 @@
 """tensorflow-datasets builder `python_corpus`: the Python installation as a text corpus."""
 
 import itertools
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -40,13 +42,15 @@ class PythonCorpus(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):  # noqa: ANN (the signature of TFDS)
+    def _split_generators(
+        self, dl_manager: Any
+    ) -> dict[str, Iterator[tuple[int, python_files.Record]]]:
+        del dl_manager  # nothing to download
         where, what = self.builder_config.name.split('_')
-        files = python_files.python_files(where)
         by_split: dict[str, list[python_files.Record]] = {name: [] for name in splits.NAMES}
-        for module_files in files:
-            for record in _records([module_files], what):
-                by_split[splits.by_hash(module_files[0])].append(record)
+        read = dict(code=python_files.code_records, docs=python_files.docstring_records)[what]
+        for module, path in python_files.python_files(where):
+            by_split[splits.by_hash(module)].extend(read(module, path))
         if (where, what) == ('stdlib', 'docs'):
             for record in python_files.topic_records():
                 by_split[splits.by_hash(record['module'])].append(record)
@@ -57,13 +61,10 @@ class PythonCorpus(tfds.core.GeneratorBasedBuilder):
             for name in splits.NAMES
         }
 
-    def _generate_examples(self, records):  # noqa: ANN (the signature of TFDS)
+    def _generate_examples(
+        self, records: list[python_files.Record]
+    ) -> Iterator[tuple[int, python_files.Record]]:
         yield from enumerate(records)
-
-
-def _records(files, what: str):  # noqa: ANN
-    read = python_files.code_records if what == 'code' else python_files.docstring_records
-    return read(files)
 
 
 def fingerprint(config: str) -> str:

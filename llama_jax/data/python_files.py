@@ -11,7 +11,6 @@ import tokenize
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 Record = dict[str, str]  # text, module, package, docstring, body
 _SKIPPED_DIRECTORIES = {
@@ -19,13 +18,13 @@ _SKIPPED_DIRECTORIES = {
 }
 
 
-def python_files(where: Literal['stdlib', 'installed']) -> list[tuple[str, Path]]:
-    """(dotted module, file) of all modules, sorted; tests and generated tables left out."""
+def python_files(where: str) -> list[tuple[str, Path]]:
+    """(dotted module, file) of all modules, sorted, without tests. `where`: stdlib or installed."""
     if where == 'stdlib':
         roots = [Path(sysconfig.get_path('stdlib'))]
     else:
         roots = [Path(sysconfig.get_path(key)) for key in ('purelib', 'platlib')]
-    found = {}
+    found: dict[str, Path] = {}
     for root in roots:
         for path in root.rglob('*.py'):
             parts = path.relative_to(root).with_suffix('').parts
@@ -46,32 +45,30 @@ def fingerprint(files: list[tuple[str, Path]]) -> str:
     return digest.hexdigest()
 
 
-def code_records(files: list[tuple[str, Path]]) -> Iterator[Record]:
-    """One record per module: its source."""
-    for module, path in files:
-        text = _source(path)
-        if text.strip():
-            yield _record(module, text)
+def code_records(module: str, path: Path) -> Iterator[Record]:
+    """The source of a module, unless it is empty."""
+    text = _source(path)
+    if text.strip():
+        yield _record(module, text)
 
 
-def docstring_records(files: list[tuple[str, Path]]) -> Iterator[Record]:
-    """One record per docstring of a module, class or function; functions have their body beside it.
+def docstring_records(module: str, path: Path) -> Iterator[Record]:
+    """One record per docstring of the module, its classes and its functions.
 
-    The body is the function's source without the docstring.
+    A function's has its body beside it: the source without the docstring.
     """
-    for module, path in files:
-        text = _source(path)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # invalid escapes in other people's strings
-                tree = ast.parse(text)
-        except (SyntaxError, ValueError, RecursionError):
-            continue  # templates and files for other Python versions
-        lines = text.split('\n')
-        for node, name in _definitions(tree, module):
-            docstring = inspect.cleandoc(ast.get_docstring(node, clean=False) or '')
-            if docstring.strip() and _is_unicode(docstring):
-                yield _record(name, docstring, docstring=docstring, body=_body(node, lines))
+    text = _source(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # invalid escapes in other people's strings
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError):
+        return  # a template, or a file for another Python version
+    lines = text.split('\n')
+    for node, name in _definitions(tree, module):
+        docstring = inspect.cleandoc(ast.get_docstring(node, clean=False) or '')
+        if docstring.strip() and _is_unicode(docstring):
+            yield _record(name, docstring, docstring=docstring, body=_body(node, lines))
 
 
 def topic_records() -> Iterator[Record]:

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -49,14 +50,17 @@ class TextFiles(tfds.core.GeneratorBasedBuilder):
             disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):  # noqa: ANN (the signature of TFDS)
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
+        del dl_manager  # nothing to download
         config = self.builder_config
         # Two passes: the first keeps positions only, so the text need not fit in memory.
         positions = [splits.position(text) for text, _ in documents(config.files, config.field)]
         assigned = _assign(positions)
         return {name: self._generate_examples(name, assigned) for name in splits.NAMES}
 
-    def _generate_examples(self, split, assigned):  # noqa: ANN (the signature of TFDS)
+    def _generate_examples(
+        self, split: str, assigned: list[str]
+    ) -> Iterator[tuple[int, dict[str, str]]]:
         config = self.builder_config
         for i, (text, origin) in enumerate(documents(config.files, config.field)):
             if assigned[i] == split:
@@ -88,7 +92,7 @@ def fingerprint(files: tuple[str, ...], field: str) -> str:
 
 
 def matching(files: tuple[str, ...]) -> list[Path]:
-    """The files that the globs name, sorted, each once. Raises UserError for one without a match."""
+    """The files that the globs name, sorted. Raises UserError for a glob without a match."""
     if not files:
         raise UserError(
             'text_files without files: name some, e.g. --data.sources.0.files notes/*.txt'

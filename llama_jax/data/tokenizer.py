@@ -49,8 +49,8 @@ class Tokenizer:
 
     Attributes:
         vocab_size: number of ids, the control tokens included.
-        pad_id, bos_id, eos_id, mask_id: the ids of `<pad>`, `<s>`, `</s>` and `<mask>`. The names of
-            bos and eos are the model's own where it has them (LLaMA's 1 and 2).
+        pad_id, bos_id, eos_id, mask_id: the ids of `<pad>`, `<s>`, `</s>` and `<mask>`. The names
+            of bos and eos are the model's own where it has them (LLaMA's 1 and 2).
         sentinel_ids: 128 ids, counting down from the first.
         control: name to id for `<s> </s> <pad> <mask> <prefix> <suffix> <middle> <eom> [R] [S] [X]
             <sep> <cls> <sentinel_0> ... <sentinel_127>`.

@@ -1,0 +1,199 @@
+import io
+import pickle
+
+import hypothesis
+import numpy as np
+import pytest
+import sentencepiece
+from hypothesis import strategies as st
+
+from llama_jax.data import tokenizer as tokenizer_lib
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.data.train_tokenizer import train
+from llama_jax.errors import UserError
+from tests.data.corpus import CHINESE
+
+NASTY = (
+    *('', ' ', '  \n', '\n\n\n', '\t\tif x:\r\n\r', '    return  x   ', '\x00', 'a\x00b'),
+    *('\u2581', ' \u2581 ', '\u2581\u2581a', '\u2585', '\ufeff', '\ufffd', '\u2028', 'é e\u0301'),
+    *('<mask>', '<s></s><pad>', '[R] <sentinel_3>', '<0x41>', '<unk>', '1234567890', '\x7f\x85'),
+    *('👩\u200d👩\u200d👧 🇨🇭', CHINESE[0], 'ﬁ ① Å', '\U0010ffff'),
+)
+
+
+def llama_like(texts, **settings):
+    """A SentencePiece model as others train them: dummy prefix, no control tokens of ours."""
+    model = io.BytesIO()
+    defaults = dict(
+        vocab_size=600,
+        model_type='bpe',
+        byte_fallback=True,
+        normalization_rule_name='identity',
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, **(defaults | settings)
+    )
+    return model.getvalue()
+
+
+@pytest.fixture(scope='module')
+def foreign(modules):
+    lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
+    return llama_like(lines)
+
+
+def check_round_trip(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int32 and ids.ndim == 1
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
+    assert not set(ids.tolist()) & set(tokenizer.control.values())
+
+
+@pytest.mark.parametrize('text', NASTY)
+def test_decode_inverts_encode_on_nasty_text(tokenizer, text):
+    check_round_trip(tokenizer, text)
+
+
+PARTS = st.one_of(
+    st.text(st.characters(exclude_categories=['Cs']), max_size=8), st.sampled_from(NASTY)
+)
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(st.lists(PARTS, max_size=6))
+def test_decode_inverts_encode_on_all_unicode_text(tokenizer, parts):
+    check_round_trip(tokenizer, ''.join(parts))
+
+
+@hypothesis.settings(max_examples=100, deadline=None)
+@hypothesis.given(st.lists(PARTS, max_size=6))
+def test_a_model_with_dummy_prefix_loses_nothing_either(foreign, parts):
+    text = ''.join(parts)
+    tokenizer = Tokenizer(foreign)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    dummy = bool(text) and not text.startswith('\u2581')
+    assert tokenizer.byte_lengths[ids].sum() == len(text.encode()) + dummy
+
+
+def test_library_source_round_trips(tokenizer, modules):
+    for path in modules.iterdir():
+        check_round_trip(tokenizer, path.read_text('utf-8'))
+
+
+def test_lone_surrogates_are_refused(tokenizer):
+    with pytest.raises(UserError, match=r'U\+DC80 at character 2'):
+        tokenizer.encode('ab\udc80')
+
+
+def test_control_block(tokenizer):
+    assert tokenizer.vocab_size == 1024 == len(tokenizer.byte_lengths)
+    assert set(tokenizer.control) == set(tokenizer_lib.CONTROL_NAMES)
+    ids = list(tokenizer.control.values())
+    assert len(set(ids)) == len(ids) and not tokenizer.byte_lengths[ids].any()
+    assert len(tokenizer.sentinel_ids) == 128
+    assert list(tokenizer.sentinel_ids) == [1023 - i for i in range(128)]
+    assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode('ab'), tokenizer.mask_id]) == 'ab'
+    shown = tokenizer.decode([tokenizer.control['[R]'], tokenizer.eos_id], show_control=True)
+    assert shown == '[R]</s>'
+
+
+def test_pieces_hold_indentation_and_single_digits(tokenizer):
+    eight_spaces = tokenizer.encode(' ' * 8)
+    assert len(eight_spaces) == 1
+    assert len(tokenizer.encode('1984')) == 4
+
+
+def test_a_foreign_model_keeps_its_ids_and_gains_the_control_block(foreign):
+    plain = sentencepiece.SentencePieceProcessor(model_proto=foreign)
+    tokenizer = Tokenizer(foreign)
+    text = 'def split(s, comments=False):'
+    assert tokenizer.encode(text).tolist() == plain.encode(text)
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2) and tokenizer.dummy_prefix
+    appended = set(tokenizer.control.values()) - {1, 2}
+    assert appended == set(range(plain.vocab_size(), tokenizer.vocab_size))
+
+
+def test_control_names_that_a_foreign_model_takes_from_text_are_closed_to_text(modules):
+    lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
+    model = llama_like(lines, user_defined_symbols=['<mask>'])
+    plain = sentencepiece.SentencePieceProcessor(model_proto=model)
+    assert plain.piece_to_id('<mask>') in plain.encode('a <mask>')
+    tokenizer = Tokenizer(model)
+    assert tokenizer.mask_id == plain.piece_to_id('<mask>')
+    assert tokenizer.mask_id not in tokenizer.encode('a <mask>')
+    assert tokenizer.decode(tokenizer.encode('a <mask>')) == 'a <mask>'
+
+
+def test_a_model_without_byte_fallback_learns_to_spell(modules):
+    lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
+    tokenizer = Tokenizer(llama_like(lines, byte_fallback=False, vocab_size=300))
+    assert tokenizer.decode(tokenizer.encode(CHINESE[0])) == CHINESE[0]
+    assert tokenizer.lossless
+
+
+def test_a_model_that_normalises_says_so(modules):
+    lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
+    assert not Tokenizer(llama_like(lines, normalization_rule_name='nmt_nfkc')).lossless
+
+
+def test_the_saved_file_is_the_tokenizer_and_a_plain_model(tokenizer, tmp_path):
+    path = tmp_path / 'deep' / 'tokenizer.model'
+    tokenizer.save(path)
+    loaded = Tokenizer.load(path)
+    assert loaded.digest == tokenizer.digest and loaded.control == tokenizer.control
+    plain = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    assert plain.encode('import os') == tokenizer.encode('import os').tolist()
+    assert [p.name for p in path.parent.iterdir()] == ['tokenizer.model']
+
+
+def test_pickle_keeps_the_tokenizer(tokenizer):
+    assert pickle.loads(pickle.dumps(tokenizer)).digest == tokenizer.digest
+
+
+def test_files_that_are_no_tokenizer(tmp_path, modules):
+    with pytest.raises(UserError, match=r'nowhere.model.*No such file'):
+        Tokenizer.load(tmp_path / 'nowhere.model')
+    empty = tmp_path / 'empty.model'
+    empty.write_bytes(b'')
+    for path in (empty, modules / 'json.py'):
+        with pytest.raises(UserError, match=f'{path.name}.*SentencePiece'):
+            Tokenizer.load(path)
+
+
+def test_ids_outside_the_vocabulary_are_refused(tokenizer):
+    for bad in (-1, 1024):
+        with pytest.raises(UserError, match=f'token id {bad} is outside the vocabulary of 1024'):
+            tokenizer.decode([5, bad])
+
+
+@pytest.mark.parametrize('kind', ['bpe', 'unigram'])
+def test_training_is_reproducible_and_exact_in_size(modules, kind):
+    texts = [(modules / name).read_text('utf-8') for name in ('json.py', 'shlex.py', 'heapq.py')]
+    first, second = (train(texts, vocab=700, kind=kind) for _ in range(2))
+    assert first.digest == second.digest
+    assert first.vocab_size == 700
+    for text in texts:
+        check_round_trip(first, text)
+
+
+def test_training_on_chinese_learns_characters_within_a_small_vocabulary():
+    tokenizer = train(CHINESE, vocab=512, kind='bpe')
+    ids = tokenizer.encode(CHINESE[2])
+    assert len(ids) < len(CHINESE[2].encode()) and tokenizer.decode(ids) == CHINESE[2]
+
+
+def test_sizes_that_do_not_suit_the_text(modules):
+    texts = [(modules / 'json.py').read_text('utf-8')]
+    with pytest.raises(UserError, match='vocabulary of 300 is too small'):
+        train(texts, vocab=300, kind='bpe')
+    with pytest.raises(UserError, match=r'set tokenizer.vocab to \d+ or less'):
+        train(texts, vocab=50_000, kind='bpe')
+    with pytest.raises(UserError, match='no text'):
+        train([], vocab=1024, kind='bpe')
+
+
