@@ -92,7 +92,7 @@ def _platform() -> str:
 def _reference(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
     B, T, N, H = q_BTNH.shape
     K = k_BSKH.shape[2]
-    q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H)
+    q_BTKGH = jnp.reshape(q_BTNH, (B, T, K, N // K, H), out_sharding=layout.act('BTKGH'))
     score_BKGTS = jnp.einsum(
         'BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
     )
@@ -100,7 +100,7 @@ def _reference(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
     score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS / math.sqrt(H), -jnp.inf)
     weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BSKH.dtype)
     out_BTKGH = jnp.einsum('BKGTS,BSKH->BTKGH', weight_BKGTS, v_BSKH)
-    return out_BTKGH.reshape(B, T, N, H)
+    return jnp.reshape(out_BTKGH, (B, T, N, H), out_sharding=layout.act('BTNH'))
 
 
 def _library(q_BTNH, k_BSKH, v_BSKH, visible: Visibility, *, implementation: str):
