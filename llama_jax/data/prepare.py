@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import io
+import logging
 import os
 import shutil
 import sys
@@ -25,6 +26,19 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """Keeps back TFDS's remarks which nobody can act upon; errors still show."""
+    logger = logging.getLogger('absl')
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quiet_absl()
 def prepared(
     root: Path, label: str, make_builder: Callable[[str], tfds.core.GeneratorBasedBuilder]
 ) -> tfds.core.DatasetBuilder:
@@ -33,12 +47,18 @@ def prepared(
     It is written beside `root` and renamed, so `root` is absent or complete, also after kill -9.
     """
     if not root.exists():
-        with locked(root.with_name(f'{root.name}.lock')):
-            if not root.exists():
-                partial = root.with_name(f'{root.name}.partial')
-                shutil.rmtree(partial, ignore_errors=True)  # what a killed process left behind
-                _prepare(make_builder(str(partial)), label)
-                os.rename(partial, root)
+        try:
+            with locked(root.with_name(f'{root.name}.lock')):
+                if not root.exists():
+                    partial = root.with_name(f'{root.name}.partial')
+                    shutil.rmtree(partial, ignore_errors=True)  # left behind by a killed process
+                    _prepare(make_builder(str(partial)), label)
+                    os.rename(partial, root)
+        except OSError as error:
+            raise UserError(
+                f'cannot prepare {label} in {root.parent} ({error.strerror}): make room there or '
+                'set LLAMA_JAX_CACHE to another directory'
+            ) from error
     return make_builder(str(root))
 
 
@@ -59,10 +79,5 @@ def _prepare(builder: tfds.core.GeneratorBasedBuilder, label: str) -> None:
     try:
         with progress, contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()
-    except OSError as error:
-        raise UserError(
-            f'cannot prepare {label} in {builder.data_dir} ({error.strerror}): make room there or '
-            'set LLAMA_JAX_CACHE to another directory'
-        ) from error
     finally:
         tfds.enable_progress_bar()

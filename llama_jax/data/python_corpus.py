@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from llama_jax.data import deduplicate, python_files, splits
+from llama_jax.errors import UserError
 
 
 class PythonCorpus(tfds.core.GeneratorBasedBuilder):
@@ -56,10 +57,13 @@ class PythonCorpus(tfds.core.GeneratorBasedBuilder):
                 by_split[splits.by_hash(record['module'])].append(record)
         order = [record for name in splits.NAMES for record in by_split[name]]
         repeated = iter(deduplicate.near_duplicates(record['text'] for record in order))
-        return {
-            name: self._generate_examples([r for r in by_split[name] if not next(repeated)])
-            for name in splits.NAMES
-        }
+        kept = {n: [r for r in by_split[n] if not next(repeated)] for n in splits.NAMES}
+        if not any(kept.values()):
+            raise UserError(
+                f'no {where} modules with {what}: install packages or use stdlib_{what}'
+            )
+        # TFDS refuses splits without documents.
+        return {name: self._generate_examples(records) for name, records in kept.items() if records}
 
     def _generate_examples(
         self, records: list[python_files.Record]

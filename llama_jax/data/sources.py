@@ -206,10 +206,12 @@ def _find(source: Source) -> epath.Path | None:
 def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) -> Documents:
     known = builder.info.splits
     base = split.partition('[')[0]
-    if base not in known:
+    total = sum(known[name].num_examples for name in known)
+    if base not in known or known[split].num_examples == 0:
         raise UserError(
-            f'{source.name!r} has no split {base!r} (there: {", ".join(known)}): set '
-            "data.train_split and data.validation_split, e.g. 'train[:99%]' and 'train[99%:]'"
+            f'{source.name!r} has no documents in the split {split!r} ({total} in '
+            f'{", ".join(known)}): give more text, or set data.train_split and '
+            "data.validation_split, e.g. 'train[:99%]' and 'train[99%:]'"
         )
     features = builder.info.features
     # The text builder stores every field of a .jsonl as 'text'.
@@ -218,18 +220,14 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
         raise UserError(
             f'{source.name!r} has no text field {field!r} (there: {", ".join(features)}): set field'
         )
-    try:
-        count = known[split].num_examples
-    except (ValueError, AssertionError) as error:
-        raise UserError(f'{source.name!r} cannot read the split {split!r} ({error})') from error
-    if count == 0:
-        total = sum(known[name].num_examples for name in known)
-        raise UserError(
-            f'the split {split!r} of {source.name!r} is empty ({total} documents in all): '
-            'give more text or set the split'
-        )
     info = builder.info
-    identity = (info.full_name, split, count, known[base].num_bytes, known[base].shard_lengths)
+    identity = (
+        info.full_name,
+        split,
+        known[split].num_examples,
+        known[base].num_bytes,
+        known[base].shard_lengths,
+    )
     records = builder.as_data_source(split)
     return Documents(
         source.name, records, field, hashlib.sha256(repr(identity).encode()).hexdigest()

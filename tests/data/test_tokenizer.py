@@ -195,5 +195,3 @@ def test_sizes_that_do_not_suit_the_text(modules):
         train(texts, vocab=50_000, kind='bpe')
     with pytest.raises(UserError, match='no text'):
         train([], vocab=1024, kind='bpe')
-
-
