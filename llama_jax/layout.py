@@ -55,6 +55,11 @@ def act(letters: str) -> P:
     return P(*[_IN_USE[letter] for letter in letters])
 
 
+def rows() -> P:
+    """Placement of host data by row: the first dimension is the batch, whatever follows."""
+    return P(BATCH_AXES)
+
+
 def gather(w: jax.Array, letters: str) -> jax.Array:
     """A parameter brought together over the fsdp axis for use (an all-gather).
 

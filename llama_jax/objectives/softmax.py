@@ -77,9 +77,7 @@ def _chunked(x_BTD, head_VD, target_BT, weight_BT, z_loss, *, with_gradient: boo
 def _local(x_BTD, head_VD, target_BT, weight_BT, *, z_loss: float, with_gradient: bool):
     B, T, D = x_BTD.shape
     batch, vocab = layout.BATCH_AXES, layout.VOCAB_AXIS
-    head_VD = jax.lax.all_gather(
-        head_VD.astype(x_BTD.dtype), layout.SHARD_AXIS, axis=1, tiled=True
-    )
+    head_VD = jax.lax.all_gather(head_VD.astype(x_BTD.dtype), layout.SHARD_AXIS, axis=1, tiled=True)
     # The gradient of the head is summed over rows on each device first and exchanged once.
     head_VD = jax.lax.pcast(head_VD, layout.REPLICA_AXES, to='varying')
     V = head_VD.shape[0]
@@ -131,9 +129,7 @@ def _local(x_BTD, head_VD, target_BT, weight_BT, *, z_loss: float, with_gradient
     sums = jax.tree.map(lambda value: jax.lax.psum(value, batch), sums)
     if not with_gradient:
         return sums, None
-    dhead_VD = jax.lax.psum_scatter(
-        dhead_VD, layout.SHARD_AXIS, scatter_dimension=1, tiled=True
-    )
+    dhead_VD = jax.lax.psum_scatter(dhead_VD, layout.SHARD_AXIS, scatter_dimension=1, tiled=True)
     dhead_VD = jax.lax.psum(dhead_VD, layout.REPLICA_AXES)
     dx_BTD = dx.reshape(-1, D)[: B * T].reshape(B, T, D)
     return sums, (dx_BTD, dhead_VD)

@@ -47,6 +47,4 @@ def schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     decay_steps = round(after * config.decay_share)
     stable = optax.constant_schedule(config.peak)
     decay = optax.linear_schedule(config.peak, config.peak * config.final, decay_steps)
-    return optax.join_schedules(
-        [warmup, stable, decay], [config.warmup_steps, steps - decay_steps]
-    )
+    return optax.join_schedules([warmup, stable, decay], [config.warmup_steps, steps - decay_steps])

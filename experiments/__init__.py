@@ -1,0 +1,1 @@
+"""Scripts of the command line: `python -m experiments.NAME --help`."""

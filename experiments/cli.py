@@ -1,0 +1,71 @@
+"""What the scripts share: reading a configuration, and errors in one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+import configs
+from llama_jax.errors import UserError
+from llama_jax.train.experiment import Experiment
+
+
+def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Experiment, Any]:
+    """The named experiment with the overrides of the command line, and the script's options.
+
+    The first argument names a configuration; `options` are fields (type, default) by name.
+    """
+    arguments = sys.argv[1:]
+    names = sorted(configs.named())
+    if not arguments or arguments[0].startswith('-'):
+        known = '\n  '.join(names)
+        print(
+            f'usage: python -m experiments.{script} CONFIGURATION [options]\n\n{description}\n\n'
+            f'CONFIGURATION is one of\n  {known}\n\n'
+            f'options: python -m experiments.{script} {names[0]} --help'
+        )
+        raise SystemExit(0 if arguments[:1] in (['-h'], ['--help'], ['--list']) else 2)
+    experiment = configs.get(arguments[0])
+    Command = make_dataclass(
+        'Command',
+        [
+            *((name, kind, default) for name, (kind, default) in options.items()),
+            (
+                'experiment',
+                Annotated[Experiment, tyro.conf.arg(name='', prefix_name=False)],
+                experiment,
+            ),
+        ],
+        frozen=True,
+    )
+    command = tyro.cli(
+        Command,
+        prog=f'python -m experiments.{script} {arguments[0]}',
+        description=description,
+        args=arguments[1:],
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+    return command.experiment, command
+
+
+def main(script: Callable[[], None]) -> None:
+    """Run a script: bad input ends in one line and exit code 2, a signal in its own code."""
+    from llama_jax.train.loop import Stopped
+
+    logging.basicConfig(level=logging.WARNING, format='%(name)s: %(message)s')
+    logging.getLogger('llama_jax').setLevel(logging.INFO)
+    try:
+        script()
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise SystemExit(2) from None
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        raise SystemExit(stopped.exit_code) from None

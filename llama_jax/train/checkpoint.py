@@ -1,0 +1,212 @@
+"""Checkpoints with Orbax: asynchronous, atomic, restorable onto any mesh and number of hosts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from llama_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Items = dict[str, Any]
+"""What a checkpoint holds, by name: pytrees of arrays that can be loaded one without the other."""
+
+
+class Restored(NamedTuple):
+    step: int
+    items: Items
+    metadata: dict[str, Any]
+    damaged: list[str]
+    """Newer checkpoints that could not be read, and why."""
+
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep` and the best."""
+
+    def __init__(self, directory: Path, *, keep: int):
+        policies = ocp.training.preservation_policies
+        self.directory = directory
+        self._orbax = ocp.training.Checkpointer(
+            directory.absolute(),
+            preservation_policy=policies.AnyPreservationPolicy(
+                [
+                    policies.LatestN(keep),
+                    policies.BestN(
+                        get_metric_fn=lambda metrics: metrics['bits_per_byte'],
+                        reverse=True,
+                        n=1,
+                        keep_checkpoints_without_metrics=False,
+                    ),
+                ]
+            ),
+            cleanup_tmp_directories=True,
+        )
+
+    def save(
+        self,
+        step: int,
+        items: Items,
+        *,
+        metadata: dict[str, Any],
+        bits_per_byte: float | None = None,
+    ) -> None:
+        """Begin to save; the arrays may be donated as soon as this returns.
+
+        Raises what an earlier save in the background met, for example a full disk.
+        """
+        items = jax.tree.map(_plain, items)
+        metadata = {**metadata, 'checksums': {name: checksum(item) for name, item in items.items()}}
+        try:
+            self.wait()
+            self._orbax.save_checkpointables_async(
+                step,
+                items,
+                force=True,
+                custom_metadata=metadata,
+                metrics=None if bits_per_byte is None else {'bits_per_byte': bits_per_byte},
+            )
+        except OSError as error:
+            raise self._save_failed(error) from error
+
+    def wait(self) -> None:
+        """Block until the save in progress is on disk. Raises UserError if it failed."""
+        try:
+            self._orbax.wait()
+        except Exception as error:  # noqa: BLE001  tensorstore reports a full disk as ValueError
+            raise self._save_failed(error) from error
+
+    def _save_failed(self, error: Exception) -> UserError:
+        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
+        return UserError(
+            f'a checkpoint could not be saved in {self.directory}: {reason}; '
+            'free some space (or mend the directory) and start again: the run resumes from '
+            f'{self._newest()}'
+        )
+
+    def _newest(self) -> str:
+        steps = self.steps()
+        return f'step {steps[-1]}' if steps else 'its beginning'
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints, in order."""
+        return sorted(checkpoint.step for checkpoint in self._orbax.checkpoints)
+
+    def metadata(self, step: int) -> dict[str, Any]:
+        """What `save` was given as metadata."""
+        return self._orbax.checkpointables_metadata(step).custom_metadata or {}
+
+    def restore_newest(
+        self,
+        abstract: Items,
+        *,
+        check: Callable[[dict[str, Any]], None] = lambda metadata: None,
+        set_aside: bool = False,
+    ) -> Restored | None:
+        """Load the newest checkpoint that can be read; None when there is none at all.
+
+        Args:
+          abstract: shapes, types and target shardings of the items wanted.
+          check: is given the metadata before any array is read; raises to refuse.
+          set_aside: rename unreadable checkpoints, so that their steps can be saved again.
+
+        Raises UserError when there are checkpoints and none of them can be read.
+        """
+        damaged: list[str] = []
+        for step in reversed(self.steps()):
+            try:
+                metadata = self.metadata(step)
+                check(metadata)
+                items = self._load(step, abstract, metadata)
+            except UserError:
+                raise
+            except Exception as error:  # noqa: BLE001  whatever a damaged file makes Orbax raise
+                reason = f'{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}'
+                damaged.append(f'checkpoint {step} is damaged and was not used ({reason})')
+                log.warning('%s', damaged[-1])
+                if set_aside:
+                    self._set_aside(step)
+                continue
+            return Restored(step, items, metadata, damaged)
+        if damaged:
+            raise UserError(
+                f'no checkpoint in {self.directory} can be read: {"; ".join(damaged)}; '
+                'use another --workdir, or delete this one to begin again'
+            )
+        return None
+
+    def _load(self, step: int, abstract: Items, metadata: dict[str, Any]) -> Items:
+        plain = jax.tree.map(_plain_abstract, abstract)
+        loaded = self._orbax.load_checkpointables(step, plain)
+        for name, item in loaded.items():
+            if checksum(item) != metadata['checksums'][name]:
+                raise ValueError(f'the arrays of {name!r} are not those that were saved')
+        return {name: jax.tree.map(_typed, abstract[name], loaded[name]) for name in abstract}
+
+    def _set_aside(self, step: int) -> None:
+        if jax.process_index() == 0:
+            damaged = self.directory / str(step)
+            damaged.rename(self.directory.parent / f'damaged-checkpoint-{step}')
+        self._orbax.reload()
+
+    def close(self) -> None:
+        self.wait()
+        self._orbax.close()
+
+
+def checksum(tree: Any) -> int:
+    """Sum of all 32-bit words of the arrays modulo 2^32: the same on every mesh."""
+    return int(_sum_words(jax.tree.leaves(tree)))
+
+
+@jax.jit
+def _sum_words(leaves: list[jax.Array]) -> jax.Array:
+    words = [jax.lax.bitcast_convert_type(x, jnp.uint32) for x in leaves]
+    # Each array counts with its own odd factor, so that two exchanged arrays are noticed.
+    return sum(jnp.sum(x) * jnp.uint32(2 * i + 1) for i, x in enumerate(words))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: jax.Array) -> jax.Array:
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _plain_abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    if not _is_key(leaf):
+        return leaf
+    data = jax.eval_shape(jax.random.key_data, leaf)
+    sharding = jax.sharding.NamedSharding(leaf.sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+
+
+def _typed(abstract: Any, leaf: jax.Array) -> jax.Array:
+    return jax.random.wrap_key_data(leaf) if _is_key(abstract) else leaf
+
+
+def difference(saved: Any, wanted: Any, prefix: str = '') -> list[str]:
+    """Fields in which two nested dicts of plain values differ, as 'model.dim: 256 -> 512'."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        lines: list[str] = []
+        for name in sorted(saved.keys() | wanted.keys()):
+            lines += difference(saved.get(name), wanted.get(name), f'{prefix}.{name}'.lstrip('.'))
+        return lines
+    saved, wanted = (list(x) if isinstance(x, (list, tuple)) else x for x in (saved, wanted))
+    if isinstance(saved, list) and isinstance(wanted, list) and len(saved) == len(wanted):
+        pairs = enumerate(zip(saved, wanted, strict=True))
+        return [line for i, (a, b) in pairs for line in difference(a, b, f'{prefix}.{i}')]
+    return [] if saved == wanted else [f'{prefix}: {saved!r} -> {wanted!r}']
+
+
+def numpy_tree(tree: Any) -> Any:
+    """The arrays of `tree` on the host."""
+    return jax.tree.map(np.asarray, tree)

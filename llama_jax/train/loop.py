@@ -1,0 +1,132 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from llama_jax.errors import UserError
+from llama_jax.train.experiment import Experiment
+from llama_jax.train.progress import Progress, say
+from llama_jax.train.run import HostBatch, Run, prepare
+from llama_jax.train.step import Metrics, State
+
+
+class Stopped(Exception):
+    """The run was asked to stop by a signal, and has saved its state."""
+
+    def __init__(self, message: str, *, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Pending(NamedTuple):
+    """A step that the devices may still be working on."""
+
+    step: int
+    batch: HostBatch
+    metrics: Metrics
+
+
+def train(experiment: Experiment, workdir: Path) -> State:
+    """Train to the last step, from the newest checkpoint in `workdir` if there is one.
+
+    Raises UserError for what does not fit together and for a run that is no longer finite, Stopped
+    after SIGTERM or SIGINT.
+    """
+    config, evaluation = experiment.train, experiment.evaluation
+    with (
+        _signals() as received,
+        prepare(experiment, workdir) as run,
+        jax.set_mesh(run.mesh),
+        run.progress as progress,
+    ):
+        pending: Pending | None = None
+        steps = range(int(run.state.step) + 1, config.steps + 1)
+        for step, batch in zip(steps, run.loader, strict=False):
+            run.state, metrics = run.step(run.state, run.place(batch))
+            _finish(run, pending)  # the step before, while the devices work on this one
+            pending, run.cursor = Pending(step, batch, metrics), batch['cursor']
+
+            stopping = _agreed(received, step)
+            last = step == config.steps
+            validates = run.validate and (last or step % evaluation.every == 0)
+            if validates or stopping or last or step % experiment.checkpoint.every == 0:
+                _finish(run, pending)
+                pending = None
+                with progress.paused():
+                    run.save(step, run.evaluate(step) if validates and not stopping else None)
+            if stopping:
+                break
+        run.checkpoints.wait()
+        if received and len(steps) and step < config.steps:
+            name = signal.Signals(received[0]).name
+            raise Stopped(
+                f'stopped by {name} after step {step}, which is saved in {workdir}; '
+                'the same command goes on from there',
+                exit_code=128 + received[0],
+            )
+        return run.state
+
+
+def _finish(run: Run, pending: Pending | None) -> None:
+    """Wait for a step, record it, and stop the run when too many in a row were not finite."""
+    if pending is None:
+        return
+    metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+    run.progress.log(pending.step, metrics, seconds_waited=run.loader.seconds_waited)
+    in_a_row = int(metrics['skipped_in_a_row'])
+    if not in_a_row:
+        return
+    lanes = f'batch {pending.step} of the data order'
+    run.progress.note(
+        pending.step,
+        f'step {pending.step}: loss or gradient not finite on {lanes}; update skipped '
+        f'({int(metrics["skipped"])} in all)',
+    )
+    if in_a_row >= run.experiment.train.max_nonfinite:
+        kept = run.workdir / f'nonfinite-batch-{pending.step}-process-{jax.process_index()}.npz'
+        np.savez(kept, **pending.batch)
+        raise UserError(
+            f'stopped at step {pending.step}: loss or gradient was not finite for {in_a_row} steps '
+            f'in a row, last on {lanes} (kept in {kept}); the parameters are those of before. '
+            'Lower --optimizer.schedule.peak, or look at the data'
+        )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT is obeyed at once."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+
+    def note(number: int, frame: object) -> None:
+        if received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        received.append(number)
+        say(f'{signal.Signals(number).name}: saving after this step')
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _agreed(received: list[int], step: int) -> bool:
+    """Whether to stop after this step: all processes say the same."""
+    if jax.process_count() == 1:
+        return bool(received)
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.array(bool(received)))))

@@ -1,0 +1,186 @@
+"""What a run leaves for people and for report/: run.json, metrics.jsonl, TensorBoard files."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from llama_jax.errors import UserError
+from llama_jax.train.checkpoint import difference
+from llama_jax.train.experiment import Experiment, digest, to_dict
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+MAY_CHANGE = (
+    'name',
+    'mesh',
+    'compute',
+    'evaluation',
+    'checkpoint',
+    'train.steps',
+    'train.log_every',
+    'train.max_nonfinite',
+    'data.workers',
+    'data.prefetch',
+)
+"""Settings with which a run may go on: they say where and how it computes, not what; and how long,
+which moves the rest of the learning-rate schedule."""
+
+
+def fixed_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Fields that differ: those which forbid to go on with a run, and those which may change."""
+    lines = difference(saved, wanted)
+    changed = [line for line in lines if _may_change(line.split(':')[0])]
+    return [line for line in lines if line not in changed], changed
+
+
+def _may_change(field: str) -> bool:
+    return any(field == name or field.startswith(name + '.') for name in MAY_CHANGE)
+
+
+class Records:
+    """Writes the records of a run; only the first process writes."""
+
+    def __init__(self, workdir: Path, experiment: Experiment, facts: dict[str, Any]):
+        self.workdir = workdir
+        self._writes = jax.process_index() == 0
+        self._tensorboard: Any = None
+        if not self._writes:
+            return
+        workdir.mkdir(parents=True, exist_ok=True)
+        description = {
+            'name': experiment.name,
+            'experiment': to_dict(experiment),
+            'digest': digest(experiment),
+            'versions': _versions(),
+            'device': jax.devices()[0].device_kind,
+            'devices': jax.device_count(),
+            'processes': jax.process_count(),
+            'git_commit': _git_commit(),
+            'started': datetime.now(UTC).isoformat(timespec='seconds'),
+            'command': sys.argv,
+            **facts,
+        }
+        write_atomically(workdir / 'run.json', json.dumps(description, indent=2))
+
+    def begin(self, step: int) -> float:
+        """Open the records to go on after `step`; later lines, of steps to be taken again, go.
+
+        Returns the training seconds recorded so far.
+        """
+        if not self._writes:
+            return 0.0
+        lines = [line for line in read_metrics(self.workdir) if line['step'] <= step]
+        text = ''.join(json.dumps(line) + '\n' for line in lines)
+        write_atomically(self.workdir / 'metrics.jsonl', text)
+        from tensorboardX import SummaryWriter
+
+        self._tensorboard = SummaryWriter(str(self.workdir / 'tensorboard'), purge_step=step + 1)
+        return max((line.get('seconds', 0.0) for line in lines), default=0.0)
+
+    def write(self, kind: str, step: int, **values: Any) -> None:
+        """Append one line of metrics."""
+        if not self._writes:
+            return
+        # JSON knows no NaN: what is not finite is written as null.
+        values = {name: None if _not_finite(v) else v for name, v in values.items()}
+        line = json.dumps({'kind': kind, 'step': step, **values}, ensure_ascii=False)
+        with open(self.workdir / 'metrics.jsonl', 'a', encoding='utf-8') as file:
+            file.write(line + '\n')
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._tensorboard.add_scalar(f'{kind}/{name}', value, step)
+            elif kind in ('sample', 'event') and name == 'text':
+                self._tensorboard.add_text(kind, str(value), step)
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+
+def read_run(workdir: Path) -> dict[str, Any] | None:
+    """The run.json of `workdir`; None when there is none."""
+    try:
+        return json.loads((workdir / 'run.json').read_text())
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise UserError(f'{workdir / "run.json"} cannot be read: {error}') from error
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """All whole lines of metrics.jsonl; a last line cut off by a kill is left out."""
+    lines = []
+    try:
+        text = (workdir / 'metrics.jsonl').read_text(encoding='utf-8', errors='replace')
+    except FileNotFoundError:
+        return []
+    for line in text.splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            continue
+    return lines
+
+
+def check_workdir(workdir: Path, experiment: Experiment) -> list[str]:
+    """Raise UserError when `workdir` belongs to another experiment.
+
+    Returns the settings that have changed since, of those which may.
+    """
+    run = read_run(workdir)
+    if run is None:
+        return []
+    fixed, changed = fixed_difference(
+        run['experiment'], json.loads(json.dumps(to_dict(experiment)))
+    )
+    if fixed:
+        raise UserError(
+            f'{workdir} holds another experiment; it differs in {"; ".join(fixed)}. '
+            'Use another --workdir, or the settings it began with'
+        )
+    return changed
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a kill, never finds half of it."""
+    partial = path.with_name(path.name + '.partial')
+    partial.write_text(text, encoding='utf-8')
+    os.replace(partial, path)
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _versions() -> dict[str, str]:
+    found = {'python': sys.version.split()[0]}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    try:
+        return subprocess.run(
+            ['git', 'describe', '--always', '--dirty', '--abbrev=40'],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        ).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,278 @@
+"""A run made ready: everything that the loop needs, checked and compiled before the first step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from llama_jax import layout, trees
+from llama_jax import mesh as meshes
+from llama_jax.data.loader import Loader
+from llama_jax.data.sources import load_tokenizer
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.errors import UserError
+from llama_jax.optim.adamw import optimizer
+from llama_jax.optim.schedule import schedule
+from llama_jax.train import records as record_files
+from llama_jax.train.checkpoint import Checkpoints, Items
+from llama_jax.train.experiment import Experiment, check, check_vocabulary, to_dict
+from llama_jax.train.peak import CONVENTION, peak_flops
+from llama_jax.train.progress import Progress, say
+from llama_jax.train.records import Records
+from llama_jax.train.sample import sampler
+from llama_jax.train.step import State, TrainStep, abstract_state, initial_state, train_step
+from llama_jax.train.validate import loss_step, validate
+
+HostBatch = dict[str, np.ndarray]
+
+
+@dataclass
+class Run:
+    """What the loop works with."""
+
+    experiment: Experiment
+    mesh: Mesh
+    state: State
+    cursor: np.ndarray
+    """This process's lanes of the data, after the last step taken."""
+    step: TrainStep
+    loader: Loader
+    records: Records
+    checkpoints: Checkpoints
+    validate: Callable[[State], dict[str, Any]] | None
+    sample: Callable[[State], Iterator[tuple[str, str]]] | None
+    progress: Progress
+    metadata: dict[str, Any]
+    workdir: Path
+
+    def place(self, batch: HostBatch) -> dict[str, jax.Array]:
+        """The global batch on the devices, of which `batch` is this process's share."""
+        return place(batch, self.mesh)
+
+    def save(self, step: int, bits_per_byte: float | None) -> None:
+        """Begin to save a checkpoint after `step`."""
+        sharding = NamedSharding(self.mesh, layout.rows())
+        cursor = jax.make_array_from_process_local_data(sharding, self.cursor)
+        metadata = {**self.metadata, 'step': step}
+        items = _items(self.state, cursor)
+        self.checkpoints.save(step, items, metadata=metadata, bits_per_byte=bits_per_byte)
+
+    def evaluate(self, step: int) -> float | None:
+        """Validate and sample after `step`, and record both; bits per byte where defined."""
+        assert self.validate is not None
+        result = self.validate(self.state)
+        self.progress.validated(step, result)
+        for prompt, text in self.sample(self.state) if self.sample else ():
+            self.records.write('sample', step, prompt=prompt, text=text)
+        return result.get('bits_per_byte')
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.loader.close()
+        self.records.close()
+        self.checkpoints.close()
+
+
+def prepare(experiment: Experiment, workdir: Path) -> Run:
+    """Check everything, resume or begin, and compile the step.
+
+    Raises UserError for whatever does not fit together, before anything expensive.
+    """
+    train = experiment.train
+    device_mesh = meshes.make(experiment.mesh)
+    check(experiment, device_mesh)
+    changed = record_files.check_workdir(workdir, experiment)
+    tokenizer = load_tokenizer(experiment.data)
+    check_vocabulary(experiment, tokenizer.vocab_size)
+
+    tx = optimizer(experiment.optimizer, train.steps)
+    metadata = {
+        'experiment': to_dict(experiment),
+        'layers': 'stacked',
+        'tokenizer': tokenizer.digest,
+    }
+    checkpoints = Checkpoints(workdir / 'checkpoints', keep=experiment.checkpoint.keep)
+    restored = checkpoints.restore_newest(
+        _abstract_items(experiment, tx, device_mesh),
+        check=lambda saved: _check_metadata(saved, metadata, workdir),
+        set_aside=True,
+    )
+    notes = [f'setting changed since the last start: {line}' for line in changed]
+    if restored is None:
+        state = initial_state(experiment.model, tx, seed=experiment.seed, mesh=device_mesh)
+        cursor, start = None, 0
+    else:
+        rest = restored.items['rest']
+        state = State(params=restored.items['params'], **rest['state'])
+        cursor, start = _whole(rest['cursor']), restored.step
+        notes += [*restored.damaged, f'resumed from the checkpoint of step {start}']
+
+    loader = _loader(experiment, tokenizer, 'train', cursor=cursor)
+    if restored is not None and restored.metadata['data'] != loader.digest:
+        loader.close()
+        raise UserError(
+            f'the data is not what the run in {workdir} began with: its documents, their split or '
+            'the tokenizer changed; restore them, or use another --workdir'
+        )
+    flops = experiment.objective.flops(experiment.model, train.seq_len)
+    peak, peak_source = peak_flops(device_mesh.devices.flat[0])
+    tokenizer_file = workdir / 'tokenizer.model'
+    records = Records(
+        workdir,
+        experiment,
+        {
+            'parameters': trees.size(state.params),
+            'flops_per_token': flops,
+            'peak_flops': peak,
+            'peak_convention': f'{CONVENTION}. Peak: {peak_source}',
+        },
+    )
+    if jax.process_index() == 0:
+        tokenizer.save(tokenizer_file)
+    seconds = records.begin(start)
+
+    step = train_step(
+        experiment.model,
+        experiment.objective,
+        tx,
+        learning_rate=schedule(experiment.optimizer.schedule, train.steps),
+        accumulate=train.accumulate,
+        compute=experiment.compute,
+    )
+    say('compiling the training step')
+    with jax.set_mesh(device_mesh):
+        step = step.lower(state, place(loader.empty_batch(), device_mesh)).compile()
+    progress = Progress(
+        experiment,
+        records,
+        first_step=start,
+        seconds=seconds,
+        flops_per_token=flops,
+        peak_flops=peak,
+    )
+    for note in notes:
+        progress.note(start, note)
+    rows = train.batch // jax.process_count()
+    first = jax.process_index() * rows
+    return Run(
+        experiment=experiment,
+        mesh=device_mesh,
+        state=state,
+        cursor=np.zeros((rows, 2), np.int32) if cursor is None else cursor[first : first + rows],
+        step=step,
+        loader=loader,
+        records=records,
+        checkpoints=checkpoints,
+        validate=_validation(experiment, tokenizer, device_mesh),
+        sample=sampler(experiment, tokenizer, device_mesh),
+        progress=progress,
+        metadata={**metadata, 'data': loader.digest},
+        workdir=workdir,
+    )
+
+
+def place(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
+    """Arrays [B, T] of the global batch, from each process's rows of it."""
+    sharding = NamedSharding(mesh, layout.act('BT'))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batch.items()
+        if name != 'cursor'
+    }
+
+
+def _loader(
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    split: str,
+    *,
+    cursor: np.ndarray | None = None,
+    epochs: int | None = None,
+) -> Loader:
+    return Loader(
+        experiment.data,
+        split=split,
+        tokenizer=tokenizer,
+        example=experiment.objective.example,
+        splittable=experiment.objective.splittable,
+        batch=experiment.train.batch,
+        seq_len=experiment.train.seq_len,
+        seed=experiment.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        cursor=cursor,
+        epochs=epochs,
+    )
+
+
+def _validation(
+    experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh
+) -> Callable[[State], dict[str, Any]] | None:
+    config = experiment.evaluation
+    if config.every == 0:
+        return None
+    step = loss_step(experiment.model, experiment.objective, experiment.compute)
+
+    def run(state: State) -> dict[str, Any]:
+        with _loader(experiment, tokenizer, 'validation', epochs=1) as loader:
+            batches = (b for i, b in enumerate(loader) if not config.batches or i < config.batches)
+            return validate(
+                step,
+                state.params,
+                batches,
+                place=lambda batch: place(batch, mesh),
+                byte_lengths=tokenizer.byte_lengths,
+            )
+
+    return run
+
+
+def _items(state: Any, cursor: Any) -> Items:
+    """The state by what is loaded together: generation wants the parameters alone."""
+    rest = {
+        'optimizer': state.optimizer,
+        'step': state.step,
+        'key': state.key,
+        'skipped': state.skipped,
+        'skipped_in_a_row': state.skipped_in_a_row,
+    }
+    return {'params': state.params, 'rest': {'state': rest, 'cursor': cursor}}
+
+
+def _abstract_items(experiment: Experiment, tx: Any, mesh: Mesh) -> Items:
+    abstract = abstract_state(experiment.model, tx)
+    placed = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        abstract,
+        layout.shardings(abstract, mesh),
+    )
+    cursor = jax.ShapeDtypeStruct(
+        (experiment.train.batch, 2),
+        np.int32,
+        sharding=NamedSharding(mesh, jax.sharding.PartitionSpec()),
+    )
+    return _items(placed, cursor)
+
+
+def _whole(array: jax.Array) -> np.ndarray:
+    """A replicated global array on this host."""
+    return np.asarray(array.addressable_data(0))
+
+
+def _check_metadata(saved: dict[str, Any], wanted: dict[str, Any], workdir: Path) -> None:
+    wanted = json.loads(json.dumps(wanted))
+    fixed, _ = record_files.fixed_difference(saved['experiment'], wanted['experiment'])
+    if fixed:
+        raise UserError(
+            f'the checkpoints in {workdir} are of another experiment; they differ in '
+            f'{"; ".join(fixed)}. Use another --workdir, or the settings it began with'
+        )
