@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import grain
+import numpy as np
 
 Entry = tuple[int, int, int]  # number of the source, epoch of that source, record in it
 
@@ -26,8 +27,10 @@ def training_order(
     """
     sources = []
     for number, size in enumerate(sizes):
-        # A seed for each source: equal sources in a mixture must not march in step.
-        shuffled = grain.MapDataset.range(size).shuffle(seed=(seed + 7919 * number) % 2**32)
+        # A seed for each source, so that equal sources do not march in step; hashed, because grain
+        # adds the epoch to it, and seed 1 in epoch 1 must not be seed 2 in epoch 0.
+        mixed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        shuffled = grain.MapDataset.range(size).shuffle(seed=mixed)
         sources.append(shuffled.repeat(None).map_with_index(_Numbered(number, size)))
     total = sum(weights)
     return grain.MapDataset.mix(sources, [weight / total for weight in weights])
