@@ -144,7 +144,8 @@ def test_randomness_is_keyed_by_record_and_epoch(config, tokenizer):
 
     def draws(batch):
         found = {}
-        for rows in take(load(config, tokenizer, example=recorded, batch=batch), 40 // batch):
+        loader = load(config, tokenizer, example=recorded, batch=batch, seq_len=8)
+        for rows in take(loader, 40 // batch):
             keys = rows['record'][rows['segments'] > 0], rows['draw'][rows['segments'] > 0]
             for record, draw in zip(*keys, strict=True):
                 found.setdefault(record, []).append(draw)
@@ -159,7 +160,7 @@ def test_randomness_is_keyed_by_record_and_epoch(config, tokenizer):
     for record, values in few.items():
         assert len(set(values)) == len(values) > 1  # drawn anew in every epoch
         shared = min(len(values), len(many[record]))
-        assert sorted(values)[:1] and set(values[: shared - 1]) <= set(many[record])
+        assert set(values[: shared - 1]) <= set(many[record])
 
 
 def test_seeds_and_epochs_shuffle_differently(config):
@@ -210,10 +211,8 @@ def test_evaluation_is_in_stored_order_and_resumes(config, tokenizer):
     assert tokenizer.decode(rows.ravel()) == text
     rest = take(load(config, tokenizer, epochs=1, cursor=whole[2]['cursor']), None)
     assert_equal(rest, whole[3:])
-    assert len(take(load(config, tokenizer, epochs=2), None)) in (
-        2 * len(whole),
-        2 * len(whole) - 1,
-    )
+    twice = take(load(config, tokenizer, epochs=2), None)
+    assert sum(b['weights'].sum() for b in twice) == 2 * sum(b['weights'].sum() for b in whole)
 
 
 def test_fewer_documents_than_hosts(jsonl, own_cache, tokenizer):
