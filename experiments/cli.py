@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, make_dataclass
-from pathlib import Path
+from dataclasses import make_dataclass
 from typing import Annotated, Any
 
 import tyro

@@ -7,6 +7,8 @@ its letters (`q_DNH`, `x_BTD`), and its placement is computed from them, never w
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -76,13 +78,13 @@ def letters_of(path: str, ndim: int) -> str:
     return 'L' * (ndim - len(letters)) + letters
 
 
-def shardings(tree, mesh: Mesh):
+def shardings(tree: Any, mesh: Mesh) -> Any:
     """NamedSharding of every leaf of `tree`: by the letters of its name, scalars replicated.
 
     Works on parameters and on anything that holds copies of their tree (an optimizer state).
     """
 
-    def place(path: str, leaf) -> NamedSharding:
+    def place(path: str, leaf: Any) -> NamedSharding:
         spec = param(letters_of(path, leaf.ndim)) if leaf.ndim else P()
         return NamedSharding(mesh, spec)
 
@@ -100,6 +102,6 @@ def check(sizes: dict[str, int], mesh: Mesh) -> None:
                 n_shards *= mesh.shape[axis]
             if size % n_shards:
                 raise UserError(
-                    f'{_MEANING[letter]} ({size}) does not divide over the {n_shards} shards of mesh '
-                    f'axes {", ".join(axes)}: change the size or --mesh.{axes[-1]}'
+                    f'{_MEANING[letter]} ({size}) does not divide over the {n_shards} shards of '
+                    f'the mesh ({", ".join(axes)}): change the size or --mesh.{axes[-1]}'
                 )

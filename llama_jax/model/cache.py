@@ -20,7 +20,7 @@ class LayerCache:
     k_BSKH: Float[Array, 'B S K H']
     v_BSKH: Float[Array, 'B S K H']
 
-    def write(self, k_BTKH: jax.Array, v_BTKH: jax.Array, *, at: jax.Array) -> LayerCache:
+    def write(self, k_BTKH: jax.Array, v_BTKH: jax.Array, *, at: jax.Array | int) -> LayerCache:
         """The same cache with T more tokens from slot `at` on."""
         return LayerCache(
             jax.lax.dynamic_update_slice_in_dim(self.k_BSKH, k_BTKH, at, axis=1),

@@ -38,7 +38,7 @@ def bind(config: ModelConfig, params: Params) -> Transformer:
     """A model that computes with `params`, stacked or unstacked."""
     model = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)))
     if isinstance(params['blocks'], list):
-        blocks = nnx.List()
+        blocks: nnx.List = nnx.List()
         for layer in params['blocks']:
             block = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)).blocks)
             nnx.update(block, layer)

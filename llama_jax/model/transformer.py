@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -30,7 +32,7 @@ class Transformer(nnx.Module):
         shape = (config.vocab, config.dim)
         self.config = config
         self.embed_VD = nnx.Param(fan_in(embed_key, shape, config.dim))
-        self.blocks = jax.vmap(lambda key: Block(config, key=key))(
+        self.blocks: Block | nnx.List = jax.vmap(lambda key: Block(config, key=key))(
             jax.random.split(blocks_key, config.layers)
         )
         self.norm = RMSNorm(config.dim, eps=config.norm_eps)
@@ -97,44 +99,43 @@ class Transformer(nnx.Module):
             theta=config.rope_theta,
             scaling=config.rope_scaling,
         )
-        embed_key, blocks_key = (None, None) if key is None else jax.random.split(key)
+        keys = None if key is None else jax.random.split(key, 1 + config.layers)
         embed_VD = layout.gather(
             self.embed_VD[...].astype(precision.dtype(compute.precision)), 'VD'
         )
         x_BTD = embed_VD.at[token_BT].get(out_sharding=layout.act('BTD'))
-        x_BTD = drop(x_BTD, config.dropout, embed_key)
-        keys = [None] * config.layers if key is None else jax.random.split(blocks_key, config.layers)
+        x_BTD = drop(x_BTD, config.dropout, None if keys is None else keys[0])
+        context: dict[str, Any] = {'rope': rope, 'visible': visible, 'compute': compute}
 
-        if isinstance(self.blocks, nnx.List):
-            layers = []
-            for i, block in enumerate(self.blocks):
-                x_BTD, layer = block(
-                    x_BTD,
-                    rope=rope,
-                    visible=visible,
-                    compute=compute,
-                    cache=None if cache is None else cache.layers[i],
-                    key=keys[i],
-                )
-                layers.append(layer)
+        if not isinstance(self.blocks, nnx.List):
             if cache is not None:
-                cache = Cache(layers, segment_BS, start + token_BT.shape[1])
-            return self.norm(x_BTD), cache
+                raise UserError('decoding with a cache needs unrolled layers: see layers.unstack')
+            layer_keys = None if keys is None else keys[1:]
+            return self.norm(self._scanned(x_BTD, layer_keys, **context)), None
 
+        written = []
+        for i, block in enumerate(self.blocks):
+            x_BTD, layer_cache = block(
+                x_BTD,
+                cache=None if cache is None else cache.layers[i],
+                key=None if keys is None else keys[1 + i],
+                **context,
+            )
+            written.append(layer_cache)
         if cache is not None:
-            raise UserError('decoding with a cache needs unrolled layers: call layers.unstack first')
+            cache = Cache(written, visible.key_segment_BS, cache.cursor + token_BT.shape[1])
+        return self.norm(x_BTD), cache
 
-        def layer(x_BTD, block_and_key):
+    def _scanned(
+        self, x_BTD: jax.Array, layer_keys: jax.Array | None, *, compute: Compute, **context: Any
+    ) -> jax.Array:
+        def layer(x_BTD: jax.Array, block_and_key: Any) -> tuple[jax.Array, None]:
             block, key = block_and_key
-            return block(x_BTD, rope=rope, visible=visible, compute=compute, key=key)
+            return block(x_BTD, key=key, compute=compute, **context)[0], None
 
-        x_BTD, _ = jax.lax.scan(
-            rematerialized(layer, compute.remat),
-            x_BTD,
-            (self.blocks, None if key is None else keys),
-            unroll=compute.unroll,
-        )
-        return self.norm(x_BTD), None
+        layers = (self.blocks, layer_keys)
+        remat = rematerialized(layer, compute.remat)
+        return jax.lax.scan(remat, x_BTD, layers, unroll=compute.unroll)[0]
 
     def logits(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
         """Float32 logits of `features`. Training never forms them whole: objectives/softmax.py."""

@@ -1,4 +1,4 @@
-"""Model FLOPs, the numerator of MFU (model FLOPs utilisation; Chowdhery et al. 2022, appendix B)."""
+"""Model FLOPs, the numerator of model FLOPs utilisation (Chowdhery et al. 2022, appendix B)."""
 
 from __future__ import annotations
 

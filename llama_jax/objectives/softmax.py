@@ -9,7 +9,7 @@ rematerialised chunks make four.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,11 +49,13 @@ def cross_entropy(
     return _chunked(x_BTD, head_VD, target_BT, weight_BT, z_loss, with_gradient=False)[0]
 
 
-def _forward(x_BTD, head_VD, target_BT, weight_BT, z_loss):
+def _forward(
+    x_BTD: Any, head_VD: Any, target_BT: Any, weight_BT: Any, z_loss: float
+) -> tuple[CrossEntropy, Any]:
     return _chunked(x_BTD, head_VD, target_BT, weight_BT, z_loss, with_gradient=True)
 
 
-def _backward(z_loss, gradients, cotangent: CrossEntropy):
+def _backward(z_loss: float, gradients: Any, cotangent: CrossEntropy) -> tuple[Any, ...]:
     dx_BTD, dhead_VD = gradients
     scale = cotangent.total
     return (dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD * scale, None, None)
@@ -62,19 +64,21 @@ def _backward(z_loss, gradients, cotangent: CrossEntropy):
 cross_entropy.defvjp(_forward, _backward)
 
 
-def _chunked(x_BTD, head_VD, target_BT, weight_BT, z_loss, *, with_gradient: bool):
+def _chunked(
+    x_BTD: Any, head_VD: Any, target_BT: Any, weight_BT: Any, z_loss: float, *, with_gradient: bool
+) -> tuple[CrossEntropy, Any]:
     """Each device takes its own rows and its own part of the vocabulary."""
     batch_P, head_P = layout.act('BTD'), layout.param('VD')
-    scalar = jax.sharding.PartitionSpec()
-    sums_P = CrossEntropy(scalar, scalar, scalar)
     return jax.shard_map(
         functools.partial(_local, z_loss=z_loss, with_gradient=with_gradient),
         in_specs=(batch_P, head_P, layout.act('BT'), layout.act('BT')),
-        out_specs=(sums_P, (batch_P, head_P) if with_gradient else None),
+        out_specs=(jax.sharding.PartitionSpec(), (batch_P, head_P) if with_gradient else None),
     )(x_BTD, head_VD, target_BT, weight_BT)
 
 
-def _local(x_BTD, head_VD, target_BT, weight_BT, *, z_loss: float, with_gradient: bool):
+def _local(
+    x_BTD: Any, head_VD: Any, target_BT: Any, weight_BT: Any, *, z_loss: float, with_gradient: bool
+) -> tuple[CrossEntropy, Any]:
     B, T, D = x_BTD.shape
     batch, vocab = layout.BATCH_AXES, layout.VOCAB_AXIS
     head_VD = jax.lax.all_gather(head_VD.astype(x_BTD.dtype), layout.SHARD_AXIS, axis=1, tiled=True)

@@ -14,12 +14,12 @@ import numpy as np
 
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
-from llama_jax.train.progress import Progress, say
+from llama_jax.train.progress import say
 from llama_jax.train.run import HostBatch, Run, prepare
 from llama_jax.train.step import Metrics, State
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818  not an error: the run did as it was told
     """The run was asked to stop by a signal, and has saved its state."""
 
     def __init__(self, message: str, *, exit_code: int):
@@ -93,7 +93,7 @@ def _finish(run: Run, pending: Pending | None) -> None:
     )
     if in_a_row >= run.experiment.train.max_nonfinite:
         kept = run.workdir / f'nonfinite-batch-{pending.step}-process-{jax.process_index()}.npz'
-        np.savez(kept, **pending.batch)
+        np.savez(kept, allow_pickle=False, **pending.batch)
         raise UserError(
             f'stopped at step {pending.step}: loss or gradient was not finite for {in_a_row} steps '
             f'in a row, last on {lanes} (kept in {kept}); the parameters are those of before. '

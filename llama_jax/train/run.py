@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.sources import load_tokenizer
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
+from llama_jax.objectives.base import Batch
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.train import records as record_files
@@ -27,7 +28,7 @@ from llama_jax.train.peak import CONVENTION, peak_flops
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
 from llama_jax.train.sample import sampler
-from llama_jax.train.step import State, TrainStep, abstract_state, initial_state, train_step
+from llama_jax.train.step import Metrics, State, abstract_state, initial_state, train_step
 from llama_jax.train.validate import loss_step, validate
 
 HostBatch = dict[str, np.ndarray]
@@ -42,7 +43,8 @@ class Run:
     state: State
     cursor: np.ndarray
     """This process's lanes of the data, after the last step taken."""
-    step: TrainStep
+    step: Callable[[State, Batch], tuple[State, Metrics]]
+    """The compiled training step."""
     loader: Loader
     records: Records
     checkpoints: Checkpoints
@@ -140,7 +142,7 @@ def prepare(experiment: Experiment, workdir: Path) -> Run:
         tokenizer.save(tokenizer_file)
     seconds = records.begin(start)
 
-    step = train_step(
+    lowered = train_step(
         experiment.model,
         experiment.objective,
         tx,
@@ -150,7 +152,7 @@ def prepare(experiment: Experiment, workdir: Path) -> Run:
     )
     say('compiling the training step')
     with jax.set_mesh(device_mesh):
-        step = step.lower(state, place(loader.empty_batch(), device_mesh)).compile()
+        step = lowered.lower(state, place(loader.empty_batch(), device_mesh)).compile()
     progress = Progress(
         experiment,
         records,
@@ -193,7 +195,7 @@ def place(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
 def _loader(
     experiment: Experiment,
     tokenizer: Tokenizer,
-    split: str,
+    split: Literal['train', 'validation'],
     *,
     cursor: np.ndarray | None = None,
     epochs: int | None = None,

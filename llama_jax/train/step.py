@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +34,6 @@ class State:
 
 
 Metrics = dict[str, jax.Array]
-TrainStep = Callable[[State, Batch], tuple[State, Metrics]]
 
 
 def initial_state(
@@ -67,7 +65,7 @@ def train_step(
     learning_rate: optax.Schedule,
     accumulate: int,
     compute: Compute,
-) -> TrainStep:
+) -> jax.stages.Wrapped:
     """A compiled step (state, batch) -> (state, metrics) which reuses the memory of `state`.
 
     The loss is the sum over the global batch divided by its global weight, whatever the number of
