@@ -44,9 +44,9 @@ def attend(
 
 
 def _choose(platform: str, T: int, S: int, H: int, dtype: str) -> AttentionBackend:
-    if platform == 'tpu' and not _splash_problem(T, S, H):
+    if platform == 'tpu' and not _splash_problem(T, S):
         return 'splash'
-    if platform == 'gpu' and not _cudnn_problem(H, dtype) and T > 1:
+    if platform == 'gpu' and not _cudnn_problem(T, S, H, dtype):
         return 'cudnn'
     return 'reference'
 
@@ -54,24 +54,26 @@ def _choose(platform: str, T: int, S: int, H: int, dtype: str) -> AttentionBacke
 def _refuse(backend: str, platform: str, T: int, S: int, H: int, dtype: str) -> None:
     problem = None
     if backend == 'cudnn':
-        problem = 'this device is not a GPU' if platform != 'gpu' else _cudnn_problem(H, dtype)
+        problem = 'this device is no GPU' if platform != 'gpu' else _cudnn_problem(T, S, H, dtype)
     elif backend == 'splash':
-        problem = _splash_problem(T, S, H)
+        problem = 'this device is no TPU' if platform == 'gpu' else _splash_problem(T, S)
     if problem:
         raise UserError(
             f'attention backend {backend!r} cannot be used: {problem}; use auto, xla or reference'
         )
 
 
-def _cudnn_problem(H: int, dtype: str) -> str | None:
+def _cudnn_problem(T: int, S: int, H: int, dtype: str) -> str | None:
     if dtype not in ('bfloat16', 'float16'):
         return f'cuDNN attention needs bfloat16, not {dtype}'
-    return f'cuDNN attention needs a head dimension of 8..128 in eights, not {H}' if (
-        H > 128 or H % 8
-    ) else None
+    if H > 128 or H % 8:
+        return f'cuDNN attention needs a head dimension of 8..128 in eights, not {H}'
+    if T % 2 or S % 2:
+        return f'cuDNN attention needs even lengths, not {T} queries over {S} keys'
+    return None
 
 
-def _splash_problem(T: int, S: int, H: int) -> str | None:
+def _splash_problem(T: int, S: int) -> str | None:
     if T != S:
         return f'splash attends over whole sequences, not {T} queries over {S} cached keys'
     return f'splash needs a sequence in multiples of 128, not {T}' if T % 128 else None
@@ -112,46 +114,57 @@ def _library(q_BTNH, k_BSKH, v_BSKH, visible: Visibility, *, implementation: str
 
 
 def _splash(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
-    """The TPU's block-sparse flash attention, on each device's own rows and heads."""
+    """The TPU's block-sparse flash attention; on a CPU it is interpreted, for tests."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as sk
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as sm
 
-    T, H = q_BTNH.shape[1], q_BTNH.shape[3]
+    (T, N, H), K = q_BTNH.shape[1:], k_BSKH.shape[2]
     block = math.gcd(T, 512)
+    kernel = sk.make_splash_mqa_single_device(
+        sm.MultiHeadMask([sm.CausalMask((T, T)) for _ in range(N // K)]),
+        block_sizes=sk.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            use_fused_bwd_kernel=True,
+        ),
+        interpret=_platform() == 'cpu',
+    )
+    q_BKGTH = jnp.einsum('BTNH->BNTH', q_BTNH / math.sqrt(H)).reshape(-1, K, N // K, T, H)
+    k_BKSH, v_BKSH = (jnp.einsum('BSKH->BKSH', x) for x in (k_BSKH, v_BSKH))
+    per_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))
+    per_row = jax.vmap(per_group, in_axes=(0, 0, 0, 0))
+    segments = sk.SegmentIds(visible.query_segment_BT, visible.key_segment_BS)
+    out_BKGTH = per_row(q_BKGTH, k_BKSH, v_BKSH, segments)
+    return jnp.einsum('BNTH->BTNH', out_BKGTH.reshape(-1, N, T, H)).astype(q_BTNH.dtype)
 
-    def local(q_BTNH, k_BSKH, v_BSKH, query_BT, key_BS):
-        N, K = q_BTNH.shape[2], k_BSKH.shape[2]
-        mask = sm.MultiHeadMask([sm.CausalMask((T, T)) for _ in range(N // K)])
-        kernel = sk.make_splash_mqa_single_device(
-            mask,
-            block_sizes=sk.BlockSizes(
-                block_q=block,
-                block_kv=block,
-                block_kv_compute=block,
-                block_q_dkv=block,
-                block_kv_dkv=block,
-                block_kv_dkv_compute=block,
-                use_fused_bwd_kernel=True,
-            ),
+
+def _per_device(backend):
+    """`backend` on each device's own rows and heads: fused kernels know nothing of a mesh."""
+
+    def local(q_BTNH, k_BSKH, v_BSKH, query_BT, key_BS, start):
+        return backend(q_BTNH, k_BSKH, v_BSKH, Visibility(query_BT, key_BS, start))
+
+    def whole(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
+        return jax.shard_map(
+            local,
+            in_specs=tuple(map(layout.act, ('BTNH', 'BSKH', 'BSKH', 'BT', 'BS', ''))),
+            out_specs=layout.act('BTNH'),
+            check_vma=False,  # a fused call does not say over which axes its result varies
+        )(
+            *(q_BTNH, k_BSKH, v_BSKH, visible.query_segment_BT, visible.key_segment_BS),
+            jnp.asarray(visible.query_start),
         )
-        q_BKGTH = jnp.einsum('BTNH->BNTH', q_BTNH / math.sqrt(H)).reshape(-1, K, N // K, T, H)
-        k_BKSH, v_BKSH = (jnp.einsum('BSKH->BKSH', x) for x in (k_BSKH, v_BSKH))
-        per_group = jax.vmap(kernel, in_axes=(0, 0, 0, None))
-        per_row = jax.vmap(per_group, in_axes=(0, 0, 0, 0))
-        out_BKGTH = per_row(q_BKGTH, k_BKSH, v_BKSH, sk.SegmentIds(query_BT, key_BS))
-        return jnp.einsum('BNTH->BTNH', out_BKGTH.reshape(-1, N, T, H)).astype(q_BTNH.dtype)
 
-    return jax.shard_map(
-        local,
-        in_specs=tuple(map(layout.act, ('BTNH', 'BSKH', 'BSKH', 'BT', 'BS'))),
-        out_specs=layout.act('BTNH'),
-        check_vma=False,  # a pallas call does not say over which axes its result varies
-    )(q_BTNH, k_BSKH, v_BSKH, visible.query_segment_BT, visible.key_segment_BS)
+    return whole
 
 
 _BACKENDS = {
     'reference': _reference,
     'xla': functools.partial(_library, implementation='xla'),
-    'cudnn': functools.partial(_library, implementation='cudnn'),
-    'splash': _splash,
+    'cudnn': _per_device(functools.partial(_library, implementation='cudnn')),
+    'splash': _per_device(_splash),
 }
