@@ -49,14 +49,19 @@ class Attention(nnx.Module):
         q_BTNH = checkpoint_name(q_BTNH, 'query')
         k_BTKH = checkpoint_name(k_BTKH, 'key')
         v_BTKH = checkpoint_name(v_BTKH, 'value')
-        if cache is not None:
+        if cache is None:
+            attended_BTNH = kernels.attend(
+                q_BTNH, k_BTKH, v_BTKH, visible=visible, backend=compute.attention
+            )
+        else:
             cache = cache.write(k_BTKH, v_BTKH, at=visible.query_start)
-            k_BTKH, v_BTKH = cache.k_BSKH, cache.v_BSKH
-        attended_BTNH = kernels.attend(
-            q_BTNH, k_BTKH, v_BTKH, visible=visible, backend=compute.attention
-        )
+            attended_BTNH = kernels.attend_cached(
+                q_BTNH, cache.k_BKHS, cache.v_BKSH, visible=visible, backend=compute.attention
+            )
         attended_BTNH = checkpoint_name(attended_BTNH, 'attended')
-        out_BTD = jnp.einsum(
-            'BTNH,NHD->BTD', attended_BTNH, out_NHD, out_sharding=layout.act('BTD')
+        # Not an einsum: that contracts in alphabetical order, and H before N costs XLA a transposed
+        # copy of the weight at every use.
+        out_BTD = jax.lax.dot_general(
+            attended_BTNH, out_NHD, (((2, 3), (0, 1)), ((), ())), out_sharding=layout.act('BTD')
         )
         return out_BTD, cache

@@ -43,6 +43,27 @@ def attend(
     return _BACKENDS[backend](q_BTNH, k_BSKH, v_BSKH, visible)
 
 
+def attend_cached(
+    q_BTNH: Float[Array, 'B T N H'],
+    k_BKHS: Float[Array, 'B K H S'],
+    v_BKSH: Float[Array, 'B K S H'],
+    *,
+    visible: Visibility,
+    backend: AttentionBackend,
+) -> Float[Array, 'B T N H']:
+    """`attend` over a cache, which keeps keys and values as a matrix product reads them."""
+    T, S, H = q_BTNH.shape[1], v_BKSH.shape[2], q_BTNH.shape[3]
+    platform = _platform()
+    if backend == 'auto':
+        backend = _choose(platform, T, S, H, q_BTNH.dtype.name)
+    if backend == 'reference':
+        _log_once('reference, cached', platform, T, S)
+        return _dense(q_BTNH, k_BKHS, v_BKSH, visible, k='BKHS', v='BKSH')
+    k_BSKH = jnp.einsum('BKHS->BSKH', k_BKHS)
+    v_BSKH = jnp.einsum('BKSH->BSKH', v_BKSH)
+    return attend(q_BTNH, k_BSKH, v_BSKH, visible=visible, backend=backend)
+
+
 def _choose(platform: str, T: int, S: int, H: int, dtype: str) -> AttentionBackend:
     if platform == 'tpu' and not _splash_problem(T, S):
         return 'splash'
@@ -92,16 +113,19 @@ def _platform() -> str:
 
 
 def _reference(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
+    return _dense(q_BTNH, k_BSKH, v_BSKH, visible, k='BSKH', v='BSKH')
+
+
+def _dense(q_BTNH, k_, v_, visible: Visibility, *, k: str, v: str):
+    """Attention with the whole matrix of scores; `k` and `v` are the letters of keys and values."""
     B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
+    K = k_.shape[k.index('K')]
     q_BTKGH = jnp.reshape(q_BTNH, (B, T, K, N // K, H), out_sharding=layout.act('BTKGH'))
-    score_BKGTS = jnp.einsum(
-        'BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
-    )
+    score_BKGTS = jnp.einsum(f'BTKGH,{k}->BKGTS', q_BTKGH, k_, preferred_element_type=jnp.float32)
     mask_BTS = visible.dense()
     score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS / math.sqrt(H), -jnp.inf)
-    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    out_BTKGH = jnp.einsum('BKGTS,BSKH->BTKGH', weight_BKGTS, v_BSKH)
+    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_.dtype)
+    out_BTKGH = jnp.einsum(f'BKGTS,{v}->BTKGH', weight_BKGTS, v_)
     return jnp.reshape(out_BTKGH, (B, T, N, H), out_sharding=layout.act('BTNH'))
 
 
