@@ -18,6 +18,7 @@ FLOORS = (
         'llama_jax.mesh',
         'llama_jax.layout',
         'llama_jax.precision',
+        'llama_jax.runtime',
         'llama_jax.trees',
     ),
     ('llama_jax.model', 'llama_jax.data'),

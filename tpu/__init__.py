@@ -1,0 +1,1 @@
+"""Planning for TPUs that are not there, and processes on this machine that stand in for hosts."""
