@@ -1,0 +1,134 @@
+"""Tensors of another code base by name <-> our parameters, from a table of names and letters.
+
+Others store each matrix as [outputs, inputs] and fuse heads into one dimension. A table says what a
+tensor is called there and which of our letters make up each of its dimensions: 'NH,D' is a matrix
+[heads * head dimension, model dimension].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llama_jax import layout, trees
+from llama_jax.errors import UserError
+from llama_jax.model import layers
+from llama_jax.model.config import ModelConfig
+from llama_jax.model.layers import Params
+from llama_jax.model.rope import frequencies
+
+Table = Mapping[str, tuple[str, str]]
+"""Our dotted name -> (name there, with {i} for the layer; letters of its dimensions)."""
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How another code base names and lays out the parameters of a LLaMA decoder."""
+
+    name: str
+    table: Table
+    frequencies: str
+    """Stored rotary frequencies, with {i} where every layer has its own: checked, then left out."""
+    to_pairs: Callable[[np.ndarray], np.ndarray] = lambda w_XHD: w_XHD
+    """Our order of a head's dimensions -> theirs, on query and key projections [heads, H, D]."""
+    from_pairs: Callable[[np.ndarray], np.ndarray] = lambda w_XHD: w_XHD
+    """The inverse of `to_pairs`."""
+
+
+def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
+    """Stacked float32 parameters (numpy, on the host) of `config` from `tensors`.
+
+    Raises UserError when a tensor is missing, left over or of another shape. `tensors` is read one
+    entry at a time, so that it may load them lazily.
+    """
+    sizes = _sizes(config)
+    unread = dict.fromkeys(tensors)
+
+    def read(theirs: str, groups: str, letters: str) -> np.ndarray:
+        if theirs not in tensors:
+            raise UserError(f'tensor {theirs!r} is missing: this is no whole {scheme.name} model')
+        unread.pop(theirs)
+        w = np.asarray(tensors[theirs]).astype(np.float32)
+        shape = _fused(groups, sizes)
+        if w.shape != shape:
+            raise UserError(f'tensor {theirs!r} has shape {w.shape}, the settings say {shape}')
+        apart = groups.replace(',', '')
+        w = w.reshape([sizes[letter] for letter in apart])
+        if apart in ('NHD', 'KHD'):
+            w = scheme.from_pairs(w)
+        return w.transpose([apart.index(letter) for letter in letters])
+
+    def leaf(path: str, spec: Any) -> np.ndarray:
+        theirs, groups = scheme.table[path]
+        letters = layout.letters_of(path, len(spec.shape))
+        if '{i}' not in theirs:
+            return np.ascontiguousarray(read(theirs, groups, letters))
+        stacked = np.empty(spec.shape, np.float32)
+        for i in range(config.layers):
+            stacked[i] = read(theirs.format(i=i), groups, letters[1:])
+        return stacked
+
+    params = trees.map_named(leaf, layers.abstract(config))
+    _check_rest(scheme, tensors, list(unread), config, params)
+    return params
+
+
+def from_params(scheme: Scheme, params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
+    """Float32 tensors under their names, from stacked parameters. A tied head is left out."""
+    sizes = _sizes(config)
+
+    def fused(w: np.ndarray, groups: str, letters: str) -> np.ndarray:
+        apart = groups.replace(',', '')
+        w = w.transpose([letters.index(letter) for letter in apart])
+        if apart in ('NHD', 'KHD'):
+            w = scheme.to_pairs(w)
+        return np.ascontiguousarray(w.reshape(_fused(groups, sizes)))
+
+    tensors = {}
+    for path, value in trees.named(params):
+        theirs, groups = scheme.table[path]
+        w = np.asarray(value, np.float32)
+        letters = layout.letters_of(path, w.ndim)
+        if '{i}' not in theirs:
+            tensors[theirs] = fused(w, groups, letters)
+            continue
+        for i in range(config.layers):
+            tensors[theirs.format(i=i)] = fused(w[i], groups, letters[1:])
+    return tensors
+
+
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    return {**config.sizes(), 'H': config.head_dim}
+
+
+def _fused(groups: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    return tuple(math.prod(sizes[letter] for letter in group) for group in groups.split(','))
+
+
+def _check_rest(
+    scheme: Scheme,
+    tensors: Mapping[str, np.ndarray],
+    rest: list[str],
+    config: ModelConfig,
+    params: Params,
+) -> None:
+    """Tensors that hold nothing of their own may stand there, if they hold what they should."""
+    expected = {}
+    angles = np.asarray(
+        frequencies(config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)
+    )
+    for i in range(config.layers):
+        expected[scheme.frequencies.format(i=i)] = angles, 1e-2  # some are stored in bfloat16
+    if config.tied:
+        expected[scheme.table['head_VD'][0]] = params['embed_VD'], 0.0
+    for theirs in rest:
+        if theirs not in expected:
+            raise UserError(f'tensor {theirs!r} has no place in this architecture')
+        value, tolerance = expected[theirs]
+        found = np.asarray(tensors[theirs]).astype(np.float32)
+        if found.shape != value.shape or not np.allclose(found, value, rtol=tolerance, atol=0):
+            raise UserError(f'tensor {theirs!r} is not what the settings of the model say')
