@@ -1,0 +1,1 @@
+"""What a run says about itself: a page made of its records alone."""

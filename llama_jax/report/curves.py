@@ -1,0 +1,145 @@
+"""The charts of a run."""
+
+from __future__ import annotations
+
+from llama_jax.report.chart import Axis, Curve, Point, Rule, chart, running_mean
+from llama_jax.report.read import Line, RunRecords, number
+from llama_jax.report.text import compact, power_of_ten
+
+_TOKENS = Axis('tokens')
+# Within one run FLOPs are tokens times a constant: factors show another view of the same curve.
+_FLOPS = Axis('training FLOPs, logarithmic', power_of_ten, log=True)
+
+BASELINES = (('xz', 'xz -9'), ('zlib_per_document', 'zlib -9'))
+"""Fields of baselines.json and their names on the page."""
+
+
+def learning(run: RunRecords) -> str:
+    """Loss and bits per byte, against tokens and against FLOPs."""
+    return ''.join(
+        figure(run, axis, x)
+        for figure in (_loss, _bits_per_byte)
+        for axis, x in ((_TOKENS, 'tokens'), (_FLOPS, 'flops'))
+    )
+
+
+def training(run: RunRecords) -> str:
+    """Learning rate and gradient norm against tokens, speed and waiting against time."""
+    seconds = [number(line, 'seconds') for line in run.train]
+    size, unit = _unit_of_time(max((s for s in seconds if s is not None), default=0.0))
+    time = Axis(f'training time, {unit}', lambda s: f'{s:.3g}')
+    waited = _share_waiting(run.train, size)
+    missing = 'No training step recorded yet.'
+    return ''.join(
+        (
+            chart(
+                'Learning rate',
+                'of the update after each step',
+                _TOKENS,
+                [Curve('', series(run.train, 'tokens', 'learning_rate'), 'mean')],
+                from_zero=True,
+                missing=missing,
+            ),
+            chart(
+                'Gradient norm',
+                'before clipping',
+                _TOKENS,
+                _smoothed(series(run.train, 'tokens', 'grad_norm')),
+                from_zero=True,
+                missing=missing,
+            ),
+            chart(
+                'Speed',
+                'tokens per second',
+                time,
+                _smoothed(
+                    [(x / size, y) for x, y in series(run.train, 'seconds', 'tokens_per_second')]
+                ),
+                from_zero=True,
+                format_y=compact,
+                missing=missing,
+            ),
+            chart(
+                'Waiting for data',
+                'percent of the time between records',
+                time,
+                [Curve('', waited, 'mean')],
+                from_zero=True,
+                missing=missing,
+            ),
+        )
+    )
+
+
+def _loss(run: RunRecords, axis: Axis, x: str) -> str:
+    held_out = series(run.validation, x, 'loss')
+    return chart(
+        'Loss',
+        'nats per token',
+        axis,
+        [
+            *_smoothed(series(run.train, x, 'loss'), 'training'),
+            Curve('validation', held_out, 'held-out', dots=len(held_out) <= 60),
+        ],
+        missing='No training step recorded yet.',
+    )
+
+
+def _bits_per_byte(run: RunRecords, axis: Axis, x: str) -> str:
+    points = series(run.validation, x, 'bits_per_byte')
+    baselines = ((field, label, number(run.baselines, field)) for field, label in BASELINES)
+    return chart(
+        'Validation',
+        'bits per byte',
+        axis,
+        [Curve('model', points, 'held-out', dots=len(points) <= 60)],
+        rules=[
+            Rule(label, value, field.split('_')[0])
+            for field, label, value in baselines
+            if value is not None
+        ],
+        missing='No validation with bits per byte recorded yet.',
+    )
+
+
+def series(lines: list[Line], x: str, y: str) -> list[Point]:
+    """Points (x, y) of the lines that have x; y is None where it is not finite.
+
+    Empty when no line has the field y at all.
+    """
+    found = [(number(line, x), number(line, y)) for line in lines if y in line]
+    return [(a, b) for a, b in found if a is not None]
+
+
+def _smoothed(points: list[Point], label: str = '') -> list[Curve]:
+    """The points, and their running mean once there are enough of them."""
+    reach = len(points) // 80
+    if not reach:
+        return [Curve(label, points, 'mean')]
+    mean = Curve(
+        f'{label}, mean of {2 * reach + 1} records'.removeprefix(', '),
+        running_mean(points, reach),
+        'mean',
+    )
+    return [Curve(label or 'each record', points, 'raw'), mean]
+
+
+def _share_waiting(train: list[Line], size: float) -> list[Point]:
+    """Percent of the seconds since the record before, against time in units of `size` seconds."""
+    points: list[Point] = []
+    before = 0.0
+    for line in train:
+        seconds, waiting = number(line, 'seconds'), number(line, 'seconds_waiting')
+        if seconds is None:
+            continue
+        if waiting is not None and seconds > before:
+            points.append((seconds / size, 100 * waiting / (seconds - before)))
+        before = seconds
+    return points
+
+
+def _unit_of_time(seconds: float) -> tuple[float, str]:
+    for size, unit in ((86400.0, 'days'), (3600.0, 'hours'), (60.0, 'minutes')):
+        if seconds >= 2 * size:
+            return size, unit
+    return 1.0, 'seconds'

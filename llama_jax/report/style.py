@@ -1,0 +1,119 @@
+"""The style sheet of the page."""
+
+CSS = """
+:root {
+  color-scheme: light dark;
+  --page: #fbfbfa; --card: #fff; --ink: #1c1e21; --soft: #5f6670; --line: #e3e4e6;
+  --model: #1f5fbf; --pale: #a9c4ea; --held-out: #c2571a; --xz: #6b4fa0; --zlib: #2e7d5b;
+  --mark: #edf2fa;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --page: #131416; --card: #1a1c1f; --ink: #e6e7e9; --soft: #9aa1ab; --line: #303338;
+    --model: #7fb0f5; --pale: #35527d; --held-out: #f0975a; --xz: #b59be6; --zlib: #6cc49a;
+    --mark: #222b38;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif;
+  -webkit-text-size-adjust: 100%;
+}
+main { max-width: 1120px; margin: 0 auto; padding: 36px 24px 64px; }
+h1 { font-size: 30px; line-height: 1.2; margin: 0; letter-spacing: -.01em;
+  overflow-wrap: anywhere; }
+h2 { font-size: 17px; margin: 44px 0 12px; }
+p { margin: 0; }
+.soft, .note, .axis, .missing { color: var(--soft); }
+.lead { color: var(--soft); margin-top: 6px; overflow-wrap: anywhere; }
+.note { font-size: 13px; margin-top: 8px; }
+.warning { border-left: 3px solid var(--held-out); padding: 2px 0 2px 12px; margin-top: 12px; }
+sup { line-height: 0; font-size: .75em; }
+
+.top { display: grid; grid-template-columns: 5fr 7fr; gap: 16px; margin-top: 28px; }
+.card, figure {
+  background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 16px 18px;
+}
+.card h3 { font-size: 13px; font-weight: 600; margin: 0; color: var(--soft); }
+.big { font-size: 44px; font-weight: 600; line-height: 1.15; letter-spacing: -.02em; }
+.big small { font-size: 15px; font-weight: 400; letter-spacing: 0; color: var(--soft); }
+.bars { display: grid; grid-template-columns: auto 1fr auto; gap: 6px 10px; margin-top: 10px;
+  align-items: center; font-size: 13px; }
+.bars b { font-weight: 400; }
+.bars i { display: block; height: 10px; border-radius: 2px; background: currentColor; }
+.facts { display: grid; grid-template-columns: repeat(3, 1fr); gap: 18px 16px; margin: 0; }
+.facts dt { font-size: 13px; color: var(--soft); }
+.facts dd { margin: 0; font-size: 23px; font-weight: 600; line-height: 1.25; white-space: nowrap; }
+.facts dd small { display: block; font-size: 12px; font-weight: 400; color: var(--soft);
+  white-space: normal; }
+.num, .bars, .facts dd, .plot { font-variant-numeric: tabular-nums; }
+
+.charts { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; }
+figure { margin: 0; min-width: 0; }
+figcaption span { color: var(--soft); }
+.keys { font-size: 12px; color: var(--soft); min-height: 20px; display: flex; flex-wrap: wrap;
+  gap: 0 14px; }
+.key::before { content: ''; display: inline-block; width: 14px; height: 0; margin-right: 5px;
+  border-top: 2px solid currentColor; vertical-align: 4px; }
+.key.raw::before { border-color: var(--pale); }
+.key.mean::before { border-color: var(--model); }
+.key.held-out::before { border-color: var(--held-out); }
+.plot { position: relative; height: 236px; margin: 8px 14px 24px 46px; }
+.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible;
+  clip-path: inset(0 -8px); }
+.plot path { fill: none; stroke-width: 1.8px; stroke-linejoin: round; stroke-linecap: round;
+  vector-effect: non-scaling-stroke; stroke: currentColor; }
+.plot path.grid { stroke: var(--line); stroke-width: 1px; }
+.plot path.raw { stroke: var(--pale); stroke-width: 1.2px; }
+.plot path.mean { stroke: var(--model); }
+.plot path.held-out { stroke: var(--held-out); }
+.plot path.dot { stroke-width: 6.5px; }
+.plot path.rule { stroke-width: 1.4px; stroke-dasharray: 5 4; stroke-linecap: butt; }
+.plot .xz { color: var(--xz); stroke: var(--xz); }
+.plot .zlib { color: var(--zlib); stroke: var(--zlib); }
+.plot i { position: absolute; font: 12px/14px inherit; font-size: 12px; line-height: 14px;
+  font-style: normal; white-space: nowrap; stroke: none !important; }
+.plot .y { right: 100%; margin-right: 8px; transform: translateY(-50%); color: var(--soft); }
+.plot .x { top: 100%; margin-top: 6px; transform: translateX(-50%); color: var(--soft); }
+.plot .name { right: 0; padding: 0 2px; font-weight: 600; }
+.plot .above { transform: translateY(-17px); }
+.plot .below { transform: translateY(4px); }
+.axis { font-size: 12px; text-align: center; margin-top: -2px; }
+.missing { padding: 36px 12px; text-align: center; }
+
+details { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  margin-top: 8px; }
+summary { cursor: pointer; padding: 9px 14px; font-weight: 600; }
+summary span { font-weight: 400; color: var(--soft); margin-left: 6px; }
+details > :not(summary) { margin: 0 14px 14px; }
+pre, code, td { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono',
+  'Noto Sans Mono CJK SC', monospace; font-size: 13px; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45; tab-size: 4;
+  unicode-bidi: isolate; border-top: 1px solid var(--line); padding-top: 12px; max-height: 32em;
+  overflow-y: auto; }
+pre b { background: var(--mark); color: var(--model); border-radius: 2px; }
+pre.command { border: 0; padding: 0; margin: 0; }
+table { border-collapse: collapse; width: calc(100% - 28px); }
+td, th { text-align: left; vertical-align: top; padding: 3px 12px 3px 0;
+  border-top: 1px solid var(--line); overflow-wrap: anywhere; }
+th { font-weight: 400; color: var(--soft); font-size: 13px; width: 40%; }
+td pre { border: 0; padding: 0; margin: 0; }
+.card table { width: 100%; }
+.card tr:first-child > * { border-top: 0; }
+footer { margin-top: 40px; font-size: 13px; color: var(--soft); }
+
+@media (max-width: 800px) {
+  main { padding: 22px 14px 48px; }
+  .top, .charts { grid-template-columns: minmax(0, 1fr); }
+  .facts { grid-template-columns: repeat(2, 1fr); }
+  h1 { font-size: 25px; }
+  h2 { margin-top: 34px; }
+  .card, figure { padding: 14px; }
+  .plot { height: 210px; margin-left: 42px; }
+}
+@media print {
+  .top, .charts { break-inside: avoid; }
+  pre { max-height: none; }
+}
+"""

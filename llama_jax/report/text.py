@@ -1,0 +1,75 @@
+"""Text for the page: escaped, and numbers as people write them."""
+
+from __future__ import annotations
+
+import html
+import math
+import unicodedata
+
+# They reorder the text after them, so that a page can be made to read as what it is not.
+_BIDI = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C}
+_PREFIXES = ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k'))
+
+
+def escape(value: object) -> str:
+    """Any text, safe in HTML content and quoted attributes; what cannot be seen is made visible."""
+    text = str(value)
+    if not text.isprintable():
+        text = ''.join(map(_visible, text))
+    return html.escape(text)
+
+
+def _visible(char: str) -> str:
+    code = ord(char)
+    if char in '\n\t':
+        return char
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return '\u2421'
+    # Controls, lone surrogates (which UTF-8 cannot hold), code points that are no characters.
+    if unicodedata.category(char) in ('Cc', 'Cs', 'Cn', 'Zl', 'Zp') or code in _BIDI:
+        return f'\u27e8U+{code:04X}\u27e9'
+    return char
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """3 significant digits without an exponent where that reads well: 0.00313, 2.51, 41,300."""
+    if value == 0:
+        return '0'
+    power = math.floor(math.log10(abs(value)))
+    if power < -4 or power >= 12:
+        return f'{value:.{digits - 1}e}'.replace('e+', 'e')
+    rounded = round(value, digits - 1 - power)
+    return f'{rounded:,.{max(digits - 1 - power, 0)}f}'
+
+
+def compact(value: float) -> str:
+    """A count in short: 813, 4.21M, 1.4T."""
+    for size, letter in _PREFIXES:
+        if abs(value) >= size * 0.9995:
+            return significant(value / size) + letter
+    return f'{value:,.0f}'
+
+
+def power_of_ten(value: float) -> str:
+    """HTML of a large or small number: 2.51 × 10<sup>15</sup>."""
+    if value <= 0:
+        return significant(value)
+    mantissa, power = f'{value:.2e}'.split('e')
+    mantissa = mantissa.rstrip('0').rstrip('.')
+    times = '' if mantissa == '1' else f'{mantissa}\u202f×\u202f'
+    return f'{times}10<sup>{int(power)}</sup>'.replace('-', '−')
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds: 1 h 04 min, 4 min 07 s, 8.1 s."""
+    if seconds < 60:
+        return f'{seconds:.1f} s'
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f'{minutes} min {rest:02} s'
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f'{hours} h {minutes:02} min'
+    return f'{hours // 24} d {hours % 24} h'
