@@ -21,6 +21,8 @@ from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.rope import frequencies
 
+_ROTATED = ('.q_DNH', '.k_DKH')
+
 Table = Mapping[str, tuple[str, str]]
 """Our dotted name -> (name there, with {i} for the layer; letters of its dimensions)."""
 
@@ -48,28 +50,29 @@ def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelCo
     sizes = _sizes(config)
     unread = dict.fromkeys(tensors)
 
-    def read(theirs: str, groups: str, letters: str) -> np.ndarray:
+    def read(path: str, theirs: str, letters: str) -> np.ndarray:
         if theirs not in tensors:
             raise UserError(f'tensor {theirs!r} is missing: this is no whole {scheme.name} model')
         unread.pop(theirs)
+        groups = scheme.table[path][1]
         w = np.asarray(tensors[theirs]).astype(np.float32)
         shape = _fused(groups, sizes)
         if w.shape != shape:
             raise UserError(f'tensor {theirs!r} has shape {w.shape}, the settings say {shape}')
         apart = groups.replace(',', '')
         w = w.reshape([sizes[letter] for letter in apart])
-        if apart in ('NHD', 'KHD'):
+        if path.endswith(_ROTATED):
             w = scheme.from_pairs(w)
         return w.transpose([apart.index(letter) for letter in letters])
 
     def leaf(path: str, spec: Any) -> np.ndarray:
-        theirs, groups = scheme.table[path]
+        theirs = scheme.table[path][0]
         letters = layout.letters_of(path, len(spec.shape))
         if '{i}' not in theirs:
-            return np.ascontiguousarray(read(theirs, groups, letters))
+            return np.ascontiguousarray(read(path, theirs, letters))
         stacked = np.empty(spec.shape, np.float32)
         for i in range(config.layers):
-            stacked[i] = read(theirs.format(i=i), groups, letters[1:])
+            stacked[i] = read(path, theirs.format(i=i), letters[1:])
         return stacked
 
     params = trees.map_named(leaf, layers.abstract(config))
@@ -81,23 +84,24 @@ def from_params(scheme: Scheme, params: Params, config: ModelConfig) -> dict[str
     """Float32 tensors under their names, from stacked parameters. A tied head is left out."""
     sizes = _sizes(config)
 
-    def fused(w: np.ndarray, groups: str, letters: str) -> np.ndarray:
+    def fused(path: str, w: np.ndarray, letters: str) -> np.ndarray:
+        groups = scheme.table[path][1]
         apart = groups.replace(',', '')
         w = w.transpose([letters.index(letter) for letter in apart])
-        if apart in ('NHD', 'KHD'):
+        if path.endswith(_ROTATED):
             w = scheme.to_pairs(w)
         return np.ascontiguousarray(w.reshape(_fused(groups, sizes)))
 
     tensors = {}
     for path, value in trees.named(params):
-        theirs, groups = scheme.table[path]
+        theirs = scheme.table[path][0]
         w = np.asarray(value, np.float32)
         letters = layout.letters_of(path, w.ndim)
         if '{i}' not in theirs:
-            tensors[theirs] = fused(w, groups, letters)
+            tensors[theirs] = fused(path, w, letters)
             continue
         for i in range(config.layers):
-            tensors[theirs.format(i=i)] = fused(w[i], groups, letters[1:])
+            tensors[theirs.format(i=i)] = fused(path, w[i], letters[1:])
     return tensors
 
 
