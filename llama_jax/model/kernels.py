@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,8 @@ from llama_jax.model.config import AttentionBackend
 from llama_jax.model.masks import Visibility
 
 log = logging.getLogger(__name__)
+
+_Backend = Callable[[jax.Array, jax.Array, jax.Array, Visibility], jax.Array]
 
 
 def attend(
@@ -112,11 +116,15 @@ def _platform() -> str:
     return 'gpu' if platform in ('cuda', 'rocm') else platform
 
 
-def _reference(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
+def _reference(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible: Visibility
+) -> jax.Array:
     return _dense(q_BTNH, k_BSKH, v_BSKH, visible, k='BSKH', v='BSKH')
 
 
-def _dense(q_BTNH, k_, v_, visible: Visibility, *, k: str, v: str):
+def _dense(
+    q_BTNH: jax.Array, k_: jax.Array, v_: jax.Array, visible: Visibility, *, k: str, v: str
+) -> jax.Array:
     """Attention with the whole matrix of scores; `k` and `v` are the letters of keys and values."""
     B, T, N, H = q_BTNH.shape
     K = k_.shape[k.index('K')]
@@ -129,7 +137,14 @@ def _dense(q_BTNH, k_, v_, visible: Visibility, *, k: str, v: str):
     return jnp.reshape(out_BTKGH, (B, T, N, H), out_sharding=layout.act('BTNH'))
 
 
-def _library(q_BTNH, k_BSKH, v_BSKH, visible: Visibility, *, implementation: str):
+def _library(
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    visible: Visibility,
+    *,
+    implementation: Literal['xla', 'cudnn'],
+) -> jax.Array:
     # The mask is given whole: `is_causal` is aligned to the top left, wrong with a cache, and
     # sequence lengths cannot tell packed documents apart.
     return jax.nn.dot_product_attention(
@@ -137,7 +152,9 @@ def _library(q_BTNH, k_BSKH, v_BSKH, visible: Visibility, *, implementation: str
     )
 
 
-def _splash(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
+def _splash(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible: Visibility
+) -> jax.Array:
     """The TPU's block-sparse flash attention; on a CPU it is interpreted, for tests."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as sk
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as sm
@@ -166,13 +183,22 @@ def _splash(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
     return jnp.einsum('BNTH->BTNH', out_BKGTH.reshape(-1, N, T, H)).astype(q_BTNH.dtype)
 
 
-def _per_device(backend):
+def _per_device(backend: _Backend) -> _Backend:
     """`backend` on each device's own rows and heads: fused kernels know nothing of a mesh."""
 
-    def local(q_BTNH, k_BSKH, v_BSKH, query_BT, key_BS, start):
+    def local(
+        q_BTNH: jax.Array,
+        k_BSKH: jax.Array,
+        v_BSKH: jax.Array,
+        query_BT: jax.Array,
+        key_BS: jax.Array,
+        start: jax.Array,
+    ) -> jax.Array:
         return backend(q_BTNH, k_BSKH, v_BSKH, Visibility(query_BT, key_BS, start))
 
-    def whole(q_BTNH, k_BSKH, v_BSKH, visible: Visibility):
+    def whole(
+        q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible: Visibility
+    ) -> jax.Array:
         return jax.shard_map(
             local,
             in_specs=tuple(map(layout.act, ('BTNH', 'BSKH', 'BSKH', 'BT', 'BS', ''))),
@@ -186,7 +212,7 @@ def _per_device(backend):
     return whole
 
 
-_BACKENDS = {
+_BACKENDS: dict[str, _Backend] = {
     'reference': _reference,
     'xla': functools.partial(_library, implementation='xla'),
     'cudnn': _per_device(functools.partial(_library, implementation='cudnn')),
