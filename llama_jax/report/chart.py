@@ -7,10 +7,11 @@ size on a telephone.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llama_jax.report.text import compact, escape, significant
+from llama_jax.report.text import escape, power_of_ten, significant, tick_labels
 
 Point = tuple[float, float | None]
 """x, and y or None where y is not finite."""
@@ -43,7 +44,10 @@ class Axis:
     """What x is. `log` is for quantities that grow by factors."""
 
     label: str
-    format: Callable[[float], str] = compact
+    end: float | None = None
+    """The largest x of the frame where it is not that of the points."""
+    start: float | None = None
+    """The smallest, where it is neither that of the points (log) nor 0."""
     log: bool = False
 
 
@@ -55,7 +59,6 @@ def chart(
     *,
     rules: Sequence[Rule] = (),
     from_zero: bool = False,
-    format_y: Callable[[float], str] = significant,
     missing: str = 'Nothing recorded yet.',
 ) -> str:
     """A figure in HTML. What lies far above the rest is cut off, and the caption says so."""
@@ -63,6 +66,8 @@ def chart(
         Curve(c.label, [p for p in c.points if p[0] > 0 or not axis.log], c.style, c.dots)
         for c in curves
     ]
+    if any(c.points for c in curves):
+        missing = 'No finite value recorded.'
     curves = [c for c in curves if any(y is not None for _, y in c.points)]
     head = f'<figcaption><b>{escape(title)}</b> <span>{escape(unit)}</span></figcaption>'
     if not curves:
@@ -71,7 +76,9 @@ def chart(
     xs = [x for c in curves for x, _ in c.points]
     low, high, hidden = _range_y(curves, rules, from_zero)
     notes = f'<p class="note">{hidden} points above the frame are not shown.</p>' if hidden else ''
-    left, right = (min(xs) if axis.log else min(0.0, *xs)), max(xs)
+    left, right = min(xs) if axis.log else min([0.0, *xs]), max(xs)
+    left = left if axis.start is None else min(left, axis.start)
+    right = right if axis.end is None else max(right, axis.end)
     if left == right:
         left, right = (left / 2, right * 2) if axis.log else (left - 1, right + 1)
 
@@ -85,17 +92,25 @@ def chart(
 
     y_ticks = ticks(low, high)
     x_ticks = log_ticks(left, right) if axis.log else ticks(left, right, most=5)
+    y_labels = tick_labels(y_ticks)
+    x_labels = list(map(power_of_ten, x_ticks)) if axis.log else tick_labels(x_ticks)
     svg = [f'<path class="grid" d="{_horizontals([at_y(y) for y in y_ticks])}"/>']
     svg += [f'<path class="rule {r.style}" d="{_horizontals([at_y(r.value)])}"/>' for r in rules]
     for c in curves:
-        svg += _draw(c, at_x, at_y, format_y)
+        svg += _draw(c, at_x, at_y)
     highest = max((r.value for r in rules), default=0)
     lettering = [
-        *(f'<i class="y" style="top:{_percent(at_y(y))}">{format_y(y)}</i>' for y in y_ticks),
-        *(f'<i class="x" style="left:{_percent(at_x(x))}">{axis.format(x)}</i>' for x in x_ticks),
+        *(
+            f'<i class="y" style="top:{_percent(at_y(y))}">{label}</i>'
+            for y, label in zip(y_ticks, y_labels, strict=True)
+        ),
+        *(
+            f'<i class="x" style="left:{_percent(at_x(x))}">{label}</i>'
+            for x, label in zip(x_ticks, x_labels, strict=True)
+        ),
         *(
             f'<i class="name {r.style} {"above" if r.value == highest else "below"}" '
-            f'style="top:{_percent(at_y(r.value))}">{escape(r.label)} {format_y(r.value)}</i>'
+            f'style="top:{_percent(at_y(r.value))}">{escape(r.label)} {r.value:.3f}</i>'
             for r in rules
         ),
     ]
@@ -126,28 +141,26 @@ def log_ticks(low: float, high: float) -> list[float]:
     found: list[float] = []
     for mantissas in ((1,), (1, 3), (1, 2, 5)):
         finer = [m * 10.0**p for p in powers for m in mantissas if low <= m * 10.0**p <= high]
-        if found and len(finer) > 5:
+        if found and len(finer) > 4:
             break
         found = finer
     return found[:: math.ceil(len(found) / 5)] if found else [low, high]
 
 
-def running_mean(points: Sequence[Point], reach: int) -> list[Point]:
-    """Means over up to `reach` neighbours on either side, as many before as after.
+def running_median(points: Sequence[Point], reach: int) -> list[Point]:
+    """Medians over up to `reach` neighbours on either side, as many before as after.
 
-    Points without y count for nothing and stay without.
+    A median, for a mean would carry one spike to all its neighbours. Of a long run every nth point
+    is taken. Points without y count for nothing and stay without.
     """
-    total, count = [0.0], [0]
-    for _, y in points:
-        total.append(total[-1] + (y or 0.0))
-        count.append(count[-1] + (y is not None))
-    means: list[Point] = []
-    for i, (x, y) in enumerate(points):
+    every = math.ceil(2 * len(points) / _MOST_POINTS)
+    medians: list[Point] = []
+    for i in sorted({*range(0, len(points), every), len(points) - 1}):
+        x, y = points[i]
         r = min(reach, i, len(points) - 1 - i)
-        here = count[i + r + 1] - count[i - r]
-        mean = (total[i + r + 1] - total[i - r]) / here if here else None
-        means.append((x, mean if y is not None else None))
-    return means
+        around = [y for _, y in points[i - r : i + r + 1] if y is not None]
+        medians.append((x, None if y is None else statistics.median(around)))
+    return medians
 
 
 def thin(points: Sequence[Point]) -> list[Point]:
@@ -184,23 +197,22 @@ def _range_y(
 
 
 def _draw(
-    curve: Curve,
-    at_x: Callable[[float], float],
-    at_y: Callable[[float], float],
-    format_y: Callable[[float], str],
+    curve: Curve, at_x: Callable[[float], float], at_y: Callable[[float], float]
 ) -> list[str]:
     points = thin(curve.points)
-    path, pen = [], 'M'
+    path: list[str] = []
+    pen = 'M'
     for x, y in points:
         if y is not None:
-            path.append(f'{pen}{_unit(at_x(x))} {_unit(at_y(y))}')
+            # h0, a line of no length, shows a point whose neighbours are not finite.
+            path.append(f'{pen}{_unit(at_x(x))} {_unit(at_y(y))}{"h0" if pen == "M" else ""}')
         pen = 'M' if y is None else 'L'
-    drawn = [f'<path class="{curve.style}" d="{"".join(path)}"/>'] if len(path) > 1 else []
-    # A line of no length with a round cap: a dot that is not stretched with the drawing.
+    drawn = [f'<path class="{curve.style}" d="{"".join(path)}"/>']
+    # With its round cap it is a dot, too, which is not stretched with the drawing.
     if curve.dots or len(path) == 1:
         drawn += [
             f'<path class="dot {curve.style}" d="M{_unit(at_x(x))} {_unit(at_y(y))}h0">'
-            f'<title>{escape(curve.label)} {format_y(y)}</title></path>'
+            f'<title>{escape(curve.label)} {significant(y, 4)}</title></path>'
             for x, y in points
             if y is not None
         ]

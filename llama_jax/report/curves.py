@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from llama_jax.report.chart import Axis, Curve, Point, Rule, chart, running_mean
-from llama_jax.report.read import Line, RunRecords, number
-from llama_jax.report.text import compact, power_of_ten
-
-_TOKENS = Axis('tokens')
-# Within one run FLOPs are tokens times a constant: factors show another view of the same curve.
-_FLOPS = Axis('training FLOPs, logarithmic', power_of_ten, log=True)
+from llama_jax.report.chart import Axis, Curve, Point, Rule, chart, running_median
+from llama_jax.report.read import Line, RunRecords, last, number
 
 BASELINES = (('xz', 'xz -9'), ('zlib_per_document', 'zlib -9'))
 """Fields of baselines.json and their names on the page."""
@@ -16,10 +11,19 @@ BASELINES = (('xz', 'xz -9'), ('zlib_per_document', 'zlib -9'))
 
 def learning(run: RunRecords) -> str:
     """Loss and bits per byte, against tokens and against FLOPs."""
+    flops = [x for x, _ in series(run.train, 'flops', 'loss') if x > 0]
+    # Within one run FLOPs are tokens times a constant: factors show another view of the curve.
+    axes = {
+        'tokens': _tokens(run),
+        'flops': Axis(
+            'training FLOPs, logarithmic',
+            start=min(flops, default=None),
+            end=max(flops, default=None),
+            log=True,
+        ),
+    }
     return ''.join(
-        figure(run, axis, x)
-        for figure in (_loss, _bits_per_byte)
-        for axis, x in ((_TOKENS, 'tokens'), (_FLOPS, 'flops'))
+        figure(run, axis, x) for figure in (_loss, _bits_per_byte) for x, axis in axes.items()
     )
 
 
@@ -27,7 +31,7 @@ def training(run: RunRecords) -> str:
     """Learning rate and gradient norm against tokens, speed and waiting against time."""
     seconds = [number(line, 'seconds') for line in run.train]
     size, unit = _unit_of_time(max((s for s in seconds if s is not None), default=0.0))
-    time = Axis(f'training time, {unit}', lambda s: f'{s:.3g}')
+    time = Axis(f'training time, {unit}')
     waited = _share_waiting(run.train, size)
     missing = 'No training step recorded yet.'
     return ''.join(
@@ -35,15 +39,15 @@ def training(run: RunRecords) -> str:
             chart(
                 'Learning rate',
                 'of the update after each step',
-                _TOKENS,
-                [Curve('', series(run.train, 'tokens', 'learning_rate'), 'mean')],
+                _tokens(run),
+                [Curve('', series(run.train, 'tokens', 'learning_rate'), 'trend')],
                 from_zero=True,
                 missing=missing,
             ),
             chart(
                 'Gradient norm',
                 'before clipping',
-                _TOKENS,
+                _tokens(run),
                 _smoothed(series(run.train, 'tokens', 'grad_norm')),
                 from_zero=True,
                 missing=missing,
@@ -56,19 +60,22 @@ def training(run: RunRecords) -> str:
                     [(x / size, y) for x, y in series(run.train, 'seconds', 'tokens_per_second')]
                 ),
                 from_zero=True,
-                format_y=compact,
                 missing=missing,
             ),
             chart(
                 'Waiting for data',
                 'percent of the time between records',
                 time,
-                [Curve('', waited, 'mean')],
+                [Curve('', waited, 'trend')],
                 from_zero=True,
                 missing=missing,
             ),
         )
     )
+
+
+def _tokens(run: RunRecords) -> Axis:
+    return Axis('tokens', end=last(run.train, 'tokens'))
 
 
 def _loss(run: RunRecords, axis: Axis, x: str) -> str:
@@ -112,16 +119,16 @@ def series(lines: list[Line], x: str, y: str) -> list[Point]:
 
 
 def _smoothed(points: list[Point], label: str = '') -> list[Curve]:
-    """The points, and their running mean once there are enough of them."""
-    reach = len(points) // 80
+    """The points, and their running median once there are enough of them."""
+    reach = len(points) // 40
     if not reach:
-        return [Curve(label, points, 'mean')]
-    mean = Curve(
-        f'{label}, mean of {2 * reach + 1} records'.removeprefix(', '),
-        running_mean(points, reach),
-        'mean',
+        return [Curve(label, points, 'trend')]
+    median = Curve(
+        f'{label}, median of {2 * reach + 1} records'.removeprefix(', '),
+        running_median(points, reach),
+        'trend',
     )
-    return [Curve(label or 'each record', points, 'raw'), mean]
+    return [Curve(label or 'each record', points, 'raw'), median]
 
 
 def _share_waiting(train: list[Line], size: float) -> list[Point]:

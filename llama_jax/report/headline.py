@@ -14,9 +14,11 @@ _MODEL = 'this model'
 
 def headline(run: RunRecords) -> str:
     """Name, what it is, bits per byte beside the compressors, and the figures."""
+    convention = run.facts.get('peak_convention') or 'The convention of MFU is not recorded.'
     return (
         f'<h1>{escape(run.name)}</h1><p class="lead">{_description(run)}</p>'
         f'<div class="top">{_compression(run)}{_figures(run)}</div>'
+        f'<p class="note">{escape(convention)}</p>'
     )
 
 
@@ -53,7 +55,10 @@ def _compression(run: RunRecords) -> str:
         if best['bits_per_byte'] < final['bits_per_byte']:
             notes.append(f'The best was {best["bits_per_byte"]:.3f} at step {best["step"]:,}.')
     else:
-        final, big, notes = {}, '— <small>no validation yet</small>', []
+        final, big, notes = {}, '— <small>not measured yet</small>', []
+    newest = run.validation[-1] if run.validation else {}
+    if 'bits_per_byte' in newest and newest is not final:
+        notes.append(f'At step {newest["step"]:,} it was not finite.')
     rows = [(_MODEL, number(final, 'bits_per_byte'), 'held-out')]
     rows += [(label, number(run.baselines, field), field) for field, label in BASELINES]
     known = [(label, value, style) for label, value, style in rows if value is not None]
@@ -99,7 +104,7 @@ def _figures(run: RunRecords) -> str:
     parameters = number(run.facts, 'parameters')
     speed, mfu = _median(run.train, 'tokens_per_second'), _median(run.train, 'mfu')
     waiting = sum(number(line, 'seconds_waiting') or 0.0 for line in run.train)
-    loss, skipped = last(run.train, 'loss'), last(run.train, 'skipped')
+    skipped = last(run.train, 'skipped')
     peak = number(run.facts, 'peak_flops')
     share = f'{waiting / seconds:.1%} waiting for data' if seconds else ''
     figures = [
@@ -115,26 +120,36 @@ def _figures(run: RunRecords) -> str:
         (
             'MFU',
             '—' if mfu is None else f'{mfu:.1%}',
-            f'median; peak {significant(peak / 1e12)} TFLOP/s a device'
-            if peak
-            else 'peak not known',
+            f'median; peak {_flops(peak)} a device' if peak else 'peak not known',
         ),
         (
             'Last training loss',
-            '—' if loss is None else f'{loss:.3f}',
+            _last_loss(run.train),
             'nats per token',
         ),
-        ('Updates skipped', '0' if not skipped else f'{skipped:,}', 'loss or gradient not finite'),
+        (
+            'Updates skipped',
+            '—' if skipped is None else f'{skipped:,.0f}',
+            'loss or gradient not finite',
+        ),
     ]
     cells = ''.join(
         f'<div><dt>{name}</dt><dd>{value}<small>{note}</small></dd></div>'
         for name, value, note in figures
     )
-    convention = str(run.facts.get('peak_convention') or 'The convention of MFU is not recorded.')
-    return (
-        f'<section class="card"><dl class="facts">{cells}</dl>'
-        f'<p class="note">{escape(convention)}</p></section>'
-    )
+    return f'<section class="card"><dl class="facts">{cells}</dl></section>'
+
+
+def _last_loss(train: list[Line]) -> str:
+    if not train:
+        return '—'
+    loss = number(train[-1], 'loss')
+    return 'not finite' if loss is None else f'{loss:.3f}'
+
+
+def _flops(rate: float) -> str:
+    size, unit = (1e12, 'TFLOP/s') if rate >= 1e12 else (1e9, 'GFLOP/s')
+    return f'{significant(rate / size)} {unit}'
 
 
 def _median(lines: list[Line], name: str) -> float | None:

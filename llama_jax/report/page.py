@@ -92,8 +92,8 @@ def _events(events: list[Line]) -> str:
     rows = [(f'step {line["step"]:,}', line.get('text', '')) for line in events]
     table = _table(rows)
     if len(rows) <= 12:
-        return f'<div class="card">{table}</div>'
-    return f'<details><summary>{len(rows)} events</summary>{table}</details>'
+        return f'<div class="card events">{table}</div>'
+    return f'<details class="events"><summary>{len(rows)} events</summary>{table}</details>'
 
 
 def _configuration(experiment: Any) -> str:

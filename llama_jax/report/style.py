@@ -38,10 +38,13 @@ sup { line-height: 0; font-size: .75em; }
 .card h3 { font-size: 13px; font-weight: 600; margin: 0; color: var(--soft); }
 .big { font-size: 44px; font-weight: 600; line-height: 1.15; letter-spacing: -.02em; }
 .big small { font-size: 15px; font-weight: 400; letter-spacing: 0; color: var(--soft); }
-.bars { display: grid; grid-template-columns: auto 1fr auto; gap: 6px 10px; margin-top: 10px;
+.bars { display: grid; grid-template-columns: auto 1fr auto; gap: 9px 10px; margin: 16px 0 14px;
   align-items: center; font-size: 13px; }
 .bars b { font-weight: 400; }
-.bars i { display: block; height: 10px; border-radius: 2px; background: currentColor; }
+.bars i { display: block; height: 14px; border-radius: 2px; background: currentColor; }
+.bars .held-out { color: var(--held-out); }
+.bars .xz { color: var(--xz); opacity: .75; }
+.bars .zlib { color: var(--zlib); opacity: .75; }
 .facts { display: grid; grid-template-columns: repeat(3, 1fr); gap: 18px 16px; margin: 0; }
 .facts dt { font-size: 13px; color: var(--soft); }
 .facts dd { margin: 0; font-size: 23px; font-weight: 600; line-height: 1.25; white-space: nowrap; }
@@ -57,7 +60,7 @@ figcaption span { color: var(--soft); }
 .key::before { content: ''; display: inline-block; width: 14px; height: 0; margin-right: 5px;
   border-top: 2px solid currentColor; vertical-align: 4px; }
 .key.raw::before { border-color: var(--pale); }
-.key.mean::before { border-color: var(--model); }
+.key.trend::before { border-color: var(--model); }
 .key.held-out::before { border-color: var(--held-out); }
 .plot { position: relative; height: 236px; margin: 8px 14px 24px 46px; }
 .plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible;
@@ -66,17 +69,17 @@ figcaption span { color: var(--soft); }
   vector-effect: non-scaling-stroke; stroke: currentColor; }
 .plot path.grid { stroke: var(--line); stroke-width: 1px; }
 .plot path.raw { stroke: var(--pale); stroke-width: 1.2px; }
-.plot path.mean { stroke: var(--model); }
+.plot path.trend { stroke: var(--model); }
 .plot path.held-out { stroke: var(--held-out); }
 .plot path.dot { stroke-width: 6.5px; }
 .plot path.rule { stroke-width: 1.4px; stroke-dasharray: 5 4; stroke-linecap: butt; }
 .plot .xz { color: var(--xz); stroke: var(--xz); }
 .plot .zlib { color: var(--zlib); stroke: var(--zlib); }
-.plot i { position: absolute; font: 12px/14px inherit; font-size: 12px; line-height: 14px;
-  font-style: normal; white-space: nowrap; stroke: none !important; }
+.plot i { position: absolute; font-size: 12px; line-height: 14px;
+  font-style: normal; white-space: nowrap; }
 .plot .y { right: 100%; margin-right: 8px; transform: translateY(-50%); color: var(--soft); }
 .plot .x { top: 100%; margin-top: 6px; transform: translateX(-50%); color: var(--soft); }
-.plot .name { right: 0; padding: 0 2px; font-weight: 600; }
+.plot .name { right: 0; padding: 0 2px; font-weight: 600; background: var(--card); }
 .plot .above { transform: translateY(-17px); }
 .plot .below { transform: translateY(4px); }
 .axis { font-size: 12px; text-align: center; margin-top: -2px; }
@@ -100,6 +103,7 @@ td, th { text-align: left; vertical-align: top; padding: 3px 12px 3px 0;
 th { font-weight: 400; color: var(--soft); font-size: 13px; width: 40%; }
 td pre { border: 0; padding: 0; margin: 0; }
 .card table { width: 100%; }
+.events th { width: 8em; }
 .card tr:first-child > * { border-top: 0; }
 footer { margin-top: 40px; font-size: 13px; color: var(--soft); }
 

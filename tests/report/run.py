@@ -12,14 +12,15 @@ from llama_jax.train.experiment import digest, to_dict
 
 TOKENS_PER_STEP = 2048
 FLOPS_PER_TOKEN = 27_262_976.0
-PEAK = 112.4e9
+PEAK = 212.4e9
 SECONDS_PER_STEP = 0.41
 BYTES_PER_TOKEN = 3.31
 
 # What a page has to survive: markup, scripts of several kinds, controls, right-to-left overrides.
 HOSTILE = (
     '</pre><script>alert("1 & 2")</script><img src="https://example.org/x.png" onerror=a>\n'
-    '滾滾長江東逝水，浪花淘盡英雄。是非成敗轉頭空：青山依舊在\n🦙 👩‍🔬 ends\u2028here\x85\x00\x1b[31m\x7f \u202eesrever'
+    '滾滾長江東逝水，浪花淘盡英雄。是非成敗轉頭空：青山依舊在\n'
+    '\U0001f999 \U0001f469\u200d\U0001f52c ends\u2028here\x85\x00\x1b[31m\x7f \u202eesrever'
 )
 
 

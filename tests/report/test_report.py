@@ -1,0 +1,441 @@
+"""The report: its numbers are those of the records, and nothing in the records can break it."""
+
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+import experiments.report
+from experiments import cli
+from llama_jax.errors import UserError
+from llama_jax.report.chart import Axis, Curve, chart, log_ticks, running_median, thin, ticks
+from llama_jax.report.page import write_report
+from llama_jax.report.text import compact, duration, escape, significant, tick_labels
+from tests.report import run
+
+
+class Page(HTMLParser):
+    """Elements and visible text of a page; fails on elements that are not closed in order."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.elements, self.texts, self.open = [], [], []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in {'meta', 'link'}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ('style', 'title'):
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return re.sub(r'\s+', ' ', ' '.join(self.texts))
+
+
+def report(path, **kwargs):
+    return write_report(run.write(path, **kwargs)).read_text('utf-8')
+
+
+@pytest.fixture(scope='module')
+def html(tmp_path_factory):
+    return report(tmp_path_factory.mktemp('runs') / 'quickstart')
+
+
+def figures(html):
+    """Charts by title and x axis."""
+    found = {}
+    for figure in re.findall(r'<figure>.*?</figure>', html, re.S):
+        title = re.search(r'<figcaption><b>(.*?)</b>', figure)[1]
+        axis = re.search(r'<p class="axis">(.*?)</p>', figure)
+        found[title, axis[1] if axis else None] = figure
+    return found
+
+
+def number(label):
+    """The value of a tick label such as 0.5M or 2 × 10<sup>13</sup>."""
+    if power := re.fullmatch(r'(?:(.+)\u202f×\u202f)?10<sup>(.+)</sup>', label):
+        return float(power[1] or 1) * 10.0 ** int(power[2].replace('−', '-'))
+    units = {'k': 1e3, 'M': 1e6, 'B': 1e9}
+    return float(label.rstrip('kMB')) * units.get(label[-1], 1)
+
+
+def read_off(figure, style, *, log=False):
+    """Points of a curve as a reader sees them: by its place between the labels of the axes."""
+
+    def scale(name, side, apply):
+        ticks = re.findall(rf'<i class="{name}" style="{side}:(.*?)%">(.*?)</i>', figure)
+        assert len(ticks) >= 2
+        (a, low), (b, high) = (
+            (float(at), apply(number(label))) for at, label in (ticks[0], ticks[-1])
+        )
+        return lambda at: low + (at / 10 - a) * (high - low) / (b - a)
+
+    x = scale('x', 'left', math.log if log else float)
+    y = scale('y', 'top', float)
+    path = re.search(rf'<path class="{style}" d="(.*?)"', figure)[1]
+    pairs = re.findall(r'[ML](\S+?) ([\d.-]+)', path)
+    return [((math.exp if log else float)(x(float(a))), y(float(b))) for a, b in pairs]
+
+
+def test_headline_numbers_are_those_of_the_records(html, tmp_path):
+    text = Page(html).text
+    lines = run.metrics()
+    train = [line for line in lines if line['kind'] == 'train']
+    final = [line for line in lines if line['kind'] == 'validation'][-1]
+    baselines = json.loads((run.write(tmp_path / 'again') / 'baselines.json').read_text())
+    assert f'{final["bits_per_byte"]:.3f} at step 800' in text
+    assert f'xz -9 {baselines["xz"]:.3f}' in text
+    assert f'zlib -9 {baselines["zlib_per_document"]:.3f}' in text
+    assert f'{baselines["documents"]} documents' in text
+    assert 'The model was measured on' not in text
+    assert '3.61M 3,607,808' in text
+    assert '1.64M 1,638,400 positions' in text
+    assert f'Training time {duration(train[-1]["seconds"])}' in text
+    waiting = sum(line['seconds_waiting'] for line in train) / train[-1]['seconds']
+    assert f'{waiting:.1%} waiting for data' in text
+    by_speed = sorted(train, key=lambda line: line['tokens_per_second'])
+    middle = [(a['tokens_per_second'] + b['tokens_per_second']) / 2 for a, b in [by_speed[39:41]]]
+    assert f'Tokens per second {round(middle[0]):,}' in text
+    assert f'MFU {middle[0] * run.FLOPS_PER_TOKEN / run.PEAK:.1%}' in text
+    assert '212 GFLOP/s a device' in text
+    assert run.facts()['peak_convention'] in text
+    assert f'Last training loss {train[-1]["loss"]:.3f}' in text
+    assert '800 steps' in text and 'not finished' not in text
+
+
+@pytest.mark.parametrize(
+    ('title', 'axis', 'kind', 'style', 'x', 'y'),
+    [
+        ('Loss', 'tokens', 'train', 'raw', 'tokens', 'loss'),
+        ('Loss', 'tokens', 'validation', 'held-out', 'tokens', 'loss'),
+        ('Loss', 'training FLOPs, logarithmic', 'train', 'raw', 'flops', 'loss'),
+        ('Validation', 'tokens', 'validation', 'held-out', 'tokens', 'bits_per_byte'),
+        *(
+            ('Validation', 'training FLOPs, logarithmic', 'validation', 'held-out')
+            + ('flops', 'bits_per_byte'),
+        ),
+        ('Learning rate', 'tokens', 'train', 'trend', 'tokens', 'learning_rate'),
+        ('Gradient norm', 'tokens', 'train', 'raw', 'tokens', 'grad_norm'),
+        ('Speed', 'training time, minutes', 'train', 'raw', 'minutes', 'tokens_per_second'),
+    ],
+)
+def test_curves_lie_where_the_records_say(html, title, axis, kind, style, x, y):
+    seen = read_off(figures(html)[title, axis], style, log='FLOPs' in axis)
+    lines = [line for line in run.metrics() if line['kind'] == kind]
+    wanted = [(line['seconds'] / 60 if x == 'minutes' else line[x], line[y]) for line in lines]
+    assert len(seen) == len(wanted)
+    # A thousandth of the frame, the precision of the drawing.
+    for axis_values, got in zip(zip(*wanted, strict=True), zip(*seen, strict=True), strict=True):
+        slack = 1e-3 * max(axis_values)
+        assert got == pytest.approx(axis_values, abs=slack, rel=2e-3)
+
+
+def test_compressors_are_drawn_at_their_values(html, tmp_path):
+    told = json.loads((run.write(tmp_path / 'again') / 'baselines.json').read_text())
+    for axis in ('tokens', 'training FLOPs, logarithmic'):
+        figure = figures(html)['Validation', axis]
+        for style, name in (('xz', 'xz'), ('zlib', 'zlib_per_document')):
+            y = re.search(rf'<path class="rule {style}" d="M0 (\S+?)H1000"/>', figure)[1]
+            drawn = figure.replace(f'M0 {y}H1000', f'M0 {y}L1000 {y}')
+            (_, value), _ = read_off(drawn, f'rule {style}', log='FLOPs' in axis)
+            assert value == pytest.approx(told[name], abs=5e-3)
+
+
+def test_waiting_is_a_share_of_the_time_between_records(tmp_path):
+    lines = run.metrics(steps=40)
+    train = [line for line in lines if line['kind'] == 'train']
+    for i, line in enumerate(train):
+        line['seconds'], line['seconds_waiting'] = 10.0 * (i + 1), [1.0, 2.0, 0.0, 5.0][i]
+    figure = figures(report(tmp_path / 'run', lines=lines))[
+        'Waiting for data', 'training time, seconds'
+    ]
+    seen = [value for _, value in read_off(figure, 'trend')]
+    assert seen == pytest.approx([10.0, 20.0, 0.0, 50.0], abs=0.1)
+
+
+def test_nothing_is_loaded_and_nothing_runs(html):
+    page = Page(html)
+    for tag, attributes in page.elements:
+        assert tag not in {'script', 'img', 'iframe', 'object', 'embed', 'base', 'form', 'video'}
+        assert not [name for name in attributes if name.startswith('on')]
+        for name in ('src', 'srcset', 'action', 'data', 'xlink:href', 'href', 'background'):
+            assert attributes.get(name, 'data:,') == 'data:,'
+        assert 'url(' not in attributes.get('style', '')
+    style = re.search(r'<style>(.*?)</style>', html, re.S)[1]
+    assert 'url(' not in style and '@import' not in style and 'http' not in style
+    assert "default-src 'none'" in html
+    # The one address in the file is in the text of a sample.
+    assert html.count('://') == html.count('&quot;https://example.org/x.png&quot;') == 4
+
+
+def test_samples_are_shown_as_text(html):
+    assert '&lt;b&gt;滾滾</b>&lt;/pre&gt;&lt;script&gt;alert(&quot;1 &amp; 2&quot;)' in html
+    shown = [t for t in Page(html).texts if 'esrever' in t]
+    assert len(shown) == 4
+    assert '青山依舊在\n\U0001f999 \U0001f469\u200d\U0001f52c ends⟨U+2028⟩here⟨U+0085⟩' in shown[0]
+    assert '⟨U+0000⟩⟨U+001B⟩[31m⟨U+007F⟩ ⟨U+202E⟩esrever' in shown[0]
+    for sample in run.samples(600)[:2]:
+        assert escape(sample[1]) in html
+    # The newest is first, and the only one open.
+    steps = re.findall(r'<details( open)?><summary>Step (\d+)', html)
+    assert steps == [(' open', '800'), ('', '600'), ('', '400'), ('', '200')]
+
+
+def test_hostile_text_is_escaped_everywhere(tmp_path):
+    evil = '"><script>x</script>\ud800\x00'
+    experiment = {'data': {'sources': [{'name': evil}]}, evil: {evil: evil}, 'seed': evil}
+    facts = run.facts(
+        **{'name': evil, 'device': evil, 'git_commit': evil, 'started': evil, 'digest': evil},
+        **{'versions': {evil: evil}, 'command': [evil], 'peak_convention': evil},
+        experiment=experiment,
+    )
+    lines = [
+        *({**line, 'prompt': evil.replace('\ud800', '')} for line in run.metrics(steps=200)),
+        {'kind': 'event', 'step': 7, 'text': '<script>x</script>'},
+    ]
+    html = report(tmp_path / 'run', facts=facts, lines=lines)
+    assert '<script' not in html and html.count('&lt;script&gt;') > 12
+    assert '⟨U+D800⟩' in html
+    Page(html)
+
+
+def test_configuration_and_provenance(html):
+    page = Page(html)
+    for name, value in (
+        ('train.batch', '8'),
+        ('data.sources.0.name', '"python_corpus/stdlib_code"'),
+        ('optimizer.schedule.peak', '0.003'),
+        ('evaluation.prompts', '["def ", "class ", "import os\\n"]'),
+        ('seed', '0'),
+        ('objective.class', '"CausalLM"'),
+        ('git commit', run.facts()['git_commit']),
+        ('jax', '0.10.2'),
+        ('command', "experiments/pretrain.py quickstart --workdir 'runs/quick start'"),
+    ):
+        at = page.texts.index(name)
+        assert page.texts[at + 1] == value
+
+
+def test_a_run_without_a_step_says_what_is_missing(tmp_path):
+    path = run.write(tmp_path / 'young', lines=[], baselines=False)
+    (path / 'metrics.jsonl').unlink()
+    text = Page(write_report(path).read_text('utf-8')).text
+    for sentence in (
+        'no step taken yet',
+        'No training step recorded yet.',
+        'No validation with bits per byte recorded yet.',
+        'No samples recorded yet.',
+        'No events recorded.',
+        'baselines.json gives no xz and zlib to compare with.',
+    ):
+        assert sentence in text
+
+
+def test_run_json_alone_may_be_nearly_empty(tmp_path):
+    (tmp_path / 'run.json').write_text('{}')
+    html = write_report(tmp_path).read_text('utf-8')
+    assert f'<h1>{tmp_path.name}</h1>' in html
+    assert 'run.json holds no configuration.' in Page(html).text
+
+
+def test_one_line_of_metrics(tmp_path):
+    html = report(tmp_path / 'run', lines=run.metrics(steps=10))
+    assert '10 of 800 steps: not finished' in html
+    figure = figures(html)['Loss', 'tokens']
+    assert re.search(r'<path class="dot trend" d="M1000 \S+?h0">', figure)
+    Page(html)
+
+
+@pytest.mark.parametrize('cut', [1, 20, 60])
+def test_a_last_line_cut_by_a_kill_is_left_out(tmp_path, cut):
+    line = json.dumps(
+        {'kind': 'sample', 'step': 810, 'prompt': 'x', 'text': '滾' * 9}, ensure_ascii=False
+    )
+    path = run.write(tmp_path / 'run')
+    with open(path / 'metrics.jsonl', 'ab') as file:
+        file.write(line.encode()[:-cut])
+    text = Page(write_report(path).read_text('utf-8')).text
+    assert '1 unreadable line was left out of metrics.jsonl.' in text
+    assert 'Step 810' not in text and 'Step 800' in text
+
+
+def test_lines_of_other_kinds_of_values_are_left_out(tmp_path):
+    tail = '[]\n3\n{}\n{"kind": "train"}\n{"kind": ["train"], "step": 3}\n' + '[' * 100_000
+    html = report(tmp_path / 'run', tail=tail)
+    assert '6 unreadable lines were left out of metrics.jsonl.' in html
+
+
+@pytest.mark.parametrize('bad', [None, math.nan, math.inf])
+def test_losses_that_are_not_finite(tmp_path, bad):
+    lines = run.metrics(steps=200)
+    for line in lines:
+        if line['kind'] == 'train' and (line['step'] in (50, 60) or line['step'] > 180):
+            line.update(loss=bad, nll=bad, grad_norm=bad, skipped=3.0)
+        if line['kind'] == 'validation':
+            line.update(loss=bad, nll=bad, bits_per_byte=bad)
+    html = report(tmp_path / 'run', lines=lines)
+    text = Page(html).text.split('Samples')[0]
+    assert 'nan' not in text.lower() and 'inf' not in text.lower().split()
+    assert 'Last training loss not finite' in text
+    assert 'Updates skipped 3 ' in text
+    assert 'At step 200 it was not finite.' in text
+    # Two pieces, with a gap where the loss was not finite.
+    path = re.search(r'<path class="trend" d="(.*?)"', figures(html)['Loss', 'tokens'])[1]
+    assert path.count('M') == 2 and len(re.findall('[ML]', path)) == 16
+
+
+def test_all_losses_not_finite(tmp_path):
+    lines = [{**line, 'loss': None} for line in run.metrics(steps=30)]
+    figure = figures(report(tmp_path / 'run', lines=lines))['Loss', None]
+    assert 'No finite value recorded.' in figure
+
+
+def test_a_spike_does_not_flatten_the_curve(tmp_path):
+    lines = run.metrics()
+    lines[40]['loss'] = 1e6
+    figure = figures(report(tmp_path / 'run', lines=lines))['Loss', 'tokens']
+    assert 'not shown' in figure
+    seen = read_off(figure, 'raw')
+    assert seen[0][1] == pytest.approx(lines[0]['loss'], abs=0.02)
+
+
+def test_steps_taken_again_after_a_kill_count_once(tmp_path):
+    lines = run.metrics(steps=400)
+    again = {**lines[5], 'loss': 5.25}
+    html = report(tmp_path / 'run', lines=[*lines, again])
+    seen = read_off(figures(html)['Loss', 'tokens'], 'raw')
+    assert len(seen) == 40 and seen[5][1] == pytest.approx(5.25, abs=0.02)
+
+
+def test_compressors_that_saw_other_text_are_said(tmp_path):
+    lines = run.metrics()
+    for line in lines:
+        if line['kind'] == 'validation':
+            line['bytes'] = 1000
+    assert 'The model was measured on 1.00k bytes.' in report(tmp_path / 'run', lines=lines)
+
+
+def test_a_long_run_is_a_small_page(tmp_path):
+    lines = run.metrics(steps=200_000, validate_every=2000)
+    path = run.write(tmp_path / 'run', lines=lines)
+    assert len(lines) > 20_000
+    assert write_report(path).stat().st_size < 1_500_000
+
+
+def test_damaged_baselines_are_said(tmp_path):
+    path = run.write(tmp_path / 'run')
+    (path / 'baselines.json').write_text('{"xz": 1.')
+    assert 'baselines.json is no JSON object' in Page(write_report(path).read_text('utf-8')).text
+
+
+def test_report_is_the_same_again_and_leaves_nothing_else(tmp_path):
+    path = run.write(tmp_path / 'run')
+    before = {p.name for p in path.iterdir()}
+    first = write_report(path)
+    assert first == path / 'report.html'
+    content = first.read_bytes()
+    assert write_report(path).read_bytes() == content
+    assert {p.name for p in path.iterdir()} - before == {'report.html'}
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(UserError, match=r'holds no run \(no run.json\): name the --workdir'):
+        write_report(tmp_path)
+    with pytest.raises(UserError, match='is no directory: name the --workdir'):
+        write_report(tmp_path / 'nowhere')
+    (tmp_path / 'run.json').write_text('{"name": ')
+    with pytest.raises(UserError, match='run.json is no JSON object: restore it'):
+        write_report(tmp_path)
+    assert not (tmp_path / 'report.html').exists()
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    path = run.write(tmp_path / 'run')
+    monkeypatch.setattr(sys, 'argv', ['report', str(path)])
+    cli.main(experiments.report.main)
+    assert capsys.readouterr().out.strip() == str(path / 'report.html')
+    monkeypatch.setattr(sys, 'argv', ['report', str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        cli.main(experiments.report.main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert said.startswith('error: ') and said.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('low', 'high', 'wanted'),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+        (1.9, 7.7, [2, 3, 4, 5, 6, 7]),
+        (0, 0.003, [0, 0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.003]),
+        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
+        (999_999.5, 1_000_000.5, [999_999.6, 999_999.8, 1_000_000, 1_000_000.2, 1_000_000.4]),
+    ],
+)
+def test_ticks(low, high, wanted):
+    assert ticks(low, high) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_ticks_of_a_logarithmic_axis():
+    assert log_ticks(5e12, 4e13) == pytest.approx([5e12, 1e13, 2e13])
+    assert log_ticks(1e12, 1e16) == pytest.approx([1e12, 1e13, 1e14, 1e15, 1e16])
+    assert len(log_ticks(1, 1e20)) <= 5
+    assert log_ticks(6.1e12, 6.2e12) == [6.1e12, 6.2e12]
+
+
+def test_numbers_as_people_write_them():
+    assert [significant(x) for x in (0, 2.513, 0.003, 41_321, 7e-6, 9.996)] == [
+        *('0', '2.51', '0.00300', '41,300', '7.00e-6', '10.0'),
+    ]
+    assert [compact(x) for x in (0, 813, 999.9, 4_213_760, 999_999, 70e9)] == [
+        *('0', '813', '1.00k', '4.21M', '1.00M', '70.0B'),
+    ]
+    assert [duration(x) for x in (8.06, 59.96, 247, 3840, 200_000)] == [
+        *('8.1 s', '60.0 s', '4 min 07 s', '1 h 04 min', '2 d 7 h'),
+    ]
+    assert tick_labels([0, 500_000, 1_000_000]) == ['0', '0.5M', '1.0M']
+    assert tick_labels([0, 0.001, 0.002]) == ['0', '0.001', '0.002']
+    assert tick_labels([0, 1e-5, 2e-5]) == ['0', '1e-5', '2e-5']
+
+
+def test_thinning_keeps_the_extremes():
+    points = [(float(i), float(i % 7)) for i in range(10_000)]
+    points[4321] = (4321.0, 99.0)
+    points[77] = (77.0, -99.0)
+    points[5000:5100] = [(x, None) for x, _ in points[5000:5100]]
+    kept = thin(points)
+    assert len(kept) <= 900 and kept == sorted(kept, key=lambda p: p[0])
+    assert {(4321.0, 99.0), (77.0, -99.0)} <= set(kept)
+    assert any(y is None for _, y in kept)
+
+
+def test_running_median():
+    line = [(float(i), 2.0 * i) for i in range(9)]
+    assert running_median(line, 3) == line  # centred: a straight line stays
+    spike = [*line[:4], (4.0, 1e9), *line[5:]]
+    assert running_median(spike, 3)[4] == (4.0, 10.0)
+    holed = [(0.0, 1.0), (1.0, None), (2.0, 5.0), (3.0, 7.0), (4.0, 0.0)]
+    assert running_median(holed, 2) == [(0.0, 1.0), (1.0, None), (2.0, 3.0), (3.0, 5.0), (4.0, 0.0)]
+    long = running_median([(float(i), 1.0) for i in range(9999)], 100)
+    assert len(long) <= 402 and long[-1] == (9998.0, 1.0)
+
+
+def test_a_point_between_others_that_are_not_finite_is_seen():
+    points = [(0.0, 1.0), (1.0, None), (2.0, 3.0), (3.0, None), (4.0, 2.0)]
+    figure = chart('t', 'u', Axis('x'), [Curve('', points, 'trend')])
+    assert re.search(r'<path class="trend" d="(.*?)"', figure)[1].count('h0') == 3
