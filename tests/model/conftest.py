@@ -10,5 +10,6 @@ from llama_jax.mesh import MeshConfig
 @pytest.fixture(autouse=True)
 def one_device():
     """The mesh in use: the first of the eight virtual devices."""
-    with jax.set_mesh(mesh.make(MeshConfig(), jax.devices()[:1])) as one:
+    one = mesh.make(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(one):
         yield one

@@ -1,0 +1,39 @@
+"""RMSNorm and SwiGLU against float64 numpy, written out from the papers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax.model.mlp import SwiGLU
+from llama_jax.model.norm import RMSNorm
+from tests.model.tiny import CONFIG
+
+
+def test_rms_norm_equals_float64():
+    random = np.random.default_rng(0)
+    x_BTD, scale_D = random.normal(size=(2, 3, 32)), random.normal(size=32)
+    x_BTD[0, 0] *= 1e-3  # where eps counts
+    norm = RMSNorm(32, eps=1e-5)
+    norm.scale_D[...] = jnp.asarray(scale_D, jnp.float32)
+    expected = x_BTD / np.sqrt((x_BTD**2).mean(-1, keepdims=True) + 1e-5) * scale_D
+    found = norm(jnp.asarray(x_BTD, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-6)
+
+
+def test_rms_norm_of_bfloat16_is_taken_in_float32():
+    # The sum of 4096 squares of 256 is 2^28: a bfloat16 sum of ones would stop at 256 of them.
+    x_BTD = jnp.full((1, 1, 4096), 256, jnp.bfloat16)
+    y_BTD = RMSNorm(4096, eps=1e-5)(x_BTD)
+    assert y_BTD.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(y_BTD.astype(jnp.float32), 1)
+
+
+def test_swiglu_equals_float64():
+    x_BTD = np.random.default_rng(0).normal(size=(2, 3, CONFIG.dim))
+    mlp = SwiGLU(CONFIG, key=jax.random.key(0))
+    gate, up, down = (np.asarray(w[...], np.float64) for w in (mlp.gate_DF, mlp.up_DF, mlp.down_FD))
+    hidden = x_BTD @ gate
+    expected = (hidden / (1 + np.exp(-hidden)) * (x_BTD @ up)) @ down
+    found = mlp(jnp.asarray(x_BTD, jnp.float32))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert mlp(jnp.asarray(x_BTD, jnp.bfloat16)).dtype == jnp.bfloat16
