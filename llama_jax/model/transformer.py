@@ -86,6 +86,10 @@ class Transformer(nnx.Module):
             position_BT = jnp.broadcast_to(start + jnp.arange(token_BT.shape[1]), token_BT.shape)
         if segment_BT is None:
             segment_BT = jnp.ones_like(token_BT)
+        # Costs nothing where they lie so already; plain arrays are welcome too.
+        token_BT, position_BT, segment_BT = (
+            jax.reshard(x_BT, layout.act('BT')) for x_BT in (token_BT, position_BT, segment_BT)
+        )
         if cache is None:
             visible = Visibility(segment_BT, segment_BT)
         else:
@@ -130,7 +134,9 @@ class Transformer(nnx.Module):
         self, x_BTD: jax.Array, layer_keys: jax.Array | None, *, compute: Compute, **context: Any
     ) -> jax.Array:
         def layer(x_BTD: jax.Array, block_and_key: Any) -> tuple[jax.Array, None]:
-            block, key = block_and_key
+            # Cut the layer out of the stack first: else the TPU compiler gathers it with the stack's
+            # dimension of one still on, in padded tiles, and transposes the result.
+            block, key = jax.lax.optimization_barrier(block_and_key)
             return block(x_BTD, key=key, compute=compute, **context)[0], None
 
         layers = (self.blocks, layer_keys)
