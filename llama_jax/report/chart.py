@@ -6,6 +6,7 @@ size on a telephone.
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -58,10 +59,14 @@ def chart(
     curves: Sequence[Curve],
     *,
     rules: Sequence[Rule] = (),
-    from_zero: bool = False,
+    include: Sequence[float] = (),
     missing: str = 'Nothing recorded yet.',
 ) -> str:
-    """A figure in HTML. What lies far above the rest is cut off, and the caption says so."""
+    """A figure in HTML.
+
+    The frame holds the points, the rules and the values `include`; points far above all others are
+    cut off, and the caption says so.
+    """
     curves = [
         Curve(c.label, [p for p in c.points if p[0] > 0 or not axis.log], c.style, c.dots)
         for c in curves
@@ -74,7 +79,7 @@ def chart(
         return f'<figure>{head}<p class="missing">{escape(missing)}</p></figure>'
 
     xs = [x for c in curves for x, _ in c.points]
-    low, high, hidden = _range_y(curves, rules, from_zero)
+    low, high, hidden = _range_y(curves, [*include, *(r.value for r in rules)])
     notes = f'<p class="note">{hidden} points above the frame are not shown.</p>' if hidden else ''
     left, right = min(xs) if axis.log else min([0.0, *xs]), max(xs)
     left = left if axis.start is None else min(left, axis.start)
@@ -148,58 +153,60 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def running_median(points: Sequence[Point], reach: int) -> list[Point]:
-    """Medians over up to `reach` neighbours on either side, as many before as after.
+    """Medians over up to `reach` neighbours on either side.
 
-    A median, for a mean would carry one spike to all its neighbours. Of a long run every nth point
-    is taken. Points without y count for nothing and stay without.
+    Near the first point as few after as before, so that a steep beginning is not smoothed away.
+    A median, for a mean would carry one spike to all its neighbours. Of a long run some points are
+    taken, at equal distances and at equal factors. Points without y count for nothing and stay so.
     """
     every = math.ceil(2 * len(points) / _MOST_POINTS)
+    last = len(points) - 1
+    factors = (int(last**share) for share in (i / 200 for i in range(200)))
     medians: list[Point] = []
-    for i in sorted({*range(0, len(points), every), len(points) - 1}):
+    for i in sorted({*range(0, last, every), *factors, last}):
         x, y = points[i]
-        r = min(reach, i, len(points) - 1 - i)
+        r = min(reach, i)
         around = [y for _, y in points[i - r : i + r + 1] if y is not None]
         medians.append((x, None if y is None else statistics.median(around)))
     return medians
 
 
-def thin(points: Sequence[Point]) -> list[Point]:
-    """At most some 800 points, among them the lowest and the highest of every stretch."""
+def thin(points: Sequence[Point], at_x: Callable[[float], float]) -> list[Point]:
+    """The lowest and the highest point of each of 400 stretches of the axis.
+
+    A stretch without y stays as one such point.
+    `at_x` gives the place of x on the axis, 0 to 1.
+    """
     if len(points) <= _MOST_POINTS:
         return list(points)
-    stretch = math.ceil(2 * len(points) / _MOST_POINTS)
     kept: list[Point] = []
-    for i in range(0, len(points), stretch):
-        part = points[i : i + stretch]
+    for _, group in itertools.groupby(points, key=lambda p: int(at_x(p[0]) * _MOST_POINTS / 2)):
+        part = list(group)
         finite = [(y, j) for j, (_, y) in enumerate(part) if y is not None]
         kept += [part[j] for j in sorted({min(finite)[1], max(finite)[1]})] if finite else part[:1]
     return kept
 
 
-def _range_y(
-    curves: Sequence[Curve], rules: Sequence[Rule], from_zero: bool
-) -> tuple[float, float, int]:
+def _range_y(curves: Sequence[Curve], include: Sequence[float]) -> tuple[float, float, int]:
     """Lowest and highest y of the frame, and the number of points above it."""
     ys = sorted(y for c in curves for _, y in c.points if y is not None)
     # A spike must not flatten all the rest; where the curves begin is no spike.
     starts = [next(y for _, y in c.points if y is not None) for c in curves]
     usual = max(ys[int(0.98 * (len(ys) - 1))], *starts)
     top = ys[-1] if ys[-1] <= 2 * max(usual, 0) else usual
-    hidden = sum(y > top for y in ys)
-    bounds = [ys[0], top, *(r.value for r in rules)]
+    bounds = [ys[0], top, *include]
     low, high = min(bounds), max(bounds)
-    if from_zero:
-        low = min(low, 0.0)
     if low == high:
         low, high = low - (abs(low) or 1) / 10, high + (abs(high) or 1) / 10
     margin = 0.06 * (high - low)
-    return (low if from_zero and low == 0 else low - margin), high + margin, hidden
+    hidden = sum(y > high + margin for y in ys)
+    return low if low == 0 else low - margin, high + margin, hidden
 
 
 def _draw(
     curve: Curve, at_x: Callable[[float], float], at_y: Callable[[float], float]
 ) -> list[str]:
-    points = thin(curve.points)
+    points = thin(curve.points, at_x)
     path: list[str] = []
     pen = 'M'
     for x, y in points:

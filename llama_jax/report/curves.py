@@ -41,7 +41,7 @@ def training(run: RunRecords) -> str:
                 'of the update after each step',
                 _tokens(run),
                 [Curve('', series(run.train, 'tokens', 'learning_rate'), 'trend')],
-                from_zero=True,
+                include=(0.0,),
                 missing=missing,
             ),
             chart(
@@ -49,7 +49,7 @@ def training(run: RunRecords) -> str:
                 'before clipping',
                 _tokens(run),
                 _smoothed(series(run.train, 'tokens', 'grad_norm')),
-                from_zero=True,
+                include=(0.0,),
                 missing=missing,
             ),
             chart(
@@ -59,15 +59,15 @@ def training(run: RunRecords) -> str:
                 _smoothed(
                     [(x / size, y) for x, y in series(run.train, 'seconds', 'tokens_per_second')]
                 ),
-                from_zero=True,
+                include=(0.0,),
                 missing=missing,
             ),
             chart(
                 'Waiting for data',
                 'percent of the time between records',
                 time,
-                [Curve('', waited, 'trend')],
-                from_zero=True,
+                _smoothed(waited),
+                include=(0.0, 10.0),  # percent: what is next to nothing looks so
                 missing=missing,
             ),
         )

@@ -57,12 +57,12 @@ def facts(**changes):
 def metrics(*, steps=800, log_every=10, validate_every=200):
     """Lines of metrics.jsonl."""
     chance = random.Random(7)
-    lines = []
+    lines, seconds = [], 0.6
     for step in range(log_every, steps + 1, log_every):
-        done = step / 800
+        done = step / max(steps, 800)
         nll = 2.05 + 5.6 * math.exp(-14 * done) + 0.9 * math.exp(-2.2 * done)
-        seconds = SECONDS_PER_STEP * step * (1 + 0.02 * chance.random()) + 0.6
         speed = TOKENS_PER_STEP / SECONDS_PER_STEP * chance.uniform(0.92, 1.03)
+        seconds += log_every * TOKENS_PER_STEP / speed
         at = {
             'step': step,
             'tokens': step * TOKENS_PER_STEP,
