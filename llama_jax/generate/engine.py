@@ -134,11 +134,13 @@ class Generator:
         sampling = self._sampling(len(prompts), shape, temperature, top_k, top_p, seed)
         with jax.set_mesh(self.mesh):
             state = self._read(prompts, shape, sampling)
-            first_B = jnp.copy(state.token_B)  # the state is donated
-            _, out_BT = self._decode(
-                self._params, state, sampling, max_tokens - 1, slots=_bucket(max_tokens - 1)
-            )
-        token_BT = np.concatenate([np.asarray(first_B)[:, None], np.asarray(out_BT)], axis=1)
+            drawn = [jnp.copy(state.token_B)[:, None]]  # the state is donated
+            if max_tokens > 1:
+                _, out_BT = self._decode(
+                    self._params, state, sampling, max_tokens - 1, slots=_bucket(max_tokens - 1)
+                )
+                drawn.append(out_BT)
+        token_BT = np.concatenate(jax.device_get(drawn), axis=1)
         return [self._completion(row[:max_tokens]) for row in token_BT[: len(prompts)]]
 
     def stream(

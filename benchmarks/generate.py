@@ -1,0 +1,225 @@
+"""Generation speed beside Hugging Face transformers: `python -m benchmarks.generate`.
+
+Greedy decoding of the same shape, precision and prompts, side by side in one run. Repeats alternate
+between the contestants and a measurement of memory bandwidth, and medians are compared, so that a
+noisy machine disturbs all alike. A step of decoding reads every weight once: bandwidth is its limit.
+The peer needs the extra `parity` (PyTorch and transformers); without it our figures stand alone. On
+an accelerator: `python -m benchmarks.generate --preset llama3_2_1b --compute.precision bfloat16`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import configs
+from benchmarks.text import token_rows
+from llama_jax import mesh as meshes
+from llama_jax import precision, trees
+from llama_jax.generate.engine import Generator
+from llama_jax.mesh import MeshConfig
+from llama_jax.model import layers
+from llama_jax.model.config import Compute, ModelConfig
+
+SMALL = ModelConfig(
+    vocab=32000,
+    dim=1024,
+    layers=12,
+    heads=16,
+    kv_heads=4,
+    head_dim=64,
+    ffn=2816,
+    context=2048,
+    tied=True,
+)
+
+Complete = Callable[[np.ndarray, int], None]
+"""Continues prompts [B, T] by so many tokens; the tokens are on the host when it returns."""
+
+
+@dataclass(frozen=True)
+class Options:
+    preset: str = 'small'
+    """'small' (168 million parameters), or a configuration such as llama3_2_1b."""
+    batches: tuple[int, ...] = (1, 8)
+    prompt: int = 64
+    """Tokens of each prompt."""
+    tokens: int = 64
+    """Tokens that each row decodes after its first."""
+    repeats: int = 5
+    peers: bool = True
+    """Also measure transformers where it is installed."""
+    compute: Compute = field(default_factory=Compute)
+    json: Path | None = None
+
+
+def main(options: Options) -> None:
+    model = SMALL if options.preset == 'small' else configs.get(options.preset).model
+    rows = token_rows(max(options.batches), options.prompt, model.vocab)
+    generator, ours = llama_jax(model, options.compute)
+    contestants: dict[str, Complete] = {'llama_jax': ours}
+    if options.peers and jax.default_backend() == 'cpu':
+        if importlib.util.find_spec('transformers') and importlib.util.find_spec('torch'):
+            contestants['transformers'] = transformers(model)
+        else:
+            print("transformers is absent: pip install '.[parity]' to compare")
+    streams = bandwidth_streams(generator.compute)
+
+    figures = {
+        'command': 'python -m benchmarks.generate',
+        'machine': f'{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}',
+        'parameters': trees.size(layers.abstract(model)),
+        'options': {'preset': options.preset, 'prompt': options.prompt, 'tokens': options.tokens},
+        'batches': {
+            str(batch): measure(model, generator, contestants, streams, rows[:batch], options)
+            for batch in options.batches
+        },
+    }
+    for batch, figure in figures['batches'].items():
+        report(batch, figure)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=1) + '\n', encoding='utf-8')
+
+
+def measure(
+    model: ModelConfig,
+    generator: Generator,
+    contestants: dict[str, Complete],
+    streams: dict[str, tuple[Callable[[], jax.Array], int]],
+    prompts: np.ndarray,
+    options: Options,
+) -> dict:
+    """Medians over repeats. Decoding is the difference between a long and a one-token call."""
+    first: dict[str, list[float]] = {name: [] for name in contestants}
+    step: dict[str, list[float]] = {name: [] for name in contestants}
+    rate: dict[str, list[float]] = {name: [] for name in streams}
+    for repeat in range(options.repeats + 1):  # the first compiles and warms up
+        for name, complete in contestants.items():
+            one = timed(lambda complete=complete: complete(prompts, 1))
+            all_ = timed(lambda complete=complete: complete(prompts, 1 + options.tokens))
+            if repeat:
+                first[name].append(one)
+                step[name].append((all_ - one) / options.tokens)
+        for name, (stream, n_bytes) in streams.items():
+            seconds = min(timed(lambda s=stream: s().block_until_ready()) for _ in range(2))
+            if repeat:
+                rate[name].append(n_bytes / seconds)
+    bandwidth = max(statistics.median(rates) for rates in rate.values())
+    read = step_bytes(model, generator, len(prompts), options.prompt + options.tokens // 2)
+    return {
+        'bandwidth': {name: statistics.median(rates) for name, rates in rate.items()},
+        'bytes_per_step': read,
+        **{
+            name: {
+                'prefill_tokens_per_second': prompts.size / statistics.median(first[name]),
+                'decode_tokens_per_second': len(prompts) / statistics.median(step[name]),
+                'fastest_decode_tokens_per_second': len(prompts) / min(step[name]),
+                'share_of_bandwidth': read / statistics.median(step[name]) / bandwidth,
+            }
+            for name in contestants
+        },
+    }
+
+
+def step_bytes(model: ModelConfig, generator: Generator, batch: int, length: int) -> int:
+    """What a step has to read: weights, and keys and values of `length` tokens in each row."""
+    itemsize = precision.dtype(generator.compute.precision).itemsize
+    unread = 0 if model.tied else model.vocab * model.dim  # the embedding: one row per token
+    shape = replace(generator.shape(batch, length, 1), rows=batch, slots=length)
+    weights = trees.size(layers.abstract(model)) - unread
+    return weights * itemsize + shape.cache_bytes(model, itemsize)
+
+
+def report(batch: str, figure: dict) -> None:
+    streams = ', '.join(
+        f'{name} {rate / 1e9:.1f} GB/s' for name, rate in figure['bandwidth'].items()
+    )
+    print(f'batch {batch}: {figure["bytes_per_step"] / 1e6:.0f} MB per step; memory: {streams}')
+    names = [name for name in figure if name not in ('bandwidth', 'bytes_per_step')]
+    for name in names:
+        row = figure[name]
+        ratio = row['decode_tokens_per_second'] / figure[names[-1]]['decode_tokens_per_second']
+        print(
+            f'  {name:14s} decode {row["decode_tokens_per_second"]:8.1f} tokens/s '
+            f'(fastest {row["fastest_decode_tokens_per_second"]:.1f}), '
+            f'{row["share_of_bandwidth"]:.0%} of the bandwidth; '
+            f'prefill {row["prefill_tokens_per_second"]:8.1f} tokens/s'
+            + (f'; {ratio:.2f} times {names[-1]}' if name != names[-1] else '')
+        )
+
+
+def timed(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+def bandwidth_streams(compute: Compute) -> dict[str, tuple[Callable[[], jax.Array], int]]:
+    """Readers of much memory, each with its number of bytes."""
+    w_FD = jnp.ones((16384, 4096), precision.dtype(compute.precision))
+    x_D = jnp.ones(4096, w_FD.dtype)
+    add = jax.jit(lambda w_FD: w_FD.sum(dtype=jnp.float32))
+    product = jax.jit(lambda w_FD, x_D: w_FD @ x_D)
+    return {
+        'sum': (lambda: add(w_FD), w_FD.nbytes),
+        'matvec': (lambda: product(w_FD, x_D), w_FD.nbytes),
+    }
+
+
+def llama_jax(model: ModelConfig, compute: Compute) -> tuple[Generator, Complete]:
+    mesh = meshes.make(MeshConfig())
+    params = layers.create(model, jax.random.key(0), mesh)
+    generator = Generator(model, params, mesh=mesh, compute=compute, eos_ids=(), pad_id=0)
+
+    def complete(prompts: np.ndarray, n: int) -> None:
+        assert {len(c.tokens) for c in generator(prompts.tolist(), max_tokens=n)} == {n}
+
+    return generator, complete
+
+
+def transformers(model: ModelConfig) -> Complete:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = LlamaConfig(
+        vocab_size=model.vocab,
+        hidden_size=model.dim,
+        num_hidden_layers=model.layers,
+        num_attention_heads=model.heads,
+        num_key_value_heads=model.kv_heads,
+        head_dim=model.head_dim,
+        intermediate_size=model.ffn,
+        max_position_embeddings=model.context,
+        tie_word_embeddings=model.tied,
+    )
+    peer = LlamaForCausalLM(shape).eval()
+
+    def complete(prompts: np.ndarray, n: int) -> None:
+        ids = torch.from_numpy(prompts).long()
+        out = peer.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=n,
+            min_new_tokens=n,
+            do_sample=False,
+            pad_token_id=0,
+        )
+        assert out.shape[1] == prompts.shape[1] + n
+
+    return complete
+
+
+if __name__ == '__main__':
+    main(tyro.cli(Options))
