@@ -98,7 +98,8 @@ def test_headline_numbers_are_those_of_the_records(html, tmp_path):
     train = [line for line in lines if line['kind'] == 'train']
     final = [line for line in lines if line['kind'] == 'validation'][-1]
     baselines = json.loads((run.write(tmp_path / 'again') / 'baselines.json').read_text())
-    assert f'{final["bits_per_byte"]:.3f} at step 800' in text
+    assert f'Validation, bits per byte {final["bits_per_byte"]:.3f} at step 800' in text
+    assert 'The best was' not in text
     assert f'xz -9 {baselines["xz"]:.3f}' in text
     assert f'zlib -9 {baselines["zlib_per_document"]:.3f}' in text
     assert f'{baselines["documents"]} documents' in text
@@ -320,6 +321,15 @@ def test_steps_taken_again_after_a_kill_count_once(tmp_path):
     html = report(tmp_path / 'run', lines=[*lines, again])
     seen = read_off(figures(html)['Loss', 'tokens'], 'raw')
     assert len(seen) == 40 and seen[5][1] == pytest.approx(5.25, abs=0.02)
+
+
+def test_the_final_validation_leads_and_the_best_is_said(tmp_path):
+    lines = run.metrics()
+    final = [line for line in lines if line['kind'] == 'validation'][-1]
+    final['bits_per_byte'] = 1.5
+    text = Page(report(tmp_path / 'run', lines=lines)).text
+    assert 'Validation, bits per byte 1.500 at step 800' in text
+    assert re.search(r'The best was 1\.\d+ at step 600\.', text)
 
 
 def test_compressors_that_saw_other_text_are_said(tmp_path):
