@@ -20,8 +20,8 @@ Params = dict[str, Any]
 def create(config: ModelConfig, key: jax.Array, mesh: Mesh) -> Params:
     """Initial parameters, made in their final placement: no device ever holds them whole."""
     placed = layout.shardings(abstract(config), mesh)
-    with jax.set_mesh(mesh):
-        return jax.jit(lambda key: split(Transformer(config, key=key)), out_shardings=placed)(key)
+    # No mesh in scope: under one, random numbers are of replicated type, so drawn whole everywhere.
+    return jax.jit(lambda key: split(Transformer(config, key=key)), out_shardings=placed)(key)
 
 
 def abstract(config: ModelConfig) -> Params:

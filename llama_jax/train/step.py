@@ -41,8 +41,8 @@ def initial_state(
 ) -> State:
     """The state before the first step, made in its final placement."""
     placed = layout.shardings(abstract_state(config, optimizer), mesh)
-    with jax.set_mesh(mesh):
-        return jax.jit(lambda: _fresh(config, optimizer, seed), out_shardings=placed)()
+    # No mesh in scope: under one, random numbers are of replicated type, so drawn whole everywhere.
+    return jax.jit(lambda: _fresh(config, optimizer, seed), out_shardings=placed)()
 
 
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation) -> State:
