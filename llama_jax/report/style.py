@@ -113,6 +113,7 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); }
   .facts { grid-template-columns: repeat(2, 1fr); }
   h1 { font-size: 25px; }
   h2 { margin-top: 34px; }
+  th { width: 57%; }
   .card, figure { padding: 14px; }
   .plot { height: 210px; margin-left: 42px; }
 }

@@ -124,7 +124,7 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         text = (workdir / 'metrics.jsonl').read_text(encoding='utf-8', errors='replace')
     except FileNotFoundError:
         return []
-    for line in text.splitlines():
+    for line in text.split('\n'):  # splitlines would cut a sample at U+2028
         try:
             lines.append(json.loads(line))
         except ValueError:
