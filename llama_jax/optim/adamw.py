@@ -7,6 +7,7 @@ from typing import Any
 
 import optax
 
+from llama_jax.errors import UserError
 from llama_jax.layout import letters_of
 from llama_jax.optim.schedule import ScheduleConfig, schedule
 from llama_jax.trees import map_named
@@ -28,7 +29,16 @@ class OptimizerConfig:
 
 
 def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The gradient transformation of a run of `steps`."""
+    """The gradient transformation of a run of `steps`. Raises UserError for unfit settings."""
+    for name, value, fits, wanted in (
+        ('beta1', config.beta1, 0 <= config.beta1 < 1, 'in [0, 1)'),
+        ('beta2', config.beta2, 0 <= config.beta2 < 1, 'in [0, 1)'),
+        ('eps', config.eps, config.eps > 0, 'positive'),
+        ('weight-decay', config.weight_decay, config.weight_decay >= 0, '0 or more'),
+        ('clip', config.clip, config.clip > 0, 'positive'),
+    ):
+        if not fits:
+            raise UserError(f'--optimizer.{name} is {value}: it must be {wanted}')
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
         optax.adamw(

@@ -26,7 +26,8 @@ class ScheduleConfig:
 
 
 def schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step, for a run of `steps`."""
+    """Learning rate by step, for a run of `steps`. Raises UserError for settings without sense."""
+    _check(config)
     if config.warmup_steps >= steps and steps > 0:
         raise UserError(
             f'a warm-up of {config.warmup_steps} steps leaves nothing of a run of {steps}: '
@@ -48,3 +49,14 @@ def schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     stable = optax.constant_schedule(config.peak)
     decay = optax.linear_schedule(config.peak, config.peak * config.final, decay_steps)
     return optax.join_schedules([warmup, stable, decay], [config.warmup_steps, steps - decay_steps])
+
+
+def _check(config: ScheduleConfig) -> None:
+    for option, value, fits, wanted in (
+        ('peak', config.peak, config.peak > 0, 'positive'),
+        ('warmup-steps', config.warmup_steps, config.warmup_steps >= 0, '0 or more'),
+        ('final', config.final, 0 <= config.final <= 1, 'in [0, 1]'),
+        ('decay-share', config.decay_share, 0 <= config.decay_share <= 1, 'in [0, 1]'),
+    ):
+        if not fits:
+            raise UserError(f'--optimizer.schedule.{option} is {value}: it must be {wanted}')

@@ -100,7 +100,7 @@ def train_step(
             loss, grads = accumulated(state.params, batch, key)
         weight = jnp.maximum(loss.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss.total) & jnp.isfinite(grad_norm)
 
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
