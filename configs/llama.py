@@ -13,7 +13,7 @@ clipped to norm 1, a cosine schedule: the defaults of OptimizerConfig. Ours ever
   `--data.sources.0.name` or in a function of your own. The tokenizer is learnt from that text with
   the published vocabulary size. `--data.tokenizer.path` takes a released `.model`; it gains control
   tokens there, and the check before the first step says which `--model.vocab` fits.
-- Mesh and compute: parameters over all chips (fsdp), bfloat16, each layer recomputed from its input.
+- Mesh and compute: parameters over all chips (fsdp), bfloat16, layers recomputed from their input.
 """
 
 from __future__ import annotations
@@ -134,9 +134,7 @@ def _code(shape: ModelConfig, *, vocab: int) -> ModelConfig:
 
 
 def _code_pretrain(name: str, model: ModelConfig, *, tokens: float, peak: float) -> Experiment:
-    return _pretrain(
-        name, model, tokens=tokens, peak=peak, seq_len=4096, warmup=1000, final=1 / 30
-    )
+    return _pretrain(name, model, tokens=tokens, peak=peak, seq_len=4096, warmup=1000, final=1 / 30)
 
 
 _CODE_34B = replace(_2_70B, layers=48, ffn=22016)
@@ -180,7 +178,9 @@ def codellama_34b_python() -> Experiment:
 # tokens), warm-up and final rate are ours. 3.1 is pre-trained on rows of 8192 too; its context is
 # the length that later stages stretch it to. 3.3 is 3.1 70B with other post-training.
 
-_3_8B = replace(_7B, vocab=128256, kv_heads=8, ffn=14336, context=8192, rope_theta=5e5, norm_eps=1e-5)
+_3_8B = replace(
+    _7B, vocab=128256, kv_heads=8, ffn=14336, context=8192, rope_theta=5e5, norm_eps=1e-5
+)
 _3_70B = replace(_2_70B, vocab=128256, context=8192, rope_theta=5e5)
 _LONG = {'context': 131072, 'rope_scaling': RopeScaling(factor=8.0)}
 _3_405B = replace(_3_70B, dim=16384, layers=126, heads=128, ffn=53248, **_LONG)
@@ -222,8 +222,8 @@ def llama3_3_70b() -> Experiment:
     return replace(llama3_1_70b(), name='llama3_3_70b')
 
 
-# Llama 3.2 (model card): pruned from 3.1 8B and distilled on up to 9T tokens. No recipe for training
-# them from scratch is published: the rest is that of 3.1 8B.
+# Llama 3.2 (model card): pruned from 3.1 8B and distilled on up to 9T tokens. No recipe for a
+# training from scratch is published: the rest is that of 3.1 8B.
 
 _SMALL = {'tied': True, 'rope_scaling': RopeScaling(factor=32.0), 'context': 131072}
 _3_2_1B = replace(_3_8B, dim=2048, layers=16, head_dim=64, ffn=8192, **_SMALL)

@@ -18,16 +18,18 @@ from llama_jax.train.experiment import Experiment
 def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Experiment, Any]:
     """The named experiment with the overrides of the command line, and the script's options.
 
-    The first argument names a configuration; `options` are fields (type, default) by name.
+    The first argument names a configuration; `options` are fields (type, default) by name. `script`
+    is a module of experiments, or another by its dotted name.
     """
+    script = script if '.' in script else f'experiments.{script}'
     arguments = sys.argv[1:]
     names = sorted(configs.named())
     if not arguments or arguments[0].startswith('-'):
         known = '\n  '.join(names)
         print(
-            f'usage: python -m experiments.{script} CONFIGURATION [options]\n\n{description}\n\n'
+            f'usage: python -m {script} CONFIGURATION [options]\n\n{description}\n\n'
             f'CONFIGURATION is one of\n  {known}\n\n'
-            f'options: python -m experiments.{script} {names[0]} --help'
+            f'options: python -m {script} {names[0]} --help'
         )
         raise SystemExit(0 if arguments[:1] in (['-h'], ['--help'], ['--list']) else 2)
     experiment = configs.get(arguments[0])
@@ -45,7 +47,7 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
     )
     command = tyro.cli(
         Command,
-        prog=f'python -m experiments.{script} {arguments[0]}',
+        prog=f'python -m {script} {arguments[0]}',
         description=description,
         args=arguments[1:],
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),

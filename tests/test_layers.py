@@ -26,7 +26,8 @@ FLOORS = (
     ('llama_jax.train', 'llama_jax.evaluate', 'llama_jax.convert'),
     ('llama_jax.report', 'llama_jax.serve'),
     ('configs',),
-    ('experiments', 'tpu', 'benchmarks'),
+    ('experiments',),
+    ('tpu', 'benchmarks'),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TOPS = sorted({room.split('.')[0] for room in FLOOR})
