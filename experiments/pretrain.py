@@ -1,21 +1,36 @@
-"""Pre-train a model: `python -m experiments.pretrain quickstart --workdir runs/quickstart`."""
+"""Pre-train a model: `python -m experiments.pretrain quickstart --workdir runs/quickstart`.
+
+Started again with the same command it goes on from the newest checkpoint. In the end the run's
+directory holds report.html; `python -m experiments.report DIRECTORY` writes it at any time.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+import jax
 
 from experiments import cli
 from llama_jax import runtime
+from llama_jax.data.sources import documents
+from llama_jax.report.compressors import compress
+from llama_jax.report.page import write_report
+from llama_jax.train.loop import train
+from llama_jax.train.progress import say
+from llama_jax.train.records import write_atomically
 
 
 def main() -> None:
-    runtime.initialize()
     experiment, options = cli.read('pretrain', __doc__, workdir=(Path | None, None))
     workdir = options.workdir or Path('runs') / experiment.name
-
-    from llama_jax.train.loop import train
-
+    runtime.initialize()
     train(experiment, workdir)
+    if jax.process_index() == 0:
+        split = experiment.data.validation_split
+        baselines = {'split': split, **compress(documents(experiment.data, 'validation'))}
+        write_atomically(workdir / 'baselines.json', json.dumps(baselines))
+        say(f'report: {write_report(workdir)}')
 
 
 if __name__ == '__main__':

@@ -65,6 +65,14 @@ def _resolve(config: MeshConfig, n_devices: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
+def platform_in_use() -> str:
+    """'cpu', 'gpu' or 'tpu': the devices of the mesh in use. That of a TPU which is only described
+    (tpu/plan.py) counts too."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    return 'gpu' if platform in ('cuda', 'rocm') else platform
+
+
 def batch_shards(mesh: Mesh) -> int:
     """Number of pieces into which the mesh divides a batch."""
     return mesh.shape['slice'] * mesh.shape['data'] * mesh.shape['fsdp']

@@ -8,7 +8,7 @@ from typing import Literal
 from llama_jax.errors import UserError
 from llama_jax.precision import Precision
 
-AttentionBackend = Literal['auto', 'reference', 'xla', 'cudnn', 'splash']
+AttentionBackend = Literal['auto', 'reference', 'blocked', 'xla', 'cudnn', 'splash']
 Remat = Literal['none', 'dots', 'named', 'full']
 
 
@@ -85,5 +85,6 @@ class Compute:
     remat: Remat = 'none'
     """What the backward pass recomputes: nothing; all but matrix products ('dots'); all but the
     named tensors of model/block.py ('named'); each whole layer from its input ('full')."""
-    unroll: int = 1
-    """Layers per iteration of the scan over depth."""
+    unroll: int = 0
+    """Layers per iteration of the scan over depth. 0: one, but all of them on a CPU, where stacking
+    what the backward pass needs takes longer than the loop's shorter program saves."""

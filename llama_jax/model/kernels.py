@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from llama_jax import layout
 from llama_jax.errors import UserError
+from llama_jax.mesh import platform_in_use
 from llama_jax.model.config import AttentionBackend
 from llama_jax.model.masks import Visibility
 
@@ -39,7 +40,7 @@ def attend(
     Raises UserError when `backend` cannot run here or cannot honour the mask.
     """
     T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[3]
-    platform = _platform()
+    platform = platform_in_use()
     if backend == 'auto':
         backend = _choose(platform, T, S, H, q_BTNH.dtype.name)
     _refuse(backend, platform, T, S, H, q_BTNH.dtype.name)
@@ -57,10 +58,10 @@ def attend_cached(
 ) -> Float[Array, 'B T N H']:
     """`attend` over a cache, which keeps keys and values as a matrix product reads them."""
     T, S, H = q_BTNH.shape[1], v_BKSH.shape[2], q_BTNH.shape[3]
-    platform = _platform()
+    platform = platform_in_use()
     if backend == 'auto':
         backend = _choose(platform, T, S, H, q_BTNH.dtype.name)
-    if backend == 'reference':
+    if backend in ('reference', 'blocked'):  # no key of a cache is skipped before it is written
         _log_once('reference, cached', platform, T, S)
         return _dense(q_BTNH, k_BKHS, v_BKSH, visible, k='BKHS', v='BKSH')
     k_BSKH = jnp.einsum('BKHS->BSKH', k_BKHS)
@@ -73,13 +74,15 @@ def _choose(platform: str, T: int, S: int, H: int, dtype: str) -> AttentionBacke
         return 'splash'
     if platform == 'gpu' and not _cudnn_problem(T, S, H, dtype):
         return 'cudnn'
-    return 'reference'
+    return 'reference' if _blocked_problem(T, S) else 'blocked'
 
 
 def _refuse(backend: str, platform: str, T: int, S: int, H: int, dtype: str) -> None:
     problem = None
     if backend == 'cudnn':
         problem = 'this device is no GPU' if platform != 'gpu' else _cudnn_problem(T, S, H, dtype)
+    elif backend == 'blocked':
+        problem = _blocked_problem(T, S)
     elif backend == 'splash':
         problem = 'this device is no TPU' if platform == 'gpu' else _splash_problem(T, S)
     if problem:
@@ -98,6 +101,12 @@ def _cudnn_problem(T: int, S: int, H: int, dtype: str) -> str | None:
     return None
 
 
+def _blocked_problem(T: int, S: int) -> str | None:
+    if T != S:
+        return f'blocks skip later keys of whole sequences, not {T} queries over {S} cached keys'
+    return None
+
+
 def _splash_problem(T: int, S: int) -> str | None:
     if T != S:
         return f'splash attends over whole sequences, not {T} queries over {S} cached keys'
@@ -107,13 +116,6 @@ def _splash_problem(T: int, S: int) -> str | None:
 @functools.lru_cache
 def _log_once(backend: str, platform: str, T: int, S: int) -> None:
     log.info('attention: backend %s on %s, %d queries over %d keys', backend, platform, T, S)
-
-
-def _platform() -> str:
-    """Kind of device of the mesh in use: that of a TPU described by a topology counts too."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
-    return 'gpu' if platform in ('cuda', 'rocm') else platform
 
 
 def _reference(
@@ -134,6 +136,47 @@ def _dense(
     score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS / math.sqrt(H), -jnp.inf)
     weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_.dtype)
     out_BTKGH = jnp.einsum(f'BKGTS,{v}->BTKGH', weight_BKGTS, v_)
+    return jnp.reshape(out_BTKGH, (B, T, N, H), out_sharding=layout.act('BTNH'))
+
+
+def _blocked(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible: Visibility
+) -> jax.Array:
+    """Attention by blocks of queries, each over the keys up to its end: about half of the work and
+    of the memory of the whole matrix of scores. Heads go in front first, once, as the matrix
+    products of a CPU want them."""
+    B, T, N, H = q_BTNH.shape
+    K = k_BSKH.shape[2]
+    block = max(64, -(-T // 8))
+    mask_BTS = visible.dense()
+    q_BTKGH = jnp.reshape(q_BTNH, (B, T, K, N // K, H), out_sharding=layout.act('BTKGH'))
+    q_BKGTH = jnp.einsum('BTKGH->BKGTH', q_BTKGH / math.sqrt(H))
+    k_BKSH, v_BKSH = (jnp.einsum('BSKH->BKSH', x) for x in (k_BSKH, v_BSKH))
+
+    def attended(start: int) -> jax.Array:
+        end = min(start + block, T)
+        score_BKGTS = jnp.einsum(
+            'BKGTH,BKSH->BKGTS',
+            q_BKGTH[:, :, :, start:end],
+            k_BKSH[:, :, :end],
+            preferred_element_type=jnp.float32,
+        )
+        mask_B11TS = mask_BTS[:, None, None, start:end, :end]
+        score_BKGTS = jnp.where(mask_B11TS, score_BKGTS, -jnp.inf)
+        # Normalised after the product with the values, on H numbers per query instead of S.
+        top_BKGT1 = jax.lax.stop_gradient(jnp.max(score_BKGTS, axis=-1, keepdims=True))
+        weight_BKGTS = jnp.exp(score_BKGTS - top_BKGT1)
+        total_BKGT1 = jnp.sum(weight_BKGTS, axis=-1, keepdims=True)
+        out_BKGTH = jnp.einsum(
+            'BKGTS,BKSH->BKGTH',
+            weight_BKGTS.astype(v_BKSH.dtype),
+            v_BKSH[:, :, :end],
+            preferred_element_type=jnp.float32,
+        )
+        return (out_BKGTH / total_BKGT1).astype(q_BTNH.dtype)
+
+    out_BKGTH = jnp.concatenate([attended(start) for start in range(0, T, block)], axis=3)
+    out_BTKGH = jnp.einsum('BKGTH->BTKGH', out_BKGTH)
     return jnp.reshape(out_BTKGH, (B, T, N, H), out_sharding=layout.act('BTNH'))
 
 
@@ -172,7 +215,7 @@ def _splash(
             block_kv_dkv_compute=block,
             use_fused_bwd_kernel=True,
         ),
-        interpret=_platform() == 'cpu',
+        interpret=platform_in_use() == 'cpu',
     )
     q_BKGTH = jnp.einsum('BTNH->BNTH', q_BTNH / math.sqrt(H)).reshape(-1, K, N // K, T, H)
     k_BKSH, v_BKSH = (jnp.einsum('BSKH->BKSH', x) for x in (k_BSKH, v_BSKH))
@@ -214,6 +257,7 @@ def _per_device(backend: _Backend) -> _Backend:
 
 _BACKENDS: dict[str, _Backend] = {
     'reference': _reference,
+    'blocked': _blocked,
     'xla': functools.partial(_library, implementation='xla'),
     'cudnn': _per_device(functools.partial(_library, implementation='cudnn')),
     'splash': _per_device(_splash),

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.errors import UserError
+from llama_jax.mesh import platform_in_use
 from llama_jax.model.block import Block, drop, rematerialized
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Compute, ModelConfig
@@ -134,14 +135,15 @@ class Transformer(nnx.Module):
         self, x_BTD: jax.Array, layer_keys: jax.Array | None, *, compute: Compute, **context: Any
     ) -> jax.Array:
         def layer(x_BTD: jax.Array, block_and_key: Any) -> tuple[jax.Array, None]:
-            # Cut the layer out of the stack first: else the TPU compiler gathers it with the stack's
-            # dimension of one still on, in padded tiles, and transposes the result.
+            # Cut the layer out of the stack first: else the TPU compiler gathers it with the
+            # stack's dimension of one still on, in padded tiles, and transposes the result.
             block, key = jax.lax.optimization_barrier(block_and_key)
             return block(x_BTD, key=key, compute=compute, **context)[0], None
 
         layers = (self.blocks, layer_keys)
         remat = rematerialized(layer, compute.remat)
-        return jax.lax.scan(remat, x_BTD, layers, unroll=compute.unroll)[0]
+        unroll = compute.unroll or (self.config.layers if platform_in_use() == 'cpu' else 1)
+        return jax.lax.scan(remat, x_BTD, layers, unroll=unroll)[0]
 
     def logits(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
         """Float32 logits of `features`. Training never forms them whole: objectives/softmax.py."""

@@ -31,7 +31,7 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run: the newest `keep` and the best."""
 
-    def __init__(self, directory: Path, *, keep: int):
+    def __init__(self, directory: Path, *, keep: int, read_only: bool = False):
         policies = ocp.training.preservation_policies
         self.directory = directory
         self._orbax = ocp.training.Checkpointer(
@@ -47,7 +47,7 @@ class Checkpoints:
                     ),
                 ]
             ),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,  # half-written ones, of a run that was killed
         )
 
     def save(

@@ -78,14 +78,14 @@ def by_backend(backend, on):
     return out_BTNH, *gradients
 
 
-@pytest.mark.parametrize('backend', ['reference', 'xla', 'splash'])
+@pytest.mark.parametrize('backend', ['reference', 'blocked', 'xla', 'splash'])
 def test_backend_equals_loops_in_float64(backend, one_device):
     found = by_backend(backend, one_device)
     for array, expected in zip(found, by_loops(), strict=True):
         np.testing.assert_allclose(array, expected, rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize('backend', ['reference', 'xla', 'splash'])
+@pytest.mark.parametrize('backend', ['reference', 'blocked', 'xla', 'splash'])
 def test_backend_divides_over_rows_and_heads(backend):
     # splash is run by each device on its own rows and heads.
     found = by_backend(backend, mesh.make(MeshConfig(data=2, fsdp=2, tensor=2)))
@@ -106,6 +106,7 @@ def attend(backend, *, queries=T, keys=T, dtype=jnp.float32):
         ('cudnn', {}, 'this device is no GPU'),
         ('splash', {'queries': 100, 'keys': 100}, 'multiples of 128, not 100'),
         ('splash', {'queries': 128, 'keys': 256}, 'not 128 queries over 256 cached keys'),
+        ('blocked', {'queries': 128, 'keys': 256}, 'not 128 queries over 256 cached keys'),
     ],
 )
 def test_backend_refuses_what_it_cannot_honour(backend, sizes, named):
@@ -126,7 +127,8 @@ def test_backend_refuses_what_it_cannot_honour(backend, sizes, named):
     ],
 )
 def test_cudnn_is_not_chosen_where_it_would_fail(sizes, named):
-    assert kernels._choose('gpu', **sizes) == 'reference'
+    plain = 'blocked' if sizes['T'] == sizes['S'] else 'reference'
+    assert kernels._choose('gpu', **sizes) == plain
     with pytest.raises(UserError, match=named):
         kernels._refuse('cudnn', 'gpu', **sizes)
 
@@ -136,7 +138,8 @@ def test_auto_chooses_by_device_and_shape():
     assert kernels._choose('gpu', **good) == 'cudnn'
     assert kernels._choose('tpu', **good) == 'splash'
     assert kernels._choose('tpu', **good | {'T': 1}) == 'reference'
-    assert kernels._choose('cpu', **good) == 'reference'
+    assert kernels._choose('cpu', **good) == 'blocked'
+    assert kernels._choose('cpu', **good | {'T': 1}) == 'reference'
     with pytest.raises(UserError, match='no TPU'):
         kernels._refuse('splash', 'gpu', **good)
 
@@ -149,6 +152,6 @@ def test_choice_is_logged_once(caplog):
         attend('xla')
     lines = [record.getMessage() for record in caplog.records]
     assert lines == [
-        'attention: backend reference on cpu, 128 queries over 128 keys',
+        'attention: backend blocked on cpu, 128 queries over 128 keys',
         'attention: backend xla on cpu, 128 queries over 128 keys',
     ]

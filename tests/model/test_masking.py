@@ -19,7 +19,7 @@ SEGMENT_T = np.repeat([1, 2, 0], [FIRST, SECOND, T - FIRST - SECOND])
 POSITION_T = np.concatenate([np.arange(n) for n in (FIRST, SECOND, T - FIRST - SECOND)])
 
 packed = functools.partial(dict, segment_BT=SEGMENT_T[None], position_BT=POSITION_T[None])
-BACKENDS = ('reference', 'xla', 'splash')
+BACKENDS = ('reference', 'blocked', 'xla', 'splash')
 
 
 @functools.cache
