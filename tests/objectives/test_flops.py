@@ -1,0 +1,60 @@
+"""Model FLOPs against the count of the compiler."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from llama_jax import mesh
+from llama_jax.mesh import MeshConfig
+from llama_jax.model import layers
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.transformer import Transformer
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.flops import decoder_flops
+
+COMPUTE = Compute(attention='reference')  # forms all pairs of query and key
+CONFIG = ModelConfig(
+    vocab=384, dim=128, layers=2, heads=4, kv_heads=2, head_dim=32, ffn=320, context=256
+)
+
+
+@pytest.mark.parametrize('T', [32, 256])
+def test_equals_the_count_of_the_compiler(T):
+    B = 2
+
+    def loss(params, token_BT):
+        # Unrolled: the compiler counts a loop's body once, however often it runs.
+        logits_BTV, _ = layers.bind(CONFIG, layers.unstack(params))(token_BT, compute=COMPUTE)
+        return jnp.sum(jnp.square(logits_BTV))
+
+    key = jax.random.key(0)
+    with jax.set_mesh(mesh.make(MeshConfig(), jax.devices()[:1])):
+        params = jax.eval_shape(lambda: layers.split(Transformer(CONFIG, key=key)))
+        tokens = jax.ShapeDtypeStruct((B, T), jnp.int32)
+        counted = jax.jit(jax.grad(loss)).lower(params, tokens).compile().cost_analysis()
+    # The compiler also counts norms, activations and softmax: a few per cent at this size.
+    all_pairs = decoder_flops(CONFIG, T, causal=False) * B * T
+    assert 1.0 < counted['flops'] / all_pairs < 1.05
+
+
+def test_causal_attention_is_counted_once():
+    T = 64
+    masked = T * T - T * (T + 1) // 2  # pairs of query and key per head that the mask removes
+    forward = CONFIG.layers * masked * CONFIG.heads * 2 * 2 * CONFIG.head_dim
+    causal = CausalLM().flops(CONFIG, T) * T
+    assert causal == pytest.approx(decoder_flops(CONFIG, T, causal=False) * T - 3 * forward)
+
+
+def test_a_published_count():
+    """Llama 3.1 405B (Grattafiori et al. 2024, section 3.4): 3.8e25 FLOPs for 15.6T tokens."""
+    config = ModelConfig(
+        vocab=128256,
+        dim=16384,
+        layers=126,
+        heads=128,
+        kv_heads=8,
+        head_dim=128,
+        ffn=53248,
+        context=8192,
+    )
+    assert decoder_flops(config, 8192, causal=True) * 15.6e12 == pytest.approx(3.8e25, rel=0.05)
