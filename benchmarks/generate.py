@@ -2,7 +2,7 @@
 
 Greedy decoding of the same shape, precision and prompts, side by side in one run. Repeats alternate
 between the contestants and a measurement of memory bandwidth, and medians are compared, so that a
-noisy machine disturbs all alike. A step of decoding reads every weight once: bandwidth is its limit.
+noisy machine disturbs all alike. A step of decoding reads every weight: bandwidth is its limit.
 The peer needs the extra `parity` (PyTorch and transformers); without it our figures stand alone. On
 an accelerator: `python -m benchmarks.generate --preset llama3_2_1b --compute.precision bfloat16`.
 """

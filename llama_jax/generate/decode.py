@@ -45,7 +45,7 @@ class State:
     """The row has met an end id, or holds no prompt."""
 
 
-def prepare(config: ModelConfig, params: Params, *, mesh: Mesh, compute: Compute) -> Params:
+def prepare(params: Params, *, mesh: Mesh, compute: Compute) -> Params:
     """Parameters for decoding only: layers apart, in the type of the computation, and gathered
     over the axes that a step would otherwise gather them over again and again."""
     dtype = precision.dtype(compute.precision)

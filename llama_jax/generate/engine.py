@@ -95,7 +95,7 @@ class Generator:
             compute = replace(compute, precision='float32')
         self.config, self.mesh, self.compute = config, mesh, compute
         self.eos_ids, self.pad_id, self.prefill_chunk = tuple(eos_ids), pad_id, prefill_chunk
-        self._params = prepare(config, params, mesh=mesh, compute=compute)
+        self._params = prepare(params, mesh=mesh, compute=compute)
         self._empty = jax.jit(
             functools.partial(Cache.empty, config, dtype=precision.dtype(compute.precision)),
             static_argnames=('batch', 'slots'),

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax.generate.sampling import Sampling, keep, ordered, sample, scale
+from llama_jax.generate import sampling as under_test
+from llama_jax.generate.sampling import Sampling, ordered, scale
 
 V = 101
+keep = jax.jit(under_test.keep)
+sample = jax.jit(under_test.sample)
 
 
 def settings(n, *, temperature=1.0, top_k=0, top_p=1.0, seed=0):
@@ -57,7 +60,7 @@ def test_kept_tokens_equal_those_of_a_sort(kind):
     p = rng.choice([1e-6, 0.1, 0.5, 0.9, 0.99, 1], size=n).astype(np.float32)
     sampling = settings(n, temperature=temperature, top_k=k, top_p=p)
     scaled = scale(jnp.asarray(logits), sampling.temperature_B)
-    kept = np.asarray(jax.jit(keep)(jnp.asarray(logits), scaled, sampling))
+    kept = np.asarray(keep(jnp.asarray(logits), scaled, sampling))
     for row in range(n):
         # Where the mass lands on p within rounding, one token more or less is right as well.
         near = [
@@ -80,7 +83,7 @@ def test_top_k_and_top_p_cut_something():
 
 
 def test_order_is_that_of_floats():
-    x = np.array([-np.inf, -3e38, -1.5, -1e-38, -0.0, 0.0, 1e-38, 2.0, 3e38, np.inf], np.float32)
+    x = np.array([-np.inf, -3e38, -1.5, -2e-38, -0.0, 0.0, 2e-38, 2.0, 3e38, np.inf], np.float32)
     order = np.asarray(ordered(jnp.asarray(x))).astype(np.int64)
     assert order[4] == order[5]
     assert (np.diff(order)[[0, 1, 2, 3, 5, 6, 7, 8]] > 0).all()
@@ -88,8 +91,8 @@ def test_order_is_that_of_floats():
 
 @pytest.mark.parametrize('off', [{'temperature': 0.0}, {'top_k': 1}, {'temperature': 1e-45}])
 def test_no_randomness_left_is_greedy(off):
-    logits = jnp.asarray(random_logits(np.random.default_rng(2), 'ties', 200))
-    drawn = sample(logits, settings(200, **off), jnp.arange(200))
+    logits = jnp.asarray(random_logits(np.random.default_rng(2), 'ties', 64))
+    drawn = sample(logits, settings(64, **off), jnp.arange(64))
     assert (drawn == jnp.argmax(logits, axis=-1)).all()
 
 
@@ -132,13 +135,14 @@ def test_a_draw_depends_on_its_own_row_only():
         return np.asarray(sample(logits[rows], sampling, position[rows]))
 
     together = draw(range(8))
-    assert (draw([5, 2, 7])[[0, 1, 2]] == together[[5, 2, 7]]).all()
+    order = rng.permutation(8)
+    assert (draw(order) == together[order]).all()
     assert [draw([i])[0] for i in range(8)] == together.tolist()
 
 
 def test_seed_and_position_change_the_draw():
-    logits = jnp.zeros((100, V))
-    by_seed = sample(logits, settings(100, seed=np.arange(100)), jnp.zeros(100, jnp.int32))
-    by_position = sample(logits, settings(100), jnp.arange(100))
-    assert len(set(np.asarray(by_seed).tolist())) > 40
-    assert len(set(np.asarray(by_position).tolist())) > 40
+    logits = jnp.zeros((64, V))
+    by_seed = sample(logits, settings(64, seed=np.arange(64)), jnp.zeros(64, jnp.int32))
+    by_position = sample(logits, settings(64), jnp.arange(64))
+    assert len(set(np.asarray(by_seed).tolist())) > 30
+    assert len(set(np.asarray(by_position).tolist())) > 30
