@@ -42,9 +42,11 @@ class Instruction:
     def op_name(self) -> str:
         """Where in the source program it comes from, without the transformations around it."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
-        wrapper = re.compile(r'\(|^(while|body|closed_call|checkpoint|rematted_computation)$')
         parts = found[1].split('/') if found else []
-        return '/'.join(part for part in parts if not wrapper.search(part))
+        return '/'.join(part for part in parts if '(' not in part and part not in _WRAPPERS)
+
+
+_WRAPPERS = {'while', 'body', 'closed_call', 'checkpoint', 'rematted_computation', 'eval_jaxpr'}
 
 
 @dataclass
@@ -73,6 +75,8 @@ class Collective:
     """Chips that exchange with one another."""
     rewritten: bool = False
     """A reduce-scatter that the text writes as an all-reduce of which only slices are used."""
+    gathers: bool = False
+    """An all-reduce that adds up pieces which each chip put into zeros: a slow all-gather."""
     inexact: bool = False
     """Within a loop whose number of turns the text does not tell: counted once."""
 
@@ -129,21 +133,34 @@ def _closing(text: str, start: int) -> int:
 def collectives(program: Program) -> list[Collective]:
     """All collectives of one run, equal ones counted together, most bytes first.
 
-    An all-reduce of several arrays, some of which are only sliced, is counted as two.
+    An all-reduce of several arrays is counted by what becomes of each.
     """
     counts: dict[Collective, int] = defaultdict(int)
+    chains = set()
     for computation, instruction, count, exact in _executed(program, program.entry, 1, True):
         kind = instruction.opcode.removesuffix('-start')
         if kind not in KINDS:
             continue
+        # Overlapped with computation, it stands in each fusion that starts, carries on or ends it.
+        chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
+        if chain:
+            if chain[1] in chains:
+                continue
+            chains.add(chain[1])
         arrays = _moved(instruction, kind)
-        sliced = [False] * len(arrays)
+        roles = [(False, False)] * len(arrays)
         if kind == 'all-reduce':
-            sliced = [
-                _only_sliced(program, computation, instruction, i) for i in range(len(arrays))
+            roles = [
+                (
+                    _only_sliced(program, computation, instruction, i),
+                    _is_piece_in_zeros(program, computation, operand),
+                )
+                for i, operand in enumerate(instruction.operands)
             ]
-        for rewritten in sorted(set(sliced)):
-            part = [array for array, s in zip(arrays, sliced, strict=True) if s == rewritten]
+        for rewritten, gathers in sorted(set(roles)):
+            part = [
+                a for a, role in zip(arrays, roles, strict=True) if role == (rewritten, gathers)
+            ]
             key = Collective(
                 kind='reduce-scatter' if rewritten else kind,
                 shapes=tuple(array for array, _ in part),
@@ -152,6 +169,7 @@ def collectives(program: Program) -> list[Collective]:
                 op_name=instruction.op_name,
                 group=_group_size(instruction.attributes),
                 rewritten=rewritten,
+                gathers=gathers,
                 inexact=not exact,
             )
             counts[key] += count
@@ -262,7 +280,7 @@ def _group_size(attributes: str) -> int:
     iota = _number(r'replica_groups=\[\d+,(\d+)\]', attributes)
     if iota is not None:
         return iota
-    grid = re.search(r'replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}', attributes)
+    grid = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', attributes)
     if grid:
         sizes = {axis: int(n) for axis, n in re.findall(r"'(\w+)'=(\d+)", grid[1])}
         return math.prod(sizes[axis] for axis in re.findall(r"'(\w+)'", grid[2]))
@@ -303,6 +321,22 @@ def _slices(program: Program, computation: str, value: Instruction, user: Instru
         for parameter in program.computations[called]
         if parameter.opcode == 'parameter' and _number(r'^(\d+)', parameter.attributes) in places
     )
+
+
+def _is_piece_in_zeros(program: Program, computation: str, name: str) -> bool:
+    """Whether `name` is a dynamic update of a constant array, within a fusion as well."""
+    by_name = {instruction.name: instruction for instruction in program.computations[computation]}
+    value = by_name.get(name)
+    while value and value.opcode in _SAME_DATA:
+        value = by_name.get(value.operands[0])
+    if value is None or value.opcode not in ('dynamic-update-slice', 'fusion'):
+        return False
+    if value.opcode == 'dynamic-update-slice':
+        target = by_name.get(value.operands[0])
+        return target is not None and target.opcode in ('broadcast', 'constant', 'parameter')
+    called = value.calls('calls')
+    assert called
+    return _is_piece_in_zeros(program, called, program.computations[called][-1].name)
 
 
 def _number(pattern: str, text: str) -> int | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
 from collections import Counter
@@ -35,9 +34,6 @@ from llama_jax.train.experiment import Experiment, check
 from llama_jax.train.step import abstract_state, train_step
 from tpu import hlo, topology
 from tpu.hlo import Collective
-
-WEIGHTS_MOVE = ('reshard', 'all_gather')
-"""How the places end where the program brings a weight together (layout.gather, softmax.py)."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +74,8 @@ class Plan:
         return self.memory.total <= self.slice.chip.hbm_bytes
 
     def weights_by_all_reduce(self) -> list[Collective]:
-        """Exchanges that bring a weight together at the price of a reduction."""
-        return [
-            c
-            for c in self.collectives
-            if c.kind == 'all-reduce' and c.op_name.split('/')[-1] in WEIGHTS_MOVE
-        ]
+        """Weights that are brought together at the price of a reduction."""
+        return [c for c in self.collectives if c.gathers]
 
 
 def plan(experiment: Experiment, where: topology.Slice, say: Any = lambda line: None) -> Plan:
@@ -211,7 +203,7 @@ def report(plan: Plan) -> str:
         lines.append('  + in a loop of unknown length, counted once')
     bad = plan.weights_by_all_reduce()
     lines += [
-        f'weights move by all-reduce in {len(bad)} places: the slice or the placement is wrong'
+        f'WEIGHTS MOVE BY ALL-REDUCE in {len(bad)} places: is the slice a full torus?'
         if bad
         else 'weights move by all-gather, never by all-reduce',
         '',
@@ -266,11 +258,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def main() -> None:
-    # No TPU is looked for, on this machine or over the network, and none is missed.
     jax.config.update('jax_platforms', 'cpu')
-    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
-    os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v4-8')  # of this host: any, or it warns
-    os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
     experiment, options = cli.read(
         'tpu.plan', __doc__, topology=(str, tyro.MISSING), json=(Path | None, None)
     )

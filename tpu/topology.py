@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,12 @@ class Slice:
         wrap around (from 4x4x4 up, 16x16 on v5e and v6e). Without the wrap the compiler moves
         weights by all-reduce.
         """
+        # The compiler's library looks for a TPU when it loads, over the network too, and lets one
+        # process in at a time: none of that is wanted. The host type is any, or it warns.
+        os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+        os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
+        os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v4-8')
+        os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
         from jax.experimental import topologies
 
         name = f'{self.chip.compiler_name}:{"x".join(map(str, self.shape))}'
@@ -78,6 +85,8 @@ class Slice:
             ).devices
         except jax.errors.JaxRuntimeError as error:
             reason = str(error).splitlines()[0]
+            if not reason.startswith('INVALID_ARGUMENT'):
+                raise
             raise UserError(
                 f'the compiler knows no slice {self.chip.name}:{name.split(":")[1]} ({reason}); '
                 'take a size that can be rented, such as v4:4x4x4 or v5e:4x4'

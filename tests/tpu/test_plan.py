@@ -1,0 +1,131 @@
+"""Placement, judged by the TPU compiler (make test-tpu-compile)."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+import configs
+from llama_jax.errors import UserError
+from llama_jax.mesh import MeshConfig
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.train.experiment import TrainConfig
+from tpu import plan, topology
+
+D, F, V, N, K, H, L, T = 256, 768, 1024, 4, 2, 128, 3, 256
+
+
+def experiment(**mesh):
+    """Sizes that are all different, in the precision of real runs; longer than the scan is wide."""
+    model = ModelConfig(vocab=V, dim=D, layers=L, heads=N, kv_heads=K, head_dim=H, ffn=F, context=T)
+    return replace(
+        configs.get('llama3_8b'),
+        model=model,
+        train=TrainConfig(steps=10_000, batch=4, seq_len=T),
+        mesh=MeshConfig(**mesh),
+        compute=Compute(precision='bfloat16', remat='full'),
+    )
+
+
+def moved(result, kind, group):
+    """How often each array goes through a collective of `kind` over `group` chips in a step."""
+    times = Counter()
+    for c in result.collectives:
+        if (c.kind, c.group) == (kind, group):
+            for shape in c.shapes:
+                times[shape] += c.count
+    return times
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize('where', ['v5e:2x2', 'v4:2x2x1'])
+def test_fsdp_gathers_weights_and_scatters_gradients(where):
+    result = plan.plan(experiment(), topology.parse(where))
+    print(plan.report(result))
+    assert result.fits
+    # Attention forward, again in the backward pass, and backward: one kernel each.
+    assert sum(result.kernels.values()) == 3 * L
+    assert all(name.startswith('splash') for name in result.kernels)
+    assert not any(c.inexact for c in result.collectives)
+
+    assert result.weights_by_all_reduce() == []
+    whole = [c for c in result.collectives if c.kind not in ('all-gather', 'reduce-scatter')]
+    assert {c.kind for c in whole} == {'all-reduce'}
+    # Sums of scalars and the gradients of norms; every matrix is scattered.
+    assert all(c.n_bytes <= 4 * D * (2 * L + 1) for c in whole)
+
+    weights = L * (2 * D * N * H + 2 * D * K * H + 3 * D * F)
+    gathered, scattered = (
+        sum(c.n_bytes * c.count for c in result.collectives if c.kind == kind)
+        for kind in ('all-gather', 'reduce-scatter')
+    )
+    # bfloat16: every layer twice (forward, recomputed), embedding and head once.
+    assert gathered == 2 * (2 * weights + 2 * V * D)
+    # As many bytes again for the gradients, the head's in float32.
+    assert scattered == 2 * (weights + V * D) + 4 * V * D
+
+
+@pytest.mark.tpu
+@pytest.mark.parametrize('where', ['v5e:2x2', 'v4:2x2x1'])
+def test_tensor_parallelism_sums_activations(where):
+    result = plan.plan(experiment(fsdp=2, tensor=2), topology.parse(where))
+    print(plan.report(result))
+    assert result.fits
+    assert sum(result.kernels.values()) == 3 * L
+    assert result.weights_by_all_reduce() == []
+    assert {c.kind for c in result.collectives} == {'all-gather', 'all-reduce', 'reduce-scatter'}
+
+    half_layer = L * (2 * D * N * H + 2 * D * K * H + 3 * D * F) // 2
+    gathered = sum(c.n_bytes * c.count for c in result.collectives if c.kind == 'all-gather')
+    assert gathered == 2 * (2 * half_layer + V * D)
+    # Two a layer forward, one when the backward pass recomputes the layer, two backward.
+    sums = [c for c in result.collectives if c.shapes == (f'bf16[2,{T},{D}]',)]
+    assert {c.kind for c in sums} == {'all-reduce'}
+    assert sum(c.count for c in sums if c.op_name.startswith(('attention', 'mlp'))) == 5 * L
+    # Nothing larger is summed: not the logits, not a weight.
+    assert all(c.n_bytes <= 2 * 2 * T * D for c in result.collectives if c.kind == 'all-reduce')
+
+
+@pytest.mark.tpu
+def test_replicas_sum_gradients_whole():
+    result = plan.plan(experiment(data=4, fsdp=1), topology.parse('v5e:2x2'))
+    kinds = {c.kind for c in result.collectives}
+    assert kinds == {'all-reduce'}
+
+
+def test_slices_by_name():
+    where = topology.parse('v4:8x16x16')
+    assert where.chips == 2048
+    assert where.chip.hbm_bytes == 32e9
+    assert topology.parse('v5:8x8x8') == topology.parse('v5p:8x8x8')
+
+
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        ('v5f:2x2', 'did you mean'),
+        ('h100:8', 'known are v4, v5e, v5p, v6e'),
+        ('v4:2x2', 'v4 slice has 3 dimensions, as in v4:4x4x4'),
+        ('v5e', 'v5e slice has 2 dimensions, as in v5e:4x4'),
+        ('v5e:0x4', 'v5e slice has 2 dimensions'),
+    ],
+)
+def test_slice_that_does_not_exist_is_refused(name, message):
+    with pytest.raises(UserError, match=message):
+        topology.parse(name)
+
+
+def test_batch_is_that_of_the_objective():
+    import jax
+
+    from llama_jax import mesh
+
+    arrays = plan.abstract_batch(experiment(), mesh.make(MeshConfig(), jax.devices()[:4]))
+    assert {name: x.dtype.name for name, x in arrays.items()} == {
+        'inputs': 'int32',
+        'targets': 'int32',
+        'weights': 'float32',
+        'segments': 'int32',
+        'positions': 'int32',
+    }
+    assert {x.shape for x in arrays.values()} == {(4, T)}
