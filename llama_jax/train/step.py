@@ -136,4 +136,6 @@ def train_step(
 def _microbatches(x_BT: jax.Array, n: int) -> jax.Array:
     """[B, T] -> [n, B / n, T]; microbatch i takes rows i, i + n, ...: each device its own."""
     B, T = x_BT.shape
-    return jnp.moveaxis(x_BT.reshape(B // n, n, T), 1, 0)
+    # Said, because of a microbatch of one row JAX takes the other factor to be the batch.
+    x_BnT = jnp.reshape(x_BT, (B // n, n, T), out_sharding=layout.rows())
+    return jnp.moveaxis(x_BnT, 1, 0)
