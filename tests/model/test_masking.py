@@ -31,7 +31,7 @@ def forward(backend):
             *(CONFIG, params, token_BT),
             segment_BT=segment_BT,
             position_BT=position_BT,
-            compute=Compute(attention=backend),
+            compute=Compute(attention=backend, unroll=1),
         )
 
     return jax.jit(logits)
@@ -61,7 +61,7 @@ def test_future_tokens_receive_no_gradient(backend, one_device):
         # Each token is a row of its own in the embedding, so that its gradient stands alone.
         own = {**params, 'embed_VD': embed_TD}
         model = layers.bind(CONFIG, own)
-        compute = Compute(attention=backend)
+        compute = Compute(attention=backend, unroll=1)
         logits_BTV, _ = model(jnp.arange(T)[None], **packed(), compute=compute)
         return jnp.sum(logits_BTV, where=(jnp.arange(T) == position)[:, None])
 
