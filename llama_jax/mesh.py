@@ -41,6 +41,12 @@ def make(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mes
     if shape[0] == 1:
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
+        n_slices = len({getattr(device, 'slice_index', 0) for device in devices})
+        if n_slices != shape[0]:
+            raise UserError(
+                f'mesh with slice {shape[0]}: these devices form {n_slices} slice(s); '
+                f'set --mesh.slice {n_slices}, or --mesh.data for replicas within one'
+            )
         across = (shape[0], *[1] * (len(shape) - 1))
         within = (1, *shape[1:])
         grid = mesh_utils.create_hybrid_device_mesh(

@@ -86,5 +86,6 @@ class Compute:
     """What the backward pass recomputes: nothing; all but matrix products ('dots'); all but the
     named tensors of model/block.py ('named'); each whole layer from its input ('full')."""
     unroll: int = 0
-    """Layers per iteration of the scan over depth. 0: one, but all of them on a CPU, where stacking
-    what the backward pass needs takes longer than the loop's shorter program saves."""
+    """Layers per iteration of the scan over depth. 0: one, but all of them on a CPU where remat
+    is 'none': there, stacking what the backward pass needs takes longer than the loop's shorter
+    program saves."""

@@ -142,7 +142,9 @@ class Transformer(nnx.Module):
 
         layers = (self.blocks, layer_keys)
         remat = rematerialized(layer, compute.remat)
-        unroll = compute.unroll or (self.config.layers if platform_in_use() == 'cpu' else 1)
+        # XLA for CPUs merges recomputed work of an unrolled scan back into the kept one.
+        unrolled = platform_in_use() == 'cpu' and compute.remat == 'none'
+        unroll = compute.unroll or (self.config.layers if unrolled else 1)
         return jax.lax.scan(remat, x_BTD, layers, unroll=unroll)[0]
 
     def logits(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
