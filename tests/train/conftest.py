@@ -1,0 +1,100 @@
+"""A tiny model on real text, and one store of compiled programs for all tests of training."""
+
+import inspect
+import json
+import os
+from dataclasses import replace
+
+import jax
+import pytest
+
+from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.tokenizer import TokenizerConfig
+from llama_jax.mesh import MeshConfig
+from llama_jax.model.config import ModelConfig
+from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.train import run
+from llama_jax.train.experiment import (
+    CheckpointConfig,
+    EvaluationConfig,
+    Experiment,
+    TrainConfig,
+)
+from tests.data.corpus import MODULES
+
+VOCAB = 512
+MODEL = ModelConfig(
+    vocab=VOCAB, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, context=64
+)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def caches(tmp_path_factory):
+    """Prepared data and compiled programs, for this process and for those it starts."""
+    before = os.environ.get('LLAMA_JAX_CACHE')
+    compiled = {
+        'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
+        'jax_persistent_cache_min_compile_time_secs': 0.5,
+        'jax_persistent_cache_min_entry_size_bytes': -1,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        if before is None:
+            patch.setenv('LLAMA_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
+        for name, value in compiled.items():
+            patch.setenv(name.upper(), str(value))
+            jax.config.update(name, value)
+        yield
+        jax.config.update('jax_compilation_cache_dir', None)
+
+
+@pytest.fixture(autouse=True)
+def peak_is_not_measured(monkeypatch):
+    monkeypatch.setattr(run, 'peak_flops', lambda device: (1e12, 'of a test'))
+
+
+@pytest.fixture(scope='session')
+def text(tmp_path_factory):
+    """Functions and classes of the standard library, one a document."""
+    path = tmp_path_factory.mktemp('text') / 'functions.jsonl'
+    documents = [
+        piece for module in MODULES[:6] for piece in inspect.getsource(module).split('\n\n\n')
+    ]
+    lines = [json.dumps({'text': document}) for document in documents if document.strip()]
+    path.write_text('\n'.join(lines), 'utf-8')
+    return path
+
+
+@pytest.fixture(scope='session')
+def experiment(text):
+    """20 steps, a checkpoint every 5, a validation every 10."""
+    return Experiment(
+        name='tiny',
+        model=MODEL,
+        data=DataConfig(
+            sources=(Source('text_files', files=(str(text),)),),
+            tokenizer=TokenizerConfig(vocab=VOCAB),
+        ),
+        train=TrainConfig(steps=20, batch=8, seq_len=32, log_every=1),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4)),
+        evaluation=EvaluationConfig(every=10, batches=4),
+        checkpoint=CheckpointConfig(every=5, keep=2),
+    )
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """Runs of this test use the first device only."""
+    whole = run.meshes.make
+    monkeypatch.setattr(
+        run.meshes, 'make', lambda config: whole(config, jax.devices()[: _wanted(config)])
+    )
+
+
+def _wanted(config: MeshConfig) -> int | None:
+    return 1 if config == MeshConfig() else None
+
+
+def changed(experiment, section, **values):
+    """The experiment with other settings in one section."""
+    return replace(experiment, **{section: replace(getattr(experiment, section), **values)})
