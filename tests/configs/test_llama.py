@@ -1,7 +1,7 @@
 """Every named configuration: exact sizes, recipes, and its whole text.
 
 After an intended change, write the dumps anew and read the difference:
-    LLAMA_JAX_REWRITE_GOLDENS=1 python -m pytest tests/configs; git diff tests/goldens/configs
+    LLAMA_JAX_WRITE_GOLDENS=1 python -m pytest tests/configs; git diff tests/goldens/configs
 """
 
 import json
@@ -105,7 +105,7 @@ def test_misspelt_name_is_answered_with_the_nearest():
 def test_golden_dump(name):
     text = json.dumps(to_dict(configs.get(name)), indent=1, ensure_ascii=False) + '\n'
     golden = GOLDENS / f'{name}.json'
-    if os.environ.get('LLAMA_JAX_REWRITE_GOLDENS'):
+    if os.environ.get('LLAMA_JAX_WRITE_GOLDENS'):
         golden.parent.mkdir(parents=True, exist_ok=True)
         golden.write_text(text, encoding='utf-8')
     assert golden.is_file(), f'{name} has no dump: see the first lines of this file'
