@@ -59,7 +59,7 @@ def main(script: Callable[[], None]) -> None:
     """Run a script: bad input ends in one line and exit code 2, a signal in its own code."""
     from llama_jax.train.loop import Stopped
 
-    logging.basicConfig(level=logging.WARNING, format='%(name)s: %(message)s')
+    logging.basicConfig(level=logging.WARNING, format='%(message)s', force=True)
     logging.getLogger('llama_jax').setLevel(logging.INFO)
     try:
         script()

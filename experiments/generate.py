@@ -59,11 +59,11 @@ def main() -> None:
         top_p=options.top_p,
         seed=options.seed,
     )
-    print(options.prompt, end='', flush=True)
     begin, n_tokens = time.perf_counter(), 0
     for tokens in pieces:
+        shown = '' if n_tokens else options.prompt
         n_tokens += len(tokens)
-        print(detokenize(tokens), end='', flush=True)
+        print(shown + detokenize(tokens), end='', flush=True)
     print(detokenize.finish())
     seconds = time.perf_counter() - begin
     print(
