@@ -89,6 +89,8 @@ def _environment(coordinator: str, processes: int, process: int, devices: int) -
 
 def _prefix(stream: IO[bytes], process: int) -> None:
     for line in stream:
+        if line.startswith(b'[Gloo] Rank '):  # one line per device and group, of no news
+            continue
         text = line.decode('utf-8', errors='replace').rstrip('\n')
         print(f'[{process}] {text}', flush=True)
 
