@@ -58,8 +58,6 @@ def throughput(settings: Settings, tokenizer: Tokenizer, *, workers: int) -> dic
         batch=settings.batch,
         seq_len=settings.seq_len,
         seed=0,
-        process_index=0,
-        process_count=1,
     ) as loader:
         next(loader)
         first_batch = time.perf_counter() - start

@@ -75,9 +75,11 @@ class Recipe:
 class Loader:
     """This host's share of the global batches, as dicts of numpy arrays.
 
-    A batch holds [B_local, T] arrays: every key that `example` yields (integers as int32, the rest
-    as float32; `inputs` and `targets` padded with pad_id, the rest with 0), `segments` (1, 2, ...
-    for each piece of a document in the row, 0 for padding) and `positions` (from 0 in a segment).
+    `rows` are those of the global batch to make here, where other hosts make the rest; default:
+    all. A batch holds [B_local, T] arrays: every key that `example` yields (integers as int32, the
+    rest as float32; `inputs` and `targets` padded with pad_id, the rest with 0), `segments` (1, 2,
+    ... for each piece of a document in the row, 0 for padding) and `positions` (from 0 in a
+    segment).
     `cursor` int32 [B_local, 2] is the state after this batch: documents consumed by the lane, and
     tokens taken of the next one. Give the global [B, 2] array back as `cursor` to go on from there,
     with any number of hosts and workers.
@@ -104,18 +106,12 @@ class Loader:
         batch: int,
         seq_len: int,
         seed: int,
-        process_index: int,
-        process_count: int,
+        rows: Sequence[int] | None = None,
         cursor: np.ndarray | None = None,
         epochs: int | None = None,
     ) -> None:
         if batch < 1 or seq_len < 1:
             raise UserError(f'a batch of {batch} rows of {seq_len} tokens: set both to 1 or more')
-        if batch % process_count:
-            raise UserError(
-                f'a batch of {batch} rows cannot be shared by {process_count} hosts: set the batch '
-                f'to a multiple of {process_count}'
-            )
         if config.workers < 0 or config.prefetch < 0:
             raise UserError('data.workers and data.prefetch must be 0 or more')
         cursor = _checked(cursor, batch)
@@ -126,12 +122,12 @@ class Loader:
         facts = (self.corpus.digest, tokenizer.digest, batch, seq_len, seed, splittable, epochs)
         self.digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         self.seconds_waited = 0.0
-        self._rows = batch // process_count
-        mine = range(process_index * self._rows, (process_index + 1) * self._rows)
+        mine = list(range(batch)) if rows is None else list(rows)
+        self._rows = len(mine)
         self._workers = min(config.workers, self._rows) if epochs is None else 0
         dataset: grain.IterDataset
         if epochs is None:
-            dataset = _LaneRows(self._recipe, list(mine), cursor)
+            dataset = _LaneRows(self._recipe, mine, cursor)
         else:
             dataset = _DealtRows(self._recipe, batch, mine, epochs, cursor)
         if self._workers:
@@ -229,7 +225,7 @@ class _DealtRows(grain.IterDataset):
     """Finite; the rows of one stream, of which this host keeps its share of every batch."""
 
     def __init__(
-        self, recipe: Recipe, batch: int, mine: range, epochs: int, cursor: np.ndarray
+        self, recipe: Recipe, batch: int, mine: list[int], epochs: int, cursor: np.ndarray
     ) -> None:
         super().__init__()
         self._recipe, self._batch, self._mine = recipe, batch, mine
@@ -249,7 +245,7 @@ class _DealtRows(grain.IterDataset):
                     return
                 # The state of the one stream, in every row.
                 batch['cursor'] = np.tile(np.array(packer.cursor, np.int32), (self._batch, 1))
-                yield {key: rows[mine.start : mine.stop] for key, rows in batch.items()}
+                yield {key: rows[mine] for key, rows in batch.items()}
 
         return _Stateless(batches())
 

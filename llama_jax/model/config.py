@@ -51,6 +51,10 @@ class ModelConfig:
     """Rate at which the embedding's and each sub-layer's output is dropped in training."""
 
     def __post_init__(self) -> None:
+        sizes = ('vocab', 'dim', 'layers', 'heads', 'kv_heads', 'head_dim', 'ffn', 'context')
+        for field in sizes:
+            if getattr(self, field) < 1:
+                raise UserError(f'model.{field} is {getattr(self, field)}: it must be positive')
         if self.heads % self.kv_heads:
             raise UserError(
                 f'{self.heads} heads cannot share {self.kv_heads} key-value heads evenly: '
@@ -60,10 +64,6 @@ class ModelConfig:
             raise UserError(f'model.head_dim {self.head_dim} is odd: rotary positions need pairs')
         if not 0 <= self.dropout < 1:
             raise UserError(f'model.dropout {self.dropout} is not in [0, 1)')
-        sizes = ('vocab', 'dim', 'layers', 'heads', 'kv_heads', 'head_dim', 'ffn', 'context')
-        for field in sizes:
-            if getattr(self, field) < 1:
-                raise UserError(f'model.{field} is {getattr(self, field)}: it must be positive')
 
     def sizes(self) -> dict[str, int]:
         """Size of each dimension that a mesh may divide, by letter."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from llama_jax.errors import UserError
@@ -84,9 +86,8 @@ class Checkpoints:
             raise self._save_failed(error) from error
 
     def _save_failed(self, error: Exception) -> UserError:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
         return UserError(
-            f'a checkpoint could not be saved in {self.directory}: {reason}; '
+            f'a checkpoint could not be saved in {self.directory}: {_first_line(error)}; '
             'free some space (or mend the directory) and start again: the run resumes from '
             f'{self._newest()}'
         )
@@ -115,25 +116,25 @@ class Checkpoints:
         Args:
           abstract: shapes, types and target shardings of the items wanted.
           check: is given the metadata before any array is read; raises to refuse.
-          set_aside: rename unreadable checkpoints, so that their steps can be saved again.
+          set_aside: rename the unreadable ones, so that their steps can be saved again; never all.
 
         Raises UserError when there are checkpoints and none of them can be read.
         """
         damaged: list[str] = []
+        bad_steps: list[int] = []
         for step in reversed(self.steps()):
             try:
-                metadata = self.metadata(step)
-                check(metadata)
-                items = self._load(step, abstract, metadata)
+                items, metadata = self._load(step, abstract, check)
             except UserError:
                 raise
             except Exception as error:  # noqa: BLE001  whatever a damaged file makes Orbax raise
-                reason = f'{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}'
+                reason = _first_line(error)
                 damaged.append(f'checkpoint {step} is damaged and was not used ({reason})')
                 log.warning('%s', damaged[-1])
-                if set_aside:
-                    self._set_aside(step)
+                bad_steps.append(step)
                 continue
+            if bad_steps and set_aside:
+                self._set_aside(bad_steps)
             return Restored(step, items, metadata, damaged)
         if damaged:
             raise UserError(
@@ -142,23 +143,50 @@ class Checkpoints:
             )
         return None
 
-    def _load(self, step: int, abstract: Items, metadata: dict[str, Any]) -> Items:
+    def _load(
+        self, step: int, abstract: Items, check: Callable[[dict[str, Any]], None]
+    ) -> tuple[Items, dict[str, Any]]:
         plain = jax.tree.map(_plain_abstract, abstract)
-        loaded = self._orbax.load_checkpointables(step, plain)
+        problem: Exception | None = None
+        try:
+            metadata = self.metadata(step)
+            if 'checksums' not in metadata:
+                raise ValueError('its metadata is missing')
+            check(metadata)
+            loaded = self._orbax.load_checkpointables(step, plain)
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001  as above
+            problem = error
+        # One process may have met a damaged file where the others read theirs.
+        if np.any(multihost_utils.process_allgather(np.array(problem is not None))):
+            raise problem or ValueError('another process could not read it')
         for name, item in loaded.items():
             if checksum(item) != metadata['checksums'][name]:
                 raise ValueError(f'the arrays of {name!r} are not those that were saved')
-        return {name: jax.tree.map(_typed, abstract[name], loaded[name]) for name in abstract}
+        items = {name: jax.tree.map(_typed, abstract[name], loaded[name]) for name in abstract}
+        return items, metadata
 
-    def _set_aside(self, step: int) -> None:
+    def _set_aside(self, steps: list[int]) -> None:
         if jax.process_index() == 0:
-            damaged = self.directory / str(step)
-            damaged.rename(self.directory.parent / f'damaged-checkpoint-{step}')
+            for step in steps:
+                aside = self.directory.parent / f'damaged-checkpoint-{step}'
+                shutil.rmtree(aside, ignore_errors=True)  # an earlier one of the same step
+                (self.directory / str(step)).rename(aside)
+        multihost_utils.sync_global_devices('damaged checkpoints are set aside')
         self._orbax.reload()
 
     def close(self) -> None:
         self.wait()
         self._orbax.close()
+
+
+def _first_line(error: BaseException) -> str:
+    """What went wrong at the bottom: Orbax puts several layers of its own upon it."""
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+    lines = str(error).strip().splitlines()
+    return f'{type(error).__name__}: {lines[0][:200]}' if lines else repr(error)
 
 
 def checksum(tree: Any) -> int:

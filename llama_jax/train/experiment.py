@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +15,7 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.optim.adamw import OptimizerConfig
-from llama_jax.optim.schedule import schedule
+from llama_jax.optim.adamw import OptimizerConfig, optimizer
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,25 @@ class Experiment:
     seed: int = 0
 
 
+_LEAST = {
+    **{f'train.{entry.name}': 1 for entry in dataclasses.fields(TrainConfig)},
+    **{f'checkpoint.{entry.name}': 1 for entry in dataclasses.fields(CheckpointConfig)},
+    'evaluation.every': 0,
+    'evaluation.batches': 0,
+    'evaluation.sample_tokens': 1,
+    'compute.unroll': 1,
+    'seed': 0,
+}
+
+
 def check(experiment: Experiment, device_mesh: Any) -> None:
     """Raise UserError for settings that do not fit each other or the mesh. Costs nothing."""
     model, train = experiment.model, experiment.train
-    for section in (train, experiment.checkpoint):
-        for entry in dataclasses.fields(section):
-            if getattr(section, entry.name) < 1:
-                raise UserError(f'{entry.name} is {getattr(section, entry.name)}: must be positive')
+    for name, least in _LEAST.items():
+        value = operator.attrgetter(name)(experiment)
+        if value < least:
+            option = name.replace('_', '-')
+            raise UserError(f'--{option} is {value}: it must be {least} or more')
     if train.seq_len > model.context:
         raise UserError(
             f'train.seq_len {train.seq_len} is longer than the model context {model.context}: '
@@ -101,7 +113,7 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             f'{shards * train.accumulate}, or use more --mesh.tensor'
         )
     layout.check(model.sizes(), device_mesh)
-    schedule(experiment.optimizer.schedule, train.steps)
+    optimizer(experiment.optimizer, train.steps)
 
 
 def check_vocabulary(experiment: Experiment, vocab_size: int) -> None:

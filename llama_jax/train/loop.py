@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -14,7 +15,6 @@ import numpy as np
 
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
-from llama_jax.train.progress import say
 from llama_jax.train.run import HostBatch, Run, prepare
 from llama_jax.train.step import Metrics, State
 
@@ -33,6 +33,8 @@ class Pending(NamedTuple):
     step: int
     batch: HostBatch
     metrics: Metrics
+    told: jax.Array | int
+    """Number of the signal that some process had received by this step; 0: none."""
 
 
 def train(experiment: Experiment, workdir: Path) -> State:
@@ -49,48 +51,51 @@ def train(experiment: Experiment, workdir: Path) -> State:
         run.progress as progress,
     ):
         pending: Pending | None = None
+        stopping = 0
         steps = range(int(run.state.step) + 1, config.steps + 1)
         for step, batch in zip(steps, run.loader, strict=False):
             run.state, metrics = run.step(run.state, run.place(batch))
-            _finish(run, pending)  # the step before, while the devices work on this one
-            pending, run.cursor = Pending(step, batch, metrics), batch['cursor']
+            told = run.largest(max(received, default=0))
+            stopping = _finish(run, pending)  # the step before; the devices work on this one
+            pending, run.cursor = Pending(step, batch, metrics, told), batch['cursor']
 
-            stopping = _agreed(received, step)
             last = step == config.steps
             validates = run.validate and (last or step % evaluation.every == 0)
             if validates or stopping or last or step % experiment.checkpoint.every == 0:
                 _finish(run, pending)
                 pending = None
                 with progress.paused():
-                    run.save(step, run.evaluate(step) if validates and not stopping else None)
+                    evaluates = validates and (last or not stopping)
+                    run.save(step, run.evaluate(step) if evaluates else None)
             if stopping:
                 break
         run.checkpoints.wait()
-        if received and len(steps) and step < config.steps:
-            name = signal.Signals(received[0]).name
+        if stopping and step < config.steps:
             raise Stopped(
-                f'stopped by {name} after step {step}, which is saved in {workdir}; '
-                'the same command goes on from there',
-                exit_code=128 + received[0],
+                f'stopped by {signal.Signals(stopping).name} after step {step}, which is saved in '
+                f'{workdir}; the same command goes on from there',
+                exit_code=128 + stopping,
             )
         return run.state
 
 
-def _finish(run: Run, pending: Pending | None) -> None:
-    """Wait for a step, record it, and stop the run when too many in a row were not finite."""
+def _finish(run: Run, pending: Pending | None) -> int:
+    """Wait for a step and record it; the signal of which all processes know by then, or 0.
+
+    Raises UserError when too many steps in a row were not finite.
+    """
     if pending is None:
-        return
+        return 0
     metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
     run.progress.log(pending.step, metrics, seconds_waited=run.loader.seconds_waited)
     in_a_row = int(metrics['skipped_in_a_row'])
-    if not in_a_row:
-        return
     lanes = f'batch {pending.step} of the data order'
-    run.progress.note(
-        pending.step,
-        f'step {pending.step}: loss or gradient not finite on {lanes}; update skipped '
-        f'({int(metrics["skipped"])} in all)',
-    )
+    if in_a_row:
+        run.progress.note(
+            pending.step,
+            f'step {pending.step}: loss or gradient not finite on {lanes}; update skipped '
+            f'({int(metrics["skipped"])} in all)',
+        )
     if in_a_row >= run.experiment.train.max_nonfinite:
         kept = run.workdir / f'nonfinite-batch-{pending.step}-process-{jax.process_index()}.npz'
         np.savez(kept, allow_pickle=False, **pending.batch)
@@ -99,6 +104,7 @@ def _finish(run: Run, pending: Pending | None) -> None:
             f'in a row, last on {lanes} (kept in {kept}); the parameters are those of before. '
             'Lower --optimizer.schedule.peak, or look at the data'
         )
+    return int(pending.told)
 
 
 @contextmanager
@@ -113,7 +119,8 @@ def _signals() -> Iterator[list[int]]:
         if received and number == signal.SIGINT:
             raise KeyboardInterrupt
         received.append(number)
-        say(f'{signal.Signals(number).name}: saving after this step')
+        # Not print: the signal may have come in the midst of one, which cannot be entered twice.
+        os.write(2, f'{signal.Signals(number).name}: saving after this step\n'.encode())
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -121,12 +128,3 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _agreed(received: list[int], step: int) -> bool:
-    """Whether to stop after this step: all processes say the same."""
-    if jax.process_count() == 1:
-        return bool(received)
-    from jax.experimental import multihost_utils
-
-    return bool(np.any(multihost_utils.process_allgather(np.array(bool(received)))))

@@ -56,7 +56,6 @@ class Records:
         self._tensorboard: Any = None
         if not self._writes:
             return
-        workdir.mkdir(parents=True, exist_ok=True)
         description = {
             'name': experiment.name,
             'experiment': to_dict(experiment),

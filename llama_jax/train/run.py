@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
@@ -42,7 +44,7 @@ class Run:
     mesh: Mesh
     state: State
     cursor: np.ndarray
-    """This process's lanes of the data, after the last step taken."""
+    """Place in the data of this process's rows, after the last step taken."""
     step: Callable[[State, Batch], tuple[State, Metrics]]
     """The compiled training step."""
     loader: Loader
@@ -57,6 +59,14 @@ class Run:
     def place(self, batch: HostBatch) -> dict[str, jax.Array]:
         """The global batch on the devices, of which `batch` is this process's share."""
         return place(batch, self.mesh)
+
+    def largest(self, value: int) -> jax.Array | int:
+        """The largest `value` of all processes; they agree behind the step, and none waits here."""
+        if jax.process_count() == 1:
+            return value
+        each = NamedSharding(self.mesh, jax.sharding.PartitionSpec(self.mesh.axis_names))
+        mine = np.array([value], np.int32)
+        return jnp.max(jax.make_array_from_callback((self.mesh.size,), each, lambda _: mine))
 
     def save(self, step: int, bits_per_byte: float | None) -> None:
         """Begin to save a checkpoint after `step`."""
@@ -73,7 +83,8 @@ class Run:
         self.progress.validated(step, result)
         for prompt, text in self.sample(self.state) if self.sample else ():
             self.records.write('sample', step, prompt=prompt, text=text)
-        return result.get('bits_per_byte')
+        bits = result.get('bits_per_byte', math.nan)
+        return bits if math.isfinite(bits) else None  # NaN would stay the best for ever
 
     def __enter__(self) -> Run:
         return self
@@ -97,6 +108,12 @@ def prepare(experiment: Experiment, workdir: Path) -> Run:
     check_vocabulary(experiment, tokenizer.vocab_size)
 
     tx = optimizer(experiment.optimizer, train.steps)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f'cannot write in {workdir} ({error.strerror}): give another --workdir'
+        ) from error
     metadata = {
         'experiment': to_dict(experiment),
         'layers': 'stacked',
@@ -118,7 +135,7 @@ def prepare(experiment: Experiment, workdir: Path) -> Run:
         cursor, start = _whole(rest['cursor']), restored.step
         notes += [*restored.damaged, f'resumed from the checkpoint of step {start}']
 
-    loader = _loader(experiment, tokenizer, 'train', cursor=cursor)
+    loader = _loader(experiment, tokenizer, device_mesh, 'train', cursor=cursor)
     if restored is not None and restored.metadata['data'] != loader.digest:
         loader.close()
         raise UserError(
@@ -163,13 +180,12 @@ def prepare(experiment: Experiment, workdir: Path) -> Run:
     )
     for note in notes:
         progress.note(start, note)
-    rows = train.batch // jax.process_count()
-    first = jax.process_index() * rows
+    rows = local_rows(device_mesh, train.batch)
     return Run(
         experiment=experiment,
         mesh=device_mesh,
         state=state,
-        cursor=np.zeros((rows, 2), np.int32) if cursor is None else cursor[first : first + rows],
+        cursor=np.zeros((len(rows), 2), np.int32) if cursor is None else cursor[rows],
         step=step,
         loader=loader,
         records=records,
@@ -192,9 +208,21 @@ def place(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
+def local_rows(mesh: Mesh, batch: int) -> list[int]:
+    """Rows of a global batch that this process's devices hold, in order.
+
+    On a pod these need not be neighbours, and where tensor parallelism spans hosts, several
+    processes hold the same.
+    """
+    places = NamedSharding(mesh, layout.rows()).addressable_devices_indices_map((batch,))
+    slices = [index[0] for index in places.values() if index]
+    return sorted({row for rows in slices for row in range(*rows.indices(batch))})
+
+
 def _loader(
     experiment: Experiment,
     tokenizer: Tokenizer,
+    mesh: Mesh,
     split: Literal['train', 'validation'],
     *,
     cursor: np.ndarray | None = None,
@@ -209,8 +237,7 @@ def _loader(
         batch=experiment.train.batch,
         seq_len=experiment.train.seq_len,
         seed=experiment.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=local_rows(mesh, experiment.train.batch),
         cursor=cursor,
         epochs=epochs,
     )
@@ -225,7 +252,7 @@ def _validation(
     step = loss_step(experiment.model, experiment.objective, experiment.compute)
 
     def run(state: State) -> dict[str, Any]:
-        with _loader(experiment, tokenizer, 'validation', epochs=1) as loader:
+        with _loader(experiment, tokenizer, mesh, 'validation', epochs=1) as loader:
             batches = (b for i, b in enumerate(loader) if not config.batches or i < config.batches)
             return validate(
                 step,

@@ -48,37 +48,27 @@ def validate(
     Returns 'loss' and the objective's metrics per unit of weight, 'bytes', 'bits_per_byte'.
     """
     sums: dict[str, float] = {}
-    n_bytes = 0
-    pending: Loss | None = None
+    pending: tuple[Loss, jax.Array] | None = None
 
-    def collect(loss: Loss | None) -> None:
-        if loss is not None:
-            values = {'loss': loss.total, 'weight': loss.weight, **loss.metrics}
+    def collect(pending: tuple[Loss, jax.Array] | None) -> None:
+        if pending is not None:
+            loss, n_bytes = pending
+            values = {'loss': loss.total, 'weight': loss.weight, 'bytes': n_bytes, **loss.metrics}
             for name, value in jax.device_get(values).items():  # one transfer; adds in float64
                 sums[name] = sums.get(name, 0.0) + float(value)
 
     for batch in batches:
-        n_bytes += int(byte_lengths[batch['targets']][batch['weights'] > 0].sum())
+        bytes_BT = np.where(batch['weights'] > 0, byte_lengths[batch['targets']], 0)
+        # Summed on the devices: they know which rows are held by several processes.
+        n_bytes = jnp.sum(place({'bytes': bytes_BT.astype(np.int32)})['bytes'])
         loss = step(params, place(batch))
         collect(pending)  # while the devices compute this batch
-        pending = loss
+        pending = loss, n_bytes
     collect(pending)
 
-    n_bytes = _over_processes(n_bytes)
-    weight = sums.pop('weight', 0.0)
+    weight, total_bytes = sums.pop('weight', 0.0), int(sums.pop('bytes', 0))
     result: dict[str, Any] = {name: total / max(weight, 1.0) for name, total in sums.items()}
-    result['bytes'] = n_bytes
-    if 'nll' in sums and n_bytes:
-        result['bits_per_byte'] = sums['nll'] / math.log(2) / n_bytes
+    result['bytes'] = total_bytes
+    if 'nll' in sums and total_bytes:
+        result['bits_per_byte'] = sums['nll'] / math.log(2) / total_bytes
     return result
-
-
-def _over_processes(count: int) -> int:
-    if jax.process_count() == 1:
-        return count
-    from jax.experimental import multihost_utils
-
-    # Two halves: without 64-bit mode an array holds no more than 32 bits.
-    halves = jnp.asarray([count >> 20, count & 0xFFFFF], jnp.int32)
-    high, low = np.asarray(multihost_utils.process_allgather(halves)).reshape(-1, 2).sum(0)
-    return (int(high) << 20) + int(low)
