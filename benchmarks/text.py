@@ -9,7 +9,7 @@ import numpy as np
 
 
 def token_rows(n_rows: int, length: int, vocab: int) -> np.ndarray:
-    """Rows [n_rows, length] of ids below `vocab`, made of words so that they repeat as text does."""
+    """Rows [n_rows, length] of ids below `vocab`: one id a word, so that they repeat as text."""
     words: list[str] = []
     for path in sorted(Path(sysconfig.get_path('stdlib')).glob('*.py')):
         words += path.read_text(encoding='utf-8').split()

@@ -51,7 +51,7 @@ Steps = Callable[[int], float]
 @dataclass(frozen=True)
 class Options:
     preset: str = 'small'
-    """'small' (24 million parameters, vocabulary 32,000), or a configuration such as llama3_2_1b."""
+    """'small' (24 million parameters, vocabulary 32,000), or the name of a configuration."""
     batch: int = 16
     seq_len: int = 256
     windows: int = 5

@@ -53,8 +53,8 @@ def _forward(
     x_BTD: Any, head_VD: Any, target_BT: Any, weight_BT: Any, z_loss: float
 ) -> tuple[CrossEntropy, Any]:
     sums, gradients = _chunked(x_BTD, head_VD, target_BT, weight_BT, z_loss, with_gradient=True)
-    # dhead_VD is exchanged before the layers' backward pass begins: else the compiler may hold every
-    # device's own [V, D] until after it, where memory peaks.
+    # dhead_VD is exchanged before the layers' backward pass begins: else the compiler may hold
+    # every device's own [V, D] until after it, where memory peaks.
     return sums, jax.lax.optimization_barrier(gradients)
 
 
