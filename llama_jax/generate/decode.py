@@ -45,6 +45,10 @@ class State:
     """The row has met an end id, or holds no prompt."""
 
 
+Carry = tuple[jax.Array, State, jax.Array]
+"""Steps taken, state, and what was drawn [B, T]."""
+
+
 def prepare(params: Params, *, mesh: Mesh, compute: Compute) -> Params:
     """Parameters for decoding only: layers apart, in the type of the computation, and gathered
     over the axes that a step would otherwise gather them over again and again."""
@@ -67,14 +71,15 @@ def extend(
 ) -> tuple[Float[Array, 'B 1 D'], Cache]:
     """Read a piece of the prompt into the cache; the features of its last position."""
     with precision.matmuls(compute.precision):
-        x_BTD, cache = layers.bind(config, params).features(
+        x_BTD, written = layers.bind(config, params).features(
             prompt.token_BT,
             position_BT=prompt.position_BT,
             segment_BT=prompt.segment_BT,
             compute=compute,
             cache=cache,
         )
-    return x_BTD[:, -1:], cache
+    assert written is not None  # given a cache, a model returns one
+    return x_BTD[:, -1:], written
 
 
 def prefill(
@@ -90,9 +95,14 @@ def prefill(
     """Read the last piece of the prompt and draw the first token. The head, the dearest product of
     a small model, is applied to the last position only."""
     x_BTD, cache = extend(config, params, cache, prompt, compute=compute)
-    position_B = prompt.position_BT[:, -1] + 1
+    # jax 0.12 forgets the placement of a batch of one row when a dimension is indexed away.
+    last_position_B, last_segment_B = (
+        jax.reshard(x_BT[:, -1], layout.act('B'))
+        for x_BT in (prompt.position_BT, prompt.segment_BT)
+    )
+    position_B = last_position_B + 1
     token_B = _next(config, params, x_BTD, sampling, position_B, compute)
-    done_B = is_end(token_B, eos_ids) | (prompt.segment_BT[:, -1] == 0)
+    done_B = is_end(token_B, eos_ids) | (last_segment_B == 0)
     return State(cache, token_B, position_B, done_B)
 
 
@@ -114,11 +124,11 @@ def decode(
     """
     out_BT = jnp.full((len(state.token_B), slots), pad_id, jnp.int32, out_sharding=layout.act('BT'))
 
-    def unfinished(carry) -> jax.Array:
+    def unfinished(carry: Carry) -> jax.Array:
         step, state, _ = carry
         return (step < n_steps) & ~state.done_B.all()
 
-    def draw(carry):
+    def draw(carry: Carry) -> Carry:
         step, state, out_BT = carry
         prompt = Prompt(
             state.token_B[:, None], state.position_B[:, None], jnp.ones_like(state.token_B)[:, None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -171,8 +171,8 @@ class Generator:
         self, state: State, sampling: Sampling, max_tokens: int, chunk: int
     ) -> Iterator[list[int]]:
         ready, n_ready, drawn = jnp.copy(state.token_B)[:, None], 1, 1
-        while n_ready:
-            following, n_following = None, min(chunk, max_tokens - drawn)
+        while True:
+            n_following = min(chunk, max_tokens - drawn)
             if n_following:
                 with jax.set_mesh(self.mesh):
                     state, following = self._decode(
@@ -182,7 +182,7 @@ class Generator:
             piece = self._completion(np.asarray(ready)[0, :n_ready])
             if piece.tokens:
                 yield piece.tokens
-            if piece.finish_reason == 'stop':
+            if piece.finish_reason == 'stop' or not n_following:
                 return
             ready, n_ready, drawn = following, n_following, drawn + n_following
 
@@ -217,8 +217,22 @@ class Generator:
                 )
         return self.shape(len(prompts), max(map(len, prompts)), max_tokens)
 
-    def _sampling(self, n: int, shape: Shape, temperature, top_k, top_p, seed) -> Sampling:
-        def row_wise(name: str, value, dtype, allowed, what: str) -> jax.Array:
+    def _sampling(
+        self,
+        n: int,
+        shape: Shape,
+        temperature: float | Sequence[float],
+        top_k: int | Sequence[int],
+        top_p: float | Sequence[float],
+        seed: int | Sequence[int],
+    ) -> Sampling:
+        def row_wise(
+            name: str,
+            value: float | Sequence[float],
+            dtype: type,
+            allowed: Callable[[float], bool],
+            what: str,
+        ) -> jax.Array:
             values = np.asarray(value)
             if values.ndim and values.shape != (n,):
                 raise UserError(
@@ -227,7 +241,7 @@ class Generator:
             wrong = [v for v in values.flat if not allowed(v)]
             if wrong:
                 raise UserError(f'{name} {wrong[0]} is not {what}')
-            padded = np.zeros(shape.rows, dtype)  # greedy: padding rows draw nothing
+            padded: np.ndarray = np.zeros(shape.rows, dtype)  # greedy: padding rows draw nothing
             padded[:n] = values
             return self._place(padded, 'B')
 
