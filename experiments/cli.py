@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -13,6 +14,8 @@ import tyro
 import configs
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Experiment, Any]:
@@ -61,10 +64,22 @@ def main(script: Callable[[], None]) -> None:
 
     logging.basicConfig(level=logging.WARNING, format='%(message)s', force=True)
     logging.getLogger('llama_jax').setLevel(logging.INFO)
+    # Orbax logs the traceback of every layer and thread of an error that it also raises.
+    logging.getLogger('absl').setLevel(logging.CRITICAL)
     try:
         script()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f'{error.filename}: ' if error.filename else ''
+        print(
+            f'error: {where}{error.strerror}: free some space and start again with the same '
+            'command; a run goes on from its newest checkpoint',
+            file=sys.stderr,
+        )
         raise SystemExit(2) from None
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -31,7 +31,7 @@ def _quiet_absl() -> Iterator[None]:
     """Keeps back TFDS's remarks which nobody can act upon; errors still show."""
     logger = logging.getLogger('absl')
     level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(max(level, logging.ERROR))
     try:
         yield
     finally:

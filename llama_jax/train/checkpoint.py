@@ -185,8 +185,10 @@ def _first_line(error: BaseException) -> str:
     """What went wrong at the bottom: Orbax puts several layers of its own upon it."""
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
-    lines = str(error).strip().splitlines()
-    return f'{type(error).__name__}: {lines[0][:200]}' if lines else repr(error)
+    line = next(iter(str(error).strip().splitlines()), '')
+    if len(line) > 200:  # between a long path stands what, at the end why
+        line = f'{line[:60]} ... {line[-130:]}'
+    return f'{type(error).__name__}: {line}'
 
 
 def checksum(tree: Any) -> int:

@@ -81,7 +81,7 @@ _LEAST = {
     'evaluation.every': 0,
     'evaluation.batches': 0,
     'evaluation.sample_tokens': 1,
-    'compute.unroll': 1,
+    'compute.unroll': 0,
     'seed': 0,
 }
 

@@ -17,6 +17,7 @@ import jax
 from llama_jax.errors import UserError
 from llama_jax.train.checkpoint import difference
 from llama_jax.train.experiment import Experiment, digest, to_dict
+from llama_jax.train.tensorboard import EventFile
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
@@ -53,7 +54,7 @@ class Records:
     def __init__(self, workdir: Path, experiment: Experiment, facts: dict[str, Any]):
         self.workdir = workdir
         self._writes = jax.process_index() == 0
-        self._tensorboard: Any = None
+        self._tensorboard: EventFile | None = None
         if not self._writes:
             return
         description = {
@@ -81,25 +82,27 @@ class Records:
         lines = [line for line in read_metrics(self.workdir) if line['step'] <= step]
         text = ''.join(json.dumps(line) + '\n' for line in lines)
         write_atomically(self.workdir / 'metrics.jsonl', text)
-        from tensorboardX import SummaryWriter
-
-        self._tensorboard = SummaryWriter(str(self.workdir / 'tensorboard'), purge_step=step + 1)
+        self._tensorboard = EventFile(self.workdir / 'tensorboard', first_step=step + 1)
         return max((line.get('seconds', 0.0) for line in lines), default=0.0)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Append one line of metrics."""
-        if not self._writes:
+        if self._tensorboard is None:  # not the first process
             return
         # JSON knows no NaN: what is not finite is written as null.
         values = {name: None if _not_finite(v) else v for name, v in values.items()}
         line = json.dumps({'kind': kind, 'step': step, **values}, ensure_ascii=False)
         with open(self.workdir / 'metrics.jsonl', 'a', encoding='utf-8') as file:
             file.write(line + '\n')
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self._tensorboard.add_scalar(f'{kind}/{name}', value, step)
-            elif kind in ('sample', 'event') and name == 'text':
-                self._tensorboard.add_text(kind, str(value), step)
+        numbers = {
+            f'{kind}/{name}': float(value)
+            for name, value in values.items()
+            if isinstance(value, (int, float))
+        }
+        if numbers:
+            self._tensorboard.scalars(step, numbers)
+        if kind in ('sample', 'event'):
+            self._tensorboard.text(step, kind, str(values['text']))
 
     def close(self) -> None:
         if self._tensorboard is not None:

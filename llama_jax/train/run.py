@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -90,9 +91,10 @@ class Run:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.loader.close()
-        self.records.close()
-        self.checkpoints.close()
+        with contextlib.ExitStack() as closing:  # every one, also when another fails
+            closing.callback(self.checkpoints.close)
+            closing.callback(self.records.close)
+            closing.callback(self.loader.close)
 
 
 def prepare(experiment: Experiment, workdir: Path) -> Run:
