@@ -97,12 +97,9 @@ def test_parameters_are_created_in_their_places():
 @functools.cache
 def loss_and_gradients(config):
     """Of the same parameters, tokens and dropout on the mesh of `config` (None: one device)."""
-    one = mesh.make(MeshConfig(), jax.devices()[:1])
-    on = one if config is None else mesh.make(config)
-    with jax.set_mesh(one):
-        host = jax.device_get(tiny.parameters(CONFIG, one))
+    on = mesh.make(MeshConfig(), jax.devices()[:1]) if config is None else mesh.make(config)
     with jax.set_mesh(on):
-        params = jax.device_put(host, layout.shardings(host, on))
+        params = tiny.parameters(CONFIG, on)
         token_BT = jax.device_put(tiny.token_ids(8, 16), NamedSharding(on, layout.rows()))
         compute = replace(tiny.REFERENCE, remat='dots')
         loss = functools.partial(tiny.loss, CONFIG, compute=compute, key=jax.random.key(5))

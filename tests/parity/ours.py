@@ -13,14 +13,16 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute
 
+DEFAULT = Compute()
 
-def results(config, tensors, token_BT):
+
+def results(config, tensors, token_BT, compute=DEFAULT):
     """Logits [B, T, V], loss and gradients by name of the Hugging Face tensor, all numpy."""
     one = mesh.make(MeshConfig(), jax.devices()[:1])
     params = huggingface.params_from_huggingface(tensors, config)
     with jax.set_mesh(one):
         params = jax.device_put(params, layout.shardings(params, one))
-        (loss, logits_BTV), gradients = _evaluate(config)(params, jnp.asarray(token_BT))
+        (loss, logits_BTV), gradients = _evaluate(config, compute)(params, jnp.asarray(token_BT))
     return (
         np.asarray(logits_BTV),
         np.asarray(loss),
@@ -29,9 +31,9 @@ def results(config, tensors, token_BT):
 
 
 @functools.cache
-def _evaluate(config):
+def _evaluate(config, compute):
     def loss(params, token_BT):
-        logits_BTV, _ = layers.bind(config, params)(token_BT, compute=Compute(unroll=1))
+        logits_BTV, _ = layers.bind(config, params)(token_BT, compute=compute)
         # Not by index: to pick from a sharded vocabulary would move data.
         target_BTV = jax.nn.one_hot(token_BT[:, 1:], config.vocab)
         return optax.softmax_cross_entropy(logits_BTV[:, :-1], target_BTV).mean(), logits_BTV
