@@ -5,6 +5,7 @@ import json
 import math
 import random
 import textwrap
+from dataclasses import replace
 
 import configs
 from llama_jax.report.compressors import compress
@@ -32,6 +33,7 @@ def documents():
 def facts(**changes):
     """run.json"""
     experiment = configs.get('quickstart')
+    experiment = replace(experiment, train=replace(experiment.train, steps=800))
     return {
         'name': 'quickstart',
         'experiment': to_dict(experiment),
