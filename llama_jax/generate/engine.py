@@ -89,27 +89,34 @@ class Generator:
                     f'{name} {ids} is outside the vocabulary of {config.vocab}: '
                     'take it from the tokenizer that the model was trained with'
                 )
-        if mesh.devices.flat[0].platform == 'cpu' and compute.precision != 'float32':
+        if _is_cpu(mesh) and compute.precision != 'float32':
             # Ten times faster: a CPU turns a bfloat16 matrix into float32 for every single row.
             log.info('generation computes in float32 on a CPU, not in %s', compute.precision)
             compute = replace(compute, precision='float32')
         self.config, self.mesh, self.compute = config, mesh, compute
         self.eos_ids, self.pad_id, self.prefill_chunk = tuple(eos_ids), pad_id, prefill_chunk
-        self._params = prepare(params, mesh=mesh, compute=compute)
+        turned = _is_cpu(mesh)
+        self._params = prepare(params, mesh=mesh, compute=compute, turned=turned)
         self._empty = jax.jit(
             functools.partial(Cache.empty, config, dtype=precision.dtype(compute.precision)),
             static_argnames=('batch', 'slots'),
         )
         self._extend = jax.jit(
-            lambda params, cache, prompt: extend(config, params, cache, prompt, compute=compute)[1],
+            lambda params, cache, prompt: extend(
+                config, params, cache, prompt, compute=compute, turned=turned
+            )[1],
             donate_argnums=1,
         )
         self._prefill = jax.jit(
-            functools.partial(prefill, config, compute=compute, eos_ids=self.eos_ids),
+            functools.partial(
+                prefill, config, compute=compute, turned=turned, eos_ids=self.eos_ids
+            ),
             donate_argnums=1,
         )
         self._decode = jax.jit(
-            functools.partial(decode, config, compute=compute, eos_ids=self.eos_ids, pad_id=pad_id),
+            functools.partial(
+                decode, config, compute=compute, turned=turned, eos_ids=self.eos_ids, pad_id=pad_id
+            ),
             static_argnames='slots',
             donate_argnums=1,
         )
@@ -300,6 +307,10 @@ class Generator:
         tokens = token_T.tolist()
         ends = [i for i, token in enumerate(tokens) if token in self.eos_ids]
         return Completion(tokens[: ends[0]], 'stop') if ends else Completion(tokens, 'length')
+
+
+def _is_cpu(mesh: Mesh) -> bool:
+    return mesh.devices.flat[0].platform == 'cpu'
 
 
 def _bucket(n: int) -> int:

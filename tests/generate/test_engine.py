@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from llama_jax.generate import columns, engine
 from llama_jax.generate.engine import Generator
 from llama_jax.model import layers
 from llama_jax.model.config import Compute
@@ -97,8 +98,25 @@ def test_eight_devices_equal_one(axes):
     sharded = generator(tuple(axes.items()), n_devices=8)
     assert sharded(prompts, **settings) == generator()(prompts, **settings)
     whole, part = weights()['blocks']['mlp']['gate_DF'], sharded._params['blocks'][0]
-    part = part['mlp']['gate_DF'].addressable_shards[0].data
+    part = part['mlp']['gate_FD'].addressable_shards[0].data
     assert part.size * axes.get('tensor', 1) == whole[0].size
+
+
+def test_an_accelerators_step_equals_a_cpus(monkeypatch):
+    monkeypatch.setattr(engine, '_is_cpu', lambda mesh: False)
+    mesh = mesh_of(8, data=2, tensor=2)
+    plain = Generator(CONFIG, weights(), mesh=mesh, compute=COMPUTE, eos_ids=(), pad_id=0)
+    assert 'gate_DF' in plain._params['blocks'][0]['mlp']
+    prompts = [prompt_of(n) for n in LENGTHS]
+    settings = {'max_tokens': N, 'top_p': 0.95, **SAMPLED}
+    assert plain(prompts, **settings) == generator()(prompts, **settings)
+
+
+def test_turning_twice_is_the_identity():
+    params = layers.unstack(weights())
+    turned = columns.turn(params)
+    assert turned['blocks'][1]['attention']['out_DNH'].shape == (32, 4, 8)
+    jax.tree.map(np.testing.assert_array_equal, columns.turn(turned), params)
 
 
 def test_parameters_already_apart():
