@@ -37,9 +37,9 @@ def test_bfloat16_stays_close_to_float32(one_device):
     assert logits_BTV.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(gradients)} == {jnp.dtype('float32')}
     # bfloat16 rounds to 2^-9 = 0.002 of a value, dozens of times in a row. Measured on this model:
-    # logits 0.016, gradients 0.025 (jax 0.10) and 0.027 (jax 0.12).
-    assert 1e-4 < relative(logits_BTV, expected_BTV) < 0.03
-    assert 1e-4 < relative(gradients, expected) < 0.05
+    # logits 0.0155, gradients 0.017 (jax 0.10) and 0.019 (jax 0.12).
+    assert 1e-4 < relative(logits_BTV, expected_BTV) < 0.025
+    assert 1e-4 < relative(gradients, expected) < 0.03
 
 
 def test_setting_names_the_type_of_activations(one_device):
