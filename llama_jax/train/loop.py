@@ -55,8 +55,8 @@ def train(experiment: Experiment, workdir: Path) -> State:
         steps = range(int(run.state.step) + 1, config.steps + 1)
         for step, batch in zip(steps, run.loader, strict=False):
             run.state, metrics = run.step(run.state, run.place(batch))
-            told = run.largest(max(received, default=0))
             stopping = _finish(run, pending)  # the step before; the devices work on this one
+            told = run.largest(max(received, default=0))
             pending, run.cursor = Pending(step, batch, metrics, told), batch['cursor']
 
             last = step == config.steps

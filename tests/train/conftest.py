@@ -10,7 +10,6 @@ import pytest
 
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.tokenizer import TokenizerConfig
-from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import ModelConfig
 from llama_jax.optim.adamw import OptimizerConfig
 from llama_jax.optim.schedule import ScheduleConfig
@@ -80,19 +79,6 @@ def experiment(text):
         evaluation=EvaluationConfig(every=10, batches=4),
         checkpoint=CheckpointConfig(every=5, keep=2),
     )
-
-
-@pytest.fixture
-def one_device(monkeypatch):
-    """Runs of this test use the first device only."""
-    whole = run.meshes.make
-    monkeypatch.setattr(
-        run.meshes, 'make', lambda config: whole(config, jax.devices()[: _wanted(config)])
-    )
-
-
-def _wanted(config: MeshConfig) -> int | None:
-    return 1 if config == MeshConfig() else None
 
 
 def changed(experiment, section, **values):
