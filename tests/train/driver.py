@@ -1,6 +1,6 @@
-"""Trains in a process of its own and sends itself a signal: `driver.py WHEN:SIGNAL ... OPTIONS`.
+"""Trains in a process of its own and sends itself a signal: `driver.py STEP:SIGNAL[:PROCESS] ...`.
 
-WHEN is the step whose record was written last, or `compile`: while the step is compiled.
+It comes when the record of STEP is written; of several processes only to the one named.
 """
 
 import os
@@ -8,32 +8,24 @@ import signal
 import sys
 
 from experiments import cli, pretrain
+from llama_jax import runtime
 from llama_jax.train import loop, run
-
-PEAK = 1e12
 
 
 def main() -> None:
-    when, number = sys.argv[1].split(':')
+    when, number, *only = sys.argv[1].split(':')
     sys.argv[1:] = sys.argv[2:]
-    run.peak_flops = lambda device: (PEAK, 'of a test')
-    finish, make_step = loop._finish, run.train_step
-
-    def strike() -> None:
-        os.kill(os.getpid(), signal.Signals[number])
+    run.peak_flops = lambda device: (1e12, 'of a test')
+    finish = loop._finish
 
     def finish_and_strike(prepared, pending):
         told = finish(prepared, pending)
-        if pending is not None and str(pending.step) == when:
-            strike()
+        struck = not only or only == [os.environ.get(runtime.PROCESS)]
+        if struck and pending is not None and str(pending.step) == when:
+            os.kill(os.getpid(), signal.Signals[number])
         return told
 
-    def strike_and_make_step(*args, **settings):
-        if when == 'compile':
-            strike()
-        return make_step(*args, **settings)
-
-    loop._finish, run.train_step = finish_and_strike, strike_and_make_step
+    loop._finish = finish_and_strike
     cli.main(pretrain.main)
 
 
