@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
+import io
 import logging
 import sys
 from collections.abc import Callable
@@ -48,13 +51,25 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
         ],
         frozen=True,
     )
-    command = tyro.cli(
+    parse = functools.partial(
+        tyro.cli,
         Command,
         prog=f'python -m {script} {arguments[0]}',
         description=description,
         args=arguments[1:],
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
+    try:
+        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+            command = parse()
+    except SystemExit as rejected:
+        cause: BaseException | None = rejected
+        while cause and not isinstance(cause, UserError):  # of a dataclass that checks itself
+            cause = cause.__context__
+        if cause:
+            raise cause from None
+        parse()  # the help or an error of tyro's own, to be seen this time
+        raise
     return command.experiment, command
 
 

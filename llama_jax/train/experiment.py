@@ -82,6 +82,8 @@ _LEAST = {
     'evaluation.batches': 0,
     'evaluation.sample_tokens': 1,
     'compute.unroll': 0,
+    'data.workers': 0,
+    'data.prefetch': 0,
     'seed': 0,
 }
 

@@ -113,10 +113,13 @@ def read_run(workdir: Path) -> dict[str, Any] | None:
     """The run.json of `workdir`; None when there is none."""
     try:
         return json.loads((workdir / 'run.json').read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
-        raise UserError(f'{workdir / "run.json"} cannot be read: {error}') from error
+        raise UserError(
+            f'{workdir / "run.json"} cannot be read ({error}): mend or delete it; a training with '
+            'the settings it began with writes it anew'
+        ) from error
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:

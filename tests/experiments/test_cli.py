@@ -1,0 +1,138 @@
+"""The command line: help that reads well, overrides that reach the experiment."""
+
+import dataclasses
+import json
+
+import pytest
+
+import configs
+from experiments import cli, pretrain
+from llama_jax.train.experiment import Experiment, digest, to_dict
+
+
+@pytest.fixture
+def read(monkeypatch):
+    """The experiment that pretrain reads from a command line, and its working directory."""
+
+    def read(*arguments):
+        found = []
+        monkeypatch.setattr(pretrain, 'train', lambda *args: found.append(args))
+        monkeypatch.setattr(pretrain, 'documents', lambda *args: [])
+        monkeypatch.setattr(pretrain, 'write_report', lambda workdir: workdir)
+        monkeypatch.setattr(pretrain, 'compress', lambda texts: {})
+        monkeypatch.setattr(pretrain, 'write_atomically', lambda path, text: None)
+        monkeypatch.setattr('sys.argv', ['pretrain', *arguments])
+        pretrain.main()
+        return found[0]
+
+    return read
+
+
+def test_overrides_reach_the_experiment(read):
+    base = configs.get('quickstart')
+    experiment, workdir = read('quickstart')
+    assert experiment == base and str(workdir) == 'runs/quickstart'
+    experiment, workdir = read(
+        *('quickstart', '--train.steps', '50', '--workdir', 'runs/x', '--model.tied', 'False'),
+        *('--optimizer.schedule.kind', 'wsd', '--data.sources.0.name', 'text_files'),
+        *('--data.sources.0.files', 'a.txt', 'b/*.txt', '--compute.precision', 'bfloat16'),
+        *('--evaluation.prompts', 'one', 'two words', '--objective.z-loss', '0.5'),
+    )
+    assert str(workdir) == 'runs/x'
+    assert experiment.train == dataclasses.replace(base.train, steps=50)
+    assert experiment.model == dataclasses.replace(base.model, tied=False)
+    assert experiment.optimizer.schedule.kind == 'wsd'
+    assert experiment.data.sources[0].files == ('a.txt', 'b/*.txt')
+    assert experiment.compute.precision == 'bfloat16'
+    assert experiment.evaluation.prompts == ('one', 'two words')
+    assert experiment.objective.z_loss == 0.5
+    assert experiment.checkpoint == base.checkpoint and experiment.mesh == base.mesh
+
+
+def test_help_names_every_setting_with_its_default(run_script, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '100')
+    code, out, error = run_script(pretrain.main, 'quickstart', '--help')
+    assert code == 0 and not error
+    assert out.startswith('usage: python -m experiments.pretrain quickstart')
+    for words in (
+        *(
+            '--workdir',
+            '--train.steps INT',
+            f'(default: {configs.get("quickstart").train.steps})',
+            '--data.sources.0.name STR',
+        ),
+        *('Microbatches per step', '--optimizer.schedule.kind {cosine,wsd,constant}'),
+        *('--mesh.tensor INT', '--compute.precision {float32,bfloat16}', '--seed INT'),
+    ):
+        assert words in out, words
+    # Sections are named as the options are, and nothing of Python shows through.
+    for section in ('model', 'data', 'train', 'optimizer', 'optimizer.schedule', 'mesh'):
+        assert f' {section} options ' in out
+    for noise in ('experiment.', 'Annotated', 'dataclass', '<class', 'MISSING'):
+        assert noise not in out
+
+
+def leaves(value, path=()):
+    """Every setting that is a plain value, with its path."""
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if dataclasses.is_dataclass(inner):
+            yield from leaves(inner, (*path, field.name))
+        else:
+            yield (*path, field.name), inner
+
+
+def with_leaf(value, path, new):
+    name, *rest = path
+    inner = with_leaf(getattr(value, name), rest, new) if rest else new
+    return dataclasses.replace(value, **{name: inner})
+
+
+def other(value):
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value * 2 or type(value)(0.5) or 1
+    if isinstance(value, tuple):
+        return value[:-1] if value else ('x',)
+    return f'{value}x'
+
+
+def test_digest_changes_with_every_setting():
+    experiment = configs.get('quickstart')
+    paths = dict(leaves(experiment))
+    assert len(paths) > 45
+    digests = {digest(experiment)}
+    for path, value in paths.items():
+        digests.add(digest(with_leaf(experiment, path, other(value))))
+    assert len(digests) == 1 + len(paths)
+    assert digest(configs.get('quickstart')) == digest(experiment)
+
+
+def test_digest_tells_objectives_apart():
+    @dataclasses.dataclass(frozen=True)
+    class Twin:
+        z_loss: float = 1e-4
+
+    experiment = configs.get('quickstart')
+    twin = dataclasses.replace(experiment, objective=Twin())
+    assert digest(twin) != digest(experiment)
+
+
+def test_settings_survive_json():
+    plain = to_dict(configs.get('llama3_1_8b'))
+    again = json.loads(json.dumps(plain))
+    assert again['model']['rope_scaling']['factor'] == 8.0
+    assert again['objective']['class'] == 'CausalLM'
+    assert {field.name for field in dataclasses.fields(Experiment)} == again.keys()
+
+
+def test_a_signal_leaves_with_its_own_code(run_script):
+    from llama_jax.train.loop import Stopped
+
+    def script():
+        raise Stopped('stopped by SIGTERM after step 7', exit_code=143)
+
+    assert run_script(script) == (143, '', ['stopped by SIGTERM after step 7'])
+    assert cli.main.__doc__
