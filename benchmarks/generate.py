@@ -101,9 +101,10 @@ def measure(
     prompts: np.ndarray,
     options: Options,
 ) -> dict:
-    """Medians over repeats. Decoding is the difference between a long and a one-token call."""
+    """Medians over repeats. A step is the difference between the medians (and, for the fastest, the
+    minima) of long and of one-token calls: that of a single pair can be negative in noise."""
     first: dict[str, list[float]] = {name: [] for name in contestants}
-    step: dict[str, list[float]] = {name: [] for name in contestants}
+    whole: dict[str, list[float]] = {name: [] for name in contestants}
     rate: dict[str, list[float]] = {name: [] for name in streams}
     for repeat in range(options.repeats + 1):  # the first compiles and warms up
         for name, complete in contestants.items():
@@ -111,11 +112,15 @@ def measure(
             all_ = timed(lambda complete=complete: complete(prompts, 1 + options.tokens))
             if repeat:
                 first[name].append(one)
-                step[name].append((all_ - one) / options.tokens)
+                whole[name].append(all_)
         for name, (stream, n_bytes) in streams.items():
             seconds = min(timed(lambda s=stream: s().block_until_ready()) for _ in range(2))
             if repeat:
                 rate[name].append(n_bytes / seconds)
+
+    def step(name: str, of: Callable[[list[float]], float]) -> float:
+        return (of(whole[name]) - of(first[name])) / options.tokens
+
     bandwidth = max(statistics.median(rates) for rates in rate.values())
     read = step_bytes(model, generator, len(prompts), options.prompt + options.tokens // 2)
     return {
@@ -124,9 +129,9 @@ def measure(
         **{
             name: {
                 'prefill_tokens_per_second': prompts.size / statistics.median(first[name]),
-                'decode_tokens_per_second': len(prompts) / statistics.median(step[name]),
-                'fastest_decode_tokens_per_second': len(prompts) / min(step[name]),
-                'share_of_bandwidth': read / statistics.median(step[name]) / bandwidth,
+                'decode_tokens_per_second': len(prompts) / step(name, statistics.median),
+                'fastest_decode_tokens_per_second': len(prompts) / step(name, min),
+                'share_of_bandwidth': read / step(name, statistics.median) / bandwidth,
             }
             for name in contestants
         },
