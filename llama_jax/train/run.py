@@ -182,12 +182,11 @@ def prepare(experiment: Experiment, workdir: Path) -> Run:
     )
     for note in notes:
         progress.note(start, note)
-    rows = local_rows(device_mesh, train.batch)
     return Run(
         experiment=experiment,
         mesh=device_mesh,
         state=state,
-        cursor=np.zeros((len(rows), 2), np.int32) if cursor is None else cursor[rows],
+        cursor=loader.empty_batch()['cursor'],
         step=step,
         loader=loader,
         records=records,

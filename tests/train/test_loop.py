@@ -34,7 +34,9 @@ def lines(workdir, kind):
 
 
 def losses(workdir):
-    return {line['step']: line['loss'] for line in lines(workdir, 'train')}
+    by_step = {line['step']: line['loss'] for line in lines(workdir, 'train')}
+    assert len(by_step) == len(lines(workdir, 'train'))  # none twice
+    return by_step
 
 
 def saved_steps(workdir):

@@ -218,21 +218,30 @@ def test_bfloat16_compute_trains_float32_parameters():
     assert losses[0] != float(exact[0]['loss'])
 
 
-def test_initial_state_is_never_whole_on_one_device(monkeypatch):
+@pytest.mark.parametrize('make', ['parameters', 'state'])
+def test_nothing_is_made_whole_on_one_device(make, monkeypatch):
     """Its program needs temporary memory for some shards, not for whole arrays."""
-    programs = []
+    measured = []
     jit = jax.jit
 
     def spy(function, **settings):
-        programs.append(jit(function, **settings))
-        return programs[-1]
+        program = jit(function, **settings)
+
+        def call(*arguments):
+            measured.append(program.lower(*arguments).compile().memory_analysis())
+            return program(*arguments)
+
+        return call
 
     devices = make_mesh('tensor 2 fsdp 4')
     large = ModelConfig(**{**vars(MODEL), 'dim': 512, 'ffn': 2048, 'layers': 4, 'vocab': 4096})
     monkeypatch.setattr(jax, 'jit', spy)
-    layers.create(large, jax.random.key(0), devices)
+    if make == 'parameters':
+        layers.create(large, jax.random.key(0), devices)
+    else:
+        initial_state(large, optax.identity(), seed=0, mesh=devices)
     monkeypatch.undo()
-    used = programs[0].lower(jax.random.key(0)).compile().memory_analysis()
+    (used,) = measured
     assert used.output_size_in_bytes < trees.n_bytes(layers.abstract(large)) / 7
     assert used.temp_size_in_bytes < 3 * used.output_size_in_bytes
 
