@@ -33,7 +33,7 @@ check: $(TEST)
 	$(VENV)/bin/python -m mypy
 
 pytest: $(TEST)
-	$(VENV)/bin/python -m pytest -n 2 tests
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile tests
 
 test-parity: $(PARITY)
 	.venv-parity/bin/python -m pytest -m parity tests
