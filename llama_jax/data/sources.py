@@ -218,7 +218,8 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
     field = 'text' if builder.name == 'text_files' else source.field
     if field not in features or features[field].np_dtype not in (np.object_, object, str, bytes):
         raise UserError(
-            f'{source.name!r} has no text field {field!r} (there: {", ".join(features)}): set field'
+            f'{source.name!r} has no text field {field!r} '
+            f'(there: {", ".join(sorted(features))}): set field'
         )
     info = builder.info
     identity = (
