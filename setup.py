@@ -18,6 +18,8 @@ CORE = [
     'tyro>=1.0.17',
     'tensorboardX>=2.6.5',
     'rich>=15.0',
+    'tqdm>=4.67',
+    'etils>=1.14',
     'matplotlib>=3.11',
 ]
 

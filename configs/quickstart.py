@@ -38,8 +38,8 @@ def quickstart() -> Experiment:
         data=DataConfig(
             sources=(Source('python_corpus/stdlib_code'),), tokenizer=TokenizerConfig(vocab=vocab)
         ),
-        train=TrainConfig(steps=320, batch=8, seq_len=256),
+        train=TrainConfig(steps=480, batch=8, seq_len=256),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=40)),
-        evaluation=EvaluationConfig(every=160, prompts=('def ', 'class ', 'import os\n')),
+        evaluation=EvaluationConfig(every=240, prompts=('def ', 'class ', 'import os\n')),
         checkpoint=CheckpointConfig(every=80),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -12,6 +11,7 @@ from llama_jax.model import kernels
 from llama_jax.model.cache import LayerCache
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
+from llama_jax.model.linear import project
 from llama_jax.model.masks import Visibility
 from llama_jax.model.rope import Rotation, rotate
 
@@ -46,9 +46,9 @@ class Attention(nnx.Module):
         v_DKH = layout.gather(self.v_DKH[...].astype(dtype), 'DKH')
         out_NHD = layout.gather(self.out_NHD[...].astype(dtype), 'NHD')
 
-        q_BTNH = rotate(jnp.einsum('BTD,DNH->BTNH', x_BTD, q_DNH), rope)
-        k_BTKH = rotate(jnp.einsum('BTD,DKH->BTKH', x_BTD, k_DKH), rope)
-        v_BTKH = jnp.einsum('BTD,DKH->BTKH', x_BTD, v_DKH)
+        q_BTNH = rotate(project(x_BTD, q_DNH, 'DNH'), rope)
+        k_BTKH = rotate(project(x_BTD, k_DKH, 'DKH'), rope)
+        v_BTKH = project(x_BTD, v_DKH, 'DKH')
         q_BTNH = checkpoint_name(q_BTNH, 'query')
         k_BTKH = checkpoint_name(k_BTKH, 'key')
         v_BTKH = checkpoint_name(v_BTKH, 'value')

@@ -18,7 +18,7 @@ from llama_jax.model.mlp import SwiGLU
 from llama_jax.model.norm import RMSNorm
 from llama_jax.model.rope import Rotation
 
-_KEPT_NAMES = ('query', 'key', 'value', 'attended')
+_PROJECTED = ('query', 'key', 'value')
 
 
 class Block(nnx.Module):
@@ -69,9 +69,17 @@ def rematerialized(layer: Callable, remat: Remat) -> Callable:
     if remat == 'none':
         return layer
     if remat == 'dots':
-        return jax.checkpoint(layer, policy=policies.dots_with_no_batch_dims_saveable)
+        # linear.project is no dot to a policy: what comes of it is kept by name.
+        products = policies.save_only_these_names(*_PROJECTED, 'gate', 'up')
+        return jax.checkpoint(
+            layer,
+            policy=policies.save_from_both_policies(
+                policies.dots_with_no_batch_dims_saveable, products
+            ),
+        )
     if remat == 'named':
-        return jax.checkpoint(layer, policy=policies.save_only_these_names(*_KEPT_NAMES))
+        kept = policies.save_only_these_names(*_PROJECTED, 'attended')
+        return jax.checkpoint(layer, policy=kept)
     if remat == 'full':
         return jax.checkpoint(layer, policy=policies.nothing_saveable)
     raise UserError(f'compute.remat {remat!r} is not one of none, dots, named, full')

@@ -10,6 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from llama_jax import layout
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.initial import fan_in
+from llama_jax.model.linear import project
 
 
 class SwiGLU(nnx.Module):
@@ -28,8 +29,8 @@ class SwiGLU(nnx.Module):
         up_DF = layout.gather(self.up_DF[...].astype(dtype), 'DF')
         down_FD = layout.gather(self.down_FD[...].astype(dtype), 'FD')
 
-        gate_BTF = checkpoint_name(jnp.einsum('BTD,DF->BTF', x_BTD, gate_DF), 'gate')
-        up_BTF = checkpoint_name(jnp.einsum('BTD,DF->BTF', x_BTD, up_DF), 'up')
+        gate_BTF = checkpoint_name(project(x_BTD, gate_DF, 'DF'), 'gate')
+        up_BTF = checkpoint_name(project(x_BTD, up_DF, 'DF'), 'up')
         return jnp.einsum(
             'BTF,FD->BTD', jax.nn.silu(gate_BTF) * up_BTF, down_FD, out_sharding=layout.act('BTD')
         )

@@ -107,8 +107,11 @@ def _local(
         exp_CV = jnp.exp(logit_CV - max_C[:, None])
         z_C = jax.lax.psum(jnp.sum(exp_CV, axis=-1), vocab)
         log_z_C = jnp.log(z_C) + max_C
-        is_target_CV = target_C[:, None] == first_id + jnp.arange(V)
-        target_logit_C = jax.lax.psum(jnp.sum(jnp.where(is_target_CV, logit_CV, 0), -1), vocab)
+        local_C = target_C - first_id
+        at_C1 = jnp.clip(local_C, 0, V - 1)[:, None]
+        mine_C = (local_C >= 0) & (local_C < V)
+        target_logit_C = jnp.where(mine_C, jnp.take_along_axis(logit_CV, at_C1, axis=1)[:, 0], 0)
+        target_logit_C = jax.lax.psum(target_logit_C, vocab)
         nll_C = log_z_C - target_logit_C
         sums = CrossEntropy(
             sums.total + jnp.sum(weight_C * (nll_C + z_loss * jnp.square(log_z_C))),
@@ -118,6 +121,7 @@ def _local(
         if not with_gradient:
             return (sums, None), None
         scale_C = weight_C * (1 + 2 * z_loss * log_z_C) / z_C
+        is_target_CV = local_C[:, None] == jnp.arange(V)
         dlogit_CV = exp_CV * scale_C[:, None] - jnp.where(is_target_CV, weight_C[:, None], 0)
         dlogit_CV = dlogit_CV.astype(x_CD.dtype)
         dx_CD = jax.lax.psum(jnp.einsum('CV,VD->CD', dlogit_CV, head_VD), vocab)

@@ -1,0 +1,41 @@
+"""The product that opens a sub-layer: from the residual stream to heads or hidden units."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from llama_jax import layout
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(x_BTD: jax.Array, w: jax.Array, letters: str) -> jax.Array:
+    """`x_BTD` times a weight [D, ...] of these letters, gathered: [B, T, ...].
+
+    Its gradient is that of an einsum, in another order: of the two factors of the weight's
+    gradient, `x` is the one that lies transposed. It has fewer columns than the gradient of the
+    output, and gate and up, or query, key and value, share it. (Left to JAX, XLA:CPU computes the
+    activation's gradient again in transposed order: a tenth of a training step.)
+    """
+    return jnp.einsum(f'BTD,{letters}->BT{letters[1:]}', x_BTD, w)
+
+
+def _forward(x_BTD: jax.Array, w: jax.Array, letters: str) -> tuple[jax.Array, tuple]:
+    return project(x_BTD, w, letters), (x_BTD, w)
+
+
+def _backward(letters: str, saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x_BTD, w = saved
+    last = tuple(range(2, gradient.ndim))
+    dx_BTD = jax.lax.dot_general(
+        gradient, w, ((last, tuple(i - 1 for i in last)), ((), ())), out_sharding=layout.act('BTD')
+    )
+    dw = jax.lax.dot_general(
+        x_BTD, gradient, (((0, 1), (0, 1)), ((), ())), out_sharding=layout.act(letters)
+    )
+    return dx_BTD, dw
+
+
+project.defvjp(_forward, _backward)
