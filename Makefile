@@ -59,13 +59,13 @@ $(CORE): $(PINS)
 	@touch $@
 
 $(TEST): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' $(VENV) test
+	sh tools/venv.sh '$(PYTHON)' $(VENV) test,compare
 	@touch $(CORE) $@
 
 $(PARITY): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' .venv-parity test,parity
+	sh tools/venv.sh '$(PYTHON)' .venv-parity test,compare,parity
 	@touch $@
 
 $(TPU): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' .venv-tpu test,tpu
+	sh tools/venv.sh '$(PYTHON)' .venv-tpu test,compare,tpu
 	@touch $@

@@ -20,7 +20,6 @@ CORE = [
     'rich>=15.0',
     'tqdm>=4.67',
     'etils>=1.14',
-    'matplotlib>=3.11',
 ]
 
 EXTRAS = {
@@ -28,6 +27,8 @@ EXTRAS = {
     'cuda13': ['jax[cuda13]>=0.10.2'],
     'serve': ['starlette>=1.10', 'uvicorn>=0.54'],
     'eval': ['lm-eval>=0.4.13'],
+    # Comparing objectives: probes, and pictures as PNG.
+    'compare': ['scikit-learn>=1.9', 'matplotlib>=3.11'],
     'convert': ['safetensors>=0.8'],
     # The exact release: goldens name it, and it decides which build of torch pip takes.
     'parity': ['torch==2.13.0', 'transformers>=5.23'],
