@@ -1,0 +1,104 @@
+"""Statistics of results: over seeds, over examples, and between arms (host, numpy)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+RESAMPLES = 1000
+LEVEL = 0.95
+
+
+def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean, and sample standard deviation (n - 1); None for fewer than two values."""
+    x = np.asarray(values, np.float64)
+    if not x.size:
+        raise ValueError('the mean of no value')
+    return float(x.mean()), float(x.std(ddof=1)) if x.size > 1 else None
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], np.ndarray], n: int, *, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of a statistic over resampled examples, at the level of 95% (Efron 1979).
+
+    Args:
+      statistic: of the weights [R, n] of R resamples (how often each example was drawn) to [R].
+        The mean of x is `lambda w: w @ x / w.sum(-1)`.
+      n: number of examples.
+    """
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    values = statistic(weights.astype(np.float64))
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def of_mean(x: Sequence[float] | np.ndarray, *, seed: int = 0) -> dict[str, float | int]:
+    """The mean of `x` [n] as a result: value, interval, n."""
+    return of_ratio(x, np.ones(len(x)), seed=seed)
+
+
+def of_ratio(
+    over: Sequence[float] | np.ndarray, under: Sequence[float] | np.ndarray, *, seed: int = 0
+) -> dict[str, float | int]:
+    """sum(over) / sum(under) as a result; both [n], resampled together."""
+    over, under = np.asarray(over, np.float64), np.asarray(under, np.float64)
+    # A resample that drew nothing but examples of no weight has no ratio.
+    low, high = bootstrap(
+        lambda w: (w @ over) / np.maximum(w @ under, 1e-300), len(over), seed=seed
+    )
+    return result(float(over.sum() / under.sum()), low, high, len(over))
+
+
+def result(value: float, low: float, high: float, n: int) -> dict[str, float | int]:
+    """One metric as it stands in evaluation.json."""
+    return {'value': value, 'low': low, 'high': high, 'n': n}
+
+
+def bold(
+    means: Sequence[float | None],
+    stds: Sequence[float | None],
+    *,
+    higher_is_better: bool,
+) -> list[bool]:
+    """Which arms are within two sigma of the best one.
+
+    Sigma is the standard deviation over seeds pooled over the arms (the root of the mean variance):
+    that of one arm, from three seeds, would be mostly chance. Without any (one seed) only the best
+    are. None is an arm for which the metric is n/a.
+    """
+    known = [mean for mean in means if mean is not None]
+    if not known:
+        return [False] * len(means)
+    variances = [
+        std**2
+        for mean, std in zip(means, stds, strict=True)
+        if mean is not None and std is not None
+    ]
+    sigma = math.sqrt(sum(variances) / len(variances)) if variances else 0.0
+    best = max(known) if higher_is_better else min(known)
+    return [mean is not None and abs(mean - best) <= 2 * sigma for mean in means]
+
+
+def win_matrix(
+    arms: Sequence[Mapping[str, float | None]], higher_is_better: Mapping[str, bool]
+) -> list[list[float | None]]:
+    """Row i, column j: the share of metrics in which arm i is better than arm j, a tie half.
+
+    Counted are the metrics of `higher_is_better` that both arms have; None where there is none, and
+    on the diagonal.
+    """
+
+    def share(mine: Mapping[str, float | None], other: Mapping[str, float | None]) -> float | None:
+        won = []
+        for name, higher in higher_is_better.items():
+            a, b = mine.get(name), other.get(name)
+            if a is not None and b is not None:
+                won.append(0.5 if a == b else float((a > b) == higher))
+        return sum(won) / len(won) if won else None
+
+    return [
+        [None if i == j else share(a, b) for j, b in enumerate(arms)] for i, a in enumerate(arms)
+    ]
