@@ -92,13 +92,13 @@ def shares(settings: Settings, tokenizer: Tokenizer, *, documents: int = 300) ->
     packer = packing.Packer(
         lambda k: made[k] if k < count else None,
         layout=layout,
-        seq_len=settings.seq_len,
+        lengths={'': settings.seq_len},
         splittable=True,
         patience=1,
     )
     more = True
     while more:
-        rows = packing.empty_rows(layout, rows=settings.batch, seq_len=settings.seq_len)
+        rows = packing.empty_rows(layout, rows=settings.batch, lengths={'': settings.seq_len})
         more = all(packer.fill(rows, index) for index in range(settings.batch))
     clock.append(time.perf_counter())
     seconds = np.diff(clock)

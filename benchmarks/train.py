@@ -125,7 +125,7 @@ def ours(model: ModelConfig, options: Options, rows_BT: np.ndarray) -> Steps:
     mesh = meshes.make(MeshConfig())
     config = OptimizerConfig(schedule=ScheduleConfig(peak=3e-4, warmup_steps=10, kind='constant'))
     tx = optimizer(config, 1000)
-    state = initial_state(model, tx, seed=0, mesh=mesh)
+    state = initial_state(model, CausalLM(), tx, seed=0, mesh=mesh)
     step = train_step(
         model,
         CausalLM(),

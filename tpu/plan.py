@@ -26,6 +26,7 @@ from sentencepiece import sentencepiece_model_pb2
 from experiments import cli
 from llama_jax import layout
 from llama_jax import mesh as meshes
+from llama_jax.data import packing
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
 from llama_jax.optim.adamw import optimizer
@@ -94,7 +95,7 @@ def plan(experiment: Experiment, where: topology.Slice, say: Any = lambda line: 
         accumulate=experiment.train.accumulate,
         compute=experiment.compute,
     )
-    state = abstract_state(experiment.model, transform)
+    state = abstract_state(experiment.model, experiment.objective, transform)
     state = jax.tree.map(_placed, state, layout.shardings(state, mesh))
     start = time.monotonic()
     with jax.set_mesh(mesh):
@@ -131,11 +132,18 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
     example = experiment.objective.example(
         tokens, tokenizer=_bytes_tokenizer(), seq_len=seq_len, rng=np.random.default_rng(0)
     )[0]
-    dtypes = {name: array.dtype for name, array in example.items()}
-    dtypes |= dict.fromkeys(('segments', 'positions'), np.dtype(np.int32))
-    shape = (experiment.train.batch, seq_len)
+    rows = packing.empty_rows(
+        packing.layout_of(example, pad_id=0),
+        rows=1,
+        lengths=experiment.objective.lengths(seq_len),
+    )
     place = NamedSharding(mesh, layout.act('BT'))
-    return {name: jax.ShapeDtypeStruct(shape, t, sharding=place) for name, t in dtypes.items()}
+    return {
+        name: jax.ShapeDtypeStruct(
+            (experiment.train.batch, row.shape[1]), row.dtype, sharding=place
+        )
+        for name, row in rows.items()
+    }
 
 
 def _bytes_tokenizer() -> Tokenizer:

@@ -46,6 +46,8 @@ class Recipe:
     seq_len: int
     splittable: bool
     seed: int
+    lengths: packing.Lengths
+    segments: int
     layout: packing.Layout = dataclasses.field(default_factory=dict)
 
     def examples(self, entry: order.Entry) -> list[dict[str, np.ndarray]]:
@@ -65,8 +67,9 @@ class Recipe:
         return packing.Packer(
             examples,
             layout=self.layout,
-            seq_len=self.seq_len,
+            lengths=self.lengths,
             splittable=self.splittable,
+            segments=self.segments,
             patience=sum(self.corpus.sizes),
             cursor=(int(cursor[0]), int(cursor[1])),
         )
@@ -79,7 +82,8 @@ class Loader:
     all. A batch holds [B_local, T] arrays: every key that `example` yields (integers as int32, the
     rest as float32; `inputs` and `targets` padded with pad_id, the rest with 0), `segments` (1, 2,
     ... for each piece of a document in the row, 0 for padding) and `positions` (from 0 in a
-    segment).
+    segment). `lengths` gives the T of each stream (default: one stream of `seq_len`), whose arrays
+    are named 'STREAM/inputs', 'STREAM/segments'; `segments` the most examples of a row.
     `cursor` int32 [B_local, 2] is the state after this batch: documents consumed by the lane, and
     tokens taken of the next one. Give the global [B, 2] array back as `cursor` to go on from there,
     with any number of hosts and workers.
@@ -106,6 +110,8 @@ class Loader:
         batch: int,
         seq_len: int,
         seed: int,
+        lengths: packing.Lengths | None = None,
+        segments: int = 0,
         rows: Sequence[int] | None = None,
         cursor: np.ndarray | None = None,
         epochs: int | None = None,
@@ -116,7 +122,10 @@ class Loader:
             raise UserError('data.workers and data.prefetch must be 0 or more')
         cursor = _checked(cursor, batch)
         self.corpus = sources.open_sources(config, split)
-        recipe = Recipe(self.corpus, tokenizer, example, seq_len, splittable, seed)
+        lengths = lengths or {'': seq_len}
+        recipe = Recipe(
+            self.corpus, tokenizer, example, seq_len, splittable, seed, lengths, segments
+        )
         # One document tells which arrays there are, so that a host without documents knows as well.
         self._recipe = dataclasses.replace(recipe, layout=_layout(recipe))
         facts = (self.corpus.digest, tokenizer.digest, batch, seq_len, seed, splittable, epochs)
@@ -162,7 +171,7 @@ class Loader:
     def empty_batch(self) -> Batch:
         """A batch of padding rows only, of the shapes of every batch."""
         batch = packing.empty_rows(
-            self._recipe.layout, rows=self._rows, seq_len=self._recipe.seq_len
+            self._recipe.layout, rows=self._rows, lengths=self._recipe.lengths
         )
         return batch | {'cursor': np.zeros((self._rows, 2), np.int32)}
 
@@ -212,7 +221,7 @@ class _LaneRows(grain.IterDataset):
 
         def batches() -> Iterator[Batch]:
             while True:
-                batch = packing.empty_rows(recipe.layout, rows=len(lanes), seq_len=recipe.seq_len)
+                batch = packing.empty_rows(recipe.layout, rows=len(lanes), lengths=recipe.lengths)
                 for index, lane_packer in enumerate(packers):
                     lane_packer.fill(batch, index)
                 batch['cursor'] = np.array([p.cursor for p in packers], np.int32)
@@ -240,7 +249,7 @@ class _DealtRows(grain.IterDataset):
 
         def batches() -> Iterator[Batch]:
             while True:
-                batch = packing.empty_rows(recipe.layout, rows=self._batch, seq_len=recipe.seq_len)
+                batch = packing.empty_rows(recipe.layout, rows=self._batch, lengths=recipe.lengths)
                 if not [True for index in range(self._batch) if packer.fill(batch, index)]:
                     return
                 # The state of the one stream, in every row.

@@ -1,17 +1,26 @@
-"""What the loop asks of an objective. The loop knows no objective by name."""
+"""What the loop asks of an objective. The loop knows no objective by name.
+
+Streams. An objective that feeds two sequences to the model (an encoder and a decoder, two views)
+names the arrays of the second 'STREAM/key'. Arrays of one stream have one length; the packer lays
+each stream in a row of its own, and segment k of one belongs to segment k of the others.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 
 Batch = dict[str, Any]
-"""Arrays [B, T] of one global batch: what `example` yields, and 'segments' and 'positions'."""
+"""Arrays [B, T] of one global batch: what `example` yields, and 'segments' and 'positions' of each
+stream."""
 
 
 class Loss(NamedTuple):
@@ -27,24 +36,62 @@ class Loss(NamedTuple):
 
 
 class Objective(Protocol):
-    """A frozen dataclass with pure functions."""
+    """A frozen dataclass with pure functions. `Base` has the usual answers."""
 
     @property
     def splittable(self) -> bool:
         """Whether an example may be cut at any token and go on in the next row."""
         ...
 
+    @property
+    def causal(self) -> bool:
+        """How the backbone looks when it is read for representations: at what stands before, or at
+        the whole segment. Of an encoder-decoder the encoder is read, and this is not asked."""
+        ...
+
+    @property
+    def accumulates(self) -> bool:
+        """Whether the loss of a batch is the sum over its rows, so that microbatches give the
+        same."""
+        ...
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Whether metrics['nll'] over 'targets' of positive 'weights' is the likelihood of text as
+        it stands."""
+        ...
+
+    def lengths(self, seq_len: int) -> dict[str, int]:
+        """Length of a row of each stream. Their sum is the positions that the backbone processes
+        per row, `seq_len`, so that objectives of one batch size process equally many."""
+        ...
+
+    def segments(self, seq_len: int) -> int:
+        """Most examples that a row may hold. 0: as many as fit."""
+        ...
+
     def example(
         self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
     ) -> list[dict[str, np.ndarray]]:
-        """Examples made of one document (host, numpy): equal-length arrays [n] by name.
+        """Examples made of one document (host, numpy): arrays [n] by name, of one length n in a
+        stream.
 
         `tokenizer` gives the ids of control tokens; all chance comes from `rng`.
         """
         ...
 
+    def extra(self, model: ModelConfig, key: jax.Array) -> Params:
+        """Initial values of parameters beside the backbone's, {} for none. Names end in letters."""
+        ...
+
     def loss(
-        self, model: Transformer, batch: Batch, *, compute: Compute, key: jax.Array | None
+        self,
+        model: Transformer,
+        batch: Batch,
+        *,
+        extra: Params,
+        compute: Compute,
+        key: jax.Array | None,
     ) -> Loss:
         """Loss sums of a batch (device). Without a key there is no dropout."""
         ...
@@ -57,3 +104,65 @@ class Objective(Protocol):
         """Model FLOPs per position of a row for forward and backward, attention counted causally
         where it is causal."""
         ...
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise UserError where the objective cannot be trained on this architecture."""
+        ...
+
+
+@dataclass(frozen=True)
+class Base:
+    """The usual answers: one stream, whole examples, no parameters of its own."""
+
+    @property
+    def splittable(self) -> bool:
+        return False
+
+    @property
+    def causal(self) -> bool:
+        return True
+
+    @property
+    def accumulates(self) -> bool:
+        return True
+
+    @property
+    def has_likelihood(self) -> bool:
+        return False
+
+    def lengths(self, seq_len: int) -> dict[str, int]:
+        return {'': seq_len}
+
+    def segments(self, seq_len: int) -> int:
+        return 0
+
+    def extra(self, model: ModelConfig, key: jax.Array) -> Params:
+        return {}
+
+    def check(self, model: ModelConfig) -> None:
+        return
+
+
+def stream_of(key: str) -> str:
+    """The stream that an array belongs to: '' or what stands before the last '/'."""
+    return key.rpartition('/')[0]
+
+
+def in_stream(stream: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    """Arrays of a part put into `stream`."""
+    return {f'{stream}/{key}': value for key, value in arrays.items()}
+
+
+def of_stream(stream: str, arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays of `stream`, streams within it included, by the names they have without it."""
+    return {
+        key.removeprefix(f'{stream}/'): value
+        for key, value in arrays.items()
+        if key.startswith(f'{stream}/')
+    }
+
+
+def chunks(tokens: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """The document in pieces of at most `size` tokens, as equal as can be; none of no token."""
+    n = -(-len(tokens) // size)
+    yield from np.array_split(tokens, n) if n else ()

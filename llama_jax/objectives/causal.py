@@ -9,14 +9,15 @@ import jax
 import numpy as np
 
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Batch, Loss
+from llama_jax.objectives.base import Base, Batch, Loss
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.softmax import cross_entropy
 
 
 @dataclass(frozen=True)
-class CausalLM:
+class CausalLM(Base):
     """Maximum likelihood of every token of a document and of its end (Radford et al. 2018)."""
 
     z_loss: float = 1e-4
@@ -24,6 +25,10 @@ class CausalLM:
 
     @property
     def splittable(self) -> bool:
+        return True
+
+    @property
+    def has_likelihood(self) -> bool:
         return True
 
     def example(
@@ -35,7 +40,13 @@ class CausalLM:
         return [{'inputs': ids[:-1], 'targets': ids[1:], 'weights': weights}]
 
     def loss(
-        self, model: Transformer, batch: Batch, *, compute: Compute, key: jax.Array | None
+        self,
+        model: Transformer,
+        batch: Batch,
+        *,
+        extra: Params,
+        compute: Compute,
+        key: jax.Array | None,
     ) -> Loss:
         x_BTD, _ = model.features(
             batch['inputs'],

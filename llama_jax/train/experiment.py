@@ -14,8 +14,10 @@ from llama_jax.data.config import DataConfig
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.train.plain import from_plain, to_plain
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,16 @@ class Experiment:
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
-    objective: CausalLM = field(default_factory=CausalLM)
+    objective: AnyObjective = field(default_factory=CausalLM)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
+    start: str | None = None
+    """Directory of a run whose newest parameters are the start of this one: an adaptation from one
+    objective to another (Wang et al. 2022, section 5). None: fresh parameters."""
 
 
 _LEAST = {
@@ -106,6 +111,13 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             f'a batch of {train.batch} rows does not divide into {train.accumulate} microbatches: '
             'change --train.batch or --train.accumulate'
         )
+    if train.accumulate > 1 and not experiment.objective.accumulates:
+        raise UserError(
+            f'{type(experiment.objective).__name__} compares the rows of a batch with each other, '
+            'which microbatches would keep apart: set --train.accumulate 1 (--objective.chunks '
+            'saves memory instead)'
+        )
+    experiment.objective.check(model)
     rows = train.batch // train.accumulate
     shards = mesh.batch_shards(device_mesh)
     if rows % shards:
@@ -129,9 +141,16 @@ def check_vocabulary(experiment: Experiment, vocab_size: int) -> None:
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
     """The experiment as plain values; the objective's class is recorded by name."""
-    plain = dataclasses.asdict(experiment)
-    plain['objective'] = {'class': type(experiment.objective).__name__, **plain['objective']}
-    return plain
+    plain = to_plain(experiment)
+    return {
+        **plain,
+        'objective': {'class': type(experiment.objective).__name__} | plain['objective'],
+    }
+
+
+def from_dict(plain: dict[str, Any]) -> Experiment:
+    """The experiment that was recorded as plain values."""
+    return from_plain(Experiment, plain)
 
 
 def digest(experiment: Experiment) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -11,18 +12,27 @@ from jax.sharding import Mesh
 from llama_jax import layout
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
-from llama_jax.model import layers
-from llama_jax.model.config import ModelConfig, RopeScaling
+from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.train.checkpoint import Checkpoints
+from llama_jax.train.checkpoint import Checkpoints, difference
+from llama_jax.train.experiment import Experiment, from_dict
+from llama_jax.train.plain import to_plain
 from llama_jax.train.records import read_run
+from llama_jax.train.step import EXTRA, State, initial_params
 
 
 class Trained(NamedTuple):
-    config: ModelConfig
+    experiment: Experiment
     params: Params
+    """Of the backbone, stacked."""
+    extra: Params
+    """Of the objective."""
     tokenizer: Tokenizer
     step: int
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.experiment.model
 
 
 def load(workdir: Path, mesh: Mesh) -> Trained:
@@ -36,9 +46,11 @@ def load(workdir: Path, mesh: Mesh) -> Trained:
         raise UserError(
             f'{workdir} holds no run: give the --workdir of a training, such as runs/quickstart'
         )
-    config = model_config(run['experiment']['model'])
-    layout.check(config.sizes(), mesh)
-    abstract = layers.abstract(config)
+    experiment = from_dict(run['experiment'])
+    layout.check(experiment.model.sizes(), mesh)
+    abstract = jax.eval_shape(
+        lambda: initial_params(experiment.model, experiment.objective, jax.random.key(0))
+    )
     placed = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         abstract,
@@ -53,10 +65,29 @@ def load(workdir: Path, mesh: Mesh) -> Trained:
     if restored is None:
         raise UserError(f'{workdir} holds no checkpoint yet: train until the first one is saved')
     tokenizer = Tokenizer.load(str(workdir / 'tokenizer.model'))
-    return Trained(config, restored.items['params'], tokenizer, restored.step)
+    params = dict(restored.items['params'])
+    extra = params.pop(EXTRA, {})
+    return Trained(experiment, params, extra, tokenizer, restored.step)
 
 
-def model_config(saved: dict[str, Any]) -> ModelConfig:
-    """The ModelConfig that was recorded as plain values."""
-    scaling = saved['rope_scaling']
-    return ModelConfig(**{**saved, 'rope_scaling': scaling and RopeScaling(**scaling)})
+def adapted(state: State, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> State:
+    """`state` with the backbone of the run `experiment.start`, where one is named.
+
+    Raises UserError when that run has another architecture or tokenizer.
+    """
+    if experiment.start is None:
+        return state
+    start = load(Path(experiment.start), mesh)
+    lines = difference(to_plain(start.config), to_plain(experiment.model))
+    if lines:
+        raise UserError(
+            f'--start {experiment.start} has another architecture; it differs in '
+            f'{"; ".join(lines)}: use the same model settings'
+        )
+    if start.tokenizer.digest != tokenizer.digest:
+        raise UserError(
+            f'--start {experiment.start} has another tokenizer: set --data.tokenizer.path '
+            f'{experiment.start}/tokenizer.model'
+        )
+    params = {**state.params, **start.params}
+    return dataclasses.replace(state, params=params)

@@ -30,6 +30,7 @@ from llama_jax.train.experiment import Experiment, check, check_vocabulary, to_d
 from llama_jax.train.peak import CONVENTION, peak_flops
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
+from llama_jax.train.restore import adapted
 from llama_jax.train.sample import sampler
 from llama_jax.train.step import Metrics, State, abstract_state, initial_state, train_step
 from llama_jax.train.validate import loss_step, validate
@@ -129,7 +130,10 @@ def prepare(experiment: Experiment, workdir: Path) -> Run:
     )
     notes = [f'setting changed since the last start: {line}' for line in changed]
     if restored is None:
-        state = initial_state(experiment.model, tx, seed=experiment.seed, mesh=device_mesh)
+        state = initial_state(
+            experiment.model, experiment.objective, tx, seed=experiment.seed, mesh=device_mesh
+        )
+        state = adapted(state, experiment, tokenizer, device_mesh)
         cursor, start = None, 0
     else:
         rest = restored.items['rest']
@@ -235,6 +239,8 @@ def _loader(
         tokenizer=tokenizer,
         example=experiment.objective.example,
         splittable=experiment.objective.splittable,
+        lengths=experiment.objective.lengths(experiment.train.seq_len),
+        segments=experiment.objective.segments(experiment.train.seq_len),
         batch=experiment.train.batch,
         seq_len=experiment.train.seq_len,
         seed=experiment.seed,
@@ -260,7 +266,9 @@ def _validation(
                 state.params,
                 batches,
                 place=lambda batch: place(batch, mesh),
-                byte_lengths=tokenizer.byte_lengths,
+                byte_lengths=(
+                    tokenizer.byte_lengths if experiment.objective.has_likelihood else None
+                ),
             )
 
     return run
@@ -279,7 +287,7 @@ def _items(state: Any, cursor: Any) -> Items:
 
 
 def _abstract_items(experiment: Experiment, tx: Any, mesh: Mesh) -> Items:
-    abstract = abstract_state(experiment.model, tx)
+    abstract = abstract_state(experiment.model, experiment.objective, tx)
     placed = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         abstract,

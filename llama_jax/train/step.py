@@ -35,26 +35,64 @@ class State:
 
 Metrics = dict[str, jax.Array]
 
+EXTRA = 'objective'
+"""Where the parameters hold those of the objective, beside the backbone's."""
+
+
+def loss_of(
+    config: ModelConfig,
+    objective: Objective,
+    params: Params,
+    batch: Batch,
+    *,
+    compute: Compute,
+    key: jax.Array | None,
+) -> Loss:
+    """The objective's loss sums under `params`, its own parameters among them."""
+    backbone = {name: value for name, value in params.items() if name != EXTRA}
+    model, extra = layers.bind(config, backbone), params.get(EXTRA, {})
+    return objective.loss(model, batch, extra=extra, compute=compute, key=key)
+
 
 def initial_state(
-    config: ModelConfig, optimizer: optax.GradientTransformation, *, seed: int, mesh: Mesh
+    config: ModelConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    mesh: Mesh,
 ) -> State:
     """The state before the first step, made in its final placement."""
-    placed = layout.shardings(abstract_state(config, optimizer), mesh)
+    placed = layout.shardings(abstract_state(config, objective, optimizer), mesh)
     # No mesh in scope: under one, random numbers are of replicated type, so drawn whole everywhere.
-    return jax.jit(lambda: _fresh(config, optimizer, seed), out_shardings=placed)()
+    return jax.jit(lambda: _fresh(config, objective, optimizer, seed), out_shardings=placed)()
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation) -> State:
+def abstract_state(
+    config: ModelConfig, objective: Objective, optimizer: optax.GradientTransformation
+) -> State:
     """Shapes and types of the state, at no cost."""
-    return jax.eval_shape(lambda: _fresh(config, optimizer, 0))
+    return jax.eval_shape(lambda: _fresh(config, objective, optimizer, 0))
 
 
-def _fresh(config: ModelConfig, optimizer: optax.GradientTransformation, seed: int) -> State:
+def _fresh(
+    config: ModelConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+) -> State:
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    params = layers.split(layers.Transformer(config, key=init_key))
+    params = initial_params(config, objective, init_key)
     zero = jnp.zeros((), jnp.int32)
     return State(params, optimizer.init(params), zero, run_key, zero, zero)
+
+
+def initial_params(config: ModelConfig, objective: Objective, key: jax.Array) -> Params:
+    """Of the backbone, and under EXTRA those of the objective where it has any."""
+    params = layers.split(layers.Transformer(config, key=key))
+    # A key of its own: the backbone begins with the same values under every objective.
+    extra = objective.extra(config, jax.random.fold_in(key, 1))
+    return {**params, EXTRA: extra} if extra else params
 
 
 def train_step(
@@ -73,7 +111,7 @@ def train_step(
     """
 
     def loss_sum(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
-        loss = objective.loss(layers.bind(config, params), batch, compute=compute, key=key)
+        loss = loss_of(config, objective, params, batch, compute=compute, key=key)
         return loss.total, loss
 
     gradient = jax.value_and_grad(loss_sum, has_aux=True)

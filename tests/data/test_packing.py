@@ -29,7 +29,7 @@ def packer(documents, *, seq_len, splittable, cursor=(0, 0)):
     return packing.Packer(
         lambda k: documents[k] if k < len(documents) else None,
         layout=LAYOUT,
-        seq_len=seq_len,
+        lengths={'': seq_len},
         splittable=splittable,
         patience=len(documents) + 1,
         cursor=cursor,
@@ -39,7 +39,7 @@ def packer(documents, *, seq_len, splittable, cursor=(0, 0)):
 def rows_of(pack, *, seq_len):
     rows = []
     while True:
-        row = packing.empty_rows(LAYOUT, rows=1, seq_len=seq_len)
+        row = packing.empty_rows(LAYOUT, rows=1, lengths={'': seq_len})
         if not pack.fill(row, 0):
             return rows
         rows.append(({key: value[0] for key, value in row.items()}, pack.cursor))
@@ -111,21 +111,23 @@ def test_one_row_by_hand():
 
 def test_an_example_that_no_row_holds_is_refused():
     documents, _ = documents_of([[6]])
-    row = packing.empty_rows(LAYOUT, rows=1, seq_len=5)
+    row = packing.empty_rows(LAYOUT, rows=1, lengths={'': 5})
     with pytest.raises(UserError, match='example of 6 tokens does not fit in a row of 5'):
         packer(documents, seq_len=5, splittable=False).fill(row, 0)
 
 
 def test_documents_without_examples_do_not_hang():
-    endless = packing.Packer(lambda k: [], layout=LAYOUT, seq_len=5, splittable=True, patience=3)
-    row = packing.empty_rows(LAYOUT, rows=1, seq_len=5)
+    endless = packing.Packer(
+        lambda k: [], layout=LAYOUT, lengths={'': 5}, splittable=True, patience=3
+    )
+    row = packing.empty_rows(LAYOUT, rows=1, lengths={'': 5})
     with pytest.raises(UserError, match='3 documents in a row gave no example'):
         endless.fill(row, 0)
 
 
 def test_examples_of_unequal_arrays_are_a_defect_of_the_objective():
     ragged = [{'inputs': np.zeros(2, np.int32), 'weights': np.zeros(3, np.float32)}]
-    row = packing.empty_rows(LAYOUT, rows=1, seq_len=5)
+    row = packing.empty_rows(LAYOUT, rows=1, lengths={'': 5})
     with pytest.raises(ValueError, match='different lengths'):
         packer([ragged], seq_len=5, splittable=True).fill(row, 0)
     with pytest.raises(ValueError, match='keys'):

@@ -72,7 +72,7 @@ def test_loss_is_that_of_the_logits():
                 segment_BT=batch['segments'],
                 compute=Compute(),
             )
-            return objective.loss(model, batch, compute=Compute(), key=None), logits_BTV
+            return objective.loss(model, batch, extra={}, compute=Compute(), key=None), logits_BTV
 
         loss, logits_BTV = jax.device_get(both(params, place(batch, devices)))
     logits_BTV = logits_BTV.astype(np.float64)
@@ -99,7 +99,7 @@ def test_twenty_steps_give_the_losses_of_the_golden_file():
     config = OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4))
     tx, objective = optimizer(config, steps), CausalLM()
     devices = mesh.make(MeshConfig(), jax.devices()[:1])
-    state = initial_state(CONFIG, tx, seed=0, mesh=devices)
+    state = initial_state(CONFIG, CausalLM(), tx, seed=0, mesh=devices)
     step = train_step(
         CONFIG,
         objective,

@@ -63,7 +63,7 @@ def compiled(name='one device', *, accumulate=1, dropout=0.0, precision='float32
     )
 
     # Made once on one device: test_initial_values_do_not_depend_on_the_mesh.
-    host, placed = _initial(), layout.shardings(abstract_state(config, TX), devices)
+    host, placed = _initial(), layout.shardings(abstract_state(config, CausalLM(), TX), devices)
 
     def fresh():
         return jax.tree.map(lambda x, to: jax.device_put(x.copy(), to), host, placed)
@@ -73,7 +73,7 @@ def compiled(name='one device', *, accumulate=1, dropout=0.0, precision='float32
 
 @functools.cache
 def _initial():
-    return initial_state(MODEL, TX, seed=0, mesh=make_mesh('one device'))
+    return initial_state(MODEL, CausalLM(), TX, seed=0, mesh=make_mesh('one device'))
 
 
 def batch(seed=0):
@@ -239,7 +239,7 @@ def test_nothing_is_made_whole_on_one_device(make, monkeypatch):
     if make == 'parameters':
         layers.create(large, jax.random.key(0), devices)
     else:
-        initial_state(large, optax.identity(), seed=0, mesh=devices)
+        initial_state(large, CausalLM(), optax.identity(), seed=0, mesh=devices)
     monkeypatch.undo()
     (used,) = measured
     assert used.output_size_in_bytes < trees.n_bytes(layers.abstract(large)) / 7
@@ -248,6 +248,6 @@ def test_nothing_is_made_whole_on_one_device(make, monkeypatch):
 
 def test_initial_values_do_not_depend_on_the_mesh():
     names = ('one device', 'data 2 fsdp 2 tensor 2')
-    states = [initial_state(MODEL, TX, seed=0, mesh=make_mesh(name)) for name in names]
+    states = [initial_state(MODEL, CausalLM(), TX, seed=0, mesh=make_mesh(name)) for name in names]
     params = [jax.device_get(state.params) for state in states]
     jax.tree.map(np.testing.assert_array_equal, *params)
