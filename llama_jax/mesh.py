@@ -79,6 +79,6 @@ def platform_in_use() -> str:
     return 'gpu' if platform in ('cuda', 'rocm') else platform
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | jax.sharding.AbstractMesh) -> int:
     """Number of pieces into which the mesh divides a batch."""
     return mesh.shape['slice'] * mesh.shape['data'] * mesh.shape['fsdp']

@@ -1,0 +1,319 @@
+"""Contrastive learning: two views of a text are each other's nearest in a batch (InfoNCE, van den
+Oord et al. 2018).
+
+Letters of this file: M places for a pair in a row; C, N a row and a place of the global batch.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from llama_jax import layout, mesh
+from llama_jax.errors import UserError
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.layers import Params
+from llama_jax.model.transformer import Transformer
+from llama_jax.objectives.base import Base, Batch, Loss, chunks, in_stream
+from llama_jax.objectives.flops import features_flops
+
+TEXT = 256
+"""Tokens of a document from which one pair is made (Izacard et al. 2022, section 3)."""
+CROP = 0.05, 0.5
+"""Shortest and longest crop as a share of that text (same, appendix A.1)."""
+SPARE = 4
+"""A row has places for this many times the pairs of longest views that fit."""
+MIN_TEMPERATURE = 0.01
+"""Lower bound of a learned temperature (Radford et al. 2021, section 2.5)."""
+DOCUMENT = 'document'
+"""The array with the document's id, which tells texts that are no negatives of each other."""
+NEVER = -1e30
+"""Logit of what is no candidate: finite, so that a place without a pair has a gradient of 0."""
+
+
+@dataclass(frozen=True)
+class InfoNCE(Base):
+    """Mean-pooled unit vectors of two views; cross-entropy of cos / temperature in both directions.
+
+    The negatives of a text are all other texts of the global batch, but for those of the same
+    document and of its duplicates. Weight is one per pair. Without dropout (validation) the views
+    'dropout' of a text are equal.
+    """
+
+    views: Literal['spans', 'dropout'] = 'spans'
+    """'spans': two random crops, each independent of the other (Contriever, Izacard et al. 2022).
+    'dropout': the text twice, under two dropout masks (SimCSE, Gao et al. 2021)."""
+    temperature: float = 0.05
+    learned: bool = False
+    """The temperature is a parameter, and `temperature` its initial value (Radford et al. 2021)."""
+    chunks: int = 1
+    """The rows are encoded in this many chunks, one after another, and again in the backward pass:
+    memory for activations is that of one chunk (Gao et al. 2021b, gradient cache)."""
+    bidirectional: bool = True
+    """Every token sees its whole view. False: those before it, as in a causal model."""
+    same_dropout: bool = False
+    """Both views under one dropout mask, which the paper shows to fail (SimCSE, section 3)."""
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UserError(f'the temperature {self.temperature} must be positive')
+        if self.chunks < 1:
+            raise UserError(f'{self.chunks} chunks: the batch is encoded in 1 or more')
+
+    @property
+    def causal(self) -> bool:
+        return not self.bidirectional
+
+    @property
+    def accumulates(self) -> bool:
+        return False
+
+    def lengths(self, seq_len: int) -> dict[str, int]:
+        """Half of the row for each view."""
+        if seq_len % 2 or not seq_len:
+            raise UserError(
+                f'a row of {seq_len} positions cannot be halved for two views: make it even'
+            )
+        return {'a': seq_len // 2, 'b': seq_len // 2}
+
+    def segments(self, seq_len: int) -> int:
+        """Places for pairs, which are few: each is a row and a column of the table of cosines."""
+        return SPARE * -(-(seq_len // 2) // self._longest(seq_len))
+
+    def example(
+        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> list[dict[str, np.ndarray]]:
+        """A pair of views of each piece of the document, and the document's id."""
+        longest = self._longest(seq_len)
+        size = TEXT if self.views == 'spans' else longest
+        identity = document_id(tokens)
+        examples = []
+        for text in chunks(tokens, size):
+            text = text.astype(np.int32)
+            a = b = text
+            if self.views == 'spans':
+                a, b = crop(text, longest, rng), crop(text, longest, rng)
+            document = np.full(len(a), identity, np.int32)
+            examples.append(
+                in_stream('a', {'inputs': a, DOCUMENT: document}) | in_stream('b', {'inputs': b})
+            )
+        return examples
+
+    def extra(self, model: ModelConfig, key: jax.Array) -> Params:
+        return {'log_temperature': jnp.log(self.temperature)} if self.learned else {}
+
+    def loss(
+        self,
+        model: Transformer,
+        batch: Batch,
+        *,
+        extra: Params,
+        compute: Compute,
+        key: jax.Array | None,
+    ) -> Loss:
+        key_a, key_b = (None, None) if key is None else jax.random.split(key)
+        if self.same_dropout:
+            key_b = key_a
+        place_BMT = places(batch['a/segments'], self._places(batch))
+        a_BMD = self.encode(model, batch, 'a', compute=compute, key=key_a)
+        b_BMD = self.encode(model, batch, 'b', compute=compute, key=key_b)
+        temperature = jnp.float32(self.temperature)
+        if self.learned:
+            temperature = jnp.exp(_bounded(extra['log_temperature']))
+        sums = info_nce(
+            a_BMD,
+            b_BMD,
+            document_BM=jnp.max(jnp.where(place_BMT, batch[f'a/{DOCUMENT}'][:, None], 0), axis=-1),
+            valid_BM=jnp.any(place_BMT, axis=-1),
+            temperature=temperature,
+        )
+        metrics = {
+            'accuracy': sums.correct,
+            'alignment': sums.alignment,
+            'uniformity': sums.weight * sums.uniformity,
+        }
+        if self.learned:
+            metrics['temperature'] = sums.weight * temperature
+        return Loss(sums.total, sums.weight, metrics)
+
+    def loss_tokens(self, batch: Batch) -> int:
+        """Pairs: the loss has one term for each."""
+        return int(batch['a/segments'].max(axis=1).sum())
+
+    def flops(self, model: ModelConfig, seq_len: int) -> float:
+        return features_flops(model, seq_len // 2, causal=self.causal)
+
+    def check(self, model: ModelConfig) -> None:
+        if self.views == 'dropout' and model.dropout == 0:
+            raise UserError(
+                'contrastive views by dropout are equal where model.dropout is 0: set '
+                '--model.dropout 0.1, or --objective.views spans'
+            )
+        if getattr(model, 'encoder_layers', 0):
+            raise UserError(
+                'a contrastive objective trains one stack of layers, and would leave the decoder '
+                'of an encoder-decoder untrained: set --model.encoder-layers 0'
+            )
+
+    def _longest(self, seq_len: int) -> int:
+        """Tokens of the longest view."""
+        return min(round(CROP[1] * TEXT) if self.views == 'spans' else TEXT, seq_len // 2)
+
+    def _places(self, batch: Batch) -> int:
+        return self.segments(2 * batch['a/inputs'].shape[1])
+
+    def encode(
+        self,
+        model: Transformer,
+        batch: Batch,
+        view: Literal['a', 'b'],
+        *,
+        compute: Compute,
+        key: jax.Array | None,
+    ) -> Float[Array, 'B M D']:
+        """Unit vectors of one view; 0 where a row has no pair."""
+        n_places = self._places(batch)
+
+        def encode(rows: tuple[jax.Array, ...], key: jax.Array | None) -> jax.Array:
+            token_BT, position_BT, segment_BT = rows
+            x_BTD, _ = model.features(
+                token_BT,
+                position_BT=position_BT,
+                segment_BT=segment_BT,
+                causal=self.causal,
+                compute=compute,
+                key=key,
+            )
+            return pooled(x_BTD, places(segment_BT, n_places))
+
+        rows = tuple(batch[f'{view}/{name}'] for name in ('inputs', 'positions', 'segments'))
+        if self.chunks == 1:
+            return encode(rows, key)
+        keys = None if key is None else jax.random.split(key, self.chunks)
+        pieces = tuple(_cut(x_BT, self.chunks) for x_BT in rows)
+        return _joined(jax.lax.map(lambda piece: jax.checkpoint(encode)(*piece), (pieces, keys)))
+
+
+def crop(text: np.ndarray, longest: int, rng: np.random.Generator) -> np.ndarray:
+    """A random part of `text`, of 5% to 50% of its length and of at most `longest` tokens."""
+    low, high = (max(1, min(round(share * len(text)), longest)) for share in CROP)
+    length = int(rng.integers(low, high + 1))
+    start = int(rng.integers(len(text) - length + 1))
+    return text[start : start + length]
+
+
+def document_id(tokens: np.ndarray) -> int:
+    """A number that equal documents share, and hardly any others: in [0, 2^31)."""
+    return zlib.crc32(tokens.astype('<i4').tobytes()) & 0x7FFFFFFF
+
+
+def places(segment_BT: Int[Array, 'B T'], n_places: int) -> Bool[Array, 'B M T']:
+    """Which tokens belong to the pair of each place: segment m + 1 is that of place m."""
+    return segment_BT[:, None] == jnp.arange(1, n_places + 1)[:, None]
+
+
+def pooled(x_BTD: Float[Array, 'B T D'], place_BMT: Bool[Array, 'B M T']) -> jax.Array:
+    """Mean of the tokens of each place, as a unit vector in float32 [B, M, D]; 0 for no token."""
+    sum_BMD = jnp.einsum(
+        'BMT,BTD->BMD', place_BMT.astype(jnp.float32), x_BTD.astype(jnp.float32)
+    )  # the length of the sum is divided out anyway, so no mean is taken
+    square_BM1 = jnp.sum(jnp.square(sum_BMD), axis=-1, keepdims=True)
+    return sum_BMD * jax.lax.rsqrt(jnp.maximum(square_BM1, 1e-12))
+
+
+class Sums(NamedTuple):
+    """Sums over the pairs of a batch, float32 []. Only `total` is meant to be differentiated."""
+
+    total: jax.Array
+    """Cross-entropy in nats, the mean of both directions."""
+    weight: jax.Array
+    """Number of pairs."""
+    correct: jax.Array
+    """Pairs whose other view is the most similar of all candidates, the mean of both directions."""
+    alignment: jax.Array
+    """Squared distance of the two views."""
+    uniformity: jax.Array
+    """Not a sum: log E exp(-2 |a - b|^2) over views of different documents (Wang & Isola 2020)."""
+
+
+def info_nce(
+    a_BMD: Float[Array, 'B M D'],
+    b_BMD: Float[Array, 'B M D'],
+    *,
+    document_BM: Int[Array, 'B M'],
+    valid_BM: Bool[Array, 'B M'],
+    temperature: Float[Array, ''],
+) -> Sums:
+    """Symmetric InfoNCE of unit vectors over the global batch (Radford et al. 2021, figure 3).
+
+    Every device compares its own rows with those of all, which it gathers; the gradient flows
+    through the gathered ones as well.
+    """
+    everywhere = PartitionSpec()
+    index_BM = jnp.arange(valid_BM.size).reshape(valid_BM.shape)
+    own_BMCN = jax.reshard(index_BM, layout.rows())[:, :, None, None] == index_BM
+    other_BMCN = document_BM[:, :, None, None] != jax.reshard(document_BM, everywhere)
+    candidate_BMCN = jax.reshard(valid_BM, everywhere) & (own_BMCN | other_BMCN)
+
+    def direction(query_BMD: jax.Array, key_BMD: jax.Array) -> tuple[jax.Array, ...]:
+        cos_BMCN = jnp.einsum(
+            'BMD,CND->BMCN',
+            query_BMD,
+            jax.reshard(key_BMD, everywhere),
+            precision='highest',  # divided by the temperature, an error of bfloat16 is large
+        )
+        logit_BMCN = jnp.where(candidate_BMCN, cos_BMCN / temperature, NEVER)
+        positive_BM = jnp.sum(jnp.where(own_BMCN, logit_BMCN, 0), axis=(2, 3))
+        nll_BM = jax.nn.logsumexp(logit_BMCN, axis=(2, 3)) - positive_BM
+        return nll_BM, positive_BM >= jnp.max(logit_BMCN, axis=(2, 3)), cos_BMCN
+
+    ab_BM, right_ab_BM, cos_BMCN = direction(a_BMD, b_BMD)
+    ba_BM, right_ba_BM, _ = direction(b_BMD, a_BMD)
+
+    def total(x_BM: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(valid_BM, x_BM, 0), dtype=jnp.float32)
+
+    apart_BMCN = candidate_BMCN & ~own_BMCN & valid_BM[:, :, None, None]
+    near = jnp.sum(jnp.where(apart_BMCN, jnp.exp(4 * cos_BMCN - 4), 0))
+    n_apart = jnp.sum(apart_BMCN, dtype=jnp.float32)
+    return Sums(
+        total=total((ab_BM + ba_BM) / 2),
+        weight=total(valid_BM),
+        correct=total((right_ab_BM.astype(jnp.float32) + right_ba_BM) / 2),
+        alignment=total(jnp.sum(jnp.square(a_BMD - b_BMD), axis=-1)),
+        uniformity=jnp.where(n_apart > 0, jnp.log(near / jnp.maximum(n_apart, 1)), 0),
+    )
+
+
+def _bounded(log_temperature: jax.Array) -> jax.Array:
+    """At least the bound; its gradient passes, so that it can leave the bound again."""
+    missing = jax.nn.relu(math.log(MIN_TEMPERATURE) - log_temperature)
+    return log_temperature + jax.lax.stop_gradient(missing)
+
+
+def _cut(x_BT: jax.Array, n: int) -> jax.Array:
+    """[B, T] -> [n, B / n, T]; chunk i takes rows i, i + n, ...: each device its own."""
+    B, T = x_BT.shape
+    shards = mesh.batch_shards(jax.sharding.get_abstract_mesh())
+    if B % (n * shards):
+        raise UserError(
+            f'{n} chunks of a batch of {B} rows on {shards} shards are no whole rows: change '
+            '--objective.chunks'
+        )
+    x_BnT = jnp.reshape(x_BT, (B // n, n, T), out_sharding=layout.rows())
+    return jnp.moveaxis(x_BnT, 1, 0)
+
+
+def _joined(x_nBMD: jax.Array) -> jax.Array:
+    """[n, B / n, M, D] -> [B, M, D], the rows in the order before `_cut`."""
+    x_BnMD = jnp.moveaxis(x_nBMD, 0, 1)
+    shape = (x_BnMD.shape[0] * x_BnMD.shape[1], *x_BnMD.shape[2:])
+    return jnp.reshape(x_BnMD, shape, out_sharding=layout.rows())

@@ -1,0 +1,441 @@
+"""InfoNCE against loops over pairs in float64, and its views."""
+
+import functools
+import itertools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from llama_jax import layout, mesh
+from llama_jax.data.packing import Packer, empty_rows, layout_of
+from llama_jax.errors import UserError
+from llama_jax.mesh import MeshConfig
+from llama_jax.model import layers
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.objectives.contrastive import InfoNCE, crop, info_nce
+
+MESHES = {
+    'one device': (1, MeshConfig()),
+    'fsdp 8': (8, MeshConfig()),
+    'data 2 fsdp 2 tensor 2': (8, MeshConfig(data=2, fsdp=2, tensor=2)),
+}
+CONFIG = ModelConfig(
+    vocab=64, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=24, context=64, dropout=0.1
+)
+COMPUTE = Compute(attention='reference', unroll=1)
+SEQ_LEN = 32
+
+
+def make_mesh(name):
+    n_devices, config = MESHES[name]
+    return mesh.make(config, jax.devices()[:n_devices])
+
+
+def place(arrays, devices):
+    return jax.device_put(arrays, NamedSharding(devices, layout.rows()))
+
+
+def documents(n, *, length=(20, 60), seed=0):
+    random = np.random.default_rng(seed)
+    return [random.integers(0, CONFIG.vocab, random.integers(*length)) for _ in range(n)]
+
+
+def pack(objective, texts, *, rows, seq_len=SEQ_LEN, seed=0):
+    """A batch as the loader makes it."""
+
+    def examples(k):
+        rng = np.random.default_rng([seed, k])
+        text = texts[k % len(texts)]
+        return objective.example(text, tokenizer=None, seq_len=seq_len, rng=rng)
+
+    keys = layout_of(examples(0)[0], pad_id=0)
+    lengths = objective.lengths(seq_len)
+    packer = Packer(
+        examples,
+        layout=keys,
+        lengths=lengths,
+        splittable=objective.splittable,
+        segments=objective.segments(seq_len),
+        patience=1,
+    )
+    batch = empty_rows(keys, rows=rows, lengths=lengths)
+    for row in range(rows):
+        packer.fill(batch, row)
+    return batch
+
+
+class Lookup:
+    """The smallest encoder: the vector of a token is a row of a table."""
+
+    def __init__(self, table_VD):
+        self.table_VD = table_VD
+
+    def features(self, token_BT, **_):
+        return self.table_VD.at[token_BT].get(out_sharding=layout.act('BTD')), None
+
+
+# The oracle.
+
+
+def pairs_of(batch):
+    """Row, segment of every pair, in order."""
+    segment_BT = batch['a/segments']
+    return [(b, s + 1) for b in range(len(segment_BT)) for s in range(segment_BT[b].max())]
+
+
+def vectors_of(batch, view, table_VD):
+    """Unit vectors of the pairs [P, D]: the mean over the tokens of each, one by one."""
+    vectors = []
+    for row, segment in pairs_of(batch):
+        tokens = batch[f'{view}/inputs'][row][batch[f'{view}/segments'][row] == segment]
+        mean_D = table_VD[tokens].astype(np.float64).mean(0)
+        vectors.append(mean_D / np.linalg.norm(mean_D))
+    return np.array(vectors)
+
+
+def oracle(a_PD, b_PD, documents, temperature):
+    """Sums over pairs and gradients of the total to a, b and the log of the temperature."""
+    n = len(a_PD)
+    candidate = np.array(
+        [[i == j or documents[i] != documents[j] for j in range(n)] for i in range(n)]
+    )
+    cos = a_PD @ b_PD.T
+    logit = np.where(candidate, cos / temperature, -np.inf)
+    p_ab = np.exp(logit) / np.exp(logit).sum(1, keepdims=True)
+    p_ba = np.exp(logit) / np.exp(logit).sum(0, keepdims=True)
+    total = -(np.log(np.diag(p_ab)) + np.log(np.diag(p_ba))).sum() / 2
+    dlogit = (p_ab + p_ba) / 2 - np.eye(n)
+    correct = (
+        (logit.argmax(1) == np.arange(n)).sum() + (logit.argmax(0) == np.arange(n)).sum()
+    ) / 2
+    apart = [(i, j) for i, j in itertools.product(range(n), repeat=2) if candidate[i, j] and i != j]
+    near = [np.exp(-2 * np.sum((a_PD[i] - b_PD[j]) ** 2)) for i, j in apart]
+    return {
+        'total': total,
+        'weight': n,
+        'correct': correct,
+        'alignment': np.sum((a_PD - b_PD) ** 2),
+        'uniformity': np.log(np.mean(near)),
+        'da': dlogit @ b_PD / temperature,
+        'db': dlogit.T @ a_PD / temperature,
+        'dlog_temperature': -(dlogit * np.where(candidate, cos, 0)).sum() / temperature,
+    }
+
+
+@pytest.mark.parametrize('name', MESHES)
+def test_sums_and_gradients_equal_loops_over_pairs(name):
+    B, M, D = 8, 3, 5
+    random = np.random.default_rng(0)
+    valid_BM = random.random((B, M)) < 0.7
+    valid_BM[0] = False  # a row of padding
+    document_BM = random.integers(0, 9, (B, M)).astype(np.int32)  # some are there twice
+    a_BMD, b_BMD = random.normal(size=(2, B, M, D))
+    b_BMD += a_BMD
+    a_BMD, b_BMD = (
+        (x / np.linalg.norm(x, axis=-1, keepdims=True) * valid_BM[..., None]).astype(np.float32)
+        for x in (a_BMD, b_BMD)
+    )
+    want = oracle(a_BMD[valid_BM], b_BMD[valid_BM], document_BM[valid_BM], 0.1)
+    assert 0 < want['correct'] < want['weight'] < valid_BM.size
+    assert len(set(document_BM[valid_BM])) < want['weight']
+
+    def total(a_BMD, b_BMD, log_temperature, document_BM, valid_BM):
+        sums = info_nce(
+            a_BMD,
+            b_BMD,
+            document_BM=document_BM,
+            valid_BM=valid_BM,
+            temperature=jnp.exp(log_temperature),
+        )
+        return sums.total, sums
+
+    devices = make_mesh(name)
+    with jax.set_mesh(devices):
+        a, b, document, valid = place((a_BMD, b_BMD, document_BM, valid_BM), devices)
+        gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
+        (_, sums), (da, db, dlog) = jax.device_get(gradient(a, b, np.log(0.1), document, valid))
+    for field in sums._fields:
+        np.testing.assert_allclose(getattr(sums, field), want[field], rtol=2e-6, err_msg=field)
+    np.testing.assert_allclose(da[valid_BM], want['da'], atol=2e-6)
+    np.testing.assert_allclose(db[valid_BM], want['db'], atol=2e-6)
+    np.testing.assert_allclose(dlog, want['dlog_temperature'], rtol=1e-5)
+    assert not da[~valid_BM].any() and not db[~valid_BM].any()
+
+
+def test_identical_vectors_cost_log_n_and_duplicates_nothing():
+    B, M, D = 4, 2, 3
+    same_BMD = np.full((B, M, D), D**-0.5, np.float32)
+    with jax.set_mesh(make_mesh('one device')):
+
+        @jax.jit
+        def loss(document_BM, valid_BM):
+            sums = info_nce(
+                same_BMD,
+                same_BMD,
+                document_BM=document_BM,
+                valid_BM=valid_BM,
+                temperature=jnp.float32(0.05),
+            )
+            return sums.total / sums.weight
+
+        apart_BM = np.arange(B * M, dtype=np.int32).reshape(B, M)
+        every_BM = np.ones((B, M), bool)
+        assert loss(apart_BM, every_BM) == pytest.approx(np.log(8), rel=1e-6)
+        assert loss(apart_BM, apart_BM < 5) == pytest.approx(np.log(5), rel=1e-6)
+        assert loss(apart_BM // 2, every_BM) == pytest.approx(np.log(7), rel=1e-6)
+        assert loss(apart_BM * 0, every_BM) == 0  # nothing is left but the positive
+
+
+def test_nothing_at_all_has_a_loss_and_a_gradient_of_zero():
+    with jax.set_mesh(make_mesh('one device')):
+
+        @jax.jit
+        @jax.value_and_grad
+        def total(x_BMD):
+            sums = info_nce(
+                x_BMD,
+                x_BMD,
+                document_BM=jnp.zeros((2, 2), jnp.int32),
+                valid_BM=jnp.zeros((2, 2), bool),
+                temperature=jnp.float32(0.05),
+            )
+            return sums.total + sums.uniformity + sums.alignment
+
+        value, dx_BMD = total(np.zeros((2, 2, 3), np.float32))
+    assert value == 0 and not dx_BMD.any()
+
+
+def test_loss_of_a_packed_batch_equals_loops_over_its_pairs():
+    """Pooling, places, documents and the learned temperature."""
+    objective = InfoNCE(temperature=0.2, learned=True)
+    batch = pack(objective, documents(7, length=(10, 40)), rows=8)  # and then from the beginning
+    table_VD = np.random.default_rng(1).normal(size=(CONFIG.vocab, 8)).astype(np.float32)
+    ids = [
+        batch['a/document'][row][batch['a/segments'][row] == segment][0]
+        for row, segment in pairs_of(batch)
+    ]
+    assert 2 < len(set(ids)) < len(ids)
+    assert max(batch['a/segments'].max(1)) > 1
+
+    def total(table_VD, extra, batch):
+        loss = objective.loss(Lookup(table_VD), batch, extra=extra, compute=COMPUTE, key=None)
+        return loss.total, loss
+
+    devices = make_mesh('fsdp 8')
+    with jax.set_mesh(devices):
+        extra = objective.extra(CONFIG, jax.random.key(0))
+        gradient = jax.jit(jax.grad(total, argnums=1, has_aux=True))
+        dextra, loss = jax.device_get(gradient(table_VD, extra, place(batch, devices)))
+    a_PD, b_PD = (vectors_of(batch, view, table_VD) for view in 'ab')
+    want = oracle(a_PD, b_PD, ids, 0.2)
+    assert loss.weight == objective.loss_tokens(batch) == len(ids)
+    np.testing.assert_allclose(loss.total, want['total'], rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics['accuracy'], want['correct'], rtol=1e-6)
+    np.testing.assert_allclose(loss.metrics['alignment'], want['alignment'], rtol=1e-5)
+    np.testing.assert_allclose(
+        loss.metrics['uniformity'] / loss.weight, want['uniformity'], rtol=1e-5
+    )
+    np.testing.assert_allclose(loss.metrics['temperature'] / loss.weight, 0.2, rtol=1e-6)
+    np.testing.assert_allclose(dextra['log_temperature'], want['dlog_temperature'], rtol=1e-5)
+
+
+def test_learned_temperature_has_a_bound_which_it_can_leave():
+    objective = InfoNCE(learned=True)
+    batch = pack(objective, documents(8), rows=4)
+    table_VD = np.random.default_rng(1).normal(size=(CONFIG.vocab, 8)).astype(np.float32)
+    with jax.set_mesh(make_mesh('one device')):
+
+        @jax.jit
+        @jax.value_and_grad
+        def total(log_temperature):
+            extra = {'log_temperature': log_temperature}
+            model = Lookup(jnp.asarray(table_VD))
+            return objective.loss(model, batch, extra=extra, compute=COMPUTE, key=None).total
+
+        (at, d_at), (below, d_below), (above, _) = (
+            total(jnp.log(jnp.float32(t))) for t in (0.01, 0.001, 0.02)
+        )
+    assert at == below != above
+    assert d_at == pytest.approx(d_below) and d_at != 0
+
+
+# The whole encoder.
+
+
+@functools.cache
+def sums_and_gradients(objective, name):
+    """Of a packed batch of 16 rows under the real model; no dropout."""
+    devices = make_mesh(name)
+    batch = pack(objective, documents(12, length=(10, 40)), rows=16)
+
+    def total(params, batch):
+        loss = objective.loss(
+            layers.bind(CONFIG, params), batch, extra={}, compute=COMPUTE, key=None
+        )
+        return loss.total, loss
+
+    with jax.set_mesh(devices):
+        params = layers.create(CONFIG, jax.random.key(0), devices)
+        gradient = jax.jit(jax.grad(total, has_aux=True))
+        return jax.device_get(gradient(params, place(batch, devices)))
+
+
+@pytest.mark.parametrize(('chunks', 'name'), [(1, 'fsdp 8'), (2, 'fsdp 8'), (4, 'one device')])
+def test_devices_and_chunks_change_neither_loss_nor_gradients(chunks, name):
+    dparams, loss = sums_and_gradients(InfoNCE(chunks=chunks), name)
+    want_dparams, want = sums_and_gradients(InfoNCE(), 'one device')
+    assert want.total > 1 and want.weight > 16
+    # Sums in another order.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4), loss, want)
+    size = max(np.abs(x).max() for x in jax.tree.leaves(want_dparams))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4 * size), dparams, want_dparams
+    )
+
+
+def test_chunks_need_less_memory():
+    def temporary_bytes(chunks):
+        objective = InfoNCE(chunks=chunks)
+        batch = pack(objective, documents(8), rows=32, seq_len=128)
+
+        def total(params, batch):
+            model = layers.bind(CONFIG, params)
+            return objective.loss(model, batch, extra={}, compute=COMPUTE, key=None).total
+
+        program = jax.jit(jax.grad(total)).lower(layers.abstract(CONFIG), batch).compile()
+        return program.memory_analysis().temp_size_in_bytes
+
+    with jax.set_mesh(make_mesh('one device')):
+        assert temporary_bytes(8) < temporary_bytes(1) / 3
+
+
+def test_chunks_that_do_not_divide_the_rows_are_refused():
+    batch = pack(InfoNCE(), documents(8), rows=16)
+    devices = make_mesh('fsdp 8')
+    with jax.set_mesh(devices), pytest.raises(UserError, match='4 chunks of a batch of 16 rows'):
+        InfoNCE(chunks=4).loss(
+            Lookup(jnp.zeros((64, 8))),
+            place(batch, devices),
+            extra={},
+            compute=COMPUTE,
+            key=None,
+        )
+
+
+@pytest.mark.parametrize('chunks', [1, 2])
+def test_views_have_dropout_masks_of_their_own(chunks):
+    devices = make_mesh('one device')
+    batch = pack(InfoNCE(views='dropout'), documents(8), rows=4)
+    np.testing.assert_array_equal(batch['a/inputs'], batch['b/inputs'])
+
+    def alignment(key, *, same):
+        objective = InfoNCE(views='dropout', same_dropout=same, chunks=chunks)
+        model = layers.bind(CONFIG, layers.create(CONFIG, jax.random.key(0), devices))
+        loss = objective.loss(model, batch, extra={}, compute=COMPUTE, key=key)
+        return loss.metrics['alignment'] / loss.weight
+
+    with jax.set_mesh(devices):
+        key = jax.random.key(1)
+        apart, same, off = jax.jit(
+            lambda key: (
+                alignment(key, same=False),
+                alignment(key, same=True),
+                alignment(None, same=False),
+            )
+        )(key)
+    assert apart > 1e-3
+    assert same == 0 and off == 0
+
+
+@pytest.mark.parametrize('bidirectional', [True, False])
+def test_a_view_sees_no_neighbour(bidirectional):
+    objective = InfoNCE(bidirectional=bidirectional)
+    batch = pack(objective, documents(8, length=(10, 20)), rows=2)
+    first_BT, second_BT = batch['a/segments'] == 1, batch['a/segments'] == 2
+    assert second_BT.any()
+    devices = make_mesh('one device')
+    with jax.set_mesh(devices):
+        model = layers.bind(CONFIG, layers.create(CONFIG, jax.random.key(0), devices))
+        encode = jax.jit(
+            lambda token_BT: objective.encode(
+                model, {**batch, 'a/inputs': token_BT}, 'a', compute=COMPUTE, key=None
+            )
+        )
+        before_BMD = encode(batch['a/inputs'])
+        after_BMD = encode(np.where(second_BT, (batch['a/inputs'] + 1) % 64, batch['a/inputs']))
+        own_BMD = encode(np.where(first_BT, (batch['a/inputs'] + 1) % 64, batch['a/inputs']))
+    np.testing.assert_array_equal(before_BMD[:, 0], after_BMD[:, 0])
+    assert (before_BMD[:, 1] != after_BMD[:, 1]).any()
+    assert (before_BMD[:, 0] != own_BMD[:, 0]).all(-1).any()
+    np.testing.assert_allclose(np.linalg.norm(before_BMD[:, 0], axis=-1), 1, rtol=1e-6)
+
+
+# The views.
+
+
+def test_crops_are_parts_of_5_to_50_percent_independent_of_each_other():
+    rng = np.random.default_rng(0)
+    text = np.arange(200)
+    crops = [crop(text, 128, rng) for _ in range(4000)]
+    lengths = np.array([len(x) for x in crops])
+    starts = np.array([x[0] for x in crops])
+    assert all((x == np.arange(x[0], x[0] + len(x))).all() for x in crops)
+    assert (lengths.min(), lengths.max()) == (10, 100)
+    assert abs(lengths.mean() - 55) < 2
+    assert starts.min() == 0 and (starts + lengths).max() == 200
+    # Pairs of successive crops: correlation of independent draws is 0 +- 1 / sqrt(2000).
+    assert abs(np.corrcoef(lengths[::2], lengths[1::2])[0, 1]) < 0.08
+    assert abs(np.corrcoef(starts[::2], starts[1::2])[0, 1]) < 0.08
+    assert max(len(crop(text, 30, rng)) for _ in range(500)) == 30  # of what fits in a row
+    assert len(crop(text[:1], 30, rng)) == 1
+
+
+def test_pairs_come_from_pieces_of_256_tokens_and_carry_their_document():
+    objective, rng = InfoNCE(), np.random.default_rng(0)
+    long, other = np.arange(600), np.arange(600) + 1
+    pairs = objective.example(long, tokenizer=None, seq_len=256, rng=rng)
+    assert len(pairs) == 3
+    for i, pair in enumerate(pairs):
+        for view in 'ab':
+            tokens = pair[f'{view}/inputs']
+            assert tokens.dtype == np.int32
+            assert 200 * i <= tokens.min() and tokens.max() < 200 * (i + 1)
+            assert 10 <= len(tokens) <= 100
+        assert len(pair['a/document']) == len(pair['a/inputs'])
+    again = objective.example(long, tokenizer=None, seq_len=256, rng=rng)
+    different = objective.example(other, tokenizer=None, seq_len=256, rng=rng)
+    (identity,) = {x for pair in [*pairs, *again] for x in pair['a/document']}
+    assert identity >= 0 and identity not in different[0]['a/document']
+    assert any(
+        len(pair['a/inputs']) != len(pair['b/inputs'])
+        or (pair['a/inputs'] != pair['b/inputs']).any()
+        for pair in pairs
+    )
+
+
+def test_a_row_holds_no_more_pairs_than_it_has_places():
+    objective = InfoNCE()
+    batch = pack(objective, documents(64, length=(2, 6)), rows=4)
+    assert batch['a/segments'].max() == objective.segments(SEQ_LEN) == 4
+    assert objective.segments(1024) == 16
+
+
+def test_settings_that_cannot_be_are_refused():
+    for refused, match in (
+        (lambda: InfoNCE(temperature=0.0), 'temperature'),
+        (lambda: InfoNCE(chunks=0), 'chunks'),
+        (lambda: InfoNCE().lengths(33), 'even'),
+        (lambda: InfoNCE(views='dropout').check(SimpleNamespace(dropout=0.0)), 'model.dropout'),
+        (lambda: InfoNCE().check(SimpleNamespace(dropout=0.0, encoder_layers=2)), 'encoder'),
+    ):
+        with pytest.raises(UserError, match=match) as error:
+            refused()
+        assert '\n' not in str(error.value)
+    InfoNCE(views='dropout').check(CONFIG)
+    assert InfoNCE(bidirectional=False).causal and not InfoNCE().causal
+    assert not InfoNCE().accumulates
+    assert sum(InfoNCE().lengths(64).values()) == 64
