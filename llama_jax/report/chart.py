@@ -10,7 +10,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llama_jax.report.text import escape, power_of_ten, significant, tick_labels
 
@@ -23,12 +23,15 @@ _MOST_POINTS = 800
 
 @dataclass(frozen=True)
 class Curve:
-    """Points in order of x. `style` is a class of the style sheet."""
+    """Points joined in their order. `style` is one or more classes of the style sheet."""
 
     label: str
+    """Its name in the legend; empty for a curve that the legend leaves out."""
     points: Sequence[Point]
     style: str
     dots: bool = False
+    line: bool = True
+    """False for a cloud of points, which no line joins."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,50 @@ class Axis:
     start: float | None = None
     """The smallest, where it is neither that of the points (log) nor 0."""
     log: bool = False
+    tight: bool = False
+    """The frame ends where the points do, and need not hold 0."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a chart shows of the plane."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+    log: bool
+    """Whether x is."""
+    hidden: int
+    """Points above the frame."""
+    x_ticks: list[float]
+    y_ticks: list[float]
+
+    def at_x(self, x: float) -> float:
+        """Place of x, 0 on the left to 1 on the right."""
+        if self.log:
+            return math.log(x / self.left) / math.log(self.right / self.left)
+        return (x - self.left) / (self.right - self.left)
+
+    def at_y(self, y: float) -> float:
+        """Place of y, 0 at the top to 1 at the bottom."""
+        return 1 - (y - self.low) / (self.high - self.low)
+
+
+def on_axis(axis: Axis, curves: Sequence[Curve]) -> list[Curve]:
+    """The curves without the points that have no place on the axis."""
+    return [replace(c, points=[p for p in c.points if p[0] > 0 or not axis.log]) for c in curves]
+
+
+def frame_of(axis: Axis, curves: Sequence[Curve], include: Sequence[float] = ()) -> Frame:
+    """The frame around `curves`, each of which has a finite point, and the values `include`."""
+    xs = [x for c in curves for x, _ in c.points]
+    left, right = _range_x(axis, xs)
+    low, high, hidden = _range_y(curves, include)
+    x_ticks = log_ticks(left, right) if axis.log else ticks(left, right, most=5)
+    if all(float(x).is_integer() for x in xs):  # layers and other counts
+        x_ticks = [x for x in x_ticks if axis.log or x.is_integer()]
+    return Frame(left, right, low, high, axis.log, hidden, x_ticks, ticks(low, high))
 
 
 def chart(
@@ -61,16 +108,14 @@ def chart(
     rules: Sequence[Rule] = (),
     include: Sequence[float] = (),
     missing: str = 'Nothing recorded yet.',
+    note: str = '',
 ) -> str:
     """A figure in HTML.
 
     The frame holds the points, the rules and the values `include`; points far above all others are
-    cut off, and the caption says so.
+    cut off, and the caption says so. `note` stands below the axis.
     """
-    curves = [
-        Curve(c.label, [p for p in c.points if p[0] > 0 or not axis.log], c.style, c.dots)
-        for c in curves
-    ]
+    curves = on_axis(axis, curves)
     if any(c.points for c in curves):
         missing = 'No finite value recorded.'
     curves = [c for c in curves if any(y is not None for _, y in c.points)]
@@ -78,25 +123,13 @@ def chart(
     if not curves:
         return f'<figure>{head}<p class="missing">{escape(missing)}</p></figure>'
 
-    xs = [x for c in curves for x, _ in c.points]
-    low, high, hidden = _range_y(curves, [*include, *(r.value for r in rules)])
-    notes = f'<p class="note">{hidden} points above the frame are not shown.</p>' if hidden else ''
-    left, right = min(xs) if axis.log else min([0.0, *xs]), max(xs)
-    left = left if axis.start is None else min(left, axis.start)
-    right = right if axis.end is None else max(right, axis.end)
-    if left == right:
-        left, right = (left / 2, right * 2) if axis.log else (left - 1, right + 1)
+    frame = frame_of(axis, curves, [*include, *(r.value for r in rules)])
+    told = [note] * bool(note)
+    told += [f'{frame.hidden} points above the frame are not shown.'] * bool(frame.hidden)
+    notes = ''.join(f'<p class="note">{escape(text)}</p>' for text in told)
 
-    def at_x(x: float) -> float:
-        if axis.log:
-            return math.log(x / left) / math.log(right / left)
-        return (x - left) / (right - left)
-
-    def at_y(y: float) -> float:
-        return 1 - (y - low) / (high - low)
-
-    y_ticks = ticks(low, high)
-    x_ticks = log_ticks(left, right) if axis.log else ticks(left, right, most=5)
+    at_x, at_y = frame.at_x, frame.at_y
+    y_ticks, x_ticks = frame.y_ticks, frame.x_ticks
     y_labels = tick_labels(y_ticks)
     x_labels = list(map(power_of_ten, x_ticks)) if axis.log else tick_labels(x_ticks)
     svg = [f'<path class="grid" d="{_horizontals([at_y(y) for y in y_ticks])}"/>']
@@ -144,9 +177,9 @@ def log_ticks(low: float, high: float) -> list[float]:
     """Powers of ten, with some of their multiples where they are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found: list[float] = []
-    for mantissas in ((1,), (1, 3), (1, 2, 5)):
+    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 7)):
         finer = [m * 10.0**p for p in powers for m in mantissas if low <= m * 10.0**p <= high]
-        if found and len(finer) > 4:
+        if len(found) > 1 and (len(finer) > 4 or len(mantissas) > 3):
             break
         found = finer
     return found[:: math.ceil(len(found) / 5)] if found else [low, high]
@@ -187,6 +220,25 @@ def thin(points: Sequence[Point], at_x: Callable[[float], float]) -> list[Point]
     return kept
 
 
+def _range_x(axis: Axis, xs: Sequence[float]) -> tuple[float, float]:
+    """Ends of the x axis."""
+    left, right = min(xs), max(xs)
+    if axis.tight:
+        share = 0.04
+        if axis.log:
+            factor = (right / left) ** share
+            left, right = left / factor, right * factor
+        else:
+            left, right = left - share * (right - left), right + share * (right - left)
+    elif not axis.log:
+        left = min(0.0, left)
+    left = left if axis.start is None else min(left, axis.start)
+    right = right if axis.end is None else max(right, axis.end)
+    if left == right:
+        return (left / 2, right * 2) if axis.log else (left - 1, right + 1)
+    return left, right
+
+
 def _range_y(curves: Sequence[Curve], include: Sequence[float]) -> tuple[float, float, int]:
     """Lowest and highest y of the frame, and the number of points above it."""
     ys = sorted(y for c in curves for _, y in c.points if y is not None)
@@ -214,9 +266,9 @@ def _draw(
             # h0, a line of no length, shows a point whose neighbours are not finite.
             path.append(f'{pen}{_unit(at_x(x))} {_unit(at_y(y))}{"h0" if pen == "M" else ""}')
         pen = 'M' if y is None else 'L'
-    drawn = [f'<path class="{curve.style}" d="{"".join(path)}"/>']
+    drawn = [f'<path class="{curve.style}" d="{"".join(path)}"/>'] if curve.line else []
     # With its round cap it is a dot, too, which is not stretched with the drawing.
-    if curve.dots or len(path) == 1:
+    if curve.dots or not curve.line or len(path) == 1:
         drawn += [
             f'<path class="dot {curve.style}" d="M{_unit(at_x(x))} {_unit(at_y(y))}h0">'
             f'<title>{escape(curve.label)} {significant(y, 4)}</title></path>'

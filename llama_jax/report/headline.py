@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from typing import Any
 
 from llama_jax.report.curves import BASELINES
-from llama_jax.report.read import Line, RunRecords, last, number
+from llama_jax.report.read import Line, RunRecords, inside, last, number
 from llama_jax.report.text import compact, duration, escape, power_of_ten, significant
 
 _MODEL = 'this model'
@@ -25,10 +24,10 @@ def headline(run: RunRecords) -> str:
 def _description(run: RunRecords) -> str:
     experiment = run.facts.get('experiment')
     experiment = experiment if isinstance(experiment, dict) else {}
-    parts = [str(_inside(experiment, 'objective', 'class') or '')]
-    sources = _inside(experiment, 'data', 'sources')
+    parts = [str(inside(experiment, 'objective', 'class') or '')]
+    sources = inside(experiment, 'data', 'sources')
     if isinstance(sources, list):
-        names = [str(_inside(source, 'name')) for source in sources if _inside(source, 'name')]
+        names = [str(inside(source, 'name')) for source in sources if inside(source, 'name')]
         parts.append('on ' + ', '.join(names) if names else '')
     steps, planned = last(run.train, 'step'), number(experiment, 'train', 'steps')
     if steps is None:
@@ -159,9 +158,3 @@ def _median(lines: list[Line], name: str) -> float | None:
 
 def _short(value: float | None) -> str:
     return '—' if value is None else compact(value)
-
-
-def _inside(value: Any, *names: str) -> Any:
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value

@@ -32,19 +32,10 @@ def write_report(run_dir: Path) -> Path:
 def page(run: RunRecords) -> str:
     """The whole page in HTML."""
     problems = ''.join(f'<p class="warning">{escape(text)}</p>' for text in run.problems)
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<link rel="icon" href="data:,">
-<title>{escape(run.name)}</title>
-<style>{CSS}</style>
-</head>
-<body><main>
-{headline(run)}
+    return document(
+        run.name,
+        CSS,
+        f"""{headline(run)}
 {problems}
 <h2>Learning</h2>
 <div class="charts">{curves.learning(run)}</div>
@@ -59,7 +50,25 @@ def page(run: RunRecords) -> str:
 <h2>Provenance</h2>
 {_provenance(run.facts)}
 <footer>Made from run.json, metrics.jsonl and baselines.json alone;
-<code>python -m experiments.report</code> makes it again.</footer>
+<code>python -m experiments.report</code> makes it again.</footer>""",
+    )
+
+
+def document(title: str, style: str, body: str) -> str:
+    """A page that loads nothing and runs nothing. `body` is HTML."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>{style}</style>
+</head>
+<body><main>
+{body}
 </main></body>
 </html>
 """

@@ -24,6 +24,8 @@ class RunRecords:
     """baselines.json; empty when there is none."""
     train: list[Line] = field(default_factory=list)
     validation: list[Line] = field(default_factory=list)
+    light: list[Line] = field(default_factory=list)
+    """The metrics common to all objectives, measured during the training."""
     samples: list[Line] = field(default_factory=list)
     events: list[Line] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -32,13 +34,13 @@ class RunRecords:
 
 def read(run_dir: Path) -> RunRecords:
     """The records in `run_dir`. Raises UserError when no run is there."""
-    facts = _read_object(run_dir / 'run.json')
+    facts = read_object(run_dir / 'run.json')
     if facts is None:
         what = 'holds no run (no run.json)' if run_dir.is_dir() else 'is no directory'
         raise UserError(f'{run_dir} {what}: name the --workdir of a training run')
     problems: list[str] = []
     try:
-        baselines = _read_object(run_dir / 'baselines.json') or {}
+        baselines = read_object(run_dir / 'baselines.json') or {}
     except UserError as error:
         baselines = {}
         problems.append(str(error))
@@ -52,6 +54,7 @@ def read(run_dir: Path) -> RunRecords:
         baselines=baselines,
         train=_by_step(lines, 'train'),
         validation=_by_step(lines, 'validation'),
+        light=_by_step(lines, 'light'),
         samples=_by_step(lines, 'sample', 'prompt'),
         events=sorted((x for x in lines if x['kind'] == 'event'), key=lambda x: x['step']),
         problems=problems,
@@ -60,11 +63,16 @@ def read(run_dir: Path) -> RunRecords:
 
 def number(line: Line, *names: str) -> float | None:
     """The finite number under nested `names`; None where there is none."""
-    value: Any = line
-    for name in names:
-        value = value.get(name) if isinstance(value, dict) else None
+    value = inside(line, *names)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
+    return value
+
+
+def inside(value: Any, *names: str) -> Any:
+    """What stands under nested `names`; None where there is nothing."""
+    for name in names:
+        value = value.get(name) if isinstance(value, dict) else None
     return value
 
 
@@ -113,7 +121,7 @@ def _read_lines(path: Path) -> tuple[list[Line], int]:
     return lines, unreadable
 
 
-def _read_object(path: Path) -> Line | None:
+def read_object(path: Path) -> Line | None:
     """The JSON object in a file, None when the file is not there."""
     try:
         value = json.loads(path.read_bytes())

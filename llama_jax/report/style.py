@@ -1,4 +1,4 @@
-"""The style sheet of the page."""
+"""The style sheets of the pages."""
 
 CSS = """
 :root {
@@ -122,3 +122,75 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); }
   pre { max-height: none; }
 }
 """
+
+ARM_COLOURS = (
+    *(('#1f5fbf', '#7fb0f5'), ('#c2571a', '#f0975a'), ('#2e7d5b', '#6cc49a')),
+    *(('#8a45b8', '#c79bf0'), ('#c0284f', '#f5839d'), ('#0b7f8c', '#4fc3d0')),
+    *(('#8a6d00', '#d9b83f'), ('#b03a9e', '#ea8bdb'), ('#7a5236', '#cfa684')),
+    *(('#5b6470', '#a6aeb8'),),
+)
+"""Colours of the arms of a comparison, on light and on dark; then they begin anew, dashed."""
+
+
+def arm_style(index: int) -> str:
+    """Classes of the arm at `index` of the grid."""
+    turn, colour = divmod(index, len(ARM_COLOURS))
+    return f'arm arm-{colour}' + ' again' * bool(turn)
+
+
+def _colours(dark: bool) -> str:
+    return ' '.join(f'.arm-{i} {{ --arm: {c[dark]}; }}' for i, c in enumerate(ARM_COLOURS))
+
+
+COMPARISON_CSS = (
+    _colours(False)
+    + f'\n@media (prefers-color-scheme: dark) {{ {_colours(True)} }}'
+    + """
+main { max-width: 1280px; }
+nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin-top: 18px; font-size: 13px; }
+a { color: var(--model); text-decoration: none; }
+a:hover { text-decoration: underline; }
+.plot path.arm { stroke: var(--arm); }
+.plot path.again { stroke-dasharray: 6 4; }
+.plot path.seed { stroke-width: 1px; stroke-opacity: .55; }
+.plot path.mean { stroke-width: 2.2px; }
+.plot path.absent { stroke-width: 1.4px; stroke-dasharray: 1 5; }
+.plot path.front { stroke: var(--soft); stroke-width: 1px; stroke-dasharray: 4 4; }
+.plot path.spread { stroke-width: 1px; stroke-opacity: .7; }
+.plot path.dot { stroke-dasharray: none; }
+.plot path.dot.seed { stroke-width: 5px; }
+.plot path.dot.mean { stroke-width: 10px; }
+.plot path.dot.step { stroke-width: 4px; }
+.key.arm::before { border-color: var(--arm); }
+.key.front::before { border-color: var(--soft); }
+.key.again::before, .key.front::before { border-top-style: dashed; }
+.key.absent::before { border-top-style: dotted; }
+.key.cloud::before { height: 9px; width: 9px; border: 0; border-radius: 50%;
+  background: var(--arm); vertical-align: -1px; }
+.scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
+.data { width: 100%; font-variant-numeric: tabular-nums; }
+.data th, .data td { font-family: inherit; font-size: 13px; padding: 5px 16px 5px 0; width: auto;
+  overflow-wrap: normal; white-space: nowrap; vertical-align: baseline; }
+.data th:last-child, .data td:last-child { padding-right: 0; }
+.data thead th { border-top: 0; vertical-align: bottom; line-height: 1.35; white-space: normal; }
+.data .right { text-align: right; }
+.data tbody th { color: var(--ink); position: sticky; left: 0; background: var(--card); }
+.data .wide { white-space: normal; overflow-wrap: anywhere; min-width: 16em; }
+.data .none { color: var(--soft); }
+.data .code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono',
+  'Noto Sans Mono CJK SC', monospace; font-size: 12px; }
+.data tr.open th, .data tr.open td { color: var(--soft); }
+.data b { font-weight: 700; }
+.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 7px;
+  background: var(--arm); }
+.card + .card { margin-top: 12px; }
+h2 + .soft { margin-bottom: 12px; }
+.card pre { border: 0; padding: 0; margin: 6px 0 0; }
+figure .note { margin-top: 4px; }
+@media (max-width: 800px) {
+  .data th, .data td { padding-right: 12px; }
+  .data tbody th { padding-right: 10px; }
+}
+"""
+)
+"""What the page of a comparison adds."""

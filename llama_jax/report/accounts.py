@@ -1,0 +1,186 @@
+"""The tables of a comparison beside its results: what was compared and fixed, what it cost."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from typing import Any
+
+from llama_jax.report.grid import ArmRecords, GridRecords, SeedRun
+from llama_jax.report.read import inside, last, number
+from llama_jax.report.tables import NOT_YET, Cell, Row, Table
+from llama_jax.report.text import compact, duration, significant
+
+_BUDGET = (
+    ('tokens', 'tokens'),
+    ('loss_tokens', 'loss tokens'),
+    ('unique_tokens', 'unique tokens'),
+    ('parameters', 'parameters'),
+    ('flops', 'FLOPs'),
+)
+
+
+def arms(grid: GridRecords) -> Table:
+    """What each arm is and how far it has come; of the model, what is not the same in all arms."""
+    differing = _differing([inside(arm.facts, 'model') for arm in grid.arms])
+    rows = []
+    for arm in grid.arms:
+        model = ', '.join(f'{x} {_shown(inside(arm.facts, "model", x))}' for x in differing)
+        about = [_shown(arm.facts.get('objective')), *([model or NOT_YET] if differing else [])]
+        digest = str(arm.facts.get('digest') or NOT_YET)
+        cells = [*about, digest[:12], progress(arm)]
+        rows.append(Row(arm.name, [Cell(text) for text in cells], arm.index, not arm.done))
+    model_column = ['model, where arms differ'] * bool(differing)
+    return Table(['arm', 'objective', *model_column, 'digest', 'seeds'], rows, right=False)
+
+
+def progress(arm: ArmRecords) -> str:
+    """How many seeds are finished, and what is the matter with the others."""
+    told = [f'{sum(run.done for run in arm.runs)} of {len(arm.runs)} finished']
+    told += [f'seed {run.seed}: {run.state}' for run in arm.runs if not run.done]
+    return '; '.join(told)
+
+
+def cost(grid: GridRecords) -> Table:
+    """Means over the seeds of what was recorded, finished or not."""
+    rows = []
+    for arm in grid.arms:
+        seconds = _mean([_last(run, 'seconds') for run in arm.runs])
+        flops = _mean([_last(run, 'flops') for run in arm.runs])
+        evaluation = _mean([number(run.evaluation, 'seconds') for run in arm.runs])
+        mfu = _mean([_median(run, 'mfu') for run in arm.runs])
+        cells = [
+            _count(_mean([_fact(run, 'parameters') for run in arm.runs])),
+            _count(_mean([_last(run, 'tokens') for run in arm.runs])),
+            NOT_YET if flops is None else significant(flops),
+            NOT_YET if seconds is None else duration(seconds),
+            _whole(_mean([_median(run, 'tokens_per_second') for run in arm.runs])),
+            NOT_YET if mfu is None else f'{mfu:.1%}',
+            NOT_YET if evaluation is None else duration(evaluation),
+        ]
+        rows.append(Row(arm.name, [Cell(text) for text in cells], arm.index, not arm.done))
+    columns = ['parameters', 'tokens', 'FLOPs', 'training\ntime', 'tokens/s', 'MFU']
+    return Table(['arm', *columns, 'evaluation\ntime'], rows)
+
+
+def budget(grid: GridRecords) -> Table:
+    """The plan, as it was proved before the first step; FLOPs also over those of the first arm."""
+    lines = grid.facts.get('budget')
+    lines = [x for x in lines if isinstance(x, dict)] if isinstance(lines, list) else []
+    places = {arm.name: arm.index for arm in grid.arms}
+    first = number(lines[0], 'flops') if lines else None
+    rows = []
+    for line in lines:
+        values = [number(line, field) for field, _ in _BUDGET]
+        cells = [
+            Cell(_count(value), told='' if value is None else f'{value:,.0f}')
+            for value in values[:-1]
+        ]
+        flops = values[-1]
+        cells.append(Cell(NOT_YET if flops is None else significant(flops)))
+        cells.append(Cell(f'{flops / first:.2f}' if flops is not None and first else NOT_YET))
+        name = str(line.get('arm'))
+        rows.append(Row(name, cells, places.get(name)))
+    relative = f'FLOPs / {lines[0].get("arm")}' if lines else 'relative FLOPs'
+    return Table(['arm', *(label for _, label in _BUDGET), relative], rows)
+
+
+def held_fixed(grid: GridRecords) -> Table:
+    """Names and hashes, or values, of what is the same in all arms."""
+    fixed = grid.facts.get('held_fixed')
+    rows = [
+        Row(str(name), [Cell(_shown(value))])
+        for name, value in (fixed.items() if isinstance(fixed, dict) else ())
+    ]
+    return Table(['held fixed', 'value or hash'], rows, right=False, code=True)
+
+
+def runs(grid: GridRecords) -> Table:
+    """Every run, those of the sweep too, with what makes it again."""
+    rows = []
+    for arm in grid.arms:
+        for run in [*arm.runs, *arm.sweep]:
+            facts = run.records.facts if run.records else {}
+            rate = run.learning_rate
+            cells = [
+                str(run.seed),
+                NOT_YET if rate is None else significant(rate),
+                run.state,
+                str(facts.get('digest') or NOT_YET)[:12],
+                str(facts.get('git_commit') or NOT_YET)[:12],
+                _time(facts.get('started')),
+                command(facts.get('command')),
+            ]
+            rows.append(Row(arm.name, [Cell(x) for x in cells], arm.index, not run.done))
+    columns = ['seed', 'learning rate', 'state', 'digest', 'commit', 'started', 'command']
+    return Table(['arm', *columns], rows, right=False, code=True)
+
+
+def versions(grid: GridRecords) -> Table:
+    """Where and with what the comparison was made."""
+    found = grid.facts.get('versions')
+    pairs: list[tuple[str, Any]] = [
+        ('started', _time(grid.facts.get('started'))),
+        ('device', grid.facts.get('device')),
+        *(found.items() if isinstance(found, dict) else ()),
+    ]
+    rows = [Row(str(k), [Cell('not recorded' if v is None else _shown(v))]) for k, v in pairs]
+    return Table(['software', 'version'], rows, right=False, code=True)
+
+
+def command(value: Any) -> str:
+    """A command line as it would be typed."""
+    if isinstance(value, list):
+        return shlex.join(map(str, value))
+    return str(value or 'not recorded')
+
+
+def _shown(value: Any) -> str:
+    """A setting as it would be written in Python: a class as a call."""
+    if isinstance(value, dict) and 'class' in value:
+        inner = ', '.join(f'{k}={_shown(v)}' for k, v in value.items() if k != 'class')
+        return f'{value["class"]}({inner})'
+    if isinstance(value, list):
+        return f'[{", ".join(map(_shown, value))}]'
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _differing(models: list[Any]) -> list[str]:
+    """Names of settings that are not the same in all."""
+    known = [model for model in models if isinstance(model, dict)]
+    names = dict.fromkeys(name for model in known for name in model)
+    return [x for x in names if any(m.get(x) != known[0].get(x) for m in known)]
+
+
+def _last(run: SeedRun, name: str) -> float | None:
+    return last(run.records.train, name) if run.records else None
+
+
+def _fact(run: SeedRun, name: str) -> float | None:
+    return number(run.records.facts, name) if run.records else None
+
+
+def _median(run: SeedRun, name: str) -> float | None:
+    lines = run.records.train if run.records else []
+    values = [x for x in (number(line, name) for line in lines) if x is not None]
+    return statistics.median(values) if values else None
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _count(value: float | None) -> str:
+    return NOT_YET if value is None else compact(value)
+
+
+def _whole(value: float | None) -> str:
+    return NOT_YET if value is None else f'{value:,.0f}'
+
+
+def _time(value: Any) -> str:
+    return str(value or NOT_YET)[:16].replace('T', ' ')

@@ -1,0 +1,213 @@
+"""The report of a comparison: one page, the same in Markdown, and its pictures as PNG files.
+
+Made of the records alone: grid.json and the records of its runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llama_jax.report import accounts, scores
+from llama_jax.report.grid import GridRecords, read_grid
+from llama_jax.report.page import document
+from llama_jax.report.pictures import Picture, sections
+from llama_jax.report.png import MISSING, write_pngs
+from llama_jax.report.style import COMPARISON_CSS, CSS
+from llama_jax.report.tables import Table, markdown
+from llama_jax.report.text import escape
+from llama_jax.train.records import write_atomically
+
+FIGURES = 'figures'
+_SIGMA = (
+    'Mean ± standard deviation over seeds. Bold: within two sigma of the best arm, sigma being the '
+    'deviation over seeds pooled over the arms.'
+)
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A table that the page keeps closed."""
+
+    title: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, what to know when reading, and what stands below it."""
+
+    title: str
+    note: str
+    parts: Sequence[Table | Fold | Picture | str]
+    """A string is a command line."""
+
+
+def write(workdir: Path) -> Path:
+    """Write report.html, report.md and figures/*.png into `workdir`; returns the page's path.
+
+    Raises UserError when no comparison is there. Where matplotlib is not installed there are no
+    PNGs, and one line on standard error says so.
+    """
+    grid = read_grid(workdir)
+    parts = content(grid)
+    pictures = [p for section in parts for p in section.parts if isinstance(p, Picture)]
+    try:
+        write_pngs(workdir / FIGURES, pictures)
+    except ImportError:
+        print(MISSING, file=sys.stderr)
+        pictures = []
+    write_atomically(workdir / 'report.md', text(grid, parts, with_pictures=bool(pictures)))
+    path = workdir / 'report.html'
+    write_atomically(path, page(grid, parts))
+    return path
+
+
+def content(grid: GridRecords) -> list[Section]:
+    """All that the report tells, in order."""
+    may_differ = grid.facts.get('may_differ')
+    differ = ', '.join(map(str, may_differ)) if isinstance(may_differ, list) else 'not recorded'
+    found = [
+        Section(
+            'Common metrics',
+            f'{_SIGMA} These metrics apply to every objective.',
+            [
+                scores.scores(grid, scores.HEADLINE),
+                Fold('Every seed, with 95% intervals over its examples', scores.intervals(grid)),
+            ],
+        ),
+        Section(
+            'Metrics of some objectives',
+            f'{_SIGMA} n/a: the metric does not apply to the objective.',
+            [scores.others(grid)],
+        ),
+        Section(
+            'Win matrix',
+            f'The share of the {len(scores.HEADLINE)} common metrics in which the arm of the row '
+            'has the better mean than the arm of the column; a tie counts half.',
+            [scores.wins(grid)],
+        ),
+        *(Section(*section) for section in sections(grid)),
+        Section(
+            'Cost',
+            'Means over the seeds of what was recorded; training time leaves out compilation and '
+            'evaluation.',
+            [accounts.cost(grid)],
+        ),
+        Section(
+            'What was compared',
+            f'Arms may differ in: {differ}.',
+            [accounts.arms(grid), accounts.held_fixed(grid)],
+        ),
+        Section('Budget', 'As planned before the first step.', [accounts.budget(grid)]),
+        Section(
+            'To make it again',
+            '',
+            [
+                accounts.command(grid.facts.get('command')),
+                accounts.versions(grid),
+                Fold('Every run', accounts.runs(grid)),
+            ],
+        ),
+    ]
+    return found
+
+
+def notes(grid: GridRecords) -> list[str]:
+    """What a reader has to know first: that the grid is partial, and what could not be read."""
+    runs = [run for _, run in grid.runs]
+    done = sum(run.done for run in runs)
+    told = []
+    if done < len(runs) or not runs:
+        open_arms = [f'{a.name} ({accounts.progress(a)})' for a in grid.arms if not a.done]
+        told.append(
+            f'This grid is not complete: {done} of {len(runs)} runs are finished, and the figures '
+            f'are of those. Open: {", ".join(open_arms)}.'
+        )
+    return [*told, *grid.problems]
+
+
+def lead(grid: GridRecords) -> str:
+    """One line about the whole."""
+    seeds = len({run.seed for _, run in grid.runs})
+    started = str(grid.facts.get('started') or '')[:16].replace('T', ' ')
+    told = [
+        str(grid.facts.get('name') or ''),
+        f'{len(grid.arms)} arms, {seeds} seed{"s" * (seeds != 1)}',
+        str(grid.facts.get('device') or ''),
+        started,
+    ]
+    return ' · '.join(filter(None, told))
+
+
+def page(grid: GridRecords, parts: Sequence[Section]) -> str:
+    """The report in HTML."""
+    warnings = ''.join(f'<p class="warning">{escape(x)}</p>' for x in notes(grid))
+    links = ''.join(
+        f'<a href="#{_anchor(section.title)}">{escape(section.title)}</a>' for section in parts
+    )
+    return document(
+        grid.title,
+        CSS + COMPARISON_CSS,
+        f"""<h1>{escape(grid.title)}</h1><p class="lead">{escape(lead(grid))}</p>
+{warnings}
+<nav>{links}</nav>
+{''.join(map(_section, parts))}
+<footer>Made from grid.json and the records of its runs alone;
+<code>python -m experiments.report</code> makes it again.</footer>""",
+    )
+
+
+def text(grid: GridRecords, parts: Sequence[Section], *, with_pictures: bool) -> str:
+    """The report in Markdown; its pictures are the files in figures/."""
+    blocks = [f'# {markdown(grid.title)}', markdown(lead(grid))]
+    blocks += [f'> **Note.** {markdown(x)}' for x in notes(grid)]
+    for section in parts:
+        blocks.append(f'## {section.title}')
+        blocks += [markdown(section.note)] * bool(section.note)
+        images = []
+        for part in section.parts:
+            if isinstance(part, Table):
+                blocks.append(part.markdown().rstrip())
+            elif isinstance(part, Fold):
+                blocks.append(f'**{part.title}**\n\n{part.table.markdown().rstrip()}')
+            elif isinstance(part, str):
+                blocks.append(_code_block(part))
+            else:
+                images.append(f'![{markdown(part.title)}]({FIGURES}/{part.name}.png)')
+        if images:
+            blocks.append('\n'.join(images) if with_pictures else f'*{MISSING}*')
+    return '\n\n'.join(blocks) + '\n'
+
+
+def _section(section: Section) -> str:
+    note = f'<p class="soft">{escape(section.note)}</p>' if section.note else ''
+    parts = ''.join(_part(part) for part in section.parts if not isinstance(part, Picture))
+    figures = ''.join(part.html() for part in section.parts if isinstance(part, Picture))
+    charts = f'<div class="charts">{figures}</div>' if figures else ''
+    anchor = _anchor(section.title)
+    return f'<h2 id="{anchor}">{escape(section.title)}</h2>{note}{charts}{parts}\n'
+
+
+def _part(part: Table | Fold | str) -> str:
+    if isinstance(part, Fold):
+        return (
+            f'<details><summary>{escape(part.title)}</summary>'
+            f'<div class="inner">{part.table.html()}</div></details>'
+        )
+    inner = part.html() if isinstance(part, Table) else f'<pre>{escape(part)}</pre>'
+    return f'<div class="card">{inner}</div>'
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(' ', '-')
+
+
+def _code_block(line: str) -> str:
+    """A fence longer than any in the line."""
+    fence = '```'
+    while fence in line:
+        fence += '`'
+    return f'{fence}\n{line}\n{fence}'

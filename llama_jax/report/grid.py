@@ -1,0 +1,173 @@
+"""Reads the records of a comparison, whole or not: arms may be missing, running, killed or broken.
+
+WORKDIR/grid.json says what was planned; WORKDIR/ARM/seed-K/ is a run directory with evaluation.json
+beside its records, and so is WORKDIR/ARM/lr-RATE/seed-K/ of a sweep of learning rates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llama_jax.errors import UserError
+from llama_jax.report.read import Line, RunRecords, last, number, read, read_object
+
+FINISHED = 'finished'
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One run of an arm."""
+
+    seed: int
+    state: str
+    """'finished', or in words how far it is."""
+    records: RunRecords | None = None
+    """None where no run was begun."""
+    evaluation: Line = field(default_factory=dict)
+    """evaluation.json; empty when there is none."""
+
+    def metric(self, name: str) -> float | None:
+        """Value of a metric; None where it was not measured or does not apply."""
+        return number(self.evaluation, 'metrics', name, 'value')
+
+    def applies(self, name: str) -> bool:
+        """False where the evaluation was made and says that `name` does not apply."""
+        metrics = self.evaluation.get('metrics')
+        return not isinstance(metrics, dict) or self.metric(name) is not None
+
+    @property
+    def done(self) -> bool:
+        return self.state == FINISHED
+
+    @property
+    def learning_rate(self) -> float | None:
+        facts = self.records.facts if self.records else {}
+        return number(facts, 'experiment', 'optimizer', 'schedule', 'peak')
+
+
+@dataclass(frozen=True)
+class ArmRecords:
+    """An arm; all arms have the same number of seeds."""
+
+    name: str
+    index: int
+    """Its place in the grid, which gives its colour."""
+    facts: Line
+    """Its entry in grid.json."""
+    runs: list[SeedRun]
+    sweep: list[SeedRun] = field(default_factory=list)
+    """Runs at other learning rates."""
+
+    def values(self, metric: str) -> list[float]:
+        """The metric of every seed that has it."""
+        return [x for x in (run.metric(metric) for run in self.runs) if x is not None]
+
+    @property
+    def done(self) -> bool:
+        return all(run.done for run in self.runs)
+
+
+@dataclass(frozen=True)
+class GridRecords:
+    """All records of a comparison, arms in the order of the grid."""
+
+    title: str
+    facts: Line
+    """grid.json"""
+    arms: list[ArmRecords]
+    problems: list[str] = field(default_factory=list)
+    """Sentences about what could not be read."""
+
+    @property
+    def runs(self) -> Iterator[tuple[ArmRecords, SeedRun]]:
+        return ((arm, run) for arm in self.arms for run in arm.runs)
+
+
+def read_grid(workdir: Path) -> GridRecords:
+    """The records in `workdir`. Raises UserError when no comparison is there."""
+    facts = read_object(workdir / 'grid.json')
+    if facts is None:
+        what = 'holds no comparison (no grid.json)' if workdir.is_dir() else 'is no directory'
+        raise UserError(f'{workdir} {what}: name the --workdir of a comparison')
+    problems: list[str] = []
+    entries = facts.get('arms')
+    arms: list[ArmRecords] = []
+    for entry in entries if isinstance(entries, list) else []:
+        name = entry.get('name') if isinstance(entry, dict) else None
+        if not isinstance(name, str) or not _is_directory_name(name):
+            problems.append(f'grid.json names an arm that is no directory: {name!r}.')
+            continue
+        arms.append(_arm(workdir, len(arms), name, entry, _seeds(facts), problems))
+    if not arms:
+        problems.append('grid.json names no arm.')
+    title = facts.get('title') or facts.get('name') or workdir.resolve().name
+    return GridRecords(str(title), facts, arms, problems)
+
+
+def _seeds(facts: Line) -> int:
+    return int(number(facts, 'seeds') or 0)
+
+
+def _is_directory_name(name: str) -> bool:
+    return name not in ('', '.', '..') and not set('/\\\0') & set(name)
+
+
+def _arm(
+    workdir: Path, index: int, name: str, facts: Line, seeds: int, problems: list[str]
+) -> ArmRecords:
+    # Seeds beyond the plan are there when the grid was run with more of them before.
+    folder = workdir / name
+    planned = {seed: folder / f'seed-{seed}' for seed in range(seeds)}
+    runs = [_run(path, seed, problems) for seed, path in {**planned, **_seed_dirs(folder)}.items()]
+    sweep = [
+        _run(path, seed, problems)
+        for rate in sorted(_folders(folder, r'lr-(.+)'))
+        for seed, path in _seed_dirs(folder / rate).items()
+    ]
+    return ArmRecords(name, index, facts, runs, sweep)
+
+
+def _seed_dirs(folder: Path) -> dict[int, Path]:
+    names = _folders(folder, r'seed-(\d+)')
+    return dict(sorted((int(name.removeprefix('seed-')), folder / name) for name in names))
+
+
+def _folders(folder: Path, pattern: str) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return [x.name for x in folder.iterdir() if re.fullmatch(pattern, x.name) and x.is_dir()]
+
+
+def _run(path: Path, seed: int, problems: list[str]) -> SeedRun:
+    if not (path / 'run.json').exists():
+        return SeedRun(seed, 'not started')
+    where = f'{path.parent.name}/{path.name}'
+    try:
+        records = read(path)
+    except UserError as error:
+        problems.append(f'{where}: {error}')
+        return SeedRun(seed, 'unreadable')
+    problems += [f'{where}: {text}' for text in records.problems]
+    try:
+        evaluation = read_object(path / 'evaluation.json') or {}
+    except UserError as error:
+        problems.append(f'{where}: {error}')
+        return SeedRun(seed, 'evaluation unreadable', records)
+    return SeedRun(seed, _state(records, evaluation), records, evaluation)
+
+
+def _state(records: RunRecords, evaluation: Line) -> str:
+    if isinstance(evaluation.get('metrics'), dict):
+        return FINISHED
+    steps = last(records.train, 'step')
+    planned = number(records.facts, 'experiment', 'train', 'steps')
+    if steps is None:
+        return 'no step taken yet'
+    if number(records.train[-1], 'loss') is None:
+        return f'failed: loss not finite at step {steps:,}'
+    if planned and steps < planned:
+        return f'step {steps:,} of {planned:,}'
+    return 'trained, not evaluated'
