@@ -21,13 +21,12 @@ import jax
 import numpy as np
 import tyro
 from jax.sharding import Mesh, NamedSharding
-from sentencepiece import sentencepiece_model_pb2
 
 from experiments import cli
 from llama_jax import layout
 from llama_jax import mesh as meshes
 from llama_jax.data import packing
-from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.data.tokenizer import bytes_tokenizer
 from llama_jax.errors import UserError
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
@@ -130,7 +129,7 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
     tokens = np.arange(32, dtype=np.int32)
     seq_len = experiment.train.seq_len
     example = experiment.objective.example(
-        tokens, tokenizer=_bytes_tokenizer(), seq_len=seq_len, rng=np.random.default_rng(0)
+        tokens, tokenizer=bytes_tokenizer(), seq_len=seq_len, rng=np.random.default_rng(0)
     )[0]
     rows = packing.empty_rows(
         packing.layout_of(example, pad_id=0),
@@ -144,14 +143,6 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
         )
         for name, row in rows.items()
     }
-
-
-def _bytes_tokenizer() -> Tokenizer:
-    """A tokenizer that knows bytes and control tokens only: no corpus is at hand."""
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.trainer_spec.model_type = proto.trainer_spec.BPE
-    proto.pieces.add(piece='<unk>', type=proto.SentencePiece.UNKNOWN)
-    return Tokenizer(proto.SerializeToString())
 
 
 def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -92,16 +92,18 @@ class Tokenizer:
             else self._processor
         )
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
         """Token ids of `text`, int32 [n]; no bos or eos, and never a control token.
 
-        Raises UserError for a lone surrogate, which no UTF-8 text can hold.
+        `continues`: the text goes on from another, so no space is put before it. Raises UserError
+        for a lone surrogate, which no UTF-8 text can hold.
         """
         _refuse_surrogates(text)
+        processor = self._continuation if continues else self._processor
         if _SPACE not in text:
-            return np.array(self._processor.encode(text), np.int32)
+            return np.array(processor.encode(text), np.int32)
         first, *rest = text.split(_SPACE)
-        ids = self._processor.encode(first)
+        ids = processor.encode(first)
         for part in rest:
             ids += self._space_ids + self._continuation.encode(part)
         return np.array(ids, np.int32)
@@ -126,6 +128,11 @@ class Tokenizer:
         if self.dummy_prefix and data.startswith(b' '):
             data = data[1:]
         return data.decode('utf-8', errors='replace')
+
+    def to_bytes(self, ids: np.ndarray) -> bytes:
+        """What `ids` stand for, in UTF-8: `byte_lengths[ids]` bytes each. A character may begin
+        or end outside of them."""
+        return b''.join([self._bytes[i] for i in ids])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model as one file, whole or not at all."""
@@ -153,6 +160,17 @@ class Tokenizer:
     def __reduce__(self) -> tuple[type['Tokenizer'], tuple[bytes]]:
         """Travels to worker processes as the bytes of its model."""
         return Tokenizer, (self._model,)
+
+
+def bytes_tokenizer() -> Tokenizer:
+    """Bytes, the space and control tokens only, for where no corpus is at hand."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    proto.normalizer_spec.add_dummy_prefix = False
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    proto.pieces.add(piece='<unk>', type=_Piece.UNKNOWN)
+    proto.pieces.add(piece=_SPACE, type=_Piece.NORMAL)
+    return Tokenizer(proto.SerializeToString())
 
 
 def _parse(model: bytes) -> sentencepiece_model_pb2.ModelProto:

@@ -15,7 +15,7 @@ import numpy as np
 
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
-from llama_jax.train.run import HostBatch, Run, prepare
+from llama_jax.train.run import HostBatch, Measure, Run, prepare
 from llama_jax.train.step import Metrics, State
 
 
@@ -37,8 +37,10 @@ class Pending(NamedTuple):
     """Number of the signal that some process had received by this step; 0: none."""
 
 
-def train(experiment: Experiment, workdir: Path) -> State:
+def train(experiment: Experiment, workdir: Path, *, measure: Measure | None = None) -> State:
     """Train to the last step, from the newest checkpoint in `workdir` if there is one.
+
+    `measure` is called at each validation, and its figures are recorded as a line 'light'.
 
     Raises UserError for what does not fit together and for a run that is no longer finite, Stopped
     after SIGTERM or SIGINT.
@@ -46,7 +48,7 @@ def train(experiment: Experiment, workdir: Path) -> State:
     config, evaluation = experiment.train, experiment.evaluation
     with (
         _signals() as received,
-        prepare(experiment, workdir) as run,
+        prepare(experiment, workdir, measure=measure) as run,
         jax.set_mesh(run.mesh),
         run.progress as progress,
     ):

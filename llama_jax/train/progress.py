@@ -115,21 +115,22 @@ class Progress:
 
     def validated(self, step: int, result: dict[str, Any]) -> None:
         """Record a validation."""
-        tokens = step * self._tokens_per_step
-        self._records.write(
-            'validation',
-            step,
-            tokens=tokens,
-            flops=tokens * self._flops_per_token,
-            seconds=self._seconds,
-            **result,
-        )
+        self._evaluation('validation', step, result)
         shown = ', '.join(
             f'{name.replace("_", " ")} {result[name]:.3f}'
             for name in ('loss', 'bits_per_byte')
             if name in result
         )
         say(f'step {step}  validation: {shown}')
+
+    def measured(self, step: int, result: dict[str, float]) -> None:
+        """Record what the caller had measured of the parameters."""
+        self._evaluation('light', step, result)
+
+    def _evaluation(self, kind: str, step: int, result: dict[str, Any]) -> None:
+        tokens = step * self._tokens_per_step
+        flops = tokens * self._flops_per_token
+        self._records.write(kind, step, tokens=tokens, flops=flops, seconds=self._seconds, **result)
 
     def note(self, step: int, text: str) -> None:
         """Record an event, and show it."""

@@ -21,6 +21,7 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.sources import load_tokenizer
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
+from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
@@ -36,6 +37,8 @@ from llama_jax.train.step import Metrics, State, abstract_state, initial_state, 
 from llama_jax.train.validate import loss_step, validate
 
 HostBatch = dict[str, np.ndarray]
+Measure = Callable[[Experiment, Params, Tokenizer, Mesh], dict[str, float]]
+"""What a caller wants measured of the parameters during a run, such as evaluate/light.py."""
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Run:
     checkpoints: Checkpoints
     validate: Callable[[State], dict[str, Any]] | None
     sample: Callable[[State], Iterator[tuple[str, str]]] | None
+    measure: Callable[[State], dict[str, float]] | None
     progress: Progress
     metadata: dict[str, Any]
     workdir: Path
@@ -83,6 +87,8 @@ class Run:
         assert self.validate is not None
         result = self.validate(self.state)
         self.progress.validated(step, result)
+        if self.measure is not None:
+            self.progress.measured(step, self.measure(self.state))
         for prompt, text in self.sample(self.state) if self.sample else ():
             self.records.write('sample', step, prompt=prompt, text=text)
         bits = result.get('bits_per_byte', math.nan)
@@ -98,7 +104,7 @@ class Run:
             closing.callback(self.loader.close)
 
 
-def prepare(experiment: Experiment, workdir: Path) -> Run:
+def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = None) -> Run:
     """Check everything, resume or begin, and compile the step.
 
     Raises UserError for whatever does not fit together, before anything expensive.
@@ -197,6 +203,8 @@ def prepare(experiment: Experiment, workdir: Path) -> Run:
         checkpoints=checkpoints,
         validate=_validation(experiment, tokenizer, device_mesh),
         sample=sampler(experiment, tokenizer, device_mesh),
+        measure=measure
+        and (lambda state: measure(experiment, state.params, tokenizer, device_mesh)),
         progress=progress,
         metadata={**metadata, 'data': loader.digest},
         workdir=workdir,

@@ -8,7 +8,7 @@ import sentencepiece
 from hypothesis import strategies as st
 
 from llama_jax.data import tokenizer as tokenizer_lib
-from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.data.tokenizer import Tokenizer, bytes_tokenizer
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from tests.data.corpus import CHINESE
@@ -78,6 +78,12 @@ def test_a_model_with_dummy_prefix_loses_nothing_either(foreign, parts):
     assert tokenizer.decode(ids) == text
     dummy = bool(text) and not text.startswith('\u2581')
     assert tokenizer.byte_lengths[ids].sum() == len(text.encode()) + dummy
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(st.lists(PARTS, max_size=6))
+def test_bytes_alone_lose_nothing(parts):
+    check_round_trip(bytes_tokenizer(), ''.join(parts))
 
 
 def test_library_source_round_trips(tokenizer, modules):
