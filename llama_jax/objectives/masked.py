@@ -1,0 +1,94 @@
+"""Masked language modelling: tokens hidden and told from all of the text around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from llama_jax.errors import UserError
+from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.base import chunks
+from llama_jax.objectives.flops import decoder_flops
+from llama_jax.objectives.prediction import TokenPrediction, check_architecture
+
+MASKED, RANDOM = 0.8, 0.1
+"""Shares of the selected tokens that are hidden, and that another token stands in for."""
+
+
+@dataclass(frozen=True)
+class MaskedLM(TokenPrediction):
+    """The original token where one was selected (BERT, Devlin et al. 2019, section 3.1).
+
+    Of the selected, 80% become <mask>, 10% a random ordinary token, and 10% stay as they are. A
+    begin token stands before each piece of the document, and is never selected.
+    """
+
+    rate: float = 0.15
+    """Share of the tokens that are selected; one at least."""
+    read_previous: bool = False
+    """A token is read off the position before it, as a causal model has learnt to do (MNTP,
+    BehnamGhader et al. 2024, section 2.1)."""
+
+    sees_all: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.rate <= 1:
+            raise UserError(f'the share {self.rate} of masked tokens must be in (0, 1]')
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    def example(
+        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> list[dict[str, np.ndarray]]:
+        """Equal pieces of the document, each with a selection of its own."""
+        if seq_len < 2:
+            raise UserError(
+                f'a row of {seq_len} positions has no room for a token after the begin token: '
+                'raise the sequence length'
+            )
+        ordinary = np.flatnonzero(tokenizer.byte_lengths)
+        examples = []
+        for text in chunks(tokens, seq_len - 1):
+            selected = np.zeros(len(text), bool)
+            n = max(1, round(self.rate * len(text)))
+            selected[rng.choice(len(text), n, replace=False)] = True
+            hidden = hide(text, selected, ordinary=ordinary, mask_id=tokenizer.mask_id, rng=rng)
+            inputs = np.concatenate([[tokenizer.bos_id], hidden])
+            if self.read_previous:
+                targets, weights = np.append(text, tokenizer.pad_id), np.append(selected, 0)
+            else:
+                targets, weights = np.append(tokenizer.bos_id, text), np.append(0, selected)
+            examples.append(
+                {
+                    'inputs': inputs.astype(np.int32),
+                    'targets': targets.astype(np.int32),
+                    'weights': weights.astype(np.float32),
+                }
+            )
+        return examples
+
+    def flops(self, model: ModelConfig, seq_len: int) -> float:
+        """The head's of every position, selected or not, for so it is computed."""
+        return decoder_flops(model, seq_len, causal=False)
+
+    def check(self, model: ModelConfig) -> None:
+        check_architecture(model, 'masked language modelling', encoder=False)
+
+
+def hide(
+    tokens: np.ndarray,
+    selected: np.ndarray,
+    *,
+    ordinary: np.ndarray,
+    mask_id: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The tokens with the selected ones hidden 80/10/10; `ordinary` are the ids to draw from."""
+    chance = rng.random(len(tokens))
+    other = rng.choice(ordinary, len(tokens))
+    shown = np.where(chance < MASKED, mask_id, np.where(chance < MASKED + RANDOM, other, tokens))
+    return np.where(selected, shown, tokens)

@@ -1,0 +1,114 @@
+"""Predicting tokens: what the objectives have in common whose loss is a cross-entropy of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from llama_jax.errors import UserError
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.layers import Params
+from llama_jax.model.transformer import Transformer
+from llama_jax.objectives.base import Base, Batch, Loss
+from llama_jax.objectives.softmax import cross_entropy
+
+ENCODER = 'encoder'
+"""Stream of what the encoder of an encoder-decoder reads."""
+
+
+@dataclass(frozen=True)
+class TokenPrediction(Base):
+    """Cross-entropy of 'targets' of weight 'weights', given 'inputs' and what an example has of:
+
+    'prefix': positions above 0 are seen by every query of their segment.
+    'encoder/inputs': read by the encoder, whose output the segment of the decoder sees.
+    """
+
+    z_loss: float = 1e-4
+    """Weight of log(Z)^2, which keeps the softmax's partition function near one."""
+
+    sees_all: ClassVar[bool] = False
+    """Whether every position sees its whole segment in training, and not what is before it."""
+
+    def loss(
+        self,
+        model: Transformer,
+        batch: Batch,
+        *,
+        extra: Params,
+        compute: Compute,
+        key: jax.Array | None,
+    ) -> Loss:
+        visible: dict[str, Any] = {}
+        if self.sees_all:
+            visible['causal'] = False
+        if 'prefix' in batch:
+            visible['prefix_BT'] = batch['prefix']
+        if f'{ENCODER}/inputs' in batch:
+            encoder_key, key = (None, None) if key is None else jax.random.split(key)
+            visible['memory'] = model.encode(
+                batch[f'{ENCODER}/inputs'],
+                position_BS=batch[f'{ENCODER}/positions'],
+                segment_BS=batch[f'{ENCODER}/segments'],
+                compute=compute,
+                key=encoder_key,
+            )
+        x_BTD, _ = model.features(
+            batch['inputs'],
+            position_BT=batch['positions'],
+            segment_BT=batch['segments'],
+            compute=compute,
+            key=key,
+            **visible,
+        )
+        sums = cross_entropy(
+            x_BTD, model.head()[...], batch['targets'], batch['weights'], self.z_loss
+        )
+        return Loss(
+            total=sums.total,
+            weight=batch['weights'].sum(),
+            metrics={'nll': sums.nll, 'accuracy': sums.correct},
+        )
+
+    def loss_tokens(self, batch: Batch) -> int:
+        return int(np.count_nonzero(batch['weights']))
+
+
+def denoising(
+    inputs: np.ndarray, targets: np.ndarray, *, tokenizer: Any, encoder: bool
+) -> dict[str, np.ndarray]:
+    """Example of `targets` from `inputs`, both without begin token.
+
+    With an encoder it reads `inputs`, and the decoder begins with a begin token. Without one, both
+    stand in one stream, `inputs` as a prefix in full view: in either form len(inputs) and
+    len(targets) positions.
+    """
+    decoder = {
+        'inputs': np.concatenate([[tokenizer.bos_id], targets[:-1]]).astype(np.int32),
+        'targets': targets.astype(np.int32),
+        'weights': np.ones(len(targets), np.float32),
+    }
+    if encoder:
+        return {f'{ENCODER}/inputs': inputs.astype(np.int32), **decoder}
+    before = {
+        'inputs': inputs.astype(np.int32),
+        'targets': np.full(len(inputs), tokenizer.pad_id, np.int32),
+        'weights': np.zeros(len(inputs), np.float32),
+    }
+    example = {key: np.concatenate([before[key], decoder[key]]) for key in decoder}
+    example['prefix'] = np.repeat(np.array([1, 0], np.int32), [len(inputs), len(targets)])
+    return example
+
+
+def check_architecture(model: ModelConfig, objective: str, *, encoder: bool) -> None:
+    """Raises UserError unless the model has an encoder exactly where the objective uses one."""
+    if encoder and not model.encoder_layers:
+        raise UserError(f'{objective} needs an encoder-decoder: set --model.encoder-layers above 0')
+    if not encoder and model.encoder_layers:
+        raise UserError(
+            f'{objective} trains a decoder alone, and would leave the encoder untrained: set '
+            '--model.encoder-layers 0'
+        )

@@ -1,0 +1,84 @@
+"""Prefix language modelling: the first part of a text in full view, the rest predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from llama_jax.errors import UserError
+from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.base import chunks
+from llama_jax.objectives.flops import prefix_flops
+from llama_jax.objectives.prediction import TokenPrediction, check_architecture
+
+
+@dataclass(frozen=True)
+class PrefixLM(TokenPrediction):
+    """Likelihood of a suffix given its prefix (Raffel et al. 2020, section 3.2.3).
+
+    A document that is longer than a row is cut as causal language modelling cuts it, and each piece
+    of L inputs is split. The split is uniform in [1, L), so that every suffix has two tokens or
+    more; a piece of one input has split 1, which is the causal form.
+    """
+
+    ratio: float | None = None
+    """Share of a piece that is prefix, in [0, 1). None: drawn for every piece."""
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and not 0 <= self.ratio < 1:
+            raise UserError(f'the share {self.ratio} of the prefix must be in [0, 1)')
+
+    @property
+    def causal(self) -> bool:
+        return False
+
+    def example(
+        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> list[dict[str, np.ndarray]]:
+        """Pieces of the causal example, with the inputs in full view and weight on the rest."""
+        return [
+            split_at(inputs, targets, self.split(len(inputs), rng))
+            for inputs, targets in pieces(tokens, tokenizer=tokenizer, size=seq_len)
+        ]
+
+    def split(self, length: int, rng: np.random.Generator) -> int:
+        """How many of `length` inputs are prefix."""
+        if self.ratio is None:
+            return int(rng.integers(1, max(length, 2)))
+        return min(round(self.ratio * length), length - 1)
+
+    def flops(self, model: ModelConfig, seq_len: int) -> float:
+        """Of a row that one piece fills; the mean over splits where they are drawn."""
+        if self.ratio is not None:
+            prefix = self.split(seq_len, np.random.default_rng(0))
+            return prefix_flops(model, seq_len, prefix=prefix)
+        splits = range(1, max(seq_len, 2))
+        return sum(prefix_flops(model, seq_len, prefix=split) for split in splits) / len(splits)
+
+    def check(self, model: ModelConfig) -> None:
+        check_architecture(model, 'prefix language modelling', encoder=False)
+
+
+def pieces(
+    tokens: np.ndarray, *, tokenizer: Any, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Inputs and targets of the causal example in equal pieces of at most `size` positions."""
+    ids = np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(np.int32)
+    yield from zip(chunks(ids[:-1], size), chunks(ids[1:], size), strict=True)
+
+
+def split_at(inputs: np.ndarray, targets: np.ndarray, split: int) -> dict[str, np.ndarray]:
+    """Example whose first `split` inputs are in full view.
+
+    Weight begins at the last of them, for its target is the first token that the prefix lacks.
+    """
+    position = np.arange(len(inputs))
+    return {
+        'inputs': inputs,
+        'targets': targets,
+        'weights': (position >= split - 1).astype(np.float32),
+        'prefix': (position < split).astype(np.int32),
+    }
