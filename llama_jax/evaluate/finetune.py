@@ -14,7 +14,15 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from llama_jax import precision
-from llama_jax.evaluate.represent import features, host, padded, place, pooled, round_up
+from llama_jax.evaluate.represent import (
+    features,
+    host,
+    padded,
+    padded_rows,
+    place,
+    pooled,
+    round_up,
+)
 from llama_jax.mesh import batch_shards
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
@@ -58,7 +66,7 @@ def accuracy(
     `seed` decides the order of the training texts; the head begins at 0.
     """
     rows = round_up(budget.batch, batch_shards(mesh))
-    length = padded(max(len(text) for text in (*train, *test)))
+    length = padded(max(len(text) for text in (*train, *test)), config.context)
     programs = _programs(config, causal=causal, compute=compute, budget=budget)
     rng = np.random.default_rng(seed)
     with jax.set_mesh(mesh):
@@ -123,12 +131,6 @@ def _batch(
     texts: Sequence[np.ndarray], labels: np.ndarray, rows: int, length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(tokens, segments [rows, T], labels, weights [rows]); rows beyond the texts weigh 0."""
-    token_BT = np.zeros((rows, length), np.int32)
-    segment_BT = np.zeros((rows, length), np.int32)
-    label_B = np.zeros(rows, np.int32)
-    weight_B = np.zeros(rows, np.float32)
-    for row, text in enumerate(texts):
-        token_BT[row, : len(text)] = text
-        segment_BT[row, : len(text)] = 1
-        label_B[row], weight_B[row] = labels[row], 1
-    return token_BT, segment_BT, label_B, weight_B
+    label_B, weight_B = np.zeros(rows, np.int32), np.zeros(rows, np.float32)
+    label_B[: len(texts)], weight_B[: len(texts)] = labels, 1
+    return *padded_rows(texts, rows=rows, length=length), label_B, weight_B

@@ -16,6 +16,7 @@ from llama_jax.mesh import batch_shards
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
+from llama_jax.train.step import EXTRA
 
 ROWS = 32
 """Texts per batch."""
@@ -75,12 +76,15 @@ def layer_step(config: ModelConfig, *, causal: bool, compute: Compute) -> Step:
     return jax.jit(step)
 
 
-def vectors(step: Step, params: Params, texts: Sequence[np.ndarray], *, mesh: Mesh) -> np.ndarray:
-    """Float32 vectors [n, D] (or [L + 1, n, D] of a layer_step) of token arrays, in their order."""
+def vectors(
+    step: Step, params: Params, texts: Sequence[np.ndarray], *, longest: int, mesh: Mesh
+) -> np.ndarray:
+    """Float32 vectors [n, D] (or [L + 1, n, D] of a layer_step) of token arrays, in their order.
+    `longest`: positions of the model, which no text and no padding exceeds."""
     rows = round_up(ROWS, batch_shards(mesh))
     out: np.ndarray | None = None
     with jax.set_mesh(mesh):
-        for index, token_BT, segment_BT in batches(texts, rows=rows):
+        for index, token_BT, segment_BT in batches(texts, rows=rows, longest=longest):
             array = step(params, place(token_BT, mesh), place(segment_BT, mesh))
             values = host(array)[..., : len(index), :]
             if out is None:
@@ -92,26 +96,37 @@ def vectors(step: Step, params: Params, texts: Sequence[np.ndarray], *, mesh: Me
 
 
 def batches(
-    texts: Sequence[np.ndarray], *, rows: int
+    texts: Sequence[np.ndarray], *, rows: int, longest: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """(index, tokens [rows, T], segments [rows, T]): texts of one padded length T together. The
     last rows of a batch may be padding; a padded place has token 0 and segment 0."""
-    sizes = np.array([padded(len(text)) for text in texts])
+    sizes = np.array([padded(len(text), longest) for text in texts])
     for size in sorted(set(sizes.tolist())):
         members = np.flatnonzero(sizes == size)
         for start in range(0, len(members), rows):
             index = members[start : start + rows]
-            token_BT = np.zeros((rows, size), np.int32)
-            segment_BT = np.zeros((rows, size), np.int32)
-            for row, i in enumerate(index):
-                token_BT[row, : len(texts[i])] = texts[i]
-                segment_BT[row, : len(texts[i])] = 1
-            yield index, token_BT, segment_BT
+            yield index, *padded_rows([texts[i] for i in index], rows=rows, length=size)
 
 
-def padded(length: int) -> int:
-    """The power of two that a text of this length is padded to."""
-    return max(SMALLEST, 1 << (max(length, 1) - 1).bit_length())
+def padded_rows(
+    texts: Sequence[np.ndarray], *, rows: int, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and segments [rows, length]; segments are 1 where a text stands."""
+    token_BT, segment_BT = np.zeros((2, rows, length), np.int32)
+    for row, text in enumerate(texts):
+        token_BT[row, : len(text)] = text
+        segment_BT[row, : len(text)] = 1
+    return token_BT, segment_BT
+
+
+def backbone(params: Params) -> Params:
+    """Without the objective's own parameters, which a training keeps among them."""
+    return {name: value for name, value in params.items() if name != EXTRA}
+
+
+def padded(length: int, longest: int) -> int:
+    """What a text of this length is padded to: a power of two, or the positions of the model."""
+    return min(max(SMALLEST, 1 << (max(length, 1) - 1).bit_length()), longest)
 
 
 def round_up(n: int, multiple: int) -> int:

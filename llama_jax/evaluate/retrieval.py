@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from llama_jax.evaluate import stats
@@ -32,14 +34,34 @@ def recall(rank_N: np.ndarray, *, seed: int) -> dict[int, Result]:
     return {k: stats.of_mean(rank_N < k, seed=seed) for k in (1, 5, 10)}
 
 
-def alignment(a_ND: np.ndarray, b_ND: np.ndarray, *, seed: int) -> Result:
+def alignment(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
     """E |f(x) - f(x+)|^2 of unit vectors (Wang & Isola 2020, section 4.1, alpha 2): 0 is best."""
-    return stats.of_mean(((unit(a_ND) - unit(b_ND)) ** 2).sum(axis=-1), seed=seed)
+    return float(_distance(a_ND, b_ND).mean())
 
 
-def uniformity(x_ND: np.ndarray, *, seed: int) -> Result:
-    """log E exp(-2 |f(x) - f(y)|^2) over all pairs of different texts, unit vectors (same,
-    t 2): 0 where all are equal, lower is more uniform, about -4 at best."""
+def alignment_result(a_ND: np.ndarray, b_ND: np.ndarray, *, seed: int) -> Result:
+    """`alignment` with its interval."""
+    return stats.of_mean(_distance(a_ND, b_ND), seed=seed)
+
+
+def uniformity(x_ND: np.ndarray) -> float:
+    """log E exp(-2 |f(x) - f(y)|^2) over all pairs of different texts, unit vectors (same, t 2):
+    0 where all are equal, lower is more uniform, about -4 at best."""
+    return float(_uniformity(x_ND)(np.ones((1, len(x_ND))))[0])
+
+
+def uniformity_result(x_ND: np.ndarray, *, seed: int) -> Result:
+    """`uniformity` with its interval."""
+    low, high = stats.bootstrap(_uniformity(x_ND), len(x_ND), seed=seed)
+    return stats.result(uniformity(x_ND), low, high, len(x_ND))
+
+
+def _distance(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
+    return ((unit(a_ND) - unit(b_ND)) ** 2).sum(axis=-1)
+
+
+def _uniformity(x_ND: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Of weights [R, n] to [R]."""
     x_ND = unit(x_ND)
     near_NM = np.exp(4 * (x_ND @ x_ND.T) - 4)  # |x - y|^2 = 2 - 2 x.y
     np.fill_diagonal(near_NM, 0.0)
@@ -50,6 +72,4 @@ def uniformity(x_ND: np.ndarray, *, seed: int) -> Result:
         over_R, under_R = (((w_RN @ m_NM) * w_RN).sum(axis=1) for m_NM in (near_NM, apart_NM))
         return np.log(over_R / under_R)
 
-    (value,) = statistic(np.ones((1, len(x_ND))))
-    low, high = stats.bootstrap(statistic, len(x_ND), seed=seed)
-    return stats.result(float(value), low, high, len(x_ND))
+    return statistic

@@ -65,20 +65,21 @@ def test_alignment_and_uniformity_equal_loops(pairs):
         for j in range(40)
         if i != j
     ]
-    aligned, uniform = retrieval.alignment(a, b, seed=0), retrieval.uniformity(a, seed=0)
+    aligned = retrieval.alignment_result(a, b, seed=0)
+    uniform = retrieval.uniformity_result(a, seed=0)
     assert aligned['value'] == pytest.approx(align)
     assert uniform['value'] == pytest.approx(math.log(np.mean(near)))
     for found in (aligned, uniform):
         assert found['low'] < found['value'] < found['high']
-    assert retrieval.uniformity(np.ones((5, 3)), seed=0)['value'] == pytest.approx(0)
-    assert retrieval.alignment(a, 7 * a, seed=0)['value'] == pytest.approx(0, abs=1e-12)
+    assert retrieval.uniformity(np.ones((5, 3))) == pytest.approx(0)
+    assert retrieval.alignment(a, 7 * a) == pytest.approx(0, abs=1e-12)
 
 
 def test_interval_of_uniformity_has_no_pairs_of_a_text_with_itself():
     # Opposite pairs are all at distance 2 or sqrt(2); a text with itself (distance 0) would weigh
     # e^8 times more, and lift the whole interval.
     x = np.concatenate([np.eye(20), -np.eye(20)])
-    found = retrieval.uniformity(x, seed=0)
+    found = retrieval.uniformity_result(x, seed=0)
     assert found['low'] <= found['value'] <= found['high'] < -3.9
 
 
