@@ -1,4 +1,4 @@
-"""Make report.html again from the records of a run: `python -m experiments.report runs/NAME`."""
+"""Make the report of a run or a comparison again: `python -m experiments.report runs/NAME`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from pathlib import Path
 import tyro
 
 from experiments import cli
-from llama_jax.report.page import write_report
+from llama_jax.report import comparison, page
 
 
 def main() -> None:
-    run_dir = tyro.cli(
+    workdir = tyro.cli(
         tyro.conf.Positional[Path], prog='python -m experiments.report', description=__doc__
     )
-    print(write_report(run_dir))
+    compared = (workdir / 'grid.json').exists()
+    print(comparison.write(workdir) if compared else page.write_report(workdir))
 
 
 if __name__ == '__main__':

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import statistics
 from typing import Any
@@ -138,14 +137,16 @@ def command(value: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A setting as it would be written in Python: a class as a call."""
+    return value if isinstance(value, str) else _written(value)
+
+
+def _written(value: Any) -> str:
     if isinstance(value, dict) and 'class' in value:
-        inner = ', '.join(f'{k}={_shown(v)}' for k, v in value.items() if k != 'class')
+        inner = ', '.join(f'{k}={_written(v)}' for k, v in value.items() if k != 'class')
         return f'{value["class"]}({inner})'
     if isinstance(value, list):
-        return f'[{", ".join(map(_shown, value))}]'
-    if isinstance(value, str):
-        return value
-    return json.dumps(value, ensure_ascii=False)
+        return f'[{", ".join(map(_written, value))}]'
+    return repr(value)
 
 
 def _differing(models: list[Any]) -> list[str]:

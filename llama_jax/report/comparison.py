@@ -17,7 +17,7 @@ from llama_jax.report.pictures import Picture, sections
 from llama_jax.report.png import MISSING, write_pngs
 from llama_jax.report.style import COMPARISON_CSS, CSS
 from llama_jax.report.tables import Table, markdown
-from llama_jax.report.text import escape
+from llama_jax.report.text import escape, visible
 from llama_jax.train.records import write_atomically
 
 FIGURES = 'figures'
@@ -123,8 +123,8 @@ def notes(grid: GridRecords) -> list[str]:
     if done < len(runs) or not runs:
         open_arms = [f'{a.name} ({accounts.progress(a)})' for a in grid.arms if not a.done]
         told.append(
-            f'This grid is not complete: {done} of {len(runs)} runs are finished, and the figures '
-            f'are of those. Open: {", ".join(open_arms)}.'
+            f'This grid is not complete: {done} of {len(runs)} runs are finished. Tables of '
+            f'metrics hold those; curves show all. Open: {", ".join(open_arms)}.'
         )
     return [*told, *grid.problems]
 
@@ -178,7 +178,7 @@ def text(grid: GridRecords, parts: Sequence[Section], *, with_pictures: bool) ->
             else:
                 images.append(f'![{markdown(part.title)}]({FIGURES}/{part.name}.png)')
         if images:
-            blocks.append('\n'.join(images) if with_pictures else f'*{MISSING}*')
+            blocks.append('\n'.join(images) if with_pictures else markdown(MISSING))
     return '\n\n'.join(blocks) + '\n'
 
 
@@ -207,7 +207,7 @@ def _anchor(title: str) -> str:
 
 def _code_block(line: str) -> str:
     """A fence longer than any in the line."""
-    fence = '```'
+    line, fence = visible(line), '```'
     while fence in line:
         fence += '`'
     return f'{fence}\n{line}\n{fence}'

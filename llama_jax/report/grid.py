@@ -15,6 +15,7 @@ from llama_jax.errors import UserError
 from llama_jax.report.read import Line, RunRecords, last, number, read, read_object
 
 FINISHED = 'finished'
+TRAINED = 'trained, not evaluated'
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class SeedRun:
     @property
     def done(self) -> bool:
         return self.state == FINISHED
+
+    @property
+    def trained(self) -> bool:
+        """Whether all its steps are taken, to losses that are finite."""
+        return self.state in (FINISHED, TRAINED)
 
     @property
     def learning_rate(self) -> float | None:
@@ -170,4 +176,4 @@ def _state(records: RunRecords, evaluation: Line) -> str:
         return f'failed: loss not finite at step {steps:,}'
     if planned and steps < planned:
         return f'step {steps:,} of {planned:,}'
-    return 'trained, not evaluated'
+    return TRAINED

@@ -85,7 +85,7 @@ def sections(grid: GridRecords) -> list[Section]:
         ),
         (
             'Learning-rate sensitivity',
-            'Each arm at the learning rates of the sweep and at its own.',
+            "Each arm at the learning rates of the sweep and at its own, under the sweep's seeds.",
             [_rates_loss(grid), _rates_metric(grid)],
         ),
     ]
@@ -272,13 +272,14 @@ def _probes(run: SeedRun) -> list[Point]:
 def _rates(
     grid: GridRecords, value: Callable[[SeedRun], float | None]
 ) -> list[tuple[ArmRecords, list[Point]]]:
-    """For each arm that was swept, the mean of the value at each learning rate."""
+    """For each arm that was swept, the value at each rate: the mean over the sweep's seeds."""
     found: list[tuple[ArmRecords, list[Point]]] = []
     for arm in grid.arms:
         at: dict[float, list[float]] = {}
-        for run in [*arm.sweep, *arm.runs] if arm.sweep else []:
+        seeds = {run.seed for run in arm.sweep}
+        for run in [*arm.sweep, *(run for run in arm.runs if run.seed in seeds)]:
             x, y = run.learning_rate, value(run)
-            if x is not None and y is not None:
+            if run.trained and x is not None and y is not None:
                 at.setdefault(x, []).append(y)
         found.append((arm, [(x, statistics.fmean(at[x])) for x in sorted(at)]))
     return found

@@ -172,7 +172,7 @@ a:hover { text-decoration: underline; }
 .data th, .data td { font-family: inherit; font-size: 13px; padding: 5px 16px 5px 0; width: auto;
   overflow-wrap: normal; white-space: nowrap; vertical-align: baseline; }
 .data th:last-child, .data td:last-child { padding-right: 0; }
-.data thead th { border-top: 0; vertical-align: bottom; line-height: 1.35; white-space: normal; }
+.data thead th { border-top: 0; vertical-align: bottom; line-height: 1.35; white-space: pre-line; }
 .data .right { text-align: right; }
 .data tbody th { color: var(--ink); position: sticky; left: 0; background: var(--card); }
 .data .wide { white-space: normal; overflow-wrap: anywhere; min-width: 16em; }

@@ -51,8 +51,8 @@ class Table:
         """An element that scrolls sideways where it is too wide."""
         side = 'right' if self.right else 'code' if self.code else ''
         first, *others = self.head
-        head = f'<th>{_lines(first)}</th>' + ''.join(
-            f'<th{_classes(side if self.right else "")}>{_lines(text)}</th>' for text in others
+        head = f'<th>{escape(first)}</th>' + ''.join(
+            f'<th{_classes(side if self.right else "")}>{escape(text)}</th>' for text in others
         )
         rows = ''.join(
             f'<tr{_classes("open" if row.open else "")}>'
@@ -80,10 +80,6 @@ def markdown(text: str) -> str:
     """Any text as Markdown that shows it: no markup of it works, and no line of it ends."""
     marked = re.sub(r'([\\`*_\[\]#|~$])', r'\\\1', text)
     return ' '.join(escape(marked).replace('&quot;', '"').replace('&#x27;', "'").split())
-
-
-def _lines(text: str) -> str:
-    return '<br>'.join(map(escape, text.split('\n')))
 
 
 def _cell(cell: Cell, side: str) -> str:

@@ -13,10 +13,13 @@ _PREFIXES = ((1e12, 'T'), (1e9, 'B'), (1e6, 'M'), (1e3, 'k'))
 
 def escape(value: object) -> str:
     """Any text, safe in HTML content and quoted attributes; what cannot be seen is made visible."""
+    return html.escape(visible(value))
+
+
+def visible(value: object) -> str:
+    """Any text; what cannot be seen is written out."""
     text = str(value)
-    if not text.isprintable():
-        text = ''.join(map(_visible, text))
-    return html.escape(text)
+    return text if text.isprintable() else ''.join(map(_visible, text))
 
 
 def _visible(char: str) -> str:

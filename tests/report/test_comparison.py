@@ -1,0 +1,334 @@
+"""The report of a comparison: its numbers are those of the records, whole or not."""
+
+import json
+import math
+import re
+import shutil
+import sys
+
+import pytest
+
+import experiments.report
+from experiments import cli
+from llama_jax.errors import UserError
+from llama_jax.evaluate.metrics import METRICS
+from llama_jax.report import accounts, comparison, scores
+from llama_jax.report.grid import read_grid
+from llama_jax.report.pictures import sections
+from tests.report import compared
+from tests.report.test_report import Page, figures, read_off
+
+THREE = ('causal', 'masked', 'contrastive')
+
+
+def page(workdir):
+    grid = read_grid(workdir)
+    return comparison.page(grid, comparison.content(grid))
+
+
+def told(workdir):
+    grid = read_grid(workdir)
+    return comparison.text(grid, comparison.content(grid), with_pictures=True)
+
+
+def cells(table, arm):
+    """The cells of a row by column."""
+    row = next(row for row in table.rows if row.name == arm)
+    return dict(zip(table.head[1:], row.cells, strict=True))
+
+
+def column(table, start):
+    """Texts, and which of them are bold, of the column whose head starts so."""
+    (at,) = [i for i, head in enumerate(table.head[1:]) if head.startswith(start)]
+    found = [row.cells[at] for row in table.rows]
+    return [cell.text for cell in found], [cell.best for cell in found]
+
+
+def set_metric(workdir, arm, name, values):
+    """One value per seed into evaluation.json."""
+    for seed, value in enumerate(values):
+        path = workdir / arm / f'seed-{seed}' / 'evaluation.json'
+        made = json.loads(path.read_text('utf-8'))
+        made['metrics'][name] = {'value': value, 'low': 0.1, 'high': 0.9, 'n': 500}
+        path.write_text(json.dumps(made), 'utf-8')
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    return compared.write(tmp_path_factory.mktemp('runs') / 'whole', rates=(1e-3, 1e-2))
+
+
+@pytest.fixture
+def three(tmp_path):
+    return compared.write(tmp_path / 'three', arms=THREE)
+
+
+def test_scores_by_hand(three):
+    # Means 62, 60, 57; deviations 2.83, 1.41, 0.71; pooled sigma sqrt(10.5 / 3) = 1.87.
+    set_metric(three, 'causal', 'probe_accuracy', [0.60, 0.64])
+    set_metric(three, 'masked', 'probe_accuracy', [0.59, 0.61])
+    set_metric(three, 'contrastive', 'probe_accuracy', [0.565, 0.575])
+    # Lower is better: means 0.5, 0.6, 0.4 with sigma 0.0141 / sqrt(3).
+    set_metric(three, 'causal', 'alignment', [0.5, 0.5])
+    set_metric(three, 'masked', 'alignment', [0.59, 0.61])
+    set_metric(three, 'contrastive', 'alignment', [0.4, 0.4])
+    table = scores.scores(read_grid(three), scores.HEADLINE)
+    assert column(table, 'Linear probe') == (
+        ['62.0 ± 2.8', '60.0 ± 1.4', '57.0 ± 0.7'],
+        [True, True, False],
+    )
+    assert column(table, 'Alignment') == (
+        ['0.500 ± 0.000', '0.600 ± 0.014', '0.400 ± 0.000'],
+        [False, False, True],
+    )
+    assert table.head[1] == 'Linear probe, best layer\n% ↑' and 'Alignment\n ↓' in table.head
+    assert '<b>62.0 ± 2.8</b>' in table.html() and '<b>57.0' not in table.html()
+    assert '| **62.0 ± 2.8** |' in table.markdown() and '| 57.0 ± 0.7 |' in table.markdown()
+
+
+def test_one_seed_has_no_deviation(tmp_path):
+    workdir = compared.write(tmp_path / 'one', arms=THREE, seeds=1)
+    set_metric(workdir, 'causal', 'uniformity', [-1.5])
+    table = scores.scores(read_grid(workdir), scores.HEADLINE)
+    assert column(table, 'Uniformity')[0][0] == '−1.500'
+    assert '±' not in table.markdown()
+    assert sum(column(table, 'Uniformity')[1]) == 1
+
+
+def test_what_does_not_apply_is_never_a_number(three):
+    table = scores.others(read_grid(three))
+    assert {cell.text for cell in cells(table, 'contrastive').values()} == {'n/a'}
+    assert not any(cell.best for cell in cells(table, 'contrastive').values())
+    assert table.markdown().count(' n/a |') == 2 + 3 + 5  # causal, masked, contrastive
+    # Not measured, and measured as what is no number, are other things.
+    set_metric(three, 'contrastive', 'infill_exact', [math.nan, math.nan])
+    for seed in (0, 1):
+        (three / 'masked' / f'seed-{seed}' / 'evaluation.json').unlink()
+    table = scores.others(read_grid(three))
+    assert column(table, 'Infill')[0] == ['n/a', '—', 'not finite']
+    # A zero that was measured is one.
+    set_metric(three, 'contrastive', 'infill_exact', [0.0, 0.0])
+    assert column(scores.others(read_grid(three)), 'Infill')[0][2] == '0.0 ± 0.0'
+
+
+def test_intervals_over_examples(three):
+    set_metric(three, 'causal', 'finetune_accuracy', [0.5, 0.7])
+    table = scores.intervals(read_grid(three))
+    assert len(table.rows) == 6
+    row = cells(table, 'causal, seed 1')
+    assert row['Fine-tuned classification\n% ↑'].text == '70.0 [10.0, 90.0]'
+    assert row['Infill, exact match\n% ↑'].text == 'n/a'
+
+
+def test_wins_by_hand(three):
+    # All common metrics by their means: causal wins 2 of 10, ties 1, loses 7 against masked.
+    for arm in THREE:
+        for name in scores.HEADLINE:
+            set_metric(
+                three, arm, name, {'causal': [0.5] * 2, 'masked': [0.6] * 2}.get(arm, [1, 0])
+            )
+    for name in ('recall_doc_1', 'recall_doc_5'):
+        set_metric(three, 'masked', name, [0.4, 0.4])
+    set_metric(three, 'masked', 'recall_doc_10', [0.5, 0.5])
+    set_metric(three, 'masked', 'alignment', [0.7, 0.7])  # lower is better
+    table = scores.wins(read_grid(three))
+    # 2 recalls, alignment and uniformity are causal's, one is a tie.
+    assert [c.text for c in table.rows[0].cells] == ['', '45%', '50%']
+    assert [c.text for c in table.rows[1].cells][0] == '55%'
+    assert [c.best for c in table.rows[1].cells][0]
+
+
+def test_budget_and_cost(three):
+    grid = read_grid(three)
+    row = cells(accounts.budget(grid), 'masked')
+    assert [c.text for c in row.values()] == [
+        *('1.64M', '328k', '913k', '10.2M', '4.28e13', '0.96'),
+    ]
+    row = cells(accounts.cost(grid), 'masked')
+    seconds = 400 * 0.3 * 26.1 / 27
+    assert row['training\ntime'].text == f'1 min {seconds - 60:.0f} s'
+    assert row['tokens/s'].text == f'{4096 / 0.3 * 27 / 26.1:,.0f}'
+    assert row['tokens'].text == '1.64M' and row['MFU'].text == '40.0%'
+    assert row['evaluation\ntime'].text == '32.0 s'  # of 31.5 and 32.5
+
+
+def test_what_was_compared_and_what_was_held(whole):
+    text = Page(page(whole)).text
+    for told_once in (
+        "Weighted(parts=[CausalLM(z_loss=0.0001), InfoNCE(views='spans', temperature=0.05, "
+        'learned=False)], weights=[1.0, 0.1])',
+        f'{compared.hash_of("order"):064x}',
+        'Arms may differ in: objective, name.',
+        'python -m experiments.compare objectives_small --workdir runs/compare',
+        'scikit-learn 1.9.0',
+    ):
+        assert told_once in text
+    assert 'model, where arms differ' not in text
+    facts = compared.grid()
+    facts['arms'][1]['model'] = {**facts['arms'][1]['model'], 'positions': 'learned'}
+    (whole / 'grid.json').write_text(json.dumps(facts))
+    table = accounts.arms(read_grid(whole))
+    (whole / 'grid.json').write_text(json.dumps(compared.grid()))
+    assert column(table, 'model, where')[0][:2] == ['positions None', 'positions learned']
+
+
+def test_curves_lie_where_the_records_say(whole):
+    drawn = figures(page(whole))
+    both = [
+        [x for x in compared.lines('contrastive', seed) if x['kind'] == 'light'] for seed in (0, 1)
+    ]
+    style = 'arm arm-3'
+    for title, name, factor in (
+        ('Span to span, recall@1', 'recall_span_1', 100),
+        ('Alignment', 'alignment', 1),
+    ):
+        for axis, x in (('tokens', 'tokens'), ('training FLOPs, logarithmic', 'flops')):
+            figure = drawn[title, axis]
+            for seen, wanted in (
+                (f'{style} seed', [factor * line[name] for line in both[0]]),
+                (
+                    f'{style} mean',
+                    [factor * (a[name] + b[name]) / 2 for a, b in zip(*both, strict=True)],
+                ),
+            ):
+                points = read_off(figure, seen, log=x == 'flops')
+                assert [y for _, y in points] == pytest.approx(wanted, rel=0.01)
+                assert [p for p, _ in points] == pytest.approx([o[x] for o in both[0]], rel=0.01)
+    legend = re.findall(
+        r'<span class="key arm arm-(\d) mean">(.*?)</span>', drawn['Alignment', 'tokens']
+    )
+    assert legend == [(str(i), name) for i, name in enumerate(compared.ARMS)]
+
+
+def test_pareto(three):
+    set_metric(three, 'causal', 'bits_per_byte', [1.0, 1.2])
+    set_metric(three, 'causal', 'probe_accuracy', [0.5, 0.6])
+    set_metric(three, 'masked', 'bits_per_byte', [1.3, 1.3])
+    set_metric(three, 'masked', 'probe_accuracy', [0.4, 0.4])
+    set_metric(three, 'contrastive', 'probe_accuracy', [0.7, 0.7])
+    pictures = {p.name: p for *_, found in sections(read_grid(three)) for p in found}
+    curves = {
+        (c.label, c.style): c.points for c in pictures['pareto-bits-per-byte-probe-accuracy'].curves
+    }
+    assert curves['causal', 'arm arm-0 mean cloud'] == [pytest.approx((1.1, 55))]
+    assert curves['', 'arm arm-0 seed'] == [pytest.approx((1.0, 50)), pytest.approx((1.2, 60))]
+    # No likelihood: a line at its accuracy, never a point at 0; masked is worse in both.
+    assert [y for _, y in curves['contrastive', 'arm arm-2 absent']] == pytest.approx([70, 70])
+    assert not [style for _, style in curves if 'arm-2' in style and 'absent' not in style]
+    assert ('Pareto front', 'front') not in curves
+    set_metric(three, 'masked', 'probe_accuracy', [0.6, 0.6])
+    pictures = {p.name: p for *_, found in sections(read_grid(three)) for p in found}
+    (front,) = [
+        c
+        for c in pictures['pareto-bits-per-byte-probe-accuracy'].curves
+        if c.label == 'Pareto front'
+    ]
+    assert front.points == [pytest.approx((1.1, 55)), pytest.approx((1.3, 60))]
+
+
+def test_path_and_layers(whole):
+    pictures = {p.name: p for *_, found in sections(read_grid(whole)) for p in found}
+    light = [x for x in compared.lines('spans', 1) if x['kind'] == 'light']
+    curves = [c for c in pictures['alignment-uniformity'].curves if 'arm-1' in c.style]
+    assert [c.style for c in curves] == ['arm arm-1 seed step'] * 2 + ['arm arm-1 mean cloud']
+    assert curves[1].points == [(x['uniformity'], x['alignment']) for x in light]
+    assert curves[2].points[1] == (light[-1]['uniformity'], light[-1]['alignment'])
+    probes = [compared.evaluation('spans', seed)['layers']['probe'] for seed in (0, 1)]
+    (mean,) = [c for c in pictures['probe-layers'].curves if c.label == 'spans']
+    wanted = [(float(i), 50 * (a + b)) for i, (a, b) in enumerate(zip(*probes, strict=True))]
+    assert [*map(list, mean.points)] == [pytest.approx(list(p)) for p in wanted]
+
+
+def test_learning_rates(whole, three):
+    assert 'Learning-rate sensitivity' not in page(three)
+    pictures = {p.name: p for *_, found in sections(read_grid(whole)) for p in found}
+    (curve,) = [c for c in pictures['learning-rate-loss'].curves if c.label == 'masked']
+    # The grid's own rate is in it, under the seed of the sweep alone.
+    bent = {rate: 0.3 * math.log10(rate / 2.5e-3) ** 2 for rate in (1e-3, 1e-2)} | {3e-3: 0.0}
+    assert [x for x, _ in curve.points] == [1e-3, 3e-3, 1e-2]
+    assert [y for _, y in curve.points] == pytest.approx([bent[x] for x, _ in curve.points])
+    (recall,) = [c for c in pictures['learning-rate-recall'].curves if c.label == 'masked']
+    own = compared.metrics('masked', 0)['recall_span_1']['value']
+    assert recall.points[1] == (3e-3, pytest.approx(100 * own))
+
+
+def test_unfinished_and_broken_arms(three):
+    shutil.rmtree(three / 'contrastive')
+    (three / 'masked' / 'seed-0' / 'evaluation.json').write_text('{"metrics": {')
+    (three / 'causal' / 'seed-1' / 'evaluation.json').unlink()
+    compared.write_run(three / 'causal' / 'seed-1', 'causal', 1, steps=120, evaluated=False)
+    broken = {'kind': 'train', 'step': 410, 'tokens': 9, 'loss': None}
+    with open(three / 'masked' / 'seed-1' / 'metrics.jsonl', 'a') as file:
+        file.write(json.dumps(broken) + '\n{"kind": ')
+    (three / 'masked' / 'seed-1' / 'evaluation.json').unlink()
+    html = page(three)
+    text = Page(html).text
+    for sentence in (
+        'This grid is not complete: 1 of 6 runs are finished.',
+        'causal (1 of 2 finished; seed 1: step 120 of 400)',
+        'masked (0 of 2 finished; seed 0: evaluation unreadable; '
+        'seed 1: failed: loss not finite at step 410)',
+        'contrastive (0 of 2 finished; seed 0: not started; seed 1: not started)',
+        'masked/seed-1: 1 unreadable line was left out of metrics.jsonl.',
+        'evaluation.json is no JSON object',
+    ):
+        assert sentence in text and sentence in told(three).replace('\\_', '_')
+    table = scores.scores(read_grid(three), scores.HEADLINE)
+    probes = column(table, 'Linear probe')[0]
+    own = compared.metrics('causal', 0)['probe_accuracy']['value']
+    assert probes == [f'{100 * own:.1f} (1 of 2)', '—', '—']
+    # The mean is drawn as far as both seeds go.
+    figure = figures(html)['Own loss, training', 'tokens']
+    assert read_off(figure, 'arm arm-0 mean')[-1][0] == pytest.approx(120 * 4096, rel=0.01)
+    assert 'arm-2' not in figure
+
+
+def test_a_grid_that_has_only_begun(tmp_path):
+    workdir = compared.write(tmp_path / 'young', arms=THREE)
+    for arm in THREE:
+        shutil.rmtree(workdir / arm)
+    html = page(workdir)
+    assert '0 of 6 runs are finished' in html and '<figure>' not in html
+    (workdir / 'grid.json').write_text('{}')
+    assert 'grid.json names no arm.' in Page(page(workdir)).text
+
+
+def test_seeds_beyond_the_plan_are_counted(three):
+    compared.write_run(three / 'causal' / 'seed-2', 'causal', 2)
+    runs = read_grid(three).arms[0].runs
+    assert [run.seed for run in runs] == [0, 1, 2] and all(run.done for run in runs)
+
+
+def test_names_that_lead_elsewhere_are_not_read(three):
+    facts = compared.grid(THREE)
+    for entry, name in zip(facts['arms'], ('../three/causal', '..', 7), strict=True):
+        entry['name'] = name
+    (three / 'grid.json').write_text(json.dumps(facts))
+    grid = read_grid(three)
+    assert not grid.arms
+    assert "names an arm that is no directory: '../three/causal'" in ' '.join(grid.problems)
+
+
+def test_all_metrics_are_in_one_of_the_tables():
+    assert sorted(scores.HEADLINE + scores.OTHERS) == sorted(METRICS)
+
+
+def test_no_comparison(tmp_path):
+    with pytest.raises(UserError, match=r'holds no comparison \(no grid.json\): name the --work'):
+        comparison.write(tmp_path)
+    with pytest.raises(UserError, match='is no directory: name the --workdir'):
+        comparison.write(tmp_path / 'nowhere')
+    (tmp_path / 'grid.json').write_text('[')
+    with pytest.raises(UserError, match='grid.json is no JSON object'):
+        comparison.write(tmp_path)
+    assert not (tmp_path / 'report.html').exists()
+
+
+def test_command_tells_a_comparison_from_a_run(three, monkeypatch, capsys):
+    monkeypatch.setattr(comparison, 'write_pngs', lambda folder, pictures: [])
+    for path in (three, three / 'causal' / 'seed-0'):
+        monkeypatch.setattr(sys, 'argv', ['report', str(path)])
+        cli.main(experiments.report.main)
+        assert capsys.readouterr().out.strip() == str(path / 'report.html')
+    assert 'Win matrix' in (three / 'report.html').read_text('utf-8')
+    assert 'Win matrix' not in (three / 'causal' / 'seed-0' / 'report.html').read_text('utf-8')
