@@ -1,0 +1,91 @@
+"""Prefix language modelling: its examples, and who sees whom."""
+
+import numpy as np
+import pytest
+
+from llama_jax.errors import UserError
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.prefix import PrefixLM
+from tests.objectives import texts
+
+TOKENIZER = texts.tokenizer()
+TOKENS = TOKENIZER.encode(texts.CODE[1])
+
+
+def examples(objective, tokens, *, seq_len, seed=0):
+    return objective.example(
+        tokens, tokenizer=TOKENIZER, seq_len=seq_len, rng=np.random.default_rng(seed)
+    )
+
+
+@pytest.mark.parametrize('seq_len', [2, 16, 100, 512])
+def test_examples_are_pieces_of_the_causal_one(seq_len):
+    (causal,) = examples(CausalLM(), TOKENS, seq_len=seq_len)
+    found = examples(PrefixLM(), TOKENS, seq_len=seq_len)
+    for key in ('inputs', 'targets'):
+        np.testing.assert_array_equal(np.concatenate([e[key] for e in found]), causal[key])
+    assert max(len(e['inputs']) for e in found) <= seq_len
+    assert len(found) == -(-len(causal['inputs']) // seq_len)
+
+
+def test_weight_is_on_the_suffix():
+    for example in examples(PrefixLM(), TOKENS, seq_len=64):
+        prefix = int(example['prefix'].sum())
+        in_view = example['inputs'][:prefix]
+        rest = example['targets'][example['weights'] > 0]
+        # All that the piece spells, once: what is in view is not asked for.
+        whole = np.append(example['inputs'], example['targets'][-1])
+        np.testing.assert_array_equal(np.concatenate([in_view, rest]), whole)
+        np.testing.assert_array_equal(example['prefix'], np.arange(len(whole) - 1) < prefix)
+        assert example['prefix'].dtype == np.int32 and example['weights'].dtype == np.float32
+
+
+def test_splits_are_uniform_from_1_to_below_the_length():
+    n_splits = 15
+    drawn = [
+        int(examples(PrefixLM(), TOKENS[:15], seq_len=64, seed=seed)[0]['prefix'].sum())
+        for seed in range(3000)
+    ]
+    counts = np.bincount(drawn, minlength=17)
+    assert counts[0] == counts[16] == 0
+    expected = 3000 / n_splits
+    assert np.sum((counts[1:16] - expected) ** 2 / expected) < 36.1  # 99.9%, 14 degrees of freedom
+
+
+@pytest.mark.parametrize('ratio, prefix', [(0.0, 0), (0.25, 4), (0.75, 12), (0.999, 15)])
+def test_a_fixed_share(ratio, prefix):
+    (example,) = examples(PrefixLM(ratio=ratio), TOKENS[:15], seq_len=64)
+    assert example['prefix'].sum() == prefix
+    assert example['weights'].sum() == 16 - max(prefix - 1, 0)
+
+
+def test_split_0_is_the_causal_example():
+    (causal,) = examples(CausalLM(), TOKENS[:50], seq_len=64)
+    (example,) = examples(PrefixLM(ratio=0.0), TOKENS[:50], seq_len=64)
+    assert not example.pop('prefix').any()
+    for key in causal:
+        np.testing.assert_array_equal(example[key], causal[key])
+        assert example[key].dtype == causal[key].dtype
+
+
+@pytest.mark.parametrize('ratio', [None, 0.0, 0.5])
+def test_short_documents(ratio):
+    (example,) = examples(PrefixLM(ratio=ratio), TOKENS[:0], seq_len=8)
+    assert example['inputs'].tolist() == [TOKENIZER.bos_id]
+    assert example['targets'].tolist() == [TOKENIZER.eos_id]
+    assert example['weights'].tolist() == [1]
+    (example,) = examples(PrefixLM(ratio=ratio), TOKENS[:1], seq_len=8)
+    assert example['weights'].tolist() == [1, 1]
+
+
+def test_chance_is_that_of_rng_alone():
+    one, two, three = (examples(PrefixLM(), TOKENS, seq_len=64, seed=seed) for seed in (1, 1, 2))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a['prefix'], b['prefix'])
+    assert [e['prefix'].sum() for e in one] != [e['prefix'].sum() for e in three]
+
+
+@pytest.mark.parametrize('ratio', [-0.1, 1.0])
+def test_what_cannot_be_is_refused(ratio):
+    with pytest.raises(UserError, match='must be in'):
+        PrefixLM(ratio=ratio)
