@@ -14,6 +14,11 @@ from pathlib import Path
 from llama_jax.errors import UserError
 from llama_jax.report.read import Line, RunRecords, last, number, read, read_object
 
+LOG = 'log.txt'
+"""What the process of a run prints, beside its records."""
+_LONGEST = 200
+"""Characters of what is shown of a failure."""
+
 FINISHED = 'finished'
 TRAINED = 'trained, not evaluated'
 
@@ -46,7 +51,7 @@ class SeedRun:
     @property
     def trained(self) -> bool:
         """Whether all its steps are taken, to losses that are finite."""
-        return self.state in (FINISHED, TRAINED)
+        return self.state.startswith((FINISHED, TRAINED))
 
     @property
     def learning_rate(self) -> float | None:
@@ -149,7 +154,7 @@ def _folders(folder: Path, pattern: str) -> list[str]:
 
 def _run(path: Path, seed: int, problems: list[str]) -> SeedRun:
     if not (path / 'run.json').exists():
-        return SeedRun(seed, 'not started')
+        return SeedRun(seed, _failure(path) or 'not started')
     where = f'{path.parent.name}/{path.name}'
     try:
         records = read(path)
@@ -162,7 +167,25 @@ def _run(path: Path, seed: int, problems: list[str]) -> SeedRun:
     except UserError as error:
         problems.append(f'{where}: {error}')
         return SeedRun(seed, 'evaluation unreadable', records)
-    return SeedRun(seed, _state(records, evaluation), records, evaluation)
+    state = _state(records, evaluation)
+    if state != FINISHED and (failure := _failure(path)):
+        state = f'{state}, {failure}'
+    return SeedRun(seed, state, records, evaluation)
+
+
+def _failure(path: Path) -> str | None:
+    """How a run ended by itself, from the end of its log; None when it did not, or goes on."""
+    try:
+        with (path / LOG).open('rb') as file:
+            file.seek(max(0, (path / LOG).stat().st_size - 8192))
+            lines = file.read().decode(errors='replace').split('\n')
+    except OSError:
+        return None
+    said = next((line.strip() for line in reversed(lines) if line.strip()), '')
+    # What a command and what Python say last.
+    if not re.match(r'error: |[\w.]*(Error|Exception|Interrupt)\b', said):
+        return None
+    return f'failed: {said.removeprefix("error: ")[:_LONGEST]}'
 
 
 def _state(records: RunRecords, evaluation: Line) -> str:

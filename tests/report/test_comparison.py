@@ -165,11 +165,11 @@ def test_what_was_compared_and_what_was_held(whole):
         assert told_once in text
     assert 'model, where arms differ' not in text
     facts = compared.grid()
-    facts['arms'][1]['model'] = {**facts['arms'][1]['model'], 'positions': 'learned'}
+    facts['arms'][1]['model'] = {**facts['arms'][1]['model'], 'layers': 6}
     (whole / 'grid.json').write_text(json.dumps(facts))
     table = accounts.arms(read_grid(whole))
     (whole / 'grid.json').write_text(json.dumps(compared.grid()))
-    assert column(table, 'model, where')[0][:2] == ['positions None', 'positions learned']
+    assert column(table, 'model, where')[0][:2] == ['layers 4', 'layers 6']
 
 
 def test_curves_lie_where_the_records_say(whole):
@@ -281,6 +281,29 @@ def test_unfinished_and_broken_arms(three):
     figure = figures(html)['Own loss, training', 'tokens']
     assert read_off(figure, 'arm arm-0 mean')[-1][0] == pytest.approx(120 * 4096, rel=0.01)
     assert 'arm-2' not in figure
+
+
+def test_a_run_that_failed_says_why(three):
+    for place, said in (
+        ('causal/seed-0', 'step 5\nerror: no space left: free some\n'),
+        ('causal/seed-1', 'step 5\nTraceback:\nValueError: 7 is odd\n\n'),
+        ('masked/seed-0', 'error: no space left: free some\nstep 6/400\n'),  # it goes on
+    ):
+        (three / place / 'evaluation.json').unlink()
+        (three / place / 'log.txt').write_text(said)
+    (three / 'masked' / 'seed-1' / 'log.txt').write_text('error: before it was finished\n')
+    shutil.rmtree(three / 'contrastive' / 'seed-0')
+    (three / 'contrastive' / 'seed-0').mkdir()
+    (three / 'contrastive' / 'seed-0' / 'log.txt').write_text('error: mesh: 3 devices\n')
+    states = [[run.state for run in arm.runs] for arm in read_grid(three).arms]
+    assert states == [
+        [
+            'trained, not evaluated, failed: no space left: free some',
+            'trained, not evaluated, failed: ValueError: 7 is odd',
+        ],
+        ['trained, not evaluated', 'finished'],
+        ['failed: mesh: 3 devices', 'finished'],
+    ]
 
 
 def test_a_grid_that_has_only_begun(tmp_path):
