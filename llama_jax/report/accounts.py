@@ -104,7 +104,7 @@ def runs(grid: GridRecords) -> Table:
             rate = run.learning_rate
             cells = [
                 str(run.seed),
-                NOT_YET if rate is None else significant(rate),
+                NOT_YET if rate is None else f'{rate:g}',
                 run.state,
                 str(facts.get('digest') or NOT_YET)[:12],
                 str(facts.get('git_commit') or NOT_YET)[:12],
