@@ -14,7 +14,9 @@ from llama_jax.objectives.bart import (
     sentence_ends,
     span_lengths,
 )
-from tests.objectives import texts
+from llama_jax.objectives.flops import encoder_decoder_flops
+from tests.objectives import reading, texts
+from tests.objectives.reading import BOTH, DECODER
 
 TOKENIZER = texts.tokenizer()
 TOKENS = TOKENIZER.encode(texts.CODE[1])
@@ -206,3 +208,26 @@ def test_what_cannot_be_is_refused():
             Bart(**fields)
     with pytest.raises(UserError, match='a row of 4 positions has no room'):
         examples(Bart(), TOKENS, seq_len=4)
+
+
+def test_who_sees_whom():
+    batch = reading.make_batch(Bart(), seq_len=64, sizes=[10, 15])
+    segment, read = batch['segments'][0], batch['encoder/segments'][0]
+    found = reading.reach(Bart(), BOTH, batch)
+    seen = reading.same(segment, segment) & np.tri(len(segment), dtype=bool)
+    np.testing.assert_array_equal(found[segment > 0], seen[segment > 0])
+    found = reading.reach(Bart(), BOTH, batch, stream='encoder')
+    np.testing.assert_array_equal(found[segment > 0], reading.same(segment, read)[segment > 0])
+    assert reading.loss(Bart(), BOTH, batch).weight == Bart().loss_tokens(batch) == 11 + 16
+
+
+def test_a_decoder_alone_is_refused():
+    Bart().check(BOTH)
+    with pytest.raises(UserError, match='set --model.encoder-layers above 0'):
+        Bart().check(DECODER)
+
+
+def test_flops_are_those_of_both_streams():
+    lengths = Bart().lengths(512)
+    wanted = encoder_decoder_flops(BOTH, lengths['encoder'], lengths[''])
+    assert Bart().flops(BOTH, 512) == wanted

@@ -6,7 +6,8 @@ import pytest
 from llama_jax.errors import UserError
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.fim import FillInMiddle, cuts
-from tests.objectives import texts
+from tests.objectives import reading, texts
+from tests.objectives.reading import BOTH, DECODER
 
 ALWAYS = FillInMiddle(rate=1.0)
 
@@ -180,3 +181,33 @@ def test_chance_is_that_of_rng_alone():
 def test_what_cannot_be_is_refused(fields):
     with pytest.raises(UserError, match='must be in'):
         FillInMiddle(**fields)
+
+
+def test_a_document_sees_itself_and_what_comes_before():
+    batch = reading.make_batch(ALWAYS, seq_len=64, sizes=[12, 20])
+    segment = batch['segments'][0]
+    found = reading.reach(ALWAYS, DECODER, batch)
+    seen = reading.same(segment, segment) & np.tri(64, dtype=bool)
+    np.testing.assert_array_equal(found[segment > 0], seen[segment > 0])
+    # Transformed one by one: each has its own controls.
+    for k in (1, 2):
+        ids = batch['targets'][0][segment == k]
+        assert (ids == texts.tokenizer().control['<eom>']).sum() == 1
+    assert ALWAYS.loss_tokens(batch) == (segment > 0).sum()
+
+
+def test_rate_0_is_the_causal_loss_bit_for_bit():
+    never = FillInMiddle(rate=0.0)
+    batch = reading.make_batch(never, seq_len=40, sizes=[12, 19])
+    plain = reading.make_batch(CausalLM(), seq_len=40, sizes=[12, 19])
+    for key in plain:
+        np.testing.assert_array_equal(batch[key], plain[key])
+    ours, causal = (reading.loss(o, DECODER, batch) for o in (never, CausalLM()))
+    assert ours.total == causal.total and ours.metrics == causal.metrics
+
+
+def test_an_encoder_is_refused():
+    ALWAYS.check(DECODER)
+    with pytest.raises(UserError, match='set --model.encoder-layers 0'):
+        ALWAYS.check(BOTH)
+    assert ALWAYS.flops(DECODER, 64) == CausalLM().flops(DECODER, 64)

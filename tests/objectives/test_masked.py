@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from llama_jax.errors import UserError
+from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.masked import MaskedLM
-from tests.objectives import texts
+from tests.objectives import reading, texts
+from tests.objectives.reading import BOTH, DECODER
 
 TOKENIZER = texts.tokenizer()
 TOKENS = TOKENIZER.encode(texts.CODE[1])
@@ -107,3 +109,48 @@ def test_what_cannot_be_is_refused():
             MaskedLM(rate=rate)
     with pytest.raises(UserError, match='a row of 1 positions'):
         examples(FORMS[0], TOKENS, seq_len=1)
+
+
+@pytest.mark.parametrize('objective', FORMS)
+def test_every_token_sees_its_own_text_and_no_other(objective):
+    batch = reading.make_batch(objective, seq_len=32, sizes=[11, 14])
+    segment = batch['segments'][0]
+    found = reading.reach(objective, DECODER, batch)
+    np.testing.assert_array_equal(found[segment > 0], reading.same(segment, segment)[segment > 0])
+
+
+@pytest.mark.parametrize('objective', FORMS)
+def test_what_is_under_a_mask_is_not_to_be_known(objective):
+    """Two texts that differ in a masked token alone look the same."""
+    tokens = TOKENS[100:120]
+    (one,) = examples(objective, tokens)
+    at = int(np.flatnonzero(one['inputs'][1:] == TOKENIZER.mask_id)[0])
+    other = tokens.copy()
+    other[at] = other[at - 1]
+    assert other[at] != tokens[at]
+    (two,) = examples(objective, other)
+    np.testing.assert_array_equal(one['inputs'], two['inputs'])
+    read = np.flatnonzero(one['targets'] != two['targets'])
+    assert read.tolist() == [at if objective.read_previous else at + 1]
+    assert one['weights'][read] == 1
+
+
+@pytest.mark.parametrize('objective', FORMS)
+def test_loss_is_over_the_selected(objective):
+    batch = reading.make_batch(objective, seq_len=32, sizes=[11, 14])
+    loss = reading.loss(objective, DECODER, batch)
+    assert loss.weight == objective.loss_tokens(batch) == 2 + 2
+    blind = dict(batch, targets=np.where(batch['weights'] > 0, batch['targets'], 5))
+    assert reading.loss(objective, DECODER, blind).total == loss.total
+    other = dict(batch, targets=np.where(batch['weights'] > 0, 5, batch['targets']))
+    assert reading.loss(objective, DECODER, other).total != loss.total
+
+
+def test_an_encoder_is_refused():
+    FORMS[0].check(DECODER)
+    with pytest.raises(UserError, match='set --model.encoder-layers 0'):
+        FORMS[0].check(BOTH)
+
+
+def test_flops_count_every_key():
+    assert FORMS[0].flops(DECODER, 64) == decoder_flops(DECODER, 64, causal=False)

@@ -6,7 +6,8 @@ import pytest
 from llama_jax.errors import UserError
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.prefix import PrefixLM
-from tests.objectives import texts
+from tests.objectives import reading, texts
+from tests.objectives.reading import BOTH, DECODER
 
 TOKENIZER = texts.tokenizer()
 TOKENS = TOKENIZER.encode(texts.CODE[1])
@@ -89,3 +90,70 @@ def test_chance_is_that_of_rng_alone():
 def test_what_cannot_be_is_refused(ratio):
     with pytest.raises(UserError, match='must be in'):
         PrefixLM(ratio=ratio)
+
+
+def test_who_sees_whom():
+    batch = reading.make_batch(PrefixLM(), seq_len=40, sizes=[12, 19])
+    segment, prefix = batch['segments'][0], batch['prefix'][0] > 0
+    place = np.arange(40)
+    seen = reading.same(segment, segment) & ((place[:, None] >= place) | prefix)
+    found = reading.reach(PrefixLM(), DECODER, batch)
+    np.testing.assert_array_equal(found[segment > 0], seen[segment > 0])
+    # No loss on what is in view: a token is predicted where it is not seen.
+    for t in np.flatnonzero(batch['weights'][0]):
+        same_segment = t + 1 < 40 and segment[t + 1] == segment[t]
+        assert not (same_segment and found[t, t + 1])
+    assert prefix.sum() > 2 and (prefix[1:] & ~prefix[:-1]).sum() == 1 + (not prefix[0])
+
+
+def test_split_0_is_the_causal_loss_bit_for_bit():
+    objective = PrefixLM(ratio=0.0)
+    batch = reading.make_batch(objective, seq_len=40, sizes=[12, 19])
+    plain = {key: values for key, values in batch.items() if key != 'prefix'}
+    ours, causal = (
+        reading.loss(objective, DECODER, batch),
+        reading.loss(CausalLM(), DECODER, plain),
+    )
+    assert ours.total == causal.total and ours.weight == causal.weight > 0
+    assert ours.metrics == causal.metrics
+
+
+def test_loss_is_over_the_suffix():
+    objective = PrefixLM(z_loss=0.1)
+    batch = reading.make_batch(objective, seq_len=40, sizes=[12, 19])
+    x_TD = reading.features(objective, DECODER, batch)[0].astype(np.float64)
+    head_VD = np.asarray(reading.parameters(DECODER)['head_VD'], np.float64)
+    logit_TV = x_TD @ head_VD.T
+    log_z_T = np.log(np.exp(logit_TV).sum(-1))
+    nll_T = log_z_T - logit_TV[np.arange(40), batch['targets'][0]]
+    weight_T = batch['weights'][0]
+    loss = reading.loss(objective, DECODER, batch)
+    np.testing.assert_allclose(loss.total, (weight_T * (nll_T + 0.1 * log_z_T**2)).sum(), rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics['nll'], (weight_T * nll_T).sum(), rtol=1e-5)
+    right = (weight_T * (logit_TV.argmax(-1) == batch['targets'][0])).sum()
+    assert loss.metrics['accuracy'] == right
+    assert loss.weight == objective.loss_tokens(batch) == weight_T.sum()
+
+
+def test_flops_are_the_mean_over_splits():
+    def pairs(split):
+        return sum(max(split, t + 1) for t in range(50))
+
+    causal = CausalLM().flops(DECODER, 50)
+    per_pair = 6 * DECODER.layers * 2 * DECODER.heads * DECODER.head_dim / 50
+    wanted = np.mean([causal + per_pair * (pairs(split) - pairs(0)) for split in range(1, 50)])
+    assert PrefixLM().flops(DECODER, 50) == pytest.approx(wanted)
+    wanted = causal + per_pair * (pairs(25) - pairs(0))
+    assert PrefixLM(ratio=0.5).flops(DECODER, 50) == pytest.approx(wanted)
+    long = PrefixLM().flops(DECODER, 4096)
+    assert long == pytest.approx(
+        CausalLM().flops(DECODER, 4096)
+        + 6 * DECODER.layers * 2 * DECODER.heads * DECODER.head_dim * 4094 / 6,
+        rel=1e-4,
+    )
+
+
+def test_an_encoder_is_refused():
+    PrefixLM().check(DECODER)
+    with pytest.raises(UserError, match='set --model.encoder-layers 0'):
+        PrefixLM().check(BOTH)

@@ -9,8 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_jax.errors import UserError
+from llama_jax.objectives.flops import decoder_flops, encoder_decoder_flops
 from llama_jax.objectives.spans import SpanCorruption, Spans, corrupt, reconstruct, segmentation
-from tests.objectives import texts
+from tests.objectives import reading, texts
+from tests.objectives.reading import BOTH, DECODER
 
 TOKENIZER = texts.tokenizer()
 TOKENS = TOKENIZER.encode(texts.CODE[1])
@@ -206,3 +208,68 @@ def test_what_cannot_be_is_refused():
     for objective in FORMS:
         with pytest.raises(UserError, match='a row of 4 positions has no room'):
             objective.example(TOKENS, tokenizer=TOKENIZER, seq_len=4, rng=rng())
+
+
+def test_who_sees_whom_on_a_decoder():
+    objective = FORMS[0]
+    batch = reading.make_batch(objective, seq_len=48, sizes=[14, 18])
+    segment, prefix = batch['segments'][0], batch['prefix'][0] > 0
+    place = np.arange(48)
+    seen = reading.same(segment, segment) & ((place[:, None] >= place) | prefix)
+    found = reading.reach(objective, DECODER, batch)
+    np.testing.assert_array_equal(found[segment > 0], seen[segment > 0])
+    # The inputs see no target, and no target sees itself or what comes after.
+    assert not found[np.ix_(prefix, ~prefix)].any()
+
+
+def test_who_sees_whom_with_an_encoder():
+    objective = FORMS[1]
+    batch = reading.make_batch(objective, seq_len=56, sizes=[14, 18])
+    segment, read = batch['segments'][0], batch['encoder/segments'][0]
+    n = len(segment)
+    found = reading.reach(objective, BOTH, batch)
+    seen = reading.same(segment, segment) & np.tri(n, dtype=bool)
+    np.testing.assert_array_equal(found[segment > 0], seen[segment > 0])
+    found = reading.reach(objective, BOTH, batch, stream='encoder')
+    np.testing.assert_array_equal(found[segment > 0], reading.same(segment, read)[segment > 0])
+
+
+@pytest.mark.parametrize('objective', FORMS)
+def test_what_is_under_a_sentinel_is_not_to_be_known(objective):
+    """Two texts that differ in a masked token alone look the same until it is written."""
+    tokens = TOKENS[100:114]
+    at = int(np.flatnonzero(objective._spans().mask(14, rng()))[0])
+    other = tokens.copy()
+    other[at] = (other[at] - 3 + 50) % 400 + 3
+    (one,), (two,) = (
+        objective.example(text, tokenizer=TOKENIZER, seq_len=48, rng=rng())
+        for text in (tokens, other)
+    )
+    differ = {key for key in one if (one[key] != two[key]).any()}
+    assert differ == {'inputs', 'targets'}
+    target = int(np.flatnonzero(one['targets'] != two['targets'])[0])
+    assert one['weights'][target] == 1
+    np.testing.assert_array_equal(one['inputs'][: target + 1], two['inputs'][: target + 1])
+
+
+def test_architectures():
+    FORMS[0].check(DECODER)
+    FORMS[1].check(BOTH)
+    with pytest.raises(UserError, match='set --model.encoder-layers 0'):
+        FORMS[0].check(BOTH)
+    with pytest.raises(UserError, match='set --model.encoder-layers above 0'):
+        FORMS[1].check(DECODER)
+
+
+def test_flops_are_those_of_the_longest_text():
+    """A row of 513: 466 tokens, of which 70 are noise in 23 spans."""
+    noise, spans = 70, 23
+    inputs = 466 - noise + spans
+    assert 466 + 2 * spans + 1 == 513
+    assert FORMS[1].lengths(513) == {'encoder': inputs, '': 513 - inputs}
+    assert FORMS[1].flops(BOTH, 513) == encoder_decoder_flops(BOTH, inputs, 513 - inputs)
+    pairs = sum(max(inputs, t + 1) - (t + 1) for t in range(513))
+    assert FORMS[0].flops(DECODER, 513) == pytest.approx(
+        decoder_flops(DECODER, 513, causal=True)
+        + 6 * DECODER.layers * 2 * DECODER.heads * DECODER.head_dim * pairs / 513
+    )

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from llama_jax.errors import UserError
+from llama_jax.objectives.flops import encoder_decoder_flops
 from llama_jax.objectives.prefix import PrefixLM
 from llama_jax.objectives.spans import SpanCorruption, reconstruct
 from llama_jax.objectives.ul2 import MIXTURE, UL2, Denoiser
-from tests.objectives import texts
+from tests.objectives import reading, texts
+from tests.objectives.reading import BOTH, DECODER
 
 TOKENIZER = texts.tokenizer()
 TOKENS = TOKENIZER.encode(texts.CODE[1])
@@ -165,3 +167,41 @@ def test_what_cannot_be_is_refused():
         UL2(denoisers=())
     with pytest.raises(UserError, match='a row of 4 positions has no room'):
         examples(UL2(), TOKENS, seq_len=4)
+
+
+@pytest.mark.parametrize('denoiser', [MIXTURE[2], SEQUENTIAL[0]])
+def test_who_sees_whom_on_a_decoder(denoiser):
+    objective = UL2(denoisers=(denoiser,))
+    batch = reading.make_batch(objective, seq_len=56, sizes=[12, 17])
+    segment, prefix = batch['segments'][0], batch['prefix'][0] > 0
+    place = np.arange(56)
+    seen = reading.same(segment, segment) & ((place[:, None] >= place) | prefix)
+    found = reading.reach(objective, DECODER, batch)
+    np.testing.assert_array_equal(found[segment > 0], seen[segment > 0])
+
+
+def test_who_sees_whom_with_an_encoder():
+    objective = UL2(encoder=True)
+    batch = reading.make_batch(objective, seq_len=64, sizes=[10, 15])
+    segment, read = batch['segments'][0], batch['encoder/segments'][0]
+    found = reading.reach(objective, BOTH, batch, stream='encoder')
+    np.testing.assert_array_equal(found[segment > 0], reading.same(segment, read)[segment > 0])
+    assert reading.loss(objective, BOTH, batch).weight == objective.loss_tokens(batch)
+
+
+def test_architectures():
+    UL2().check(DECODER)
+    UL2(encoder=True).check(BOTH)
+    with pytest.raises(UserError, match='set --model.encoder-layers 0'):
+        UL2().check(BOTH)
+    with pytest.raises(UserError, match='set --model.encoder-layers above 0'):
+        UL2(encoder=True).check(DECODER)
+
+
+def test_flops_are_the_mean_over_the_mixture():
+    alone = [UL2(denoisers=(d,)).flops(DECODER, 256) for d in MIXTURE]
+    assert UL2().flops(DECODER, 256) == pytest.approx(np.mean(alone))
+    assert len(set(alone)) > 3
+    lengths = UL2(encoder=True).lengths(256)
+    wanted = encoder_decoder_flops(BOTH, lengths['encoder'], lengths[''])
+    assert UL2(encoder=True).flops(BOTH, 256) == wanted
