@@ -1,0 +1,56 @@
+"""Measure a trained model: `python -m experiments.evaluate runs/NAME`.
+
+Prints every metric with its 95% interval and writes evaluation.json into the directory. What each
+of them is, and which do not apply to which objective: docs/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from experiments import cli
+from llama_jax import mesh as meshes
+from llama_jax.evaluate.metrics import METRICS
+from llama_jax.evaluate.suite import Suite, evaluate_trained
+from llama_jax.mesh import MeshConfig
+from llama_jax.train.records import write_atomically
+from llama_jax.train.restore import load
+
+
+@dataclass(frozen=True)
+class Options:
+    directory: tyro.conf.Positional[Path]
+    """The --workdir of a training."""
+    suite: Suite = field(default_factory=Suite)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+def main() -> None:
+    options = tyro.cli(Options, prog='python -m experiments.evaluate', description=__doc__)
+    mesh = meshes.make(options.mesh)
+    trained = load(options.directory, mesh)
+    result = evaluate_trained(trained, trained.experiment, options.suite, mesh)
+    path = options.directory / 'evaluation.json'
+    write_atomically(path, json.dumps(result, indent=1))
+    print('\n'.join(table(result)))
+    print(f'step {result["step"]}, {result["seconds"]:.0f} s: {path}')
+
+
+def table(result: dict[str, Any]) -> Iterator[str]:
+    """A line for each metric: name, value, interval, examples."""
+    for name, metric in METRICS.items():
+        found = result['metrics'][name]
+        shown = 'n/a'
+        if found['value'] is not None:
+            shown = '{value:7.3f}  [{low:.3f}, {high:.3f}]  n = {n}'.format(**found)
+        yield f'{metric.label:<32}{metric.unit:<15}{shown}'
+
+
+if __name__ == '__main__':
+    cli.main(main)

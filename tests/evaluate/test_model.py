@@ -1,0 +1,188 @@
+"""The parts of evaluation that run a model, against the objectives' own losses and plain loops."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax import mesh as meshes
+from llama_jax.data.packing import Packer, empty_rows, layout_of
+from llama_jax.evaluate import finetune, likelihood
+from llama_jax.evaluate.represent import layer_step, vector_step, vectors
+from llama_jax.evaluate.scores import Scorer
+from llama_jax.mesh import MeshConfig
+from llama_jax.model import layers
+from llama_jax.objectives.bart import Bart
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.prefix import PrefixLM
+from llama_jax.objectives.spans import SpanCorruption
+from llama_jax.train.run import place
+from llama_jax.train.validate import loss_step, validate
+from tests.evaluate.conftest import COMPUTE, MODEL
+
+SEQ_LEN = 48
+ENCODER_DECODER = replace(MODEL, encoder_layers=1, layers=1)
+
+
+@pytest.fixture(scope='module')
+def tokens():
+    return np.random.default_rng(0).integers(3, 259, 150).astype(np.int32)
+
+
+@pytest.fixture(scope='module')
+def encoder_decoder(mesh):
+    return layers.create(ENCODER_DECODER, jax.random.key(1), mesh)
+
+
+def packed(examples, objective, tokenizer, *, rows):
+    """The rows that training would make of these examples."""
+    made = layout_of(examples[0], pad_id=tokenizer.pad_id)
+    lengths = objective.lengths(SEQ_LEN)
+    batch = empty_rows(made, rows=rows, lengths=lengths)
+    packer = Packer(
+        lambda k: [examples[k]] if k < len(examples) else None,
+        layout=made,
+        lengths=lengths,
+        splittable=False,
+        patience=1,
+    )
+    for row in range(rows):
+        packer.fill(batch, row)
+    assert packer.cursor == (len(examples), 0)
+    return batch
+
+
+@pytest.mark.parametrize(
+    'objective',
+    [CausalLM(), PrefixLM(), SpanCorruption(), MaskedLM(), Bart()],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_scores_equal_the_loss_of_training(objective, tokens, tokenizer, mesh, params, request):
+    """Examples apart and padded score what the objective's loss gives them packed together."""
+    config, weights = MODEL, params
+    if isinstance(objective, Bart):
+        config, weights = ENCODER_DECODER, request.getfixturevalue('encoder_decoder')
+    rng = np.random.default_rng(1)
+    examples = [
+        example
+        for document in np.split(tokens, [40, 70, 110])
+        for example in objective.example(document, tokenizer=tokenizer, seq_len=SEQ_LEN, rng=rng)
+        if len(example['inputs']) <= SEQ_LEN
+    ]
+    score = Scorer(
+        config,
+        weights,
+        sees_all=getattr(objective, 'sees_all', False),
+        compute=COMPUTE,
+        mesh=mesh,
+    )
+    scores = score(examples)
+    batch = packed(examples, objective, tokenizer, rows=8)
+    with jax.set_mesh(mesh):
+        loss = loss_step(config, objective, COMPUTE)(weights, place(batch, mesh))
+    # Sums of float32 in another order.
+    assert -scores.log_p.sum() == pytest.approx(float(loss.metrics['nll']), rel=1e-4)
+    right = [
+        (chosen[: int(e['weights'].sum())] == e['targets'][e['weights'] > 0]).sum()
+        for chosen, e in zip(scores.chosen, examples, strict=True)
+    ]
+    assert sum(right) == float(loss.metrics['accuracy'])
+    assert (scores.log_p <= scores.confidence + 1e-6).all()
+
+
+def test_bits_per_byte_equal_those_of_validation(tokenizer, mesh, params):
+    """On the same windows of text, cut in the same places."""
+    text = tokenizer.encode('The quick brown fox jumps over the lazy dog, 12 times a day.\n' * 9)
+    ids = np.concatenate([[tokenizer.bos_id], text, [tokenizer.eos_id]]).astype(np.int32)
+    windows = [ids[i : i + SEQ_LEN + 1] for i in range(0, len(ids) - 1, SEQ_LEN)]
+    batch = packed(likelihood.plain(windows), CausalLM(), tokenizer, rows=16)
+    with jax.set_mesh(mesh):
+        expected = validate(
+            loss_step(MODEL, CausalLM(), COMPUTE),
+            params,
+            [batch],
+            place=lambda batch: place(batch, mesh),
+            byte_lengths=tokenizer.byte_lengths,
+        )
+    score = Scorer(MODEL, params, sees_all=False, compute=COMPUTE, mesh=mesh)
+    found = likelihood.bits_per_byte(
+        score, likelihood.plain(windows), tokenizer.byte_lengths, seed=0
+    )
+    assert expected['bytes'] == 61 * 9
+    assert found['value'] == pytest.approx(expected['bits_per_byte'], rel=1e-5)
+    assert found['low'] < found['value'] < found['high']
+    assert found['n'] == len(windows)
+
+
+@pytest.mark.parametrize('causal', [True, False])
+def test_vectors_are_means_over_tokens(causal, tokens, mesh, params):
+    texts = np.split(tokens, [35, 55, 90, 110])[:4]  # two padded lengths, not in order
+    step = vector_step(MODEL, causal=causal, compute=COMPUTE)
+    by_layer = layer_step(MODEL, causal=causal, compute=COMPUTE)
+    found = vectors(step, params, texts, longest=MODEL.context, mesh=mesh)
+    found_layers = vectors(by_layer, params, texts, longest=MODEL.context, mesh=mesh)
+    assert found_layers.shape == (MODEL.layers + 1, len(texts), MODEL.dim)
+
+    @jax.jit
+    def alone(token_T):
+        """One text without padding: final features, and the residual stream of each layer."""
+        model = layers.bind(MODEL, local)
+        x_BTD, _ = model.features(token_T[None], causal=causal, compute=COMPUTE)
+        return x_BTD[0], model.layer_features(token_T[None], causal=causal, compute=COMPUTE)[:, 0]
+
+    local = jax.device_get(params)
+    with jax.set_mesh(meshes.make(MeshConfig(), jax.devices()[:1])):
+        for i, text in enumerate(texts):
+            x_TD, x_LTD = jax.device_get(alone(text))
+            np.testing.assert_allclose(found[i], x_TD.mean(axis=0), rtol=1e-4, atol=1e-5)
+            means_LD = x_LTD.mean(axis=1)
+            np.testing.assert_allclose(found_layers[:, i], means_LD, rtol=1e-4, atol=1e-5)
+            embedded_TD = local['embed_VD'][text]
+            np.testing.assert_allclose(means_LD[0], embedded_TD.mean(axis=0), rtol=1e-4, atol=1e-5)
+
+
+def test_vectors_of_an_encoder_decoder_are_the_encoders(tokens, mesh, encoder_decoder):
+    texts = [tokens[:20], tokens[20:60]]
+    step = vector_step(ENCODER_DECODER, causal=False, compute=COMPUTE)
+    found = vectors(step, encoder_decoder, texts, longest=64, mesh=mesh)
+    changed = {**encoder_decoder, 'blocks': jax.tree.map(jnp.zeros_like, encoder_decoder['blocks'])}
+    np.testing.assert_array_equal(vectors(step, changed, texts, longest=64, mesh=mesh), found)
+    by_layer = layer_step(ENCODER_DECODER, causal=False, compute=COMPUTE)
+    assert vectors(by_layer, encoder_decoder, texts, longest=64, mesh=mesh).shape == (2, 2, 16)
+
+
+def tuned(texts, labels, mesh, params):
+    return finetune.accuracy(
+        MODEL,
+        params,
+        texts[:48],
+        labels[:48],
+        texts[48:],
+        labels[48:],
+        n_classes=2,
+        budget=finetune.Budget(steps=20, batch=8, rate=1e-2),
+        causal=True,
+        compute=COMPUTE,
+        seed=0,
+        mesh=mesh,
+    )
+
+
+def test_finetuning_learns_what_can_be_learnt(mesh, params):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(2, size=98)
+    # Which of two tokens stands among the others.
+    texts = [rng.integers(10, 200, 12).astype(np.int32) for _ in labels]
+    for text, label in zip(texts, labels, strict=True):
+        text[3:6] = 7 + label
+    before = jax.device_get(params)
+    right = tuned(texts, labels, mesh, params)
+    assert right.shape == (50,) and right.mean() == 1.0
+    np.testing.assert_array_equal(right, tuned(texts, labels, mesh, params))
+    # Nothing to learn: chance, 3 sigma of 50 draws.
+    noise = tuned(texts, rng.permutation(labels), mesh, params)
+    assert 0.29 < noise.mean() < 0.71
+    jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(params))

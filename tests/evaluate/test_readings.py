@@ -1,0 +1,226 @@
+"""What each objective is asked for: the form of its training, weight on the tokens asked for."""
+
+import numpy as np
+import pytest
+
+from llama_jax.evaluate import likelihood
+from llama_jax.evaluate.examples import Middle
+from llama_jax.evaluate.readings import NOTHING, TABLE, reading
+from llama_jax.evaluate.scores import Scores
+from llama_jax.objectives.bart import Bart
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.fim import FillInMiddle
+from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.prefix import PrefixLM
+from llama_jax.objectives.rtd import ReplacedTokens
+from llama_jax.objectives.spans import SpanCorruption
+from llama_jax.objectives.ul2 import UL2, Denoiser
+from llama_jax.objectives.weighted import Weighted
+
+TEXT = Middle(*(np.array(part, np.int32) for part in ([1, 2, 3], [4, 5], [6, 7])))
+
+
+class Ids:
+    """Ordinary ids are 0 to 89, one byte each."""
+
+    bos_id, eos_id, pad_id, mask_id = 90, 91, 92, 93
+    sentinel_ids = (99, 98, 97)
+    control = {  # noqa: RUF012
+        **{'<prefix>': 80, '<suffix>': 81, '<middle>': 82, '<eom>': 83},
+        **{'[R]': 84, '[S]': 85, '[X]': 86},
+    }
+    byte_lengths = np.array([1] * 80 + [0] * 20)
+
+    def decode(self, ids):
+        return bytes(int(i) for i in ids if self.byte_lengths[i]).decode()
+
+
+IDS = Ids()
+
+
+def shown(example):
+    """Inputs and what is asked for after each, as (input, target or None)."""
+    pairs = zip(example['inputs'], example['targets'], example['weights'], strict=True)
+    return [(int(i), int(t) if w else None) for i, t, w in pairs]
+
+
+def asked(objective, name):
+    objective, found = reading(objective)
+    return getattr(found, name)(objective, TEXT, IDS)
+
+
+N = None
+
+
+@pytest.mark.parametrize(
+    ('objective', 'expected'),
+    [
+        (CausalLM(), [(90, N), (1, N), (2, N), (3, 4), (4, 5)]),
+        (PrefixLM(), [(90, N), (1, N), (2, N), (3, 4), (4, 5)]),
+        (
+            FillInMiddle(),
+            [*((i, N) for i in (90, 80, 1, 2, 3, 81, 6, 7)), (82, 4), (4, 5)],
+        ),
+        (
+            FillInMiddle(spm=1.0),
+            [*((i, N) for i in (90, 80, 81, 6, 7, 82, 1, 2)), (3, 4), (4, 5)],
+        ),
+        (
+            SpanCorruption(),
+            [*((i, N) for i in (1, 2, 3, 99, 6, 7, 90)), (99, 4), (4, 5), (5, N)],
+        ),
+        (SpanCorruption(encoder=True), [(90, N), (99, 4), (4, 5), (5, N)]),
+        (
+            UL2(),
+            [*((i, N) for i in (84, 1, 2, 3, 99, 6, 7, 90)), (99, 4), (4, 5), (5, N)],
+        ),
+        (Bart(), [(90, N), (1, N), (2, N), (3, 4), (4, 5)]),
+        (
+            MaskedLM(),
+            [*((i, N) for i in (90, 1, 2, 3)), (93, 4), (93, 5), (6, N), (7, N)],
+        ),
+        (
+            MaskedLM(read_previous=True),
+            [*((i, N) for i in (90, 1, 2)), (3, 4), (93, 5), (93, N), (6, N), (7, N)],
+        ),
+    ],
+)
+def test_middle_by_hand(objective, expected):
+    example = asked(objective, 'middle')
+    assert shown(example) == expected
+    assert all(len(x) == len(expected) for k, x in example.items() if not k.startswith('encoder'))
+
+
+def test_encoders_read_the_rest_of_the_text():
+    assert asked(SpanCorruption(encoder=True), 'middle')['encoder/inputs'].tolist() == [
+        *(1, 2, 3, 99, 6, 7)
+    ]
+    assert asked(UL2(encoder=True), 'middle')['encoder/inputs'].tolist() == [84, 1, 2, 3, 99, 6, 7]
+    assert asked(Bart(), 'middle')['encoder/inputs'].tolist() == [1, 2, 3, 93, 6, 7]
+    assert asked(UL2(encoder=True), 'rest')['encoder/inputs'].tolist() == [85, 90, 1, 2, 3]
+
+
+def test_only_the_input_part_is_in_full_view():
+    for objective, name, prefix in (
+        (PrefixLM(), 'rest', 4),
+        (SpanCorruption(), 'middle', 6),
+        (UL2(), 'middle', 7),
+        (UL2(), 'rest', 5),
+    ):
+        seen = asked(objective, name)['prefix']
+        assert seen.tolist() == [1] * prefix + [0] * (len(seen) - prefix)
+    assert shown(asked(UL2(), 'rest')) == [(85, N), (90, N), (1, N), (2, N), (3, 4), (4, 5)]
+
+
+def test_a_mixture_without_the_denoiser_is_asked_by_the_other():
+    spans_only = UL2(denoisers=(Denoiser('[X]', 0.5, 3.0),))
+    assert shown(asked(spans_only, 'rest'))[0] == (86, N)
+    sequential = UL2(denoisers=(Denoiser('[S]', 0.25),))
+    assert shown(asked(sequential, 'middle'))[0] == (85, N)
+    assert reading(sequential)[1].ends is None
+
+
+def test_of_training_forms():
+    """Examples of training by the same objective begin and end their parts with the same marks."""
+    tokens = np.arange(1, 8, dtype=np.int32)
+    rng = np.random.default_rng(0)
+    masked = MaskedLM(rate=0.3).example(tokens, tokenizer=IDS, seq_len=32, rng=rng)[0]
+    assert masked['inputs'][0] == IDS.bos_id and masked['inputs'].shape == (8,)
+    spans = SpanCorruption().example(tokens, tokenizer=IDS, seq_len=32, rng=rng)[0]
+    n = int(spans['prefix'].sum())
+    assert spans['inputs'][n - 1] == IDS.sentinel_ids[0]
+    assert spans['inputs'][n] == IDS.bos_id and spans['targets'][n] == IDS.sentinel_ids[0]
+
+
+def test_what_applies():
+    """The table of docs/evaluation.md, but for what is common to all."""
+
+    def row(objective):
+        _, found = reading(objective)
+        return found.whole, bool(found.rest), bool(found.middle), found.ends, found.pseudo
+
+    assert row(CausalLM()) == (True, True, True, None, False)
+    assert row(FillInMiddle()) == (True, True, True, 'mark', False)
+    assert row(FillInMiddle(rate=0.0)) == row(CausalLM())
+    assert row(PrefixLM()) == (False, True, True, None, False)
+    assert row(SpanCorruption()) == row(UL2()) == (False, True, True, 'mark', False)
+    assert row(Bart()) == (False, True, True, 'suffix', False)
+    assert row(MaskedLM()) == (False, False, True, 'length', True)
+    for objective in (ReplacedTokens(), InfoNCE()):
+        assert reading(objective) == (objective, NOTHING)
+    both = Weighted((InfoNCE(), CausalLM()), (1.0, 1.0), (0.5, 0.5))
+    assert reading(both) == (both.parts[1], TABLE[CausalLM])
+    neither = Weighted((InfoNCE(),), (1.0,), (1.0,))
+    assert reading(neither) == (neither, NOTHING)
+
+
+def scripted(rule):
+    """A scorer whose most likely token and its probability follow from `rule(inputs, place)`."""
+
+    def score(examples):
+        P = max(int((e['weights'] > 0).sum()) for e in examples)
+        out = Scores(*(np.zeros((len(examples), P)) for _ in range(3)))
+        for i, example in enumerate(examples):
+            for j, place in enumerate(np.flatnonzero(example['weights'] > 0)):
+                token, p = rule(example['inputs'], int(place))
+                out.chosen[i, j], out.confidence[i, j] = token, np.log(p)
+        return out._replace(chosen=out.chosen.astype(np.int32))
+
+    return score
+
+
+def infilled(objective, rule):
+    objective, found = reading(objective)
+    args = objective, found, [TEXT], IDS
+    return likelihood.infill(scripted(rule), *args, longest=2, seed=0)['value']
+
+
+@pytest.mark.parametrize('objective', [FillInMiddle(), SpanCorruption(), UL2(), Bart()])
+def test_infill_is_exact_where_it_ends_where_the_middle_does(objective):
+    after = {82: 4, 99: 4, 3: 4, 4: 5, 5: 83}
+    if isinstance(objective, Bart):
+        after[5] = 6  # where the suffix begins
+    assert infilled(objective, lambda x, at: (after.get(int(x[at]), 0), 1)) == 1
+    assert infilled(objective, lambda x, at: ((after | {5: 7}).get(int(x[at]), 0), 1)) == 0
+    assert infilled(objective, lambda x, at: ((after | {4: 83}).get(int(x[at]), 0), 1)) == 0
+    assert infilled(objective, lambda x, at: ((after | {4: 8}).get(int(x[at]), 0), 1)) == 0
+
+
+@pytest.mark.parametrize('previous', [False, True])
+def test_masked_infill_fills_the_most_certain_first(previous):
+    def rule(inputs, at):
+        place = at + previous  # of the token that is read at `at`
+        if place == 5:
+            return 5, 0.9
+        return (4, 0.5) if inputs[5] == 5 else (8, 0.5)  # right once the other stands
+
+    assert infilled(MaskedLM(read_previous=previous), rule) == 1
+    assert infilled(MaskedLM(read_previous=previous), lambda x, at: (4, 0.5)) == 0
+
+
+def test_pseudo_likelihood_masks_one_token_at_a_time():
+    objective, found = reading(MaskedLM())
+    examples, owner = likelihood.pseudo(objective, found, [TEXT, TEXT], IDS)
+    assert owner.tolist() == [0, 0, 1, 1]
+    whole = [90, 1, 2, 3, 4, 5, 6, 7]
+    for example, place in zip(examples, (4, 5, 4, 5), strict=True):
+        assert example['inputs'].tolist() == [*whole[:place], 93, *whole[place + 1 :]]
+        assert np.flatnonzero(example['weights']).tolist() == [place]
+        assert example['targets'][place] == whole[place]
+
+
+def test_bits_per_byte_by_hand():
+    def score(examples):
+        n = [int(e['weights'].sum()) for e in examples]
+        log_p = np.array([[-np.log(2) * (j < k) for j in range(max(n))] for k in n])
+        return Scores(log_p, log_p, log_p)
+
+    byte_lengths = np.arange(100)
+    found = likelihood.bits_per_byte(
+        score, likelihood.plain([np.array([9, 4, 1]), np.array([9, 7])]), byte_lengths, seed=0
+    )
+    assert found['value'] == pytest.approx((2 + 1) / (4 + 1 + 7))
+    assert found['n'] == 2
+    (half,) = likelihood.halves([np.arange(7)])
+    assert [part.tolist() for part in half] == [[0, 1, 2], [3, 4, 5, 6], []]
