@@ -8,13 +8,15 @@ PINS := setup.py tools/venv.sh $(wildcard constraints/*.txt)
 BY := $(subst /,-,$(PYTHON))
 CORE := $(VENV)/.core-$(BY)
 TEST := $(VENV)/.test-$(BY)
+COMPARE := $(VENV)/.compare-$(BY)
 PARITY := .venv-parity/.test-$(BY)
 TPU := .venv-tpu/.test-$(BY)
 
-.PHONY: help quickstart test check pytest test-parity test-tpu-compile test-newest docs clean
+.PHONY: help quickstart compare test check pytest test-parity test-tpu-compile test-newest docs clean
 
 help:
 	@echo 'make quickstart        train, sample and report in a few minutes: runs/quickstart'
+	@echo 'make compare           five objectives, two seeds, a report in 25 minutes: runs/compare'
 	@echo 'make test              lint, types and the tests'
 	@echo 'make test-parity       against PyTorch and transformers; writes the goldens'
 	@echo 'make test-tpu-compile  compiles for TPUs that are not there (Linux)'
@@ -24,6 +26,9 @@ help:
 
 quickstart: $(CORE)
 	$(VENV)/bin/python -m experiments.pretrain quickstart --workdir runs/quickstart
+
+compare: $(COMPARE)
+	$(VENV)/bin/python -m experiments.compare objectives_small --workdir runs/compare
 
 test: check pytest
 
@@ -58,9 +63,13 @@ $(CORE): $(PINS)
 	sh tools/venv.sh '$(PYTHON)' $(VENV)
 	@touch $@
 
+$(COMPARE): $(PINS)
+	sh tools/venv.sh '$(PYTHON)' $(VENV) compare
+	@touch $(CORE) $@
+
 $(TEST): $(PINS)
 	sh tools/venv.sh '$(PYTHON)' $(VENV) test,compare
-	@touch $(CORE) $@
+	@touch $(CORE) $(COMPARE) $@
 
 $(PARITY): $(PINS)
 	sh tools/venv.sh '$(PYTHON)' .venv-parity test,compare,parity

@@ -1,35 +1,61 @@
 """Named experiments: every public function of these modules that takes nothing and returns an
-Experiment. A variant is a function of your own that calls `dataclasses.replace` on one of them."""
+Experiment; and named comparisons. A variant is a function of your own that calls
+`dataclasses.replace` on one of them."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Callable
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from configs import llama, quickstart
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
+
+if TYPE_CHECKING:
+    from llama_jax.compare.grid import Grid
 
 _MODULES = (quickstart, llama)
 
 
 def named() -> dict[str, Callable[[], Experiment]]:
     """Every named experiment."""
-    found = {}
-    for module in _MODULES:
-        for name, function in inspect.getmembers(module, inspect.isfunction):
-            public = function.__module__ == module.__name__ and not name.startswith('_')
-            if public and not inspect.signature(function).parameters:
-                found[name] = function
-    return found
+    return {name: f for module in _MODULES for name, f in _functions(module).items()}
 
 
 def get(name: str) -> Experiment:
     """The experiment called `name`. Raises UserError with the nearest name when there is none."""
-    experiments = named()
-    if name not in experiments:
-        near = difflib.get_close_matches(name, experiments, n=1)
+    return _found(named(), name, 'configuration')()
+
+
+def grids() -> dict[str, Callable[[], Grid]]:
+    """Every named comparison: the same for a Grid, of configs/objectives.py."""
+    from configs import objectives  # here: it loads what only a comparison needs
+
+    return _functions(objectives)
+
+
+def grid(name: str) -> Grid:
+    """The comparison called `name`, like `get`."""
+    return _found(grids(), name, 'grid')()
+
+
+def _functions(module: ModuleType) -> dict[str, Callable[[], Any]]:
+    """The public functions of a module that take nothing."""
+    return {
+        name: function
+        for name, function in inspect.getmembers(module, inspect.isfunction)
+        if function.__module__ == module.__name__
+        and not name.startswith('_')
+        and not inspect.signature(function).parameters
+    }
+
+
+def _found(functions: dict[str, Callable[[], Any]], name: str, what: str) -> Callable[[], Any]:
+    if name not in functions:
+        near = difflib.get_close_matches(name, functions, n=1)
         hint = f'did you mean {near[0]!r}?' if near else 'see --list for all names'
-        raise UserError(f'no configuration is called {name!r}: {hint}')
-    return experiments[name]()
+        raise UserError(f'no {what} is called {name!r}: {hint}')
+    return functions[name]

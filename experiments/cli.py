@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import difflib
 import errno
 import functools
 import io
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import make_dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 import configs
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
+
+if TYPE_CHECKING:
+    from llama_jax.compare.grid import Grid
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -28,32 +33,71 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
     is a module of experiments, or another by its dotted name.
     """
     script = script if '.' in script else f'experiments.{script}'
-    arguments = sys.argv[1:]
-    names = sorted(configs.named())
-    if not arguments or arguments[0].startswith('-'):
-        known = '\n  '.join(names)
-        print(
-            f'usage: python -m {script} CONFIGURATION [options]\n\n{description}\n\n'
-            f'CONFIGURATION is one of\n  {known}\n\n'
-            f'options: python -m {script} {names[0]} --help'
-        )
-        raise SystemExit(0 if arguments[:1] in (['-h'], ['--help'], ['--list']) else 2)
+    arguments = _arguments(script, description, 'CONFIGURATION', configs.named())
     experiment = configs.get(arguments[0])
-    Command = make_dataclass(
-        'Command',
-        [
-            *((name, kind, default) for name, (kind, default) in options.items()),
-            (
-                'experiment',
-                Annotated[Experiment, tyro.conf.arg(name='', prefix_name=False)],
-                experiment,
-            ),
-        ],
-        frozen=True,
+    setting = Annotated[Experiment, tyro.conf.arg(name='', prefix_name=False)]
+    command = _parse(
+        [*_fields(options), ('experiment', setting, experiment)],
+        [*options, *_paths(experiment)],
+        script=script,
+        description=description,
+        arguments=arguments,
     )
+    return command.experiment, command
+
+
+def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tuple[Grid, Any]:
+    """The named grid, its arms with the overrides of the command line, and the script's options;
+    like `read`."""
+    from llama_jax.compare.grid import common, overridden  # loads what only a comparison needs
+
+    script = f'experiments.{script}'
+    arguments = _arguments(script, description, 'GRID', configs.grids())
+    grid = configs.grid(arguments[0])
+    settings = common(grid.arms[0].experiment)
+    command = _parse(
+        [*_fields(options), *((name, type(value), value) for name, value in settings.items())],
+        [*options, *_paths(settings)],
+        script=script,
+        description=description,
+        arguments=arguments,
+    )
+    return overridden(grid, {name: getattr(command, name) for name in settings}), command
+
+
+def _arguments(script: str, description: str, what: str, names: Iterable[str]) -> list[str]:
+    """The arguments, of which the first is a name. Without one: the usage, and the end."""
+    arguments, names = sys.argv[1:], sorted(names)
+    if arguments and not arguments[0].startswith('-'):
+        return arguments
+    known = '\n  '.join(names)
+    print(
+        f'usage: python -m {script} {what} [options]\n\n{description}\n\n'
+        f'{what} is one of\n  {known}\n\n'
+        f'options: python -m {script} {names[0]} --help'
+    )
+    raise SystemExit(0 if arguments[:1] in (['-h'], ['--help'], ['--list']) else 2)
+
+
+def _fields(options: dict[str, tuple[type, Any]]) -> list[tuple[str, Any, Any]]:
+    return [(name, kind, default) for name, (kind, default) in options.items()]
+
+
+def _parse(
+    fields: list[tuple[str, Any, Any]],
+    known: list[str],
+    *,
+    script: str,
+    description: str,
+    arguments: list[str],
+) -> Any:
+    """The fields (name, type, default) with what the arguments say; `known` are names of options.
+
+    Raises UserError for an option that is not among them and for values that the settings refuse.
+    """
     parse = functools.partial(
         tyro.cli,
-        Command,
+        make_dataclass('Command', fields, frozen=True),
         prog=f'python -m {script} {arguments[0]}',
         description=description,
         args=arguments[1:],
@@ -61,16 +105,44 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
     )
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            command = parse()
+            return parse()
     except SystemExit as rejected:
         cause: BaseException | None = rejected
         while cause and not isinstance(cause, UserError):  # of a dataclass that checks itself
             cause = cause.__context__
         if cause:
             raise cause from None
+        if rejected.code:
+            _refuse_misspelt(arguments[1:], known, f'python -m {script} {arguments[0]} --help')
         parse()  # the help or an error of tyro's own, to be seen this time
         raise
-    return command.experiment, command
+
+
+def _refuse_misspelt(arguments: list[str], known: list[str], usage: str) -> None:
+    names = [f'--{name}'.replace('_', '-') for name in known]
+    for argument in arguments:
+        option = argument.partition('=')[0].replace('_', '-')
+        if not option.startswith('--') or option in names:
+            continue
+        near = difflib.get_close_matches(option, names, n=1)
+        if near:
+            raise UserError(f'there is no option {option}: did you mean {near[0]}? (all: {usage})')
+
+
+def _paths(value: Any, path: str = '') -> Iterator[str]:
+    """Dotted names of all settings in nested dataclasses, dicts and tuples of dataclasses."""
+    inner: Any
+    if isinstance(value, dict):
+        inner = value.items()
+    elif dataclasses.is_dataclass(value):
+        inner = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    elif isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value)):
+        inner = enumerate(value)
+    else:
+        yield path
+        return
+    for name, item in inner:
+        yield from _paths(item, f'{path}.{name}'.lstrip('.'))
 
 
 def main(script: Callable[[], None]) -> None:

@@ -61,7 +61,7 @@ class Records:
             'name': experiment.name,
             'experiment': to_dict(experiment),
             'digest': digest(experiment),
-            'versions': _versions(),
+            'versions': versions(),
             'device': jax.devices()[0].device_kind,
             'devices': jax.device_count(),
             'processes': jax.process_count(),
@@ -167,7 +167,8 @@ def _not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide results."""
     found = {'python': sys.version.split()[0]}
     for package in _PACKAGES:
         try:

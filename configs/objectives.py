@@ -1,0 +1,227 @@
+"""Comparisons of objectives: every public function here returns a Grid.
+
+An arm is the base with another objective, and nothing else. How to read, run and extend them:
+docs/objectives.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from configs import llama
+from llama_jax.compare.grid import Arm, Grid
+from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.tokenizer import TokenizerConfig
+from llama_jax.evaluate.suite import Suite
+from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.bart import Bart
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.fim import FillInMiddle
+from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.prefix import PrefixLM
+from llama_jax.objectives.rtd import ReplacedTokens
+from llama_jax.objectives.spans import SpanCorruption
+from llama_jax.objectives.ul2 import UL2
+from llama_jax.objectives.weighted import Weighted
+from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.train.experiment import (
+    CheckpointConfig,
+    EvaluationConfig,
+    Experiment,
+    TrainConfig,
+)
+
+_CAUSAL_AND_CONTRASTIVE = Weighted(
+    parts=(CausalLM(), InfoNCE(bidirectional=False)), weights=(1.0, 0.1), shares=(0.5, 0.5)
+)
+"""Half of the positions for each; the backbone is causal in both parts."""
+
+
+def _base() -> Experiment:
+    """10 million parameters on the source of Python's standard library, 8 million tokens."""
+    return Experiment(
+        name='base',
+        model=ModelConfig(
+            vocab=4096,
+            dim=320,
+            layers=6,
+            heads=5,
+            kv_heads=5,
+            head_dim=64,
+            ffn=1024,
+            context=512,
+            tied=True,
+        ),
+        data=DataConfig(
+            sources=(Source('python_corpus/stdlib_code'),), tokenizer=TokenizerConfig(vocab=4096)
+        ),
+        train=TrainConfig(steps=2000, batch=16, seq_len=256),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=2e-3, warmup_steps=100)),
+        evaluation=EvaluationConfig(every=200, batches=16),
+        checkpoint=CheckpointConfig(every=200, keep=1),
+    )
+
+
+def _small() -> Experiment:
+    """3.3 million parameters, 0.6 million tokens: 100 s of training on two CPU cores."""
+    base = _base()
+    return replace(
+        base,
+        name='small',
+        model=replace(
+            base.model, vocab=2048, dim=256, layers=4, heads=4, kv_heads=2, head_dim=64, ffn=640
+        ),
+        data=replace(base.data, tokenizer=TokenizerConfig(vocab=2048)),
+        train=replace(base.train, steps=140, log_every=5),
+        optimizer=replace(
+            base.optimizer, schedule=replace(base.optimizer.schedule, peak=3e-3, warmup_steps=15)
+        ),
+        evaluation=replace(base.evaluation, every=35, batches=8),
+        checkpoint=replace(base.checkpoint, every=70),
+    )
+
+
+def _arm(name: str, base: Experiment, **changes: Any) -> Arm:
+    return Arm(name, replace(base, name=name, **changes))
+
+
+def _all(base: Experiment) -> tuple[Arm, ...]:
+    """Every objective; encoder-decoders have as many layers in each half as the decoder has: twice
+    the parameters, and about the same FLOPs, for a position passes through one of them (T5)."""
+    both = replace(base.model, encoder_layers=base.model.layers)
+    return (
+        _arm('causal', base, objective=CausalLM()),
+        _arm('fim', base, objective=FillInMiddle()),
+        _arm('prefix', base, objective=PrefixLM()),
+        _arm('spans', base, objective=SpanCorruption()),
+        _arm('ul2', base, objective=UL2()),
+        _arm('masked', base, objective=MaskedLM()),
+        _arm('mntp', base, objective=MaskedLM(read_previous=True)),
+        _arm('replaced', base, objective=ReplacedTokens()),
+        _arm('contrastive', base, objective=InfoNCE()),
+        _arm('causal_contrastive', base, objective=_CAUSAL_AND_CONTRASTIVE),
+        _arm('encdec_spans', base, objective=SpanCorruption(encoder=True), model=both),
+        _arm('encdec_bart', base, objective=Bart(), model=both),
+    )
+
+
+_ENCODER = ('name', 'objective', 'model.encoder_layers')
+
+
+def objectives() -> Grid:
+    """Every objective on one backbone of 10 million parameters.
+
+    Launch: python -m experiments.compare objectives --seeds 3 --workdir runs/objectives
+            python -m experiments.compare objectives --seeds 3 --workdir runs/objectives --lr-sweep
+    Expected: causal and FIM lead in likelihood, objectives that see both sides in infilling, the
+    contrastive arms in retrieval. About an hour per run on two CPU cores, 36 runs: a machine with
+    many cores takes several at once (--jobs), several machines an arm each (--only).
+    """
+    return Grid(
+        name='objectives',
+        title='One backbone of 10M parameters under twelve objectives',
+        arms=_all(_base()),
+        seeds=3,
+        suite=Suite(),
+        may_differ=_ENCODER,
+    )
+
+
+def objectives_small() -> Grid:
+    """Five objectives on a backbone of 3 million parameters.
+
+    Launch: make compare, that is
+            python -m experiments.compare objectives_small --workdir runs/compare
+    Expected: within 25 minutes on two CPU cores; docs/objectives.md has the figures.
+    """
+    base = _small()
+    return Grid(
+        name='objectives_small',
+        title='One backbone of 3M parameters under five objectives',
+        arms=(
+            _arm('causal', base, objective=CausalLM()),
+            _arm('spans', base, objective=SpanCorruption()),
+            _arm('masked', base, objective=MaskedLM()),
+            _arm('contrastive', base, objective=InfoNCE()),
+            _arm('causal_contrastive', base, objective=_CAUSAL_AND_CONTRASTIVE),
+        ),
+        seeds=2,
+        suite=Suite(),
+    )
+
+
+def objectives_1b() -> Grid:
+    """Every objective on the shape of Llama 3.2 1B, for a TPU pod: 21 billion tokens each.
+
+    Launch, on every host of a slice, an arm per slice and one directory for all of them:
+        LLAMA_JAX_COORDINATOR=auto python -m experiments.compare objectives_1b \\
+            --only causal --workdir /a/shared/file/system
+    Expected: as `objectives`, with differences that are larger than those of seeds. 2.6e20 FLOPs an
+    arm, half a day on 32 chips of v5e at a third of their peak.
+    """
+    origin = llama.llama3_2_1b()
+    base = replace(
+        origin,
+        name='1b',
+        model=replace(origin.model, vocab=32000, context=2048, rope_scaling=None),
+        data=replace(origin.data, tokenizer=replace(origin.data.tokenizer, vocab=32000, path=None)),
+        train=replace(origin.train, steps=10_000, batch=1024, seq_len=2048),
+        evaluation=replace(origin.evaluation, every=500),
+    )
+    return Grid(
+        name='objectives_1b',
+        title='One backbone of 1B parameters under twelve objectives',
+        arms=_all(base),
+        seeds=3,
+        suite=Suite(per_topic=400, pool=1024, windows=512),
+        may_differ=_ENCODER,
+    )
+
+
+def dropout_masks() -> Grid:
+    """Does it matter that the two views of a text are under different dropout masks (SimCSE)?
+
+    Launch: python -m experiments.compare dropout_masks --workdir runs/dropout-masks
+    Expected: different masks are best, the same mask is visibly worse (published: 82.5 against 43.6
+    on STS-B, and 71.1 without dropout).
+    """
+    small = _small()
+    base = replace(small, model=replace(small.model, dropout=0.1))
+    none = replace(base.model, dropout=0.0)
+    views = InfoNCE(views='dropout')
+    same = replace(views, same_dropout=True)
+    return Grid(
+        name='dropout_masks',
+        title='Views by dropout: different masks, the same mask, no dropout',
+        arms=(
+            _arm('different', base, objective=views),
+            _arm('same', base, objective=same),
+            _arm('none', base, objective=same, model=none),
+        ),
+        seeds=3,
+        suite=Suite(),
+        may_differ=('name', 'objective.same_dropout', 'model.dropout'),
+    )
+
+
+def fim() -> Grid:
+    """Does filling in the middle cost likelihood from left to right?
+
+    Launch: python -m experiments.compare fim --workdir runs/fim
+    Expected: bits per byte of the two arms within their seeds, and infilling won by FIM (Bavarian
+    et al. 2022: no loss up to a rate of .9).
+    """
+    base = _small()
+    return Grid(
+        name='fim',
+        title='Causal language modelling against fill in the middle at rate 0.5',
+        arms=(
+            _arm('causal', base, objective=CausalLM()),
+            _arm('fim', base, objective=FillInMiddle(rate=0.5)),
+        ),
+        seeds=3,
+        suite=Suite(),
+    )

@@ -1,0 +1,1 @@
+"""Comparisons of objectives: grids, what makes them fair, running them, their results."""

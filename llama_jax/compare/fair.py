@@ -1,0 +1,253 @@
+"""Proof, before the first step, that arms differ in what is compared and in nothing else.
+
+Settings are compared field by field; what follows from them is computed as in training and compared
+as well: the tokenizer, the order of documents, the initial weights, the budget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from llama_jax import evaluate, trees
+from llama_jax import mesh as meshes
+from llama_jax.compare.budget import MATCHED, Budget, Text, budget, tokens
+from llama_jax.compare.grid import Arm, Grid, check_names
+from llama_jax.data import order
+from llama_jax.data.config import DataConfig
+from llama_jax.data.sources import load_tokenizer, open_sources
+from llama_jax.errors import UserError
+from llama_jax.mesh import MeshConfig
+from llama_jax.model.config import ModelConfig
+from llama_jax.model.layers import Params
+from llama_jax.objectives.base import Objective
+from llama_jax.train import experiment as experiments
+from llama_jax.train.checkpoint import checksum, difference
+from llama_jax.train.experiment import Experiment, to_dict
+from llama_jax.train.plain import to_plain
+from llama_jax.train.step import EXTRA, initial_params
+
+ORDER = 4096
+"""Documents at the start of training whose order is compared."""
+
+EVALUATION_CODE = 'evaluation code'
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What the check found."""
+
+    held_fixed: dict[str, Any]
+    """Name to value or hash, the same for all arms."""
+    budget: list[Budget]
+
+
+def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
+    """Raise UserError for a grid whose arms differ in more than `grid.may_differ`.
+
+    `say` gets a line before what takes a while.
+    """
+    check_names(grid)
+    _check_fields(grid)
+    for arm in grid.arms:
+        with _named(arm):
+            _check_settings(arm.experiment)
+    held: dict[str, Any] = {}
+    if not set(MATCHED) <= set(grid.may_differ):
+        held['tokens'] = _same(grid, 'token budget', tokens)
+    held |= _settings(grid)
+    held['evaluation suite'] = _hash(to_plain(grid.suite))
+    held[EVALUATION_CODE] = evaluation_code()
+
+    say('comparing tokenizer and order of documents')
+    text = functools.cache(_text)
+    held['tokenizer'] = _same(grid, 'tokenizer', lambda x: text(x.data).tokenizer.digest)
+    for arm in grid.arms:
+        with _named(arm):
+            vocab = text(arm.experiment.data).tokenizer.vocab_size
+            experiments.check_vocabulary(arm.experiment, vocab)
+    held['documents'] = _same(grid, 'documents', lambda x: text(x.data).corpus.digest)
+    for seed in range(grid.seeds):
+        held[f'document order, seed {seed}'] = _same(
+            grid, 'order of documents', functools.partial(_order, text, seed)
+        )
+    say('comparing initial weights')
+    held |= _initial_weights(grid)
+    rows = []
+    for arm in grid.arms:
+        say(f'counting a sample of batches: {arm.name}')
+        with _named(arm):
+            first = replace(arm.experiment, seed=0)
+            rows.append(budget(replace(arm, experiment=first), text(first.data)))
+    return Proof(held, rows)
+
+
+def evaluation_code() -> str:
+    """Hash of the source of everything that evaluates."""
+    (directory,) = evaluate.__path__
+    files = sorted(Path(directory).rglob('*.py'))
+    return _hash([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
+
+
+def allowed(field: str, may_differ: Iterable[str]) -> bool:
+    """Whether `may_differ` names the dotted field, or a group that it is in."""
+    return any(field == name or field.startswith(name + '.') for name in may_differ)
+
+
+def _check_fields(grid: Grid) -> None:
+    """Every arm against the first."""
+    first, *others = grid.arms
+    may_differ = (*grid.may_differ, 'seed')
+    for arm in others:
+        lines = difference(to_dict(first.experiment), to_dict(arm.experiment))
+        unfair = [line for line in lines if not allowed(line.split(':')[0], may_differ)]
+        if unfair:
+            raise UserError(
+                f'{grid.name} is no fair comparison: the arms {first.name} and {arm.name} differ '
+                f'in {"; ".join(unfair)}; make them equal, or add what is compared to may_differ '
+                f'({", ".join(grid.may_differ)})'
+            )
+
+
+def _check_settings(experiment: Experiment) -> None:
+    # On one device: whether the mesh fits is seen where the devices are, when a run begins.
+    experiments.check(replace(experiment, mesh=MeshConfig()), _one_device())
+
+
+def _same(grid: Grid, what: str, of: Callable[[Experiment], Any]) -> Any:
+    """What every arm has alike. Raises UserError where it is not the same."""
+    first, *others = grid.arms
+    with _named(first):
+        value = of(first.experiment)
+    for arm in others:
+        with _named(arm):
+            other = of(arm.experiment)
+        if other != value:
+            raise UserError(
+                f'{grid.name} is no fair comparison: the arms {first.name} and {arm.name} differ '
+                f'in the {what} ({_short(value)} and {_short(other)}), which is the same in every '
+                'comparison'
+            )
+    return value
+
+
+def _settings(grid: Grid) -> dict[str, Any]:
+    """Settings that readers ask for, and a hash of all that are the same."""
+    first = grid.arms[0].experiment
+    plain = to_dict(first)
+    schedule = first.optimizer.schedule
+    optimizer = {key: value for key, value in plain['optimizer'].items() if key != 'schedule'}
+    values = {
+        ('train.batch', 'train.seq_len'): (
+            'tokens per step',
+            first.train.batch * first.train.seq_len,
+        ),
+        ('optimizer',): ('optimizer', f'AdamW {json.dumps(optimizer)}'),
+        ('optimizer.schedule',): (
+            'schedule',
+            f'{schedule.kind}, peak {schedule.peak:g}, {schedule.warmup_steps} steps of warm-up',
+        ),
+        ('compute.precision',): ('precision', first.compute.precision),
+    }
+    held = {
+        name: value
+        for fields, (name, value) in values.items()
+        if not any(allowed(field, grid.may_differ) for field in fields)
+    }
+    flat = {path: value for path, value in _leaves(plain) if not allowed(path, grid.may_differ)}
+    flat.pop('seed', None)
+    return {**held, 'settings': _hash(flat)}
+
+
+def _leaves(plain: Any, path: str = '') -> Iterable[tuple[str, Any]]:
+    if not isinstance(plain, dict):
+        yield path, plain
+        return
+    for key, value in plain.items():
+        yield from _leaves(value, f'{path}.{key}'.lstrip('.'))
+
+
+def _text(data: DataConfig) -> Text:
+    return Text(open_sources(data, 'train'), load_tokenizer(data))
+
+
+def _order(text: Callable[[DataConfig], Text], seed: int, experiment: Experiment) -> str:
+    corpus = text(experiment.data).corpus
+    stream = order.training_order(corpus.sizes, corpus.weights, seed=seed)
+    return _hash([stream[i] for i in range(ORDER)])
+
+
+def _initial_weights(grid: Grid) -> dict[str, str]:
+    """Checksums of the initial backbone under every seed: the same for all arms of one shape."""
+    held: dict[str, str] = {}
+    checksums: dict[tuple[str, int], str] = {}
+    groups: dict[str, list[Arm]] = {}
+    for arm in grid.arms:
+        groups.setdefault(_shape(arm.experiment), []).append(arm)
+    for arms in groups.values():
+        names = '' if len(groups) == 1 else f' of {", ".join(arm.name for arm in arms)}'
+        for seed in range(grid.seeds):
+            held[f'initial weights{names}, seed {seed}'] = _same(
+                replace(grid, arms=tuple(arms)),
+                f'initial weights under seed {seed}',
+                functools.partial(_weights, checksums, seed),
+            )
+    return held
+
+
+def _shape(experiment: Experiment) -> str:
+    """Names, shapes and types of the parameters of the backbone."""
+    abstract = jax.eval_shape(lambda: _initial(experiment.model, experiment.objective, 0))
+    leaves = trees.named(abstract)
+    return repr([(name, leaf.shape, str(leaf.dtype)) for name, leaf in leaves])
+
+
+def _weights(known: dict[tuple[str, int], str], seed: int, experiment: Experiment) -> str:
+    """Checksum of the initial backbone.
+
+    `known` keeps those of programs that were seen before: the same text makes the same weights.
+    """
+    model, objective = experiment.model, experiment.objective
+    lowered = jax.jit(lambda seed: _initial(model, objective, seed)).lower(seed)
+    key = lowered.as_text(), seed
+    if key not in known:
+        known[key] = f'{checksum(lowered.compile()(seed)):08x}'
+    return known[key]
+
+
+def _initial(model: ModelConfig, objective: Objective, seed: int | jax.Array) -> Params:
+    """The backbone that training begins with (train/step.py), its objective's parameters aside."""
+    init_key, _ = jax.random.split(jax.random.key(seed))
+    params = initial_params(model, objective, init_key)
+    return {name: value for name, value in params.items() if name != EXTRA}
+
+
+def _one_device() -> Mesh:
+    return meshes.make(MeshConfig(), jax.devices()[:1])
+
+
+@contextlib.contextmanager
+def _named(arm: Arm) -> Iterator[None]:
+    """Says in a UserError which arm it is about."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'arm {arm.name}: {error}') from None
+
+
+def _short(value: Any) -> str:
+    text = f'{value:,}' if isinstance(value, int) else str(value)
+    return text if len(text) <= 20 else text[:12]
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,184 @@
+"""A grid: arms that differ in what is compared and in nothing else, under several seeds.
+
+WORKDIR/ARM/seed-K/ is the directory of a run as pretrain writes it, and WORKDIR/ARM/lr-RATE/seed-K/
+that of a sweep of learning rates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from llama_jax.errors import UserError
+from llama_jax.evaluate.suite import Suite
+from llama_jax.train.experiment import Experiment, from_dict, to_dict
+
+FINISHED = 'evaluation.json'
+"""Written last, so that it marks a run as finished."""
+
+LOG = 'log.txt'
+
+FACTORS = (0.5, 1.0, 2.0)
+"""Of the peak learning rate, in a sweep."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One of the things that are compared."""
+
+    name: str
+    """Of its directory, and in tables."""
+    experiment: Experiment
+    """With any seed: each run has its own."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A comparison: every arm under seeds 0, 1, ..."""
+
+    name: str
+    title: str
+    arms: tuple[Arm, ...]
+    seeds: int
+    suite: Suite
+    """What is measured of every run, once it is trained."""
+    may_differ: tuple[str, ...] = ('name', 'objective')
+    """Fields of an experiment, or groups of them, in which arms may differ: what is compared."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run of a grid."""
+
+    arm: str
+    place: str
+    """Its directory below the working directory, such as 'causal/seed-0'."""
+    experiment: Experiment
+
+    def directory(self, workdir: Path) -> Path:
+        return workdir / self.place
+
+    def finished(self, workdir: Path) -> bool:
+        """Whether it is trained and evaluated."""
+        return (self.directory(workdir) / FINISHED).exists()
+
+
+def runs(grid: Grid) -> list[Planned]:
+    """Every run of the grid: all arms under the first seed, then under the next, so that a grid
+    which is cut short has something to say about every arm."""
+    return [
+        at_place(arm, f'{arm.name}/seed-{seed}') for seed in range(grid.seeds) for arm in grid.arms
+    ]
+
+
+def sweep(grid: Grid, factors: Sequence[float]) -> list[Planned]:
+    """Runs of every arm under the first seed at its peak learning rate times each factor. A factor
+    of 1 is the grid's own run."""
+    planned = []
+    for factor in factors:
+        if not 0 < factor < math.inf:
+            raise UserError(f'--lr-sweep {factor:g}: it must be positive')
+        for arm in grid.arms if factor != 1 else ():
+            rate = arm.experiment.optimizer.schedule.peak * factor
+            planned.append(at_place(arm, f'{arm.name}/lr-{rate:g}/seed-0'))
+    return planned
+
+
+def at_place(arm: Arm, place: str) -> Planned:
+    """The run of the arm whose directory is `place`: 'ARM/seed-K' or 'ARM/lr-RATE/seed-K'."""
+    found = re.fullmatch(r'[^/]+/(?:lr-([^/]+)/)?seed-(\d+)', place)
+    if found is None:
+        raise UserError(f'{place!r} is no run: name one as ARM/seed-K or ARM/lr-RATE/seed-K')
+    rate, seed = found.groups()
+    experiment = replace(arm.experiment, seed=int(seed))
+    if rate is not None:
+        experiment = with_rate(experiment, float(rate))
+    return Planned(arm.name, place, experiment)
+
+
+def with_rate(experiment: Experiment, peak: float) -> Experiment:
+    """The experiment at another peak learning rate."""
+    schedule = replace(experiment.optimizer.schedule, peak=peak)
+    return replace(experiment, optimizer=replace(experiment.optimizer, schedule=schedule))
+
+
+def only(grid: Grid, planned: Sequence[Planned], arms: Sequence[str]) -> list[Planned]:
+    """The runs of the arms that are named; of all where none is. Raises UserError with the nearest
+    name for an arm that is not there."""
+    names = [arm.name for arm in grid.arms]
+    for arm in arms:
+        if arm not in names:
+            raise UserError(f'{grid.name} has no arm {arm!r}: {nearest(arm, names)}')
+    return [run for run in planned if not arms or run.arm in arms]
+
+
+def nearest(name: str, names: Sequence[str]) -> str:
+    """What to say of a name that is not among `names`."""
+    near = difflib.get_close_matches(name, names, n=1)
+    return f'did you mean {near[0]!r}?' if near else f'there are {", ".join(names)}'
+
+
+def check_names(grid: Grid) -> None:
+    """Raise UserError for a grid that cannot be laid out in directories."""
+    if not grid.arms:
+        raise UserError(f'the grid {grid.name} has no arm')
+    if grid.seeds < 1:
+        raise UserError(f'--seeds {grid.seeds}: a grid has one seed or more')
+    for arm in grid.arms:
+        if not re.fullmatch(r'\w[\w.+-]*', arm.name):
+            raise UserError(
+                f'arm {arm.name!r}: its name is that of a directory; use letters, digits and _.+-'
+            )
+    names = [arm.name for arm in grid.arms]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f'two arms of {grid.name} are called {name!r}: rename one of them')
+
+
+def common(experiment: Experiment) -> dict[str, Any]:
+    """The settings that can be overridden for all arms at once, by field of an experiment."""
+    own = ('name', 'objective', 'seed', 'start')
+    fields = [field.name for field in dataclasses.fields(experiment) if field.name not in own]
+    return {name: getattr(experiment, name) for name in fields}
+
+
+def overridden(grid: Grid, settings: dict[str, Any]) -> Grid:
+    """The grid with the values of `settings` that differ from those of the first arm, in every arm.
+
+    `settings` are parts of an experiment, as `common` gives them.
+    """
+    first = grid.arms[0].experiment
+    changes = list(_changes(to_dict(first), to_dict(replace(first, **settings))))
+    if not changes:
+        return grid
+    arms = []
+    for arm in grid.arms:
+        plain = to_dict(arm.experiment)
+        for (*groups, last), value in changes:
+            inner = plain
+            for group in groups:
+                inner = inner[group]
+            inner[last] = value
+        arms.append(replace(arm, experiment=from_dict(plain)))
+    return replace(grid, arms=tuple(arms))
+
+
+def _changes(before: Any, after: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:
+    """Paths into nested dicts and lists of what is not the same, with the new value."""
+    pairs: Any
+    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
+        pairs = ((key, before[key], after[key]) for key in before)
+    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+        pairs = ((i, *both) for i, both in enumerate(zip(before, after, strict=True)))
+    else:
+        if before != after:
+            yield path, after
+        return
+    for key, one, other in pairs:
+        yield from _changes(one, other, (*path, key))

@@ -1,0 +1,45 @@
+"""One run of a grid: trained as pretrain does it, then evaluated."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import jax
+from jax.experimental import multihost_utils
+
+from llama_jax import mesh as meshes
+from llama_jax.compare import record
+from llama_jax.compare.grid import FINISHED
+from llama_jax.compare.runner import leave_with_parent
+from llama_jax.data.prepare import locked
+from llama_jax.evaluate.suite import evaluate
+from llama_jax.train.loop import train
+from llama_jax.train.progress import say
+
+
+def run(workdir: Path, place: str) -> None:
+    """Train and evaluate the run `place` of the grid in `workdir`, from where it stands.
+
+    evaluation.json is written last. Only one process (of each host) works on a run at a time: a
+    second one waits, and then finds the run finished.
+    """
+    if stat.S_ISFIFO(os.fstat(0).st_mode):
+        leave_with_parent()
+    planned, suite = record.planned(workdir, place)
+    experiment, directory = planned.experiment, planned.directory(workdir)
+    first = jax.process_index() == 0
+    with locked(directory / 'lock') if first else contextlib.nullcontext():
+        if planned.finished(workdir):
+            return
+        train(experiment, directory)
+        say('evaluating')
+        result = evaluate(directory, experiment, suite, meshes.make(experiment.mesh))
+        if first:
+            record.write_atomically(directory / FINISHED, json.dumps(result, indent=1))
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f'{place} is evaluated')
+        say(f'evaluated in {result["seconds"]:.0f} s')

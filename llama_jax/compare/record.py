@@ -1,0 +1,158 @@
+"""WORKDIR/grid.json: what was planned and proved, from which each run takes its experiment."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from llama_jax.compare import fair
+from llama_jax.compare.fair import EVALUATION_CODE, Proof
+from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned, at_place, nearest
+from llama_jax.errors import UserError
+from llama_jax.evaluate.suite import Suite
+from llama_jax.train.checkpoint import difference
+from llama_jax.train.experiment import digest, from_dict, to_dict
+from llama_jax.train.plain import from_plain, to_plain
+from llama_jax.train.records import read_run, versions
+
+NAME = 'grid.json'
+
+MAY_CHANGE = ('mesh', 'checkpoint', 'data.workers', 'data.prefetch', 'train.log_every')
+"""Settings with which a grid may go on: they change no result. Seeds and arms may be added."""
+
+
+def read(workdir: Path) -> dict[str, Any] | None:
+    """The grid.json of `workdir`; None when there is none."""
+    path = workdir / NAME
+    try:
+        facts = json.loads(path.read_text(encoding='utf-8'))
+        if not isinstance(facts, dict):
+            raise ValueError('no object')
+        return facts
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f'{path} cannot be read ({error}): delete it; the command that began the grid writes '
+            'it anew'
+        ) from error
+
+
+def check_workdir(workdir: Path, grid: Grid) -> None:
+    """Raise UserError when `workdir` holds another grid, or results that other code measured."""
+    facts = read(workdir)
+    if facts is None:
+        return
+    plan = json.loads(json.dumps(_plan(grid)))
+    lines = difference(_whole(facts), _whole(plan))
+    wanted = _experiments(plan)
+    for name, experiment in _experiments(facts).items():
+        if name not in wanted:
+            lines.append(f'the arm {name}, which is gone')
+            continue
+        lines += [
+            f'{name}: {line}'
+            for line in difference(experiment, wanted[name])
+            if not fair.allowed(line.split(':')[0], MAY_CHANGE)
+        ]
+    if lines:
+        raise UserError(
+            f'{workdir} holds another grid; it differs in {"; ".join(lines)}. Use another '
+            '--workdir, or the settings it began with'
+        )
+    measured = sorted(workdir.glob(f'*/**/{FINISHED}'))
+    code = facts.get('held_fixed', {}).get(EVALUATION_CODE)
+    if measured and code != fair.evaluation_code():
+        raise UserError(
+            f'the code that evaluates has changed since {measured[0]} was written, so runs would '
+            f'not be measured alike: delete every {FINISHED} in {workdir} to measure all again '
+            '(no run is trained again), or use another --workdir'
+        )
+
+
+def write(workdir: Path, grid: Grid, proof: Proof, command: str) -> None:
+    """Write grid.json; when the grid goes on, its beginning and its earlier commands stay."""
+    before = read(workdir) or {}
+    commands = str(before.get('command') or '').splitlines()
+    facts = {
+        **_plan(grid),
+        'seeds': max(grid.seeds, int(before.get('seeds') or 0)),
+        'held_fixed': {**before.get('held_fixed', {}), **proof.held_fixed},
+        'may_differ': list(grid.may_differ),
+        'budget': [asdict(row) for row in proof.budget],
+        'command': '\n'.join(dict.fromkeys([*commands, command])),
+        'versions': versions(),
+        'device': before.get('device', ''),
+        'started': before.get('started') or datetime.now(UTC).isoformat(timespec='seconds'),
+    }
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_atomically(workdir / NAME, json.dumps(facts, indent=1, ensure_ascii=False))
+    except OSError as error:
+        raise UserError(
+            f'cannot write in {workdir} ({error.strerror}): give another --workdir'
+        ) from error
+
+
+def note_device(workdir: Path) -> None:
+    """Record on what devices the runs were made, as they say."""
+    facts = read(workdir)
+    if facts is None:
+        return
+    found = [read_run(path.parent) or {} for path in workdir.glob('*/**/run.json')]
+    devices = {f'{run.get("devices", 1)} x {run["device"]}' for run in found if 'device' in run}
+    text = json.dumps({**facts, 'device': ', '.join(sorted(devices))}, indent=1, ensure_ascii=False)
+    write_atomically(workdir / NAME, text)
+
+
+def planned(workdir: Path, place: str) -> tuple[Planned, Suite]:
+    """The run at `place` of the grid in `workdir`, as it was checked, and how it is measured."""
+    facts = read(workdir)
+    if facts is None:
+        raise UserError(f'{workdir} holds no grid: begin one with python -m experiments.compare')
+    experiments = _experiments(facts)
+    name = place.split('/')[0]
+    if name not in experiments:
+        raise UserError(f'{workdir} has no arm {name!r}: {nearest(name, list(experiments))}')
+    run = at_place(Arm(name, from_dict(experiments[name])), place)
+    return run, from_plain(Suite, facts['suite'])
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that nobody finds half of it; several hosts may do so at once."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}-')
+    with os.fdopen(handle, 'w', encoding='utf-8') as file:
+        file.write(text)
+    os.chmod(partial, 0o644)
+    os.replace(partial, path)
+
+
+def _plan(grid: Grid) -> dict[str, Any]:
+    arms = []
+    for arm in grid.arms:
+        plain = to_dict(arm.experiment)
+        arms.append(
+            {
+                'name': arm.name,
+                'objective': plain['objective'],
+                'model': plain['model'],
+                'digest': digest(arm.experiment),
+                'experiment': plain,
+            }
+        )
+    return {'name': grid.name, 'title': grid.title, 'arms': arms, 'suite': to_plain(grid.suite)}
+
+
+def _whole(facts: dict[str, Any]) -> dict[str, Any]:
+    """What a grid has beside its arms that makes it the one it is."""
+    return {key: facts.get(key) for key in ('name', 'suite')}
+
+
+def _experiments(facts: dict[str, Any]) -> dict[str, Any]:
+    """The experiment of each arm, as plain values."""
+    return {arm['name']: arm['experiment'] for arm in facts['arms']}

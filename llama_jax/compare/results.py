@@ -1,0 +1,116 @@
+"""The results of a comparison, from its records alone: results.json and results.csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_jax.compare.record import write_atomically
+from llama_jax.evaluate import stats
+from llama_jax.evaluate.metrics import METRICS
+from llama_jax.report.grid import ArmRecords, SeedRun, read_grid
+from llama_jax.report.read import last
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric of an arm over its seeds."""
+
+    mean: float
+    std: float | None
+    """Sample standard deviation; None for one seed."""
+    n: int
+    """Seeds that have it."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run; None where it is not known or does not apply."""
+
+    arm: str
+    seed: int
+    learning_rate: float | None
+    sweep: bool
+    """Whether it is one of a sweep of learning rates, and no part of the means."""
+    state: str
+    steps: int | None
+    tokens: float | None
+    flops: float | None
+    seconds: float | None
+    """Of training, without compilation and evaluation."""
+    loss: float | None
+    """The arm's own loss on held-out text, at the end."""
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Results:
+    """All results of a grid."""
+
+    name: str
+    runs: list[RunResult]
+    scores: dict[str, dict[str, Score]]
+    """Arm to metric to its mean over seeds; what does not apply is not there."""
+
+
+def collect(workdir: Path) -> Results:
+    """Read the records in `workdir`, whole or not. Raises UserError when no grid is there."""
+    grid = read_grid(workdir)
+    runs = [
+        _run(arm, run, sweep)
+        for arm in grid.arms
+        for sweep, of in ((False, arm.runs), (True, arm.sweep))
+        for run in of
+    ]
+    scores = {arm.name: _scores(arm) for arm in grid.arms}
+    return Results(str(grid.facts.get('name', grid.title)), runs, scores)
+
+
+def write(workdir: Path, results: Results) -> None:
+    """Write results.json (means and runs) and results.csv (a row per run)."""
+    write_atomically(workdir / 'results.json', json.dumps(asdict(results), indent=1) + '\n')
+    text = io.StringIO()
+    rows = [_row(run) for run in results.runs]
+    writer = csv.DictWriter(text, list(rows[0]) if rows else [], lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(workdir / 'results.csv', text.getvalue())
+
+
+def _scores(arm: ArmRecords) -> dict[str, Score]:
+    scores = {}
+    for metric in METRICS:
+        values = arm.values(metric)
+        if values:
+            mean, std = stats.mean_std(values)
+            scores[metric] = Score(mean, std, len(values))
+    return scores
+
+
+def _run(arm: ArmRecords, run: SeedRun, sweep: bool) -> RunResult:
+    records = run.records
+    train = records.train if records else []
+    steps = last(train, 'step')
+    return RunResult(
+        arm=arm.name,
+        seed=run.seed,
+        learning_rate=run.learning_rate,
+        sweep=sweep,
+        state=run.state,
+        steps=None if steps is None else int(steps),
+        tokens=last(train, 'tokens'),
+        flops=last(train, 'flops'),
+        seconds=last(train, 'seconds'),
+        loss=last(records.validation, 'loss') if records else None,
+        metrics={name: run.metric(name) for name in METRICS},
+    )
+
+
+def _row(run: RunResult) -> dict[str, Any]:
+    row = asdict(run)
+    metrics = row.pop('metrics')
+    return {**row, **metrics}
