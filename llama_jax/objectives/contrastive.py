@@ -24,6 +24,7 @@ from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.base import Base, Batch, Loss, chunks, in_stream
 from llama_jax.objectives.flops import features_flops
+from llama_jax.objectives.prediction import check_architecture
 
 TEXT = 256
 """Tokens of a document from which one pair is made (Izacard et al. 2022, section 3)."""
@@ -157,11 +158,7 @@ class InfoNCE(Base):
                 'contrastive views by dropout are equal where model.dropout is 0: set '
                 '--model.dropout 0.1, or --objective.views spans'
             )
-        if getattr(model, 'encoder_layers', 0):
-            raise UserError(
-                'a contrastive objective trains one stack of layers, and would leave the decoder '
-                'of an encoder-decoder untrained: set --model.encoder-layers 0'
-            )
+        check_architecture(model, 'contrastive learning', encoder=False)
 
     def _longest(self, seq_len: int) -> int:
         """Tokens of the longest view."""

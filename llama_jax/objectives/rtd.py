@@ -22,6 +22,7 @@ from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.base import Base, Batch, Loss, chunks
 from llama_jax.objectives.flops import TRAINING, decoder_flops, features_flops
+from llama_jax.objectives.prediction import check_architecture
 from llama_jax.objectives.softmax import cross_entropy
 
 DRAWN = 64
@@ -31,7 +32,7 @@ DRAWN = 64
 @dataclass(frozen=True)
 class ReplacedTokens(Base):
     """Masked tokens are filled in by a generator, trained by masked LM; the backbone says of every
-    token whether it is another than the text's. Weight is one per token.
+    token whether it is another than the text's. Weight is one per token, begin tokens included.
 
     The generator is a model of its own, embedding included (tied to its head). ELECTRA shares the
     embedding with the backbone (GLUE 83.6 to 84.3, section 3.2), which then owes a part to masked
@@ -64,16 +65,23 @@ class ReplacedTokens(Base):
     def example(
         self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
     ) -> list[dict[str, np.ndarray]]:
-        """Pieces of the document with masks, the tokens as they are, and where the masks stand."""
+        """Pieces of the document after a begin token, with masks; the tokens as they are; and where
+        the masks stand."""
+        if seq_len < 2:
+            raise UserError(
+                f'a row of {seq_len} positions has no room for a token after the begin token: '
+                'raise the sequence length'
+            )
         examples = []
-        for text in chunks(tokens, seq_len):
+        for text in chunks(tokens, seq_len - 1):
             n_masked = max(1, round(self.rate * len(text)))
-            masked = np.zeros(len(text), bool)
-            masked[rng.choice(len(text), n_masked, replace=False)] = True
+            masked = np.zeros(1 + len(text), bool)
+            masked[1 + rng.choice(len(text), n_masked, replace=False)] = True
+            ids = np.concatenate([[tokenizer.bos_id], text]).astype(np.int32)
             examples.append(
                 {
-                    'inputs': np.where(masked, tokenizer.mask_id, text).astype(np.int32),
-                    'targets': text.astype(np.int32),
+                    'inputs': np.where(masked, tokenizer.mask_id, ids).astype(np.int32),
+                    'targets': ids,
                     'weights': masked.astype(np.float32),
                 }
             )
@@ -150,11 +158,7 @@ class ReplacedTokens(Base):
         return backbone + generator
 
     def check(self, model: ModelConfig) -> None:
-        if getattr(model, 'encoder_layers', 0):
-            raise UserError(
-                'replaced-token detection trains one stack of layers, and would leave the decoder '
-                'of an encoder-decoder untrained: set --model.encoder-layers 0'
-            )
+        check_architecture(model, 'replaced-token detection', encoder=False)
         self.generator_of(model)
 
     def generator_of(self, model: ModelConfig) -> ModelConfig:

@@ -20,12 +20,10 @@ MESHES = {
     'fsdp 8': (8, MeshConfig()),
     'data 2 fsdp 2 tensor 2': (8, MeshConfig(data=2, fsdp=2, tensor=2)),
 }
-CONFIG = ModelConfig(
-    vocab=8, dim=32, layers=1, heads=4, kv_heads=4, head_dim=8, ffn=32, context=64
-)
+CONFIG = ModelConfig(vocab=8, dim=32, layers=1, heads=4, kv_heads=4, head_dim=8, ffn=32, context=64)
 COMPUTE = Compute(attention='reference', unroll=1)
 OBJECTIVE = ReplacedTokens(generator=0.5, rate=0.4)
-TOKENIZER = SimpleNamespace(mask_id=7)
+TOKENIZER = SimpleNamespace(mask_id=7, bos_id=6)
 
 
 def make_mesh(name):
@@ -45,7 +43,7 @@ def make_batch(rows=8, length=12, padding=2):
         parts = []
         for n in (length // 2 - 1, length - length // 2 + 1 - padding):
             (example,) = OBJECTIVE.example(
-                random.integers(0, 6, n), tokenizer=TOKENIZER, seq_len=n, rng=random
+                random.integers(0, 6, n - 1), tokenizer=TOKENIZER, seq_len=n, rng=random
             )
             segment = {'segments': np.full(n, len(parts) + 1), 'positions': np.arange(n)}
             parts.append(example | segment)
@@ -219,23 +217,23 @@ def test_a_text_does_not_see_its_neighbour():
 def test_example_masks_its_share_of_the_text(n, rate):
     text = np.arange(n) % 6
     (example,) = ReplacedTokens(rate=rate).example(
-        text, tokenizer=TOKENIZER, seq_len=100, rng=np.random.default_rng(0)
+        text, tokenizer=TOKENIZER, seq_len=101, rng=np.random.default_rng(0)
     )
     masked = example['weights'] == 1
-    assert masked.sum() == max(1, round(rate * n))
-    np.testing.assert_array_equal(example['targets'], text)
-    np.testing.assert_array_equal(example['inputs'], np.where(masked, TOKENIZER.mask_id, text))
+    assert masked.sum() == max(1, round(rate * n)) and not masked[0]
+    np.testing.assert_array_equal(example['targets'], [TOKENIZER.bos_id, *text])
+    np.testing.assert_array_equal(
+        example['inputs'], np.where(masked, TOKENIZER.mask_id, example['targets'])
+    )
     assert [example[key].dtype for key in example] == [np.int32, np.int32, np.float32]
 
 
 def test_long_documents_come_in_pieces():
-    pieces = OBJECTIVE.example(
-        np.arange(250) % 6, tokenizer=TOKENIZER, seq_len=100, rng=np.random.default_rng(0)
-    )
-    assert [len(piece['inputs']) for piece in pieces] == [84, 83, 83]
-    np.testing.assert_array_equal(
-        np.concatenate([piece['targets'] for piece in pieces]), np.arange(250) % 6
-    )
+    text = np.arange(250) % 6
+    pieces = OBJECTIVE.example(text, tokenizer=TOKENIZER, seq_len=100, rng=np.random.default_rng(0))
+    assert [len(piece['inputs']) for piece in pieces] == [85, 84, 84]
+    np.testing.assert_array_equal(np.concatenate([piece['targets'][1:] for piece in pieces]), text)
+    assert {piece['targets'][0] for piece in pieces} == {TOKENIZER.bos_id}
 
 
 def test_generator_is_a_narrow_copy():

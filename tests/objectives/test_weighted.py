@@ -1,0 +1,259 @@
+"""Weighted sums against their parts."""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from llama_jax import layout, mesh
+from llama_jax.data.packing import Packer, empty_rows, layout_of
+from llama_jax.errors import UserError
+from llama_jax.mesh import MeshConfig
+from llama_jax.model import layers
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.objectives.base import of_stream
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.contrastive import InfoNCE, document_id
+from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.prefix import PrefixLM
+from llama_jax.objectives.rtd import ReplacedTokens
+from llama_jax.objectives.weighted import Weighted
+
+CONFIG = ModelConfig(
+    vocab=64, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=24, context=64, dropout=0.1
+)
+COMPUTE = Compute(attention='reference', unroll=1)
+SEQ_LEN = 64
+KEY = jax.random.key(5)
+TOKENIZER = SimpleNamespace(
+    bos_id=60, eos_id=61, pad_id=62, mask_id=63, byte_lengths=np.array([1] * 60 + [0] * 4)
+)
+CAUSAL = CausalLM()
+CONTRAST = InfoNCE(bidirectional=False, learned=True)
+TYPICAL = Weighted(parts=(CAUSAL, CONTRAST), weights=(1.0, 0.1), shares=(0.5, 0.5))
+
+
+def make_mesh(n_devices):
+    return mesh.make(MeshConfig(), jax.devices()[:n_devices])
+
+
+def documents(n, *, length=(10, 60), seed=0):
+    random = np.random.default_rng(seed)
+    return [random.integers(0, 60, random.integers(*length)) for _ in range(n)]
+
+
+def examples_of(objective, text, *, seq_len=SEQ_LEN, seed=0):
+    return objective.example(
+        text, tokenizer=TOKENIZER, seq_len=seq_len, rng=np.random.default_rng(seed)
+    )
+
+
+def pack(objective, texts, *, rows):
+    """A batch as the loader makes it."""
+    keys = layout_of(examples_of(objective, texts[0])[0], pad_id=TOKENIZER.pad_id)
+    lengths = objective.lengths(SEQ_LEN)
+    packer = Packer(
+        lambda k: examples_of(objective, texts[k % len(texts)], seed=k),
+        layout=keys,
+        lengths=lengths,
+        splittable=objective.splittable,
+        segments=objective.segments(SEQ_LEN),
+        patience=1,
+    )
+    batch = empty_rows(keys, rows=rows, lengths=lengths)
+    for row in range(rows):
+        packer.fill(batch, row)
+    return batch
+
+
+@functools.cache
+def compiled(objective, n_devices):
+    """Parameters, and a function of them, a batch and a key: gradients of both kinds, and sums."""
+    devices = make_mesh(n_devices)
+
+    def total(params, extra, batch, key):
+        model = layers.bind(CONFIG, params)
+        loss = objective.loss(model, batch, extra=extra, compute=COMPUTE, key=key)
+        return loss.total, loss
+
+    with jax.set_mesh(devices):
+        params = layers.create(CONFIG, jax.random.key(0), devices)
+        extra = objective.extra(CONFIG, jax.random.key(1))
+        return params, extra, jax.jit(jax.grad(total, argnums=(0, 1), has_aux=True))
+
+
+def evaluate(objective, batch, *, n_devices=1, key=KEY):
+    """Gradients of the backbone and of the objective's own parameters, and the sums."""
+    devices = make_mesh(n_devices)
+    params, extra, gradient = compiled(objective, n_devices)
+    with jax.set_mesh(devices):
+        batch = jax.device_put(batch, NamedSharding(devices, layout.rows()))
+        return jax.device_get(gradient(params, extra, batch, key))
+
+
+def first_stream(batch):
+    return {name: x for name, x in batch.items() if '/' not in name}
+
+
+def test_one_part_is_that_part_bit_for_bit():
+    alone = Weighted(parts=(CAUSAL,), weights=(1.0,), shares=(1.0,))
+    batch = first_stream(pack(TYPICAL, documents(6), rows=8))
+    gradients, loss = evaluate(alone, batch)
+    (part_key,) = jax.random.split(KEY, 1)
+    want_gradients, want = evaluate(CAUSAL, batch, key=part_key)
+    assert loss.total == want.total > 0 and loss.weight == want.weight
+    assert loss.metrics['nll'] == want.metrics['nll'] == loss.metrics['CausalLM/nll']
+    assert loss.metrics['CausalLM/accuracy'] == want.metrics['accuracy']
+    jax.tree.map(np.testing.assert_array_equal, gradients, want_gradients)
+    assert alone.accumulates and alone.has_likelihood and alone.causal
+    assert alone.flops(CONFIG, SEQ_LEN) == CAUSAL.flops(CONFIG, SEQ_LEN)
+
+
+def test_two_parts_are_the_sum_made_by_hand():
+    batch = pack(TYPICAL, documents(6), rows=8)
+    (dparams, dextra), loss = evaluate(TYPICAL, batch)
+    first_key, second_key = jax.random.split(KEY)
+    (dparams_0, _), loss_0 = evaluate(CAUSAL, first_stream(batch), key=first_key)
+    (dparams_1, dextra_1), loss_1 = evaluate(CONTRAST, of_stream('1', batch), key=second_key)
+    assert loss_0.weight > 2 * loss_1.weight > 8 and loss.weight == loss_0.weight
+    # The mean of the one and a tenth of the mean of the other, over one weight.
+    share = 0.1 * loss_0.weight / loss_1.weight
+    want = loss_0.total / loss_0.weight + 0.1 * loss_1.total / loss_1.weight
+    np.testing.assert_allclose(loss.total / loss.weight, want, rtol=1e-6)
+    jax.tree.map(
+        lambda x, x_0, x_1: np.testing.assert_allclose(x, x_0 + share * x_1, rtol=1e-4, atol=1e-4),
+        *(dparams, dparams_0, dparams_1),
+    )
+    np.testing.assert_allclose(
+        dextra['1']['log_temperature'], share * dextra_1['log_temperature'], rtol=1e-5
+    )
+    means = {name: x / loss.weight for name, x in loss.metrics.items()}
+    assert means['nll'] == loss_0.metrics['nll'] / loss_0.weight == means['CausalLM/nll']
+    for name in ('accuracy', 'alignment', 'uniformity', 'temperature'):
+        want = loss_1.metrics[name] / loss_1.weight
+        np.testing.assert_allclose(means[f'InfoNCE/{name}'], want, rtol=1e-5)
+    np.testing.assert_allclose(means['InfoNCE/loss'], loss_1.total / loss_1.weight, rtol=1e-5)
+    assert TYPICAL.loss_tokens(batch) == loss_0.weight + loss_1.weight
+
+
+def test_devices_change_neither_loss_nor_gradients():
+    batch = pack(TYPICAL, documents(6), rows=8)
+    gradients, loss = evaluate(TYPICAL, batch, n_devices=8)
+    want_gradients, want = evaluate(TYPICAL, batch)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4), loss, want)
+    size = max(np.abs(x).max() for x in jax.tree.leaves(want_gradients))
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 * size), gradients, want_gradients
+    )
+
+
+def test_a_part_without_weight_adds_nothing():
+    """A batch without pairs: no division by zero."""
+    batch = pack(TYPICAL, documents(6), rows=8)
+    batch |= {name: 0 * x for name, x in batch.items() if name.endswith('/segments')}
+    (dparams, dextra), loss = evaluate(TYPICAL, batch)
+    first_key, _ = jax.random.split(KEY)
+    (want_dparams, _), want = evaluate(CAUSAL, first_stream(batch), key=first_key)
+    assert loss.metrics['InfoNCE/loss'] == dextra['1']['log_temperature'] == 0
+    np.testing.assert_allclose(loss.total, want.total, rtol=1e-6)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), dparams, want_dparams
+    )
+
+
+MIXED = Weighted(
+    parts=(MaskedLM(), PrefixLM(), InfoNCE(), ReplacedTokens()),
+    weights=(1.0, 1.0, 1.0, 1.0),
+    shares=(0.2, 0.3, 0.2, 0.3),
+)
+
+
+@pytest.mark.parametrize('objective', [TYPICAL, MIXED])
+@pytest.mark.parametrize('length', [1, 20, 31, 32, 33, 500])
+def test_every_part_makes_one_example_of_every_piece(objective, length):
+    text = np.arange(length) % 60
+    examples = examples_of(objective, text)
+    lengths = objective.lengths(SEQ_LEN)
+    assert sum(lengths.values()) == SEQ_LEN
+    pieces = []
+    for example in examples:
+        assert example.keys() == examples[0].keys()
+        for key, x in example.items():
+            assert len(x) <= lengths[key.rpartition('/')[0]]
+        ids = example['targets']
+        pieces.append(ids[:-1] if objective is TYPICAL else ids[1:])  # without end, begin
+    np.testing.assert_array_equal(np.concatenate(pieces), text)
+    sizes = [len(piece) for piece in pieces]
+    if length == 500:
+        room = objective.lengths(SEQ_LEN)['']
+        assert min(sizes) > 0.75 * room  # no row is left half empty
+        assert max(sizes) - min(sizes) <= 1
+    for example, piece in zip(examples, pieces, strict=True):
+        number = str(objective.parts.index(next(p for p in objective.parts if type(p) is InfoNCE)))
+        for view in 'ab':
+            assert set(example[f'{number}/{view}/inputs']) <= set(piece)
+
+
+def test_pieces_of_a_document_are_no_negatives_of_each_other():
+    text, other = np.arange(200) % 60, np.arange(200) % 59
+    ids = {x for example in examples_of(TYPICAL, text) for x in example['1/a/document']}
+    assert len(ids) == 1 and len(examples_of(TYPICAL, text)) > 2
+    assert ids == {document_id(text)}
+    assert ids.isdisjoint(examples_of(TYPICAL, other)[0]['1/a/document'])
+
+
+def test_streams_stay_in_step_in_packed_rows():
+    texts = [np.full(n, i) for i, n in enumerate([5, 9, 40, 3, 8, 70, 6])]  # a token a document
+    batch = pack(TYPICAL, texts, rows=6)
+    assert batch['segments'].max() > 1
+    for row in range(6):
+        for segment in range(1, batch['segments'][row].max() + 1):
+            here = batch['segments'][row] == segment
+            (text,) = set(batch['targets'][row][here][:-1])
+            for view in 'ab':
+                there = batch[f'1/{view}/segments'][row] == segment
+                assert set(batch[f'1/{view}/inputs'][row][there]) == {text}
+        assert batch['1/a/segments'][row].max() == batch['segments'][row].max()
+    assert TYPICAL.segments(SEQ_LEN) == CONTRAST.segments(SEQ_LEN // 2)
+
+
+def test_answers_come_from_the_parts():
+    assert TYPICAL.causal and TYPICAL.has_likelihood
+    assert not TYPICAL.splittable and not TYPICAL.accumulates
+    assert not MIXED.causal and not MIXED.has_likelihood
+    assert TYPICAL.lengths(100) == {'': 50, '1/a': 25, '1/b': 25}
+    assert TYPICAL.flops(CONFIG, 64) == pytest.approx(
+        (CAUSAL.flops(CONFIG, 32) + CONTRAST.flops(CONFIG, 32)) / 2
+    )
+    extra = jax.eval_shape(lambda: MIXED.extra(CONFIG, jax.random.key(0)))
+    assert [*extra] == ['3'] and extra['3'].keys() == {'generator', 'head_D', 'bias'}
+    twice = Weighted(
+        parts=(CAUSAL, MaskedLM(), MaskedLM()), weights=(1.0, 1.0, 1.0), shares=(0.5, 0.25, 0.25)
+    )
+    assert twice._names() == ['CausalLM', 'MaskedLM1', 'MaskedLM2']
+
+
+def test_sums_that_cannot_be_are_refused():
+    no_dropout = ModelConfig(
+        vocab=64, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=24, context=64
+    )
+    dropout = Weighted(
+        parts=(CAUSAL, InfoNCE(views='dropout')), weights=(1.0, 1.0), shares=(0.5, 0.5)
+    )
+    narrow = Weighted(parts=(CAUSAL, MaskedLM()), weights=(1.0, 1.0), shares=(0.99, 0.01))
+    for refused, match in (
+        (lambda: Weighted(parts=(), weights=(), shares=()), '0 parts'),
+        (lambda: Weighted(parts=(CAUSAL,), weights=(1.0, 1.0), shares=(1.0,)), '2 weights'),
+        (lambda: Weighted(parts=(CAUSAL,), weights=(1.0,), shares=(0.5,)), '1 in all'),
+        (lambda: Weighted(parts=(CAUSAL,), weights=(0.0,), shares=(1.0,)), 'positive'),
+        (lambda: Weighted(parts=(TYPICAL,), weights=(1.0,), shares=(1.0,)), 'within'),
+        (lambda: dropout.check(no_dropout), 'model.dropout'),
+        (lambda: narrow.lengths(64), 'without positions'),
+        (lambda: examples_of(TYPICAL, np.arange(9), seq_len=2), 'without positions|no room|needs'),
+    ):
+        with pytest.raises(UserError, match=match) as error:
+            refused()
+        assert '\n' not in str(error.value)
