@@ -1,8 +1,9 @@
 """Where arrays lie: one table from the letters of a shape to the axes of the mesh.
 
 Letters: B batch, T query position, S key position, D model, N query heads, K key-value heads,
-G query heads per key-value head, H head, F hidden, V vocabulary, L layers. An array's name ends in
-its letters (`q_DNH`, `x_BTD`), and its placement is computed from them, never written beside it.
+G query heads per key-value head, H head, F hidden, V vocabulary, C position of the context, L
+layers. An array's name ends in its letters (`q_DNH`, `x_BTD`), and its placement is computed from
+them, never written beside it.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ BATCH_AXES = (*REPLICA_AXES, SHARD_AXIS)
 VOCAB_AXIS = 'tensor'
 
 _STORED: dict[str, str | None] = {
-    **dict.fromkeys('LGH', None),
+    **dict.fromkeys('LGHC', None),
     'D': 'fsdp',
     **dict.fromkeys('NKFV', 'tensor'),
 }
 _IN_USE: dict[str, str | tuple[str, ...] | None] = {
-    **dict.fromkeys('LTSDGH', None),
+    **dict.fromkeys('LTSDGHC', None),
     'B': BATCH_AXES,
     **dict.fromkeys('NKFV', 'tensor'),
 }

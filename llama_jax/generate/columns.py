@@ -1,9 +1,10 @@
 """One step of decoding on a CPU: weights first, one column per row of the batch.
 
-The same function as model/transformer.py, in the order of operands that a CPU is fast at: weights
-lie with their outputs first, and multiply activations [D, B]. A product with few rows then reads
-its weight at the speed of memory. The order of training, x [B, D] times w [D, F], reads it at 0.8
-of that speed for one row, and at half of it for 2 to 8 rows (XLA:CPU of jax 0.10.2, 2 cores).
+The same function as model/transformer.py for a model of the LLaMA family (`ModelConfig.llama`), in
+the order of operands that a CPU is fast at: weights lie with their outputs first, and multiply
+activations [D, B]. A product with few rows then reads its weight at the speed of memory. The order
+of training, x [B, D] times w [D, F], reads it at 0.8 of that speed for one row, and at half of it
+for 2 to 8 rows (XLA:CPU of jax 0.10.2, 2 cores).
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from llama_jax.model import kernels
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.model.masks import Visibility
 from llama_jax.model.rope import rotate, rotation
 
 
@@ -57,11 +57,7 @@ def step(
     compute: Compute,
 ) -> tuple[Float[Array, 'B V'], Cache]:
     """Float32 logits after one more token in each row, and the cache with it; `params` turned."""
-    segment_BT = jnp.ones_like(token_B)[:, None]
-    segment_BS = jax.lax.dynamic_update_slice_in_dim(
-        cache.segment_BS, segment_BT, cache.cursor, axis=1
-    )
-    visible = Visibility(segment_BT, segment_BS, query_start=cache.cursor)
+    visible = cache.visible(jnp.ones_like(token_B)[:, None], pattern=config.pattern)
     rope = rotation(
         position_B[:, None],
         head_dim=config.head_dim,
@@ -94,7 +90,7 @@ def step(
     logits_VB = jnp.einsum('VD,DB->VB', head_VD, x_DB, preferred_element_type=jnp.float32)
     # Or XLA moves the transposition into the product, and computes that in the slow order.
     logits_VB = jax.lax.optimization_barrier(logits_VB)
-    return logits_VB.T, Cache(written, segment_BS, cache.cursor + 1)
+    return logits_VB.T, Cache(written, visible.key_segment_BS, cache.cursor + 1)
 
 
 def _heads(w_NHD: jax.Array, x_DB: jax.Array) -> jax.Array:

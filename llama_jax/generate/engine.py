@@ -79,6 +79,11 @@ class Generator:
         the memory that attention takes. Raises UserError when the model does not fit the mesh.
         """
         layout.check(config.sizes(), mesh)
+        if config.encoder_layers:
+            raise UserError(
+                'the generator continues a text, which an encoder-decoder does not: use a model '
+                'with encoder_layers 0'
+            )
         if prefill_chunk < SMALLEST or prefill_chunk & (prefill_chunk - 1):
             raise UserError(
                 f'prefill_chunk {prefill_chunk} is no power of two from {SMALLEST} on: take 512'
@@ -95,7 +100,7 @@ class Generator:
             compute = replace(compute, precision='float32')
         self.config, self.mesh, self.compute = config, mesh, compute
         self.eos_ids, self.pad_id, self.prefill_chunk = tuple(eos_ids), pad_id, prefill_chunk
-        turned = _is_cpu(mesh)
+        turned = _is_cpu(mesh) and config.llama
         self._params = prepare(params, mesh=mesh, compute=compute, turned=turned)
         self._empty = jax.jit(
             functools.partial(Cache.empty, config, dtype=precision.dtype(compute.precision)),

@@ -1,4 +1,4 @@
-"""Grouped-query self-attention (Ainslie et al. 2023) with rotary positions."""
+"""Grouped-query attention (Ainslie et al. 2023): of a sequence to itself, or to another."""
 
 from __future__ import annotations
 
@@ -11,53 +11,60 @@ from llama_jax.model import kernels
 from llama_jax.model.cache import LayerCache
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
-from llama_jax.model.linear import project
+from llama_jax.model.linear import bias, project, shifted
 from llama_jax.model.masks import Visibility
 from llama_jax.model.rope import Rotation, rotate
 
 
 class Attention(nnx.Module):
-    """Projections of one attention layer."""
+    """Projections of one attention layer. `sublayers` add to the residual stream in all."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, sublayers: int, key: jax.Array):
         D, N, K, H = config.dim, config.heads, config.kv_heads, config.head_dim
         q_key, k_key, v_key, out_key = jax.random.split(key, 4)
         # Drawn as matrices: a CPU takes four times as long to compile a draw of three dimensions.
         self.q_DNH = nnx.Param(fan_in(q_key, (D, N * H), D).reshape(D, N, H))
         self.k_DKH = nnx.Param(fan_in(k_key, (D, K * H), D).reshape(D, K, H))
         self.v_DKH = nnx.Param(fan_in(v_key, (D, K * H), D).reshape(D, K, H))
-        self.out_NHD = nnx.Param(
-            fan_in(out_key, (N * H, D), N * H * 2 * config.layers).reshape(N, H, D)
-        )
+        self.out_NHD = nnx.Param(fan_in(out_key, (N * H, D), N * H * sublayers).reshape(N, H, D))
+        self.q_bias_NH = bias(config, N, H)
+        self.k_bias_KH = bias(config, K, H)
+        self.v_bias_KH = bias(config, K, H)
+        self.out_bias_D = bias(config, D)
 
     def __call__(
         self,
         x_BTD: jax.Array,
         *,
-        rope: Rotation,
+        rope: Rotation | None,
         visible: Visibility,
         compute: Compute,
+        memory_BSD: jax.Array | None = None,
         cache: LayerCache | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Attend from `x_BTD` to itself, or with a cache to all that it holds and to itself."""
+        """Attend from `x_BTD` to `memory_BSD`, or to itself; with a cache to all that it holds and
+        to itself."""
         dtype = x_BTD.dtype
         q_DNH = layout.gather(self.q_DNH[...].astype(dtype), 'DNH')
         k_DKH = layout.gather(self.k_DKH[...].astype(dtype), 'DKH')
         v_DKH = layout.gather(self.v_DKH[...].astype(dtype), 'DKH')
         out_NHD = layout.gather(self.out_NHD[...].astype(dtype), 'NHD')
 
-        q_BTNH = rotate(project(x_BTD, q_DNH, 'DNH'), rope)
-        k_BTKH = rotate(project(x_BTD, k_DKH, 'DKH'), rope)
-        v_BTKH = project(x_BTD, v_DKH, 'DKH')
+        source_BSD = x_BTD if memory_BSD is None else memory_BSD
+        q_BTNH = shifted(project(x_BTD, q_DNH, 'DNH'), self.q_bias_NH, 'NH')
+        k_BSKH = shifted(project(source_BSD, k_DKH, 'DKH'), self.k_bias_KH, 'KH')
+        v_BSKH = shifted(project(source_BSD, v_DKH, 'DKH'), self.v_bias_KH, 'KH')
+        if rope is not None:
+            q_BTNH, k_BSKH = rotate(q_BTNH, rope), rotate(k_BSKH, rope)
         q_BTNH = checkpoint_name(q_BTNH, 'query')
-        k_BTKH = checkpoint_name(k_BTKH, 'key')
-        v_BTKH = checkpoint_name(v_BTKH, 'value')
+        k_BSKH = checkpoint_name(k_BSKH, 'key')
+        v_BSKH = checkpoint_name(v_BSKH, 'value')
         if cache is None:
             attended_BTNH = kernels.attend(
-                q_BTNH, k_BTKH, v_BTKH, visible=visible, backend=compute.attention
+                q_BTNH, k_BSKH, v_BSKH, visible=visible, backend=compute.attention
             )
         else:
-            cache = cache.write(k_BTKH, v_BTKH, at=visible.query_start)
+            cache = cache.write(k_BSKH, v_BSKH, at=visible.query_start)
             attended_BTNH = kernels.attend_cached(
                 q_BTNH, cache.k_BKHS, cache.v_BKSH, visible=visible, backend=compute.attention
             )
@@ -67,4 +74,4 @@ class Attention(nnx.Module):
         out_BTD = jax.lax.dot_general(
             attended_BTNH, out_NHD, (((2, 3), (0, 1)), ((), ())), out_sharding=layout.act('BTD')
         )
-        return out_BTD, cache
+        return shifted(out_BTD, self.out_bias_D, 'D'), cache

@@ -1,4 +1,4 @@
-"""One pre-norm decoder layer, and what its backward pass keeps."""
+"""One layer of a decoder or an encoder, and what its backward pass keeps."""
 
 from __future__ import annotations
 
@@ -14,45 +14,83 @@ from llama_jax.model.attention import Attention
 from llama_jax.model.cache import LayerCache
 from llama_jax.model.config import Compute, ModelConfig, Remat
 from llama_jax.model.masks import Visibility
-from llama_jax.model.mlp import SwiGLU
-from llama_jax.model.norm import RMSNorm
+from llama_jax.model.mlp import feed_forward
+from llama_jax.model.norm import Norm, norm
 from llama_jax.model.rope import Rotation
 
 _PROJECTED = ('query', 'key', 'value')
 
 
 class Block(nnx.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); in a decoder with an encoder,
+    x + cross(norm(x), memory) between them. Post-norm: norm(x + attention(x)), and so on.
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    `depth` layers of this kind follow each other.
+    """
+
+    def __init__(self, config: ModelConfig, *, depth: int, cross: bool, key: jax.Array):
         attention_key, mlp_key = jax.random.split(key)
+        sublayers = depth * (3 if cross else 2)
         self.dropout = config.dropout
-        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.attention = Attention(config, key=attention_key)
-        self.mlp_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.mlp = SwiGLU(config, key=mlp_key)
+        self.post = config.norm_place == 'post'
+        self.attention_norm = norm(config)
+        self.attention = Attention(config, sublayers=sublayers, key=attention_key)
+        self.cross_norm = norm(config) if cross else None
+        self.cross = (
+            Attention(config, sublayers=sublayers, key=jax.random.fold_in(key, 1))
+            if cross
+            else None
+        )
+        self.mlp_norm = norm(config)
+        self.mlp = feed_forward(config, sublayers=sublayers, key=mlp_key)
 
     def __call__(
         self,
         x_BTD: jax.Array,
         *,
-        rope: Rotation,
+        rope: Rotation | None,
         visible: Visibility,
         compute: Compute,
+        memory: tuple[jax.Array, Visibility] | None = None,
         cache: LayerCache | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Apply the layer; with a `key`, dropout is on."""
-        attention_key, mlp_key = (None, None) if key is None else jax.random.split(key)
+        """Apply the layer; with a `key`, dropout is on. `memory` is what an encoder made [B, S, D],
+        and what of it is seen."""
+        n_sublayers = 2 if self.cross is None else 3
+        keys = [None] * n_sublayers if key is None else list(jax.random.split(key, n_sublayers))
         with jax.named_scope('attention'):
             update_BTD, cache = self.attention(
-                self.attention_norm(x_BTD), rope=rope, visible=visible, compute=compute, cache=cache
+                self._before(self.attention_norm, x_BTD),
+                rope=rope,
+                visible=visible,
+                compute=compute,
+                cache=cache,
             )
-            x_BTD = x_BTD + drop(update_BTD, self.dropout, attention_key)
+            x_BTD = self._after(self.attention_norm, x_BTD, update_BTD, keys[0])
+        if self.cross is not None and self.cross_norm is not None and memory is not None:
+            with jax.named_scope('cross'):
+                update_BTD, _ = self.cross(
+                    self._before(self.cross_norm, x_BTD),
+                    rope=None,
+                    memory_BSD=memory[0],
+                    visible=memory[1],
+                    compute=compute,
+                )
+                x_BTD = self._after(self.cross_norm, x_BTD, update_BTD, keys[1])
         with jax.named_scope('mlp'):
-            update_BTD = self.mlp(self.mlp_norm(x_BTD))
-            x_BTD = x_BTD + drop(update_BTD, self.dropout, mlp_key)
+            update_BTD = self.mlp(self._before(self.mlp_norm, x_BTD))
+            x_BTD = self._after(self.mlp_norm, x_BTD, update_BTD, keys[-1])
         return x_BTD, cache
+
+    def _before(self, norm: Norm, x_BTD: jax.Array) -> jax.Array:
+        return x_BTD if self.post else norm(x_BTD)
+
+    def _after(
+        self, norm: Norm, x_BTD: jax.Array, update_BTD: jax.Array, key: jax.Array | None
+    ) -> jax.Array:
+        x_BTD = x_BTD + drop(update_BTD, self.dropout, key)
+        return norm(x_BTD) if self.post else x_BTD
 
 
 def drop(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

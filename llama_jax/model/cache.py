@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax import layout
 from llama_jax.model.config import ModelConfig
+from llama_jax.model.masks import Visibility
+from llama_jax.model.patterns import Dense, Pattern
 
 
 @jax.tree_util.register_dataclass
@@ -48,6 +50,32 @@ class Cache:
     """1 where the slot holds a token that may be seen, 0 where it holds padding or nothing yet."""
     cursor: Int[Array, '']
     """Slots written so far."""
+
+    def visible(
+        self,
+        segment_BT: Int[Array, 'B T'],
+        *,
+        pattern: Pattern,
+        prefix_BT: Int[Array, 'B T'] | None = None,
+    ) -> Visibility:
+        """What T more tokens see, of those in the cache and of themselves."""
+
+        def placed(old_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(old_BS, new_BT, self.cursor, axis=1)
+
+        segment_BS = placed(self.segment_BS, segment_BT)
+        prefix_BS = first_B = None
+        if prefix_BT is not None:
+            prefix_BS = placed(jnp.zeros_like(segment_BS), prefix_BT.astype(segment_BS.dtype))
+        if pattern != Dense():
+            first_B = jnp.argmax(segment_BS > 0, axis=1)
+        return Visibility(
+            *(segment_BT, segment_BS),
+            query_start=self.cursor,
+            prefix_BS=prefix_BS,
+            first_B=first_B,
+            pattern=pattern,
+        )
 
     @staticmethod
     def empty(config: ModelConfig, *, batch: int, slots: int, dtype: jnp.dtype) -> Cache:

@@ -1,4 +1,4 @@
-"""Shape of a decoder, and how it computes."""
+"""Shape of a Transformer, and how it computes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llama_jax.errors import UserError
+from llama_jax.model.patterns import Dense, Pattern
 from llama_jax.precision import Precision
 
 AttentionBackend = Literal['auto', 'reference', 'blocked', 'xla', 'cudnn', 'splash']
@@ -27,7 +28,8 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Architecture of a LLaMA decoder. Nothing here concerns speed."""
+    """Architecture: a LLaMA decoder by default, and the choices of the classic Transformer
+    (Vaswani et al. 2017). Nothing here concerns speed."""
 
     vocab: int
     """Rows of the embedding, control tokens included."""
@@ -39,7 +41,7 @@ class ModelConfig:
     """Key-value heads; they divide `heads`."""
     head_dim: int
     ffn: int
-    """Hidden units of the SwiGLU layer."""
+    """Hidden units of the feed-forward layer."""
     context: int
     """Longest sequence, in tokens."""
     rope_theta: float = 1e4
@@ -49,6 +51,18 @@ class ModelConfig:
     """The output head is the embedding."""
     dropout: float = 0.0
     """Rate at which the embedding's and each sub-layer's output is dropped in training."""
+    norm: Literal['rms', 'layer'] = 'rms'
+    norm_place: Literal['pre', 'post'] = 'pre'
+    """Before each sub-layer and after the last layer; or after each residual sum, and no more."""
+    mlp: Literal['swiglu', 'gelu', 'relu'] = 'swiglu'
+    bias: bool = False
+    """The linear maps of attention and feed-forward layers have biases."""
+    positions: Literal['rope', 'sinusoidal', 'learned'] = 'rope'
+    pattern: Pattern = Dense()
+    """Sparse self-attention, of encoder and decoder alike."""
+    encoder_layers: int = 0
+    """Above 0 an encoder-decoder: `layers` are the decoder's, which also attend to the encoder's
+    output. Both share the embedding."""
 
     def __post_init__(self) -> None:
         sizes = ('vocab', 'dim', 'layers', 'heads', 'kv_heads', 'head_dim', 'ffn', 'context')
@@ -60,10 +74,23 @@ class ModelConfig:
                 f'{self.heads} heads cannot share {self.kv_heads} key-value heads evenly: '
                 'model.kv_heads must divide model.heads'
             )
-        if self.head_dim % 2:
+        if self.positions == 'rope' and self.head_dim % 2:
             raise UserError(f'model.head_dim {self.head_dim} is odd: rotary positions need pairs')
+        if self.positions == 'sinusoidal' and self.dim % 2:
+            raise UserError(f'model.dim {self.dim} is odd: sinusoidal positions need pairs')
+        if self.encoder_layers < 0:
+            raise UserError(
+                f'model.encoder_layers is {self.encoder_layers}: 0 for a decoder alone, or more'
+            )
         if not 0 <= self.dropout < 1:
             raise UserError(f'model.dropout {self.dropout} is not in [0, 1)')
+
+    @property
+    def llama(self) -> bool:
+        """Whether the layers are those of the LLaMA family, whatever the attention pattern."""
+        choices = (self.norm, self.norm_place, self.mlp, self.bias, self.positions)
+        llama = ('rms', 'pre', 'swiglu', False, 'rope')
+        return choices == llama and not self.encoder_layers
 
     def sizes(self) -> dict[str, int]:
         """Size of each dimension that a mesh may divide, by letter."""

@@ -1,7 +1,8 @@
 """Attention through one signature, by a named backend.
 
 A backend computes softmax(q k^T / sqrt(H)) v under a Visibility, or refuses: none silently ignores
-segments or falls back to another. `auto` chooses by device and shape; every choice is logged once.
+segments, a prefix or a pattern, or falls back to another. `auto` chooses by device, shape and what
+is seen; every choice is logged once.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import functools
 import logging
 import math
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +21,10 @@ from jaxtyping import Array, Float
 from llama_jax import layout
 from llama_jax.errors import UserError
 from llama_jax.mesh import platform_in_use
+from llama_jax.model import patterns, plain
 from llama_jax.model.config import AttentionBackend
 from llama_jax.model.masks import Visibility
+from llama_jax.model.patterns import Dense, Window
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +43,15 @@ def attend(
 
     Raises UserError when `backend` cannot run here or cannot honour the mask.
     """
-    T, S, H = q_BTNH.shape[1], k_BSKH.shape[1], q_BTNH.shape[3]
-    platform = platform_in_use()
+    platform, H, dtype = platform_in_use(), q_BTNH.shape[3], q_BTNH.dtype.name
     if backend == 'auto':
-        backend = _choose(platform, T, S, H, q_BTNH.dtype.name)
-    _refuse(backend, platform, T, S, H, q_BTNH.dtype.name)
-    _log_once(backend, platform, T, S)
+        backend = _choose(platform, visible, H, dtype)
+    problem = _problem(backend, platform, visible, H, dtype)
+    if problem:
+        raise UserError(
+            f'attention backend {backend!r} cannot be used: {problem}; use auto, xla or reference'
+        )
+    _log_once(backend, platform, q_BTNH.shape[1], k_BSKH.shape[1])
     return _BACKENDS[backend](q_BTNH, k_BSKH, v_BSKH, visible)
 
 
@@ -57,38 +64,40 @@ def attend_cached(
     backend: AttentionBackend,
 ) -> Float[Array, 'B T N H']:
     """`attend` over a cache, which keeps keys and values as a matrix product reads them."""
-    T, S, H = q_BTNH.shape[1], v_BKSH.shape[2], q_BTNH.shape[3]
-    platform = platform_in_use()
+    platform, H, dtype = platform_in_use(), q_BTNH.shape[3], q_BTNH.dtype.name
     if backend == 'auto':
-        backend = _choose(platform, T, S, H, q_BTNH.dtype.name)
+        backend = _choose(platform, visible, H, dtype)
     if backend in ('reference', 'blocked'):  # no key of a cache is skipped before it is written
-        _log_once('reference, cached', platform, T, S)
-        return _dense(q_BTNH, k_BKHS, v_BKSH, visible, k='BKHS', v='BKSH')
+        _log_once('reference, cached', platform, q_BTNH.shape[1], v_BKSH.shape[2])
+        return plain.dense(q_BTNH, k_BKHS, v_BKSH, visible, k='BKHS', v='BKSH')
     k_BSKH = jnp.einsum('BKHS->BSKH', k_BKHS)
     v_BSKH = jnp.einsum('BKSH->BSKH', v_BKSH)
     return attend(q_BTNH, k_BSKH, v_BSKH, visible=visible, backend=backend)
 
 
-def _choose(platform: str, T: int, S: int, H: int, dtype: str) -> AttentionBackend:
-    if platform == 'tpu' and not _splash_problem(T, S):
+def _choose(platform: str, visible: Visibility, H: int, dtype: str) -> AttentionBackend:
+    def fits(backend: AttentionBackend) -> bool:
+        return _problem(backend, platform, visible, H, dtype) is None
+
+    sparse = visible.pattern != Dense()
+    if platform == 'tpu' and fits('splash'):
         return 'splash'
-    if platform == 'gpu' and not _cudnn_problem(T, S, H, dtype):
+    # Under a mask cuDNN computes every score, which a band of plain products need not.
+    if platform == 'gpu' and fits('cudnn') and not (sparse and _without_mask(visible) is None):
         return 'cudnn'
-    return 'reference' if _blocked_problem(T, S) else 'blocked'
+    return 'blocked' if fits('blocked') else 'reference'
 
 
-def _refuse(backend: str, platform: str, T: int, S: int, H: int, dtype: str) -> None:
-    problem = None
+def _problem(backend: str, platform: str, visible: Visibility, H: int, dtype: str) -> str | None:
+    """Why `backend` cannot be used here, or None."""
+    T, S = visible.query_segment_BT.shape[1], visible.key_segment_BS.shape[1]
     if backend == 'cudnn':
-        problem = 'this device is no GPU' if platform != 'gpu' else _cudnn_problem(T, S, H, dtype)
-    elif backend == 'blocked':
-        problem = _blocked_problem(T, S)
-    elif backend == 'splash':
-        problem = 'this device is no TPU' if platform == 'gpu' else _splash_problem(T, S)
-    if problem:
-        raise UserError(
-            f'attention backend {backend!r} cannot be used: {problem}; use auto, xla or reference'
-        )
+        return 'this device is no GPU' if platform != 'gpu' else _cudnn_problem(T, S, H, dtype)
+    if backend == 'blocked':
+        return _blocked_problem(visible, T, S)
+    if backend == 'splash':
+        return 'this device is no TPU' if platform == 'gpu' else _splash_problem(visible, T, S)
+    return None
 
 
 def _cudnn_problem(T: int, S: int, H: int, dtype: str) -> str | None:
@@ -101,16 +110,25 @@ def _cudnn_problem(T: int, S: int, H: int, dtype: str) -> str | None:
     return None
 
 
-def _blocked_problem(T: int, S: int) -> str | None:
-    if T != S:
+def _blocked_problem(visible: Visibility, T: int, S: int) -> str | None:
+    if T != S and (visible.causal or visible.pattern != Dense()):
         return f'blocks skip later keys of whole sequences, not {T} queries over {S} cached keys'
+    if visible.first_B is not None:
+        return 'a pattern that counts from the end of the padding has no blocks known in advance'
     return None
 
 
-def _splash_problem(T: int, S: int) -> str | None:
-    if T != S:
+def _splash_problem(visible: Visibility, T: int, S: int) -> str | None:
+    if T != S and visible.causal:
         return f'splash attends over whole sequences, not {T} queries over {S} cached keys'
-    return f'splash needs a sequence in multiples of 128, not {T}' if T % 128 else None
+    for length in (T, S):
+        if length % 128:
+            return f'splash needs a sequence in multiples of 128, not {length}'
+    if visible.prefix_BS is not None:
+        return 'splash has to know in advance what is seen, and a prefix ends where the data says'
+    if visible.first_B is not None:
+        return 'splash has to know in advance where a pattern begins'
+    return None
 
 
 @functools.lru_cache
@@ -118,66 +136,24 @@ def _log_once(backend: str, platform: str, T: int, S: int) -> None:
     log.info('attention: backend %s on %s, %d queries over %d keys', backend, platform, T, S)
 
 
-def _reference(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible: Visibility
-) -> jax.Array:
-    return _dense(q_BTNH, k_BSKH, v_BSKH, visible, k='BSKH', v='BSKH')
-
-
-def _dense(
-    q_BTNH: jax.Array, k_: jax.Array, v_: jax.Array, visible: Visibility, *, k: str, v: str
-) -> jax.Array:
-    """Attention with the whole matrix of scores; `k` and `v` are the letters of keys and values."""
-    B, T, N, H = q_BTNH.shape
-    K = k_.shape[k.index('K')]
-    q_BTKGH = jnp.reshape(q_BTNH, (B, T, K, N // K, H), out_sharding=layout.act('BTKGH'))
-    score_BKGTS = jnp.einsum(f'BTKGH,{k}->BKGTS', q_BTKGH, k_, preferred_element_type=jnp.float32)
-    mask_BTS = visible.dense()
-    score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS / math.sqrt(H), -jnp.inf)
-    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_.dtype)
-    out_BTKGH = jnp.einsum(f'BKGTS,{v}->BTKGH', weight_BKGTS, v_)
-    return jnp.reshape(out_BTKGH, (B, T, N, H), out_sharding=layout.act('BTNH'))
-
-
 def _blocked(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible: Visibility
 ) -> jax.Array:
-    """Attention by blocks of queries, each over the keys up to its end: about half of the work and
-    of the memory of the whole matrix of scores. Heads go in front first, once, as the matrix
-    products of a CPU want them."""
-    B, T, N, H = q_BTNH.shape
-    K = k_BSKH.shape[2]
-    block = max(64, -(-T // 8))
-    mask_BTS = visible.dense()
-    q_BTKGH = jnp.reshape(q_BTNH, (B, T, K, N // K, H), out_sharding=layout.act('BTKGH'))
-    q_BKGTH = jnp.einsum('BTKGH->BKGTH', q_BTKGH / math.sqrt(H))
-    k_BKSH, v_BKSH = (jnp.einsum('BSKH->BKSH', x) for x in (k_BSKH, v_BSKH))
+    if visible.pattern == Dense():
+        return plain.blocked(q_BTNH, k_BSKH, v_BSKH, visible)
+    return _per_device(plain.banded)(q_BTNH, k_BSKH, v_BSKH, visible)
 
-    def attended(start: int) -> jax.Array:
-        end = min(start + block, T)
-        score_BKGTS = jnp.einsum(
-            'BKGTH,BKSH->BKGTS',
-            q_BKGTH[:, :, :, start:end],
-            k_BKSH[:, :, :end],
-            preferred_element_type=jnp.float32,
-        )
-        mask_B11TS = mask_BTS[:, None, None, start:end, :end]
-        score_BKGTS = jnp.where(mask_B11TS, score_BKGTS, -jnp.inf)
-        # Normalised after the product with the values, on H numbers per query instead of S.
-        top_BKGT1 = jax.lax.stop_gradient(jnp.max(score_BKGTS, axis=-1, keepdims=True))
-        weight_BKGTS = jnp.exp(score_BKGTS - top_BKGT1)
-        total_BKGT1 = jnp.sum(weight_BKGTS, axis=-1, keepdims=True)
-        out_BKGTH = jnp.einsum(
-            'BKGTS,BKSH->BKGTH',
-            weight_BKGTS.astype(v_BKSH.dtype),
-            v_BKSH[:, :, :end],
-            preferred_element_type=jnp.float32,
-        )
-        return (out_BKGTH / total_BKGT1).astype(q_BTNH.dtype)
 
-    out_BKGTH = jnp.concatenate([attended(start) for start in range(0, T, block)], axis=3)
-    out_BTKGH = jnp.einsum('BKGTH->BTKGH', out_BKGTH)
-    return jnp.reshape(out_BTKGH, (B, T, N, H), out_sharding=layout.act('BTNH'))
+def _without_mask(visible: Visibility) -> dict[str, Any] | None:
+    """Arguments of the library that say what is seen without a mask, where they can."""
+    if not (visible.whole and visible.prefix_BS is None):
+        return None
+    if visible.pattern == Dense():
+        return {'is_causal': visible.causal}
+    if isinstance(visible.pattern, Window) and visible.causal:
+        # cuDNN has a window to the left only.
+        return {'is_causal': True, 'local_window_size': (visible.pattern.size - 1, 0)}
+    return None
 
 
 def _library(
@@ -188,10 +164,13 @@ def _library(
     *,
     implementation: Literal['xla', 'cudnn'],
 ) -> jax.Array:
-    # The mask is given whole: `is_causal` is aligned to the top left, wrong with a cache, and
-    # sequence lengths cannot tell packed documents apart.
+    # As a rule the mask is given whole: `is_causal` is aligned to the top left, wrong with a cache,
+    # and sequence lengths cannot tell packed documents apart.
+    seen = _without_mask(visible)
+    if seen is None:
+        seen = {'mask': visible.dense()[:, None]}
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BSKH, v_BSKH, mask=visible.dense()[:, None], implementation=implementation
+        q_BTNH, k_BSKH, v_BSKH, implementation=implementation, **seen
     )
 
 
@@ -202,17 +181,25 @@ def _splash(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as sk
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as sm
 
-    (T, N, H), K = q_BTNH.shape[1:], k_BSKH.shape[2]
-    block = math.gcd(T, 512)
+    (T, N, H), (S, K) = q_BTNH.shape[1:], k_BSKH.shape[1:3]
+    block_q, block_kv = math.gcd(T, 512), math.gcd(S, 512)
+    mask: sm.Mask
+    if visible.pattern == Dense():
+        mask = sm.CausalMask((T, S)) if visible.causal else sm.FullMask((T, S))
+    elif isinstance(visible.pattern, Window):
+        reach = visible.pattern.size - 1
+        mask = sm.LocalMask((T, S), (reach, 0 if visible.causal else reach), 0)
+    else:
+        mask = sm.NumpyMask(patterns.mask(visible.pattern, T, S, causal=visible.causal))
     kernel = sk.make_splash_mqa_single_device(
-        sm.MultiHeadMask([sm.CausalMask((T, T)) for _ in range(N // K)]),
+        sm.MultiHeadMask([mask] * (N // K)),
         block_sizes=sk.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_kv_compute=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_kv_dkv_compute=block,
+            block_q=block_q,
+            block_kv=block_kv,
+            block_kv_compute=block_kv,
+            block_q_dkv=block_q,
+            block_kv_dkv=block_kv,
+            block_kv_dkv_compute=block_kv,
             use_fused_bwd_kernel=True,
         ),
         interpret=platform_in_use() == 'cpu',
@@ -229,34 +216,29 @@ def _splash(
 def _per_device(backend: _Backend) -> _Backend:
     """`backend` on each device's own rows and heads: fused kernels know nothing of a mesh."""
 
-    def local(
-        q_BTNH: jax.Array,
-        k_BSKH: jax.Array,
-        v_BSKH: jax.Array,
-        query_BT: jax.Array,
-        key_BS: jax.Array,
-        start: jax.Array,
-    ) -> jax.Array:
-        return backend(q_BTNH, k_BSKH, v_BSKH, Visibility(query_BT, key_BS, start))
-
     def whole(
         q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible: Visibility
     ) -> jax.Array:
+        visible = replace(visible, query_start=jnp.asarray(visible.query_start))
+        specs: dict[str, Any] = {
+            'query_segment_BT': layout.act('BT'),
+            'key_segment_BS': layout.act('BS'),
+            'query_start': layout.act(''),
+            'prefix_BS': None if visible.prefix_BS is None else layout.act('BS'),
+            'first_B': None if visible.first_B is None else layout.act('B'),
+        }
         return jax.shard_map(
-            local,
-            in_specs=tuple(map(layout.act, ('BTNH', 'BSKH', 'BSKH', 'BT', 'BS', ''))),
+            backend,
+            in_specs=(*map(layout.act, ('BTNH', 'BSKH', 'BSKH')), replace(visible, **specs)),
             out_specs=layout.act('BTNH'),
             check_vma=False,  # a fused call does not say over which axes its result varies
-        )(
-            *(q_BTNH, k_BSKH, v_BSKH, visible.query_segment_BT, visible.key_segment_BS),
-            jnp.asarray(visible.query_start),
-        )
+        )(q_BTNH, k_BSKH, v_BSKH, visible)
 
     return whole
 
 
 _BACKENDS: dict[str, _Backend] = {
-    'reference': _reference,
+    'reference': plain.dense,
     'blocked': _blocked,
     'xla': functools.partial(_library, implementation='xla'),
     'cudnn': _per_device(functools.partial(_library, implementation='cudnn')),

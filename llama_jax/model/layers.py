@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ from llama_jax.model.transformer import Transformer
 
 Params = dict[str, Any]
 """Nested dict of arrays, named as the modules' attributes are."""
+
+_STACKS = ('blocks', 'encoder_blocks')
 
 
 def create(config: ModelConfig, key: jax.Array, mesh: Mesh) -> Params:
@@ -37,27 +40,38 @@ def split(model: Transformer) -> Params:
 def bind(config: ModelConfig, params: Params) -> Transformer:
     """A model that computes with `params`, stacked or unstacked."""
     model = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)))
-    if isinstance(params['blocks'], list):
+    rest = dict(params)
+    for stack in _STACKS:
+        if not isinstance(params.get(stack), list):
+            continue
         blocks: nnx.List = nnx.List()
-        for layer in params['blocks']:
-            block = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)).blocks)
+        for layer in rest.pop(stack):
+            whole = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)))
+            block = getattr(whole, stack)
             nnx.update(block, layer)
             blocks.append(block)
-        rest = {name: value for name, value in params.items() if name != 'blocks'}
-        nnx.update(model, rest)
-        model.blocks = blocks
-    else:
-        nnx.update(model, params)
+        setattr(model, stack, blocks)
+    nnx.update(model, rest)
     return model
 
 
 def unstack(params: Params) -> Params:
     """Blocks as a list with one entry per layer."""
-    n_layers = jax.tree.leaves(params['blocks'])[0].shape[0]
-    blocks = [jax.tree.map(lambda x, i=i: x[i], params['blocks']) for i in range(n_layers)]
-    return {**params, 'blocks': blocks}
+
+    def apart(blocks: Params) -> list[Params]:
+        n_layers = jax.tree.leaves(blocks)[0].shape[0]
+        return [jax.tree.map(lambda x, i=i: x[i], blocks) for i in range(n_layers)]
+
+    return _of_stacks(apart, params)
 
 
 def stack(params: Params) -> Params:
     """Blocks as one entry with a leading dimension of layers."""
-    return {**params, 'blocks': jax.tree.map(lambda *xs: jnp.stack(xs), *params['blocks'])}
+    return _of_stacks(
+        lambda blocks: jax.tree.map(lambda *xs: jnp.stack(xs), *blocks),
+        params,
+    )
+
+
+def _of_stacks(change: Callable[[Any], Any], params: Params) -> Params:
+    return {name: change(value) if name in _STACKS else value for name, value in params.items()}

@@ -1,4 +1,5 @@
-"""The product that opens a sub-layer: from the residual stream to heads or hidden units."""
+"""Linear maps: the product that opens a sub-layer, from the residual stream to heads or hidden
+units, and biases."""
 
 from __future__ import annotations
 
@@ -6,8 +7,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from llama_jax import layout
+from llama_jax.model.config import ModelConfig
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -39,3 +42,15 @@ def _backward(letters: str, saved: tuple, gradient: jax.Array) -> tuple[jax.Arra
 
 
 project.defvjp(_forward, _backward)
+
+
+def bias(config: ModelConfig, *shape: int) -> nnx.Param | None:
+    """A bias, zero at first; None where the configuration has none."""
+    return nnx.Param(jnp.zeros(shape)) if config.bias else None
+
+
+def shifted(x: jax.Array, bias: nnx.Param | None, letters: str) -> jax.Array:
+    """`x` [B, T, ...] plus a bias of these letters, which are the last dimensions of `x`."""
+    if bias is None:
+        return x
+    return x + layout.gather(bias[...].astype(x.dtype), letters)

@@ -1,6 +1,9 @@
-"""SwiGLU feed-forward layer (Shazeer 2020, eq. 6)."""
+"""Feed-forward layers: SwiGLU (Shazeer 2020, eq. 6), and the classic one of two matrices."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,18 +13,26 @@ from jax.ad_checkpoint import checkpoint_name
 from llama_jax import layout
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.initial import fan_in
-from llama_jax.model.linear import project
+from llama_jax.model.linear import bias, project, shifted
+
+_ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'relu': jax.nn.relu,
+    'gelu': functools.partial(jax.nn.gelu, approximate=False),
+}
 
 
 class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) * up(x))."""
+    """down(silu(gate(x)) * up(x)). `sublayers` add to the residual stream in all."""
 
-    def __init__(self, config: ModelConfig, *, key: jax.Array):
+    def __init__(self, config: ModelConfig, *, sublayers: int, key: jax.Array):
         D, F = config.dim, config.ffn
         gate_key, up_key, down_key = jax.random.split(key, 3)
         self.gate_DF = nnx.Param(fan_in(gate_key, (D, F), D))
         self.up_DF = nnx.Param(fan_in(up_key, (D, F), D))
-        self.down_FD = nnx.Param(fan_in(down_key, (F, D), F * 2 * config.layers))
+        self.down_FD = nnx.Param(fan_in(down_key, (F, D), F * sublayers))
+        self.gate_bias_F = bias(config, F)
+        self.up_bias_F = bias(config, F)
+        self.down_bias_D = bias(config, D)
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         dtype = x_BTD.dtype
@@ -29,8 +40,42 @@ class SwiGLU(nnx.Module):
         up_DF = layout.gather(self.up_DF[...].astype(dtype), 'DF')
         down_FD = layout.gather(self.down_FD[...].astype(dtype), 'FD')
 
-        gate_BTF = checkpoint_name(project(x_BTD, gate_DF, 'DF'), 'gate')
-        up_BTF = checkpoint_name(project(x_BTD, up_DF, 'DF'), 'up')
-        return jnp.einsum(
+        gate_BTF = shifted(project(x_BTD, gate_DF, 'DF'), self.gate_bias_F, 'F')
+        up_BTF = shifted(project(x_BTD, up_DF, 'DF'), self.up_bias_F, 'F')
+        gate_BTF = checkpoint_name(gate_BTF, 'gate')
+        up_BTF = checkpoint_name(up_BTF, 'up')
+        out_BTD = jnp.einsum(
             'BTF,FD->BTD', jax.nn.silu(gate_BTF) * up_BTF, down_FD, out_sharding=layout.act('BTD')
         )
+        return shifted(out_BTD, self.down_bias_D, 'D')
+
+
+class Classic(nnx.Module):
+    """down(activation(up(x))) (Vaswani et al. 2017, eq. 2), with ReLU or GELU (Hendrycks & Gimpel
+    2016, in its exact form)."""
+
+    def __init__(self, config: ModelConfig, *, sublayers: int, key: jax.Array):
+        D, F = config.dim, config.ffn
+        up_key, down_key = jax.random.split(key)
+        self.activation = config.mlp
+        self.up_DF = nnx.Param(fan_in(up_key, (D, F), D))
+        self.down_FD = nnx.Param(fan_in(down_key, (F, D), F * sublayers))
+        self.up_bias_F = bias(config, F)
+        self.down_bias_D = bias(config, D)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        dtype = x_BTD.dtype
+        up_DF = layout.gather(self.up_DF[...].astype(dtype), 'DF')
+        down_FD = layout.gather(self.down_FD[...].astype(dtype), 'FD')
+
+        up_BTF = shifted(project(x_BTD, up_DF, 'DF'), self.up_bias_F, 'F')
+        hidden_BTF = _ACTIVATION[self.activation](checkpoint_name(up_BTF, 'up'))
+        out_BTD = jnp.einsum('BTF,FD->BTD', hidden_BTF, down_FD, out_sharding=layout.act('BTD'))
+        return shifted(out_BTD, self.down_bias_D, 'D')
+
+
+def feed_forward(config: ModelConfig, *, sublayers: int, key: jax.Array) -> SwiGLU | Classic:
+    """The kind of feed-forward layer that `config` asks for."""
+    if config.mlp == 'swiglu':
+        return SwiGLU(config, sublayers=sublayers, key=key)
+    return Classic(config, sublayers=sublayers, key=key)

@@ -1,8 +1,10 @@
-"""The LLaMA decoder (Touvron et al. 2023)."""
+"""The LLaMA decoder (Touvron et al. 2023), and encoder-decoders of the same layers (Vaswani et al.
+2017)."""
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,48 +18,57 @@ from llama_jax.model.block import Block, drop, rematerialized
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
-from llama_jax.model.masks import Visibility
-from llama_jax.model.norm import RMSNorm
-from llama_jax.model.rope import rotation
+from llama_jax.model.masks import Visibility, across
+from llama_jax.model.norm import norm
+from llama_jax.model.positions import sinusoidal
+from llama_jax.model.rope import Rotation, rotation
+
+Blocks = Block | nnx.List
+
+
+class Memory(NamedTuple):
+    """What an encoder made of a sequence; a decoder's segment k sees its segment k."""
+
+    x_BSD: Float[Array, 'B S D']
+    segment_BS: Int[Array, 'B S']
 
 
 class Transformer(nnx.Module):
-    """Embedding, blocks, final norm and head.
+    """Embedding, blocks, final norm and head; with `config.encoder_layers`, an encoder as well.
 
     `blocks` is one Block whose arrays are stacked over layers (a scan: short programs, training),
-    or a list of Blocks (unrolled: each layer's cache is updated in place, decoding).
+    or a list of Blocks (unrolled: each layer's cache is updated in place, decoding); so is
+    `encoder_blocks`.
     """
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
         embed_key, head_key, blocks_key = jax.random.split(key, 3)
         shape = (config.vocab, config.dim)
+        encodes, final_norm = config.encoder_layers > 0, config.norm_place == 'pre'
         self.config = config
         self.embed_VD = nnx.Param(fan_in(embed_key, shape, config.dim))
-        self.blocks: Block | nnx.List = jax.vmap(lambda key: Block(config, key=key))(
-            jax.random.split(blocks_key, config.layers)
+        self.position_CD = _learned_positions(config, jax.random.fold_in(key, 1))
+        self.encoder_blocks: Blocks | None = (
+            _stacked(
+                config,
+                depth=config.encoder_layers,
+                cross=False,
+                key=jax.random.fold_in(key, 2),
+            )
+            if encodes
+            else None
         )
-        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.encoder_norm = norm(config) if encodes and final_norm else None
+        self.blocks: Blocks = _stacked(config, depth=config.layers, cross=encodes, key=blocks_key)
+        self.norm = norm(config) if final_norm else None
         self.head_VD = None if config.tied else nnx.Param(fan_in(head_key, shape, config.dim))
 
     def __call__(
-        self,
-        token_BT: Int[Array, 'B T'],
-        *,
-        position_BT: Int[Array, 'B T'] | None = None,
-        segment_BT: Int[Array, 'B T'] | None = None,
-        compute: Compute,
-        cache: Cache | None = None,
-        key: jax.Array | None = None,
+        self, token_BT: Int[Array, 'B T'], **context: Any
     ) -> tuple[Float[Array, 'B T V'], Cache | None]:
-        """Float32 logits of the next token at every position, and the cache with these tokens."""
-        x_BTD, cache = self.features(
-            token_BT,
-            position_BT=position_BT,
-            segment_BT=segment_BT,
-            compute=compute,
-            cache=cache,
-            key=key,
-        )
+        """Float32 logits of the next token at every position, and the cache with these tokens.
+        Arguments are those of `features`."""
+        x_BTD, cache = self.features(token_BT, **context)
         return self.logits(x_BTD), cache
 
     def features(
@@ -66,6 +77,9 @@ class Transformer(nnx.Module):
         *,
         position_BT: Int[Array, 'B T'] | None = None,
         segment_BT: Int[Array, 'B T'] | None = None,
+        causal: bool = True,
+        prefix_BT: Int[Array, 'B T'] | None = None,
+        memory: Memory | None = None,
         compute: Compute,
         cache: Cache | None = None,
         key: jax.Array | None = None,
@@ -74,78 +88,167 @@ class Transformer(nnx.Module):
 
         Args:
           token_BT: token ids.
-          position_BT: rotary position of each token; default: its place in the row.
+          position_BT: position of each token; default: its place in the row.
           segment_BT: document of each token, 0 for padding; tokens see only their own document.
             Default: one document, no padding.
+          causal: tokens see only what does not come after them.
+          prefix_BT: not 0 for tokens that the whole document sees, those before them included. With
+            a cache it has to be read in one piece.
+          memory: of `encode`; a decoder with an encoder needs it.
           compute: precision, kernels and rematerialisation.
           cache: keys and values of earlier tokens; needs unrolled blocks (see layers.unstack).
           key: turns dropout on.
         """
         config = self.config
-        start = 0 if cache is None else cache.cursor
-        if position_BT is None:
-            position_BT = jnp.broadcast_to(start + jnp.arange(token_BT.shape[1]), token_BT.shape)
-        if segment_BT is None:
-            segment_BT = jnp.ones_like(token_BT)
-        # Costs nothing where they lie so already; plain arrays are welcome too.
-        token_BT, position_BT, segment_BT = (
-            jax.reshard(x_BT, layout.act('BT')) for x_BT in (token_BT, position_BT, segment_BT)
-        )
-        if cache is None:
-            visible = Visibility(segment_BT, segment_BT)
-        else:
-            segment_BS = jax.lax.dynamic_update_slice_in_dim(
-                cache.segment_BS, segment_BT, start, axis=1
+        if cache is not None and not causal:
+            raise UserError('a cache holds what comes before a token: it needs causal attention')
+        if (memory is None) != (self.encoder_blocks is None):
+            raise UserError(
+                'an encoder-decoder needs the memory that its encoder makes: call encode first'
+                if memory is None
+                else 'this model has no encoder to make a memory: set --model.encoder-layers'
             )
-            visible = Visibility(segment_BT, segment_BS, query_start=start)
-        rope = rotation(
+        start = 0 if cache is None else cache.cursor
+        whole = segment_BT is None and cache is None
+        position_BT, segment_BT = _places(token_BT, position_BT, segment_BT, start)
+        if prefix_BT is not None:
+            prefix_BT = jax.reshard(prefix_BT, layout.act('BT'))
+        if cache is None:
+            visible = Visibility(
+                *(segment_BT, segment_BT),
+                prefix_BS=prefix_BT,
+                causal=causal,
+                pattern=config.pattern,
+                whole=whole,
+            )
+        else:
+            visible = cache.visible(segment_BT, pattern=config.pattern, prefix_BT=prefix_BT)
+        context: dict[str, Any] = {'visible': visible, 'compute': compute}
+        if memory is not None:
+            segment_BS = jax.reshard(memory.segment_BS, layout.act('BS'))
+            context['memory'] = memory.x_BSD, across(segment_BT, segment_BS)
+
+        keys = None if key is None else jax.random.split(key, 1 + config.layers)
+        x_BTD = self._embedded(token_BT, position_BT, compute, keys)
+        context['rope'] = self._rotation(position_BT)
+        if cache is None:
+            x_BTD, _ = _through(self.blocks, x_BTD, keys, **context)
+        elif not isinstance(self.blocks, nnx.List):
+            raise UserError('decoding with a cache needs unrolled layers: see layers.unstack')
+        else:
+            written = []
+            for i, (block, layer) in enumerate(zip(self.blocks, cache.layers, strict=True)):
+                layer_key = None if keys is None else keys[1 + i]
+                x_BTD, layer = block(x_BTD, cache=layer, key=layer_key, **context)
+                written.append(layer)
+            cache = Cache(written, visible.key_segment_BS, cache.cursor + token_BT.shape[1])
+        return x_BTD if self.norm is None else self.norm(x_BTD), cache
+
+    def encode(
+        self,
+        token_BS: Int[Array, 'B S'],
+        *,
+        position_BS: Int[Array, 'B S'] | None = None,
+        segment_BS: Int[Array, 'B S'] | None = None,
+        compute: Compute,
+        key: jax.Array | None = None,
+    ) -> Memory:
+        """Normalised output of the encoder, which sees whole documents; see `features`."""
+        x_BSD, segment_BS, _ = self._encoded(
+            token_BS, position_BS, segment_BS, compute=compute, key=key
+        )
+        return Memory(x_BSD if self.encoder_norm is None else self.encoder_norm(x_BSD), segment_BS)
+
+    def layer_features(
+        self,
+        token_BT: Int[Array, 'B T'],
+        *,
+        position_BT: Int[Array, 'B T'] | None = None,
+        segment_BT: Int[Array, 'B T'] | None = None,
+        causal: bool = True,
+        compute: Compute,
+    ) -> Float[Array, 'L B T D']:
+        """Embeddings, then the residual stream after every layer [L + 1, B, T, D], not normalised:
+        of the decoder, or of the encoder where there is one. Arguments are those of `features`."""
+        if self.encoder_blocks is not None:
+            _, _, x_LBTD = self._encoded(
+                *(token_BT, position_BT, segment_BT), compute=compute, keep=True
+            )
+            return x_LBTD
+        whole = segment_BT is None
+        position_BT, segment_BT = _places(token_BT, position_BT, segment_BT, 0)
+        x_BTD = self._embedded(token_BT, position_BT, compute, None)
+        _, x_LBTD = _through(
+            *(self.blocks, x_BTD, None),
+            keep=True,
+            rope=self._rotation(position_BT),
+            visible=Visibility(
+                segment_BT, segment_BT, causal=causal, pattern=self.config.pattern, whole=whole
+            ),
+            compute=compute,
+        )
+        return jnp.concatenate([x_BTD[None], x_LBTD])
+
+    def _encoded(
+        self,
+        token_BS: jax.Array,
+        position_BS: jax.Array | None,
+        segment_BS: jax.Array | None,
+        *,
+        compute: Compute,
+        key: jax.Array | None = None,
+        keep: bool = False,
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        config = self.config
+        if self.encoder_blocks is None:
+            raise UserError('this model has no encoder: set --model.encoder-layers above 0')
+        whole = segment_BS is None
+        position_BS, segment_BS = _places(token_BS, position_BS, segment_BS, 0)
+        keys = None if key is None else jax.random.split(key, 1 + config.encoder_layers)
+        embedded_BSD = self._embedded(token_BS, position_BS, compute, keys)
+        x_BSD, x_LBSD = _through(
+            *(self.encoder_blocks, embedded_BSD, keys),
+            keep=keep,
+            rope=self._rotation(position_BS),
+            visible=Visibility(
+                segment_BS, segment_BS, causal=False, pattern=config.pattern, whole=whole
+            ),
+            compute=compute,
+        )
+        if keep:
+            x_LBSD = jnp.concatenate([embedded_BSD[None], x_LBSD])
+        return x_BSD, segment_BS, x_LBSD
+
+    def _embedded(
+        self,
+        token_BT: jax.Array,
+        position_BT: jax.Array,
+        compute: Compute,
+        keys: jax.Array | None,
+    ) -> jax.Array:
+        config, dtype = self.config, precision.dtype(compute.precision)
+        token_BT = jax.reshard(token_BT, layout.act('BT'))
+        embed_VD = layout.gather(self.embed_VD[...].astype(dtype), 'VD')
+        x_BTD = embed_VD.at[token_BT].get(out_sharding=layout.act('BTD'))
+        if config.positions == 'sinusoidal':
+            # Embeddings begin with a variance of 1 / D: scaled to be as large as the waves.
+            x_BTD = x_BTD * config.dim**0.5
+            x_BTD = x_BTD + sinusoidal(position_BT, dim=config.dim).astype(dtype)
+        elif self.position_CD is not None:
+            position_CD = layout.gather(self.position_CD[...].astype(dtype), 'CD')
+            x_BTD = x_BTD + position_CD.at[position_BT].get(out_sharding=layout.act('BTD'))
+        return drop(x_BTD, config.dropout, None if keys is None else keys[0])
+
+    def _rotation(self, position_BT: jax.Array) -> Rotation | None:
+        config = self.config
+        if config.positions != 'rope':
+            return None
+        return rotation(
             position_BT,
             head_dim=config.head_dim,
             theta=config.rope_theta,
             scaling=config.rope_scaling,
         )
-        keys = None if key is None else jax.random.split(key, 1 + config.layers)
-        embed_VD = layout.gather(
-            self.embed_VD[...].astype(precision.dtype(compute.precision)), 'VD'
-        )
-        x_BTD = embed_VD.at[token_BT].get(out_sharding=layout.act('BTD'))
-        x_BTD = drop(x_BTD, config.dropout, None if keys is None else keys[0])
-        context: dict[str, Any] = {'rope': rope, 'visible': visible, 'compute': compute}
-
-        if not isinstance(self.blocks, nnx.List):
-            if cache is not None:
-                raise UserError('decoding with a cache needs unrolled layers: see layers.unstack')
-            layer_keys = None if keys is None else keys[1:]
-            return self.norm(self._scanned(x_BTD, layer_keys, **context)), None
-
-        written = []
-        for i, block in enumerate(self.blocks):
-            x_BTD, layer_cache = block(
-                x_BTD,
-                cache=None if cache is None else cache.layers[i],
-                key=None if keys is None else keys[1 + i],
-                **context,
-            )
-            written.append(layer_cache)
-        if cache is not None:
-            cache = Cache(written, visible.key_segment_BS, cache.cursor + token_BT.shape[1])
-        return self.norm(x_BTD), cache
-
-    def _scanned(
-        self, x_BTD: jax.Array, layer_keys: jax.Array | None, *, compute: Compute, **context: Any
-    ) -> jax.Array:
-        def layer(x_BTD: jax.Array, block_and_key: Any) -> tuple[jax.Array, None]:
-            # Cut the layer out of the stack first: else the TPU compiler gathers it with the
-            # stack's dimension of one still on, in padded tiles, and transposes the result.
-            block, key = jax.lax.optimization_barrier(block_and_key)
-            return block(x_BTD, key=key, compute=compute, **context)[0], None
-
-        layers = (self.blocks, layer_keys)
-        remat = rematerialized(layer, compute.remat)
-        # XLA for CPUs merges recomputed work of an unrolled scan back into the kept one.
-        unrolled = platform_in_use() == 'cpu' and compute.remat == 'none'
-        unroll = compute.unroll or (self.config.layers if unrolled else 1)
-        return jax.lax.scan(remat, x_BTD, layers, unroll=unroll)[0]
 
     def logits(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
         """Float32 logits of `features`. Training never forms them whole: objectives/softmax.py."""
@@ -155,3 +258,65 @@ class Transformer(nnx.Module):
     def head(self) -> nnx.Param:
         """Output head [V, D], at rest: the embedding itself when tied."""
         return self.embed_VD if self.head_VD is None else self.head_VD
+
+
+def _stacked(config: ModelConfig, *, depth: int, cross: bool, key: jax.Array) -> Block:
+    one = functools.partial(Block, config, depth=depth, cross=cross)
+    return jax.vmap(lambda key: one(key=key))(jax.random.split(key, depth))
+
+
+def _learned_positions(config: ModelConfig, key: jax.Array) -> nnx.Param | None:
+    if config.positions != 'learned':
+        return None
+    return nnx.Param(fan_in(key, (config.context, config.dim), config.dim))
+
+
+def _places(
+    token_BT: jax.Array,
+    position_BT: jax.Array | None,
+    segment_BT: jax.Array | None,
+    start: jax.Array | int,
+) -> tuple[jax.Array, jax.Array]:
+    """Positions and segments, or their defaults: one document from position `start` on."""
+    if position_BT is None:
+        position_BT = jnp.broadcast_to(start + jnp.arange(token_BT.shape[1]), token_BT.shape)
+    if segment_BT is None:
+        segment_BT = jnp.ones_like(token_BT)
+    # Costs nothing where they lie so already; plain arrays are welcome too.
+    return jax.reshard(position_BT, layout.act('BT')), jax.reshard(segment_BT, layout.act('BT'))
+
+
+def _through(
+    blocks: Blocks,
+    x_BTD: jax.Array,
+    keys: jax.Array | None,
+    *,
+    compute: Compute,
+    keep: bool = False,
+    **context: Any,
+) -> tuple[jax.Array, Any]:
+    """The output of all layers; with `keep`, that of each as well [L, B, T, D]. `keys`: of the
+    embedding, then of each layer."""
+    layer_keys = None if keys is None else keys[1:]
+    if isinstance(blocks, nnx.List):
+        kept = []
+        for i, block in enumerate(blocks):
+            layer_key = None if layer_keys is None else layer_keys[i]
+            x_BTD, _ = block(x_BTD, key=layer_key, compute=compute, **context)
+            kept.append(x_BTD)
+        return x_BTD, jnp.stack(kept) if keep else None
+
+    def layer(x_BTD: jax.Array, block_and_key: Any) -> tuple[jax.Array, jax.Array | None]:
+        # Cut the layer out of the stack first: else the TPU compiler gathers it with the
+        # stack's dimension of one still on, in padded tiles, and transposes the result.
+        block, key = jax.lax.optimization_barrier(block_and_key)
+        x_BTD, _ = block(x_BTD, key=key, compute=compute, **context)
+        return x_BTD, x_BTD if keep else None
+
+    layers = (blocks, layer_keys)
+    remat = rematerialized(layer, compute.remat)
+    # XLA for CPUs merges recomputed work of an unrolled scan back into the kept one.
+    unrolled = platform_in_use() == 'cpu' and compute.remat == 'none'
+    n_layers = jax.tree.leaves(blocks)[0].shape[0]
+    unroll = compute.unroll or (n_layers if unrolled else 1)
+    return jax.lax.scan(remat, x_BTD, layers, unroll=unroll)

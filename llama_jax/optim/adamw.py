@@ -23,7 +23,8 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     decay_embeddings: bool = False
-    """Also decay the embedding and the head. Norms are never decayed."""
+    """Also decay the embeddings (of tokens and positions) and the head. Norms and biases are never
+    decayed."""
     clip: float = 1.0
     """Gradients are scaled down to this global norm."""
 
@@ -57,6 +58,8 @@ def decayed(params: Any, *, embeddings: bool) -> Any:
 
     def is_decayed(path: str, leaf: Any) -> bool:
         letters = letters_of(path, leaf.ndim).replace('L', '')
-        return len(letters) > 1 and (embeddings or 'V' not in letters)
+        bias = path.removesuffix(f'_{letters}').endswith('bias')
+        embedded = bool(set('VC') & set(letters))
+        return len(letters) > 1 and not bias and (embeddings or not embedded)
 
     return map_named(is_decayed, params)
