@@ -27,6 +27,7 @@ from llama_jax.train.progress import say
 
 _ONE = '--run'
 """The option with which this script starts itself: --run WORKDIR ARM/seed-K."""
+_SELF = ('-m', 'experiments.compare')
 
 
 def main() -> None:
@@ -60,7 +61,7 @@ def main() -> None:
     record.check_workdir(workdir, grid)
     proof = fair.check(grid, say)
     say(f'{grid.title}\n{table(proof.budget)}')
-    command = shlex.join(['python', '-m', 'experiments.compare', *sys.argv[1:]])
+    command = shlex.join(['python', *_SELF, *sys.argv[1:]])
     record.write(workdir, grid, proof, command)
     failed = runner.run_all(planned, workdir, command=_command(workdir), jobs=options.jobs)
     record.note_device(workdir)
@@ -74,7 +75,7 @@ def main() -> None:
 
 def _command(workdir: Path) -> Callable[[Planned], list[str]]:
     def command(run: Planned) -> list[str]:
-        return [sys.executable, '-m', 'experiments.compare', _ONE, str(workdir), run.place]
+        return [sys.executable, *_SELF, _ONE, str(workdir), run.place]
 
     return command
 

@@ -26,6 +26,7 @@ from llama_jax.data import order
 from llama_jax.data.config import DataConfig
 from llama_jax.data.sources import load_tokenizer, open_sources
 from llama_jax.errors import UserError
+from llama_jax.evaluate import suite as suites
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
@@ -37,7 +38,7 @@ from llama_jax.train.plain import to_plain
 from llama_jax.train.step import EXTRA, initial_params
 
 ORDER = 4096
-"""Documents at the start of training whose order is compared."""
+"""Documents at the start of training whose order is compared; of a small corpus two epochs."""
 
 EVALUATION_CODE = 'evaluation code'
 
@@ -61,6 +62,7 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
     for arm in grid.arms:
         with _named(arm):
             _check_settings(arm.experiment)
+            suites.check(grid.suite, arm.experiment)
     held: dict[str, Any] = {}
     if not set(MATCHED) <= set(grid.may_differ):
         held['tokens'] = _same(grid, 'token budget', tokens)
@@ -183,13 +185,13 @@ def _text(data: DataConfig) -> Text:
 def _order(text: Callable[[DataConfig], Text], seed: int, experiment: Experiment) -> str:
     corpus = text(experiment.data).corpus
     stream = order.training_order(corpus.sizes, corpus.weights, seed=seed)
-    return _hash([stream[i] for i in range(ORDER)])
+    return _hash([stream[i] for i in range(min(ORDER, 2 * sum(corpus.sizes)))])
 
 
 def _initial_weights(grid: Grid) -> dict[str, str]:
     """Checksums of the initial backbone under every seed: the same for all arms of one shape."""
     held: dict[str, str] = {}
-    checksums: dict[tuple[str, int], str] = {}
+    programs: dict[str, Any] = {}
     groups: dict[str, list[Arm]] = {}
     for arm in grid.arms:
         groups.setdefault(_shape(arm.experiment), []).append(arm)
@@ -199,7 +201,7 @@ def _initial_weights(grid: Grid) -> dict[str, str]:
             held[f'initial weights{names}, seed {seed}'] = _same(
                 replace(grid, arms=tuple(arms)),
                 f'initial weights under seed {seed}',
-                functools.partial(_weights, checksums, seed),
+                functools.partial(_weights, programs, seed),
             )
     return held
 
@@ -211,17 +213,17 @@ def _shape(experiment: Experiment) -> str:
     return repr([(name, leaf.shape, str(leaf.dtype)) for name, leaf in leaves])
 
 
-def _weights(known: dict[tuple[str, int], str], seed: int, experiment: Experiment) -> str:
+def _weights(programs: dict[str, Any], seed: int, experiment: Experiment) -> str:
     """Checksum of the initial backbone.
 
-    `known` keeps those of programs that were seen before: the same text makes the same weights.
+    `programs` keeps what is compiled: most arms make the backbone by a program of the same text.
     """
     model, objective = experiment.model, experiment.objective
     lowered = jax.jit(lambda seed: _initial(model, objective, seed)).lower(seed)
-    key = lowered.as_text(), seed
-    if key not in known:
-        known[key] = f'{checksum(lowered.compile()(seed)):08x}'
-    return known[key]
+    text = lowered.as_text()
+    if text not in programs:
+        programs[text] = lowered.compile()
+    return f'{checksum(programs[text](seed)):08x}'
 
 
 def _initial(model: ModelConfig, objective: Objective, seed: int | jax.Array) -> Params:

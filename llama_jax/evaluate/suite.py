@@ -98,7 +98,7 @@ def evaluate_trained(
 ) -> dict[str, Any]:
     """`evaluate` of parameters in memory."""
     begin = time.perf_counter()
-    _check(suite, experiment)
+    check(suite, experiment)
     found = texts(suite, trained.tokenizer)
     absent = {'value': None, 'low': None, 'high': None, 'n': 0}
     metrics: dict[str, Any] = {name: dict(absent) for name in METRICS}
@@ -180,7 +180,8 @@ def _records(name: str, split: str) -> list[examples.Record]:
     ]
 
 
-def _check(suite: Suite, experiment: Experiment) -> None:
+def check(suite: Suite, experiment: Experiment) -> None:
+    """Raise UserError for a suite that reads more at once than the model can. Costs nothing."""
     longest = max(suite.span, suite.window + MARKS)
     if longest > experiment.model.context:
         raise UserError(

@@ -1,0 +1,303 @@
+"""A grid whose arms differ in more than is compared is refused, for each kind of difference; what
+is proved is what training does."""
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from llama_jax import mesh
+from llama_jax.compare import budget, fair
+from llama_jax.compare.grid import Arm
+from llama_jax.data import order
+from llama_jax.data.sources import open_sources
+from llama_jax.errors import UserError
+from llama_jax.mesh import MeshConfig
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.train.checkpoint import checksum
+from llama_jax.train.step import initial_state
+from tests.compare.tiny import changed, with_second_arm
+
+
+@pytest.fixture(scope='module')
+def proof(grid):
+    return fair.check(grid)
+
+
+def refusal(grid):
+    with pytest.raises(UserError) as refused:
+        fair.check(grid)
+    line = str(refused.value)
+    assert '\n' not in line
+    return line
+
+
+def peak(experiment, value):
+    schedule = replace(experiment.optimizer.schedule, peak=value)
+    return changed(experiment, 'optimizer', schedule=schedule)
+
+
+def test_a_fair_grid_is_proved(proof):
+    assert {
+        *('tokens', 'tokens per step', 'optimizer', 'schedule', 'precision', 'settings'),
+        *('tokenizer', 'documents', 'document order, seed 0', 'document order, seed 1'),
+        *('initial weights, seed 0', 'initial weights, seed 1'),
+        *('evaluation suite', 'evaluation code'),
+    } == proof.held_fixed.keys()
+    assert proof.held_fixed['tokens'] == 20 * 8 * 32
+    orders = [proof.held_fixed[f'document order, seed {seed}'] for seed in (0, 1)]
+    assert orders[0] != orders[1]
+    json.dumps(proof.held_fixed)
+
+
+@pytest.mark.parametrize(
+    'change, field',
+    [
+        (lambda x: changed(x, 'model', ffn=48), 'model.ffn: 32 -> 48'),
+        (lambda x: changed(x, 'model', dropout=0.1), 'model.dropout: 0.0 -> 0.1'),
+        (lambda x: changed(x, 'data', train_split='train[:9]'), 'data.train_split'),
+        (lambda x: changed(x, 'train', steps=21), 'train.steps: 20 -> 21'),
+        (lambda x: changed(x, 'train', batch=16), 'train.batch: 8 -> 16'),
+        (lambda x: changed(x, 'train', seq_len=16), 'train.seq_len: 32 -> 16'),
+        (lambda x: changed(x, 'optimizer', beta2=0.9), 'optimizer.beta2: 0.95 -> 0.9'),
+        (lambda x: peak(x, 0.02), 'optimizer.schedule.peak: 0.01 -> 0.02'),
+        (lambda x: changed(x, 'compute', precision='bfloat16'), "-> 'bfloat16'"),
+        (lambda x: changed(x, 'evaluation', batches=2), 'evaluation.batches: 1 -> 2'),
+        (lambda x: replace(x, start='runs/other'), "start: None -> 'runs/other'"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_settings_that_differ_are_refused_by_name(grid, change, field):
+    line = refusal(with_second_arm(grid, change))
+    assert field in line and 'the arms plain and z differ' in line and 'may_differ' in line
+
+
+def test_every_field_that_differs_is_named(grid):
+    line = refusal(with_second_arm(grid, lambda x: peak(changed(x, 'model', ffn=48), 0.02)))
+    assert 'model.ffn' in line and 'optimizer.schedule.peak' in line
+
+
+def test_objectives_differ_only_as_far_as_they_are_named(grid):
+    line = refusal(replace(grid, may_differ=('name',)))
+    assert 'objective.z_loss: 0.0 -> 0.01' in line
+    named = replace(grid, may_differ=('name', 'objective.z_loss'))
+    fair.check(replace(named, seeds=1))
+
+
+def test_a_token_budget_that_differs_is_refused_even_where_it_is_named(grid):
+    grid = with_second_arm(
+        grid, lambda x: changed(x, 'train', steps=21), may_differ=('name', 'objective', 'train')
+    )
+    line = refusal(grid)
+    assert 'token budget (5,120 and 5,376)' in line
+
+
+def test_another_tokenizer_is_refused_even_where_it_is_named(grid):
+    tokenizer = replace(grid.arms[0].experiment.data.tokenizer, kind='unigram')
+    grid = with_second_arm(
+        grid,
+        lambda x: changed(x, 'data', tokenizer=tokenizer),
+        may_differ=('name', 'objective', 'data.tokenizer'),
+    )
+    assert 'differ in the tokenizer' in refusal(grid)
+
+
+def test_other_documents_are_refused_even_where_they_are_named(grid, text, tmp_path):
+    other = tmp_path / 'other.jsonl'
+    shutil.copy(text, other)
+    with other.open('a') as file:
+        file.write('\n{"text": "one more"}')
+    source = replace(grid.arms[0].experiment.data.sources[0], files=(str(other),))
+    # The same tokenizer, so that it is the documents which are found.
+    tokenizer = tmp_path / 'text.model'
+    data = grid.arms[0].experiment.data
+    fair.load_tokenizer(data).save(tokenizer)
+    shared = replace(data, tokenizer=replace(data.tokenizer, path=str(tokenizer)))
+    arms = tuple(replace(arm, experiment=replace(arm.experiment, data=shared)) for arm in grid.arms)
+    grid = with_second_arm(
+        replace(grid, arms=arms),
+        lambda x: changed(x, 'data', sources=(source,)),
+        may_differ=('name', 'objective', 'data.sources'),
+    )
+    assert 'differ in the documents' in refusal(grid)
+
+
+def test_another_order_of_documents_is_refused(grid, monkeypatch):
+    calls = []
+
+    def another(sizes, weights, *, seed):
+        calls.append(seed)
+        return [(0, 0, (k * len(calls)) % sizes[0]) for k in range(2 * sizes[0])]
+
+    monkeypatch.setattr(fair.order, 'training_order', another)
+    assert 'differ in the order of documents' in refusal(grid)
+
+
+@dataclass(frozen=True)
+class Scaled(CausalLM):
+    """A causal LM whose backbone begins with other values, through `initial_params` below."""
+
+
+def test_other_initial_weights_are_refused(grid, monkeypatch):
+    initial = fair.initial_params
+
+    def another(model, objective, key):
+        params = initial(model, objective, key)
+        scale = 2.0 if isinstance(objective, Scaled) else 1.0
+        return jax.tree.map(lambda x: x * scale, params)
+
+    monkeypatch.setattr(fair, 'initial_params', another)
+    fair.check(replace(grid, seeds=1))
+    grid = with_second_arm(grid, lambda x: replace(x, objective=Scaled()))
+    assert 'differ in the initial weights under seed 0' in refusal(grid)
+
+
+def test_initial_weights_are_those_of_training(grid, proof):
+    experiment = grid.arms[1].experiment
+    for seed in (0, 1):
+        state = initial_state(
+            experiment.model,
+            experiment.objective,
+            optax.identity(),
+            seed=seed,
+            mesh=mesh.make(MeshConfig()),
+        )
+        found = proof.held_fixed[f'initial weights, seed {seed}']
+        assert found == f'{checksum(state.params):08x}'
+
+
+def test_document_order_is_that_of_training(grid, proof):
+    corpus = open_sources(grid.arms[0].experiment.data, 'train')
+    stream = order.training_order(corpus.sizes, corpus.weights, seed=1)
+    entries = [stream[i] for i in range(2 * sum(corpus.sizes))]
+    assert proof.held_fixed['document order, seed 1'] == fair._hash(entries)
+
+
+def test_arms_of_another_shape_are_compared_among_themselves(grid):
+    wide = replace(
+        with_second_arm(grid, lambda x: changed(x, 'model', ffn=48)),
+        may_differ=('name', 'objective', 'model.ffn'),
+        seeds=1,
+    )
+    held = fair.check(wide).held_fixed
+    one, other = (held[f'initial weights of {name}, seed 0'] for name in ('plain', 'z'))
+    assert one != other
+
+
+def test_evaluation_code_is_hashed(tmp_path, monkeypatch):
+    (directory,) = fair.evaluate.__path__
+    copy = tmp_path / 'evaluate'
+    shutil.copytree(directory, copy)
+    before = fair.evaluation_code()
+    monkeypatch.setattr(fair.evaluate, '__path__', [str(copy)])
+    assert fair.evaluation_code() == before
+    with (copy / 'stats.py').open('a') as file:
+        file.write('\n')
+    assert fair.evaluation_code() != before
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda x: changed(x, 'train', steps=0), '--train.steps is 0'),
+        (lambda x: changed(x, 'train', seq_len=128), 'train.seq_len 128 is longer than the model'),
+        (lambda x: changed(x, 'model', vocab=520), 'vocabulary of 520, the tokenizer one of 512'),
+        (lambda x: changed(x, 'model', context=32), 'the model context is 32'),
+    ],
+    ids=['steps', 'length', 'vocabulary', 'evaluation'],
+)
+def test_settings_that_do_not_fit_are_refused_with_the_arm(grid, change, words):
+    arms = tuple(replace(arm, experiment=change(arm.experiment)) for arm in grid.arms)
+    line = refusal(replace(grid, arms=arms))
+    assert words in line and line.startswith('arm plain: ')
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda grid: replace(grid, arms=()), 'has no arm'),
+        (lambda grid: replace(grid, seeds=0), '--seeds 0'),
+        (lambda grid: replace(grid, arms=grid.arms[:1] * 2), "two arms of tiny are called 'plain'"),
+        (lambda grid: replace(grid, arms=(Arm('a/b', grid.arms[0].experiment),)), "arm 'a/b'"),
+        (lambda grid: replace(grid, arms=(Arm('..', grid.arms[0].experiment),)), "arm '..'"),
+    ],
+)
+def test_grids_without_sense_are_refused(grid, change, words):
+    assert words in refusal(change(grid))
+
+
+# --- the budget ---------------------------------------------------------------------------------
+
+
+def test_budget_equals_a_count_by_hand(grid, proof, text):
+    plain = grid.arms[0].experiment
+    tokenizer = fair.load_tokenizer(plain.data)
+    row = proof.budget[0]
+    model = plain.model
+    assert row.arm == 'plain' and row.tokens == 20 * 8 * 32
+    # Documents without end fill every row of a causal model, and each position has a target.
+    assert row.loss_tokens == row.tokens
+    # Embedding and head; q, o; k, v; the three of SwiGLU; the layer's norms and the last.
+    assert row.parameters == 2 * 512 * 16 + 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32 + 3 * 16
+    weights = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32 + 512 * 16
+    assert row.flops == row.tokens * 6 * (weights + 2 * 16 * (32 + 1) / 2)
+    assert model.tied is False
+    # 5,120 positions are less than the whole text has? Then what is read is what is unique.
+    documents = [tokenizer.encode(json.loads(x)['text']) for x in text.read_text().split('\n')]
+    marked = sum(len(x) + 1 for x in documents)  # with the end token that each predicts
+    raw = row.tokens * sum(map(len, documents)) / marked
+    assert row.unique_tokens == pytest.approx(min(raw, sum(map(len, documents))), rel=0.05)
+
+
+def test_unique_tokens_of_many_epochs_are_those_of_the_corpus(grid, text):
+    long = changed(grid.arms[0].experiment, 'train', steps=1000)
+    found = fair._text(long.data)
+    row = budget.budget(Arm('long', long), found)
+    (size,) = found.corpus.sizes
+    assert row.unique_tokens == sum(found.length((0, 0, i)) for i in range(size))
+    assert row.tokens > 2 * row.unique_tokens
+
+
+def test_raw_tokens_are_counted_into_the_document_at_the_cursor(grid):
+    experiment = grid.arms[0].experiment
+    found = fair._text(experiment.data)
+    stream = order.training_order(found.corpus.sizes, (1.0,), seed=0)
+    first, second = (found.length(stream[i]) for i in (0, 2))
+    # Lane 0 of 2 has read its first document and half of its next; lane 1 nothing. An example is a
+    # token longer than its document.
+    cursor = np.array([[1, (second + 1) // 2], [0, 0]])
+    read = budget._raw_tokens(experiment, found, cursor)
+    assert read == pytest.approx(first + second * ((second + 1) // 2) / (second + 1))
+
+
+def test_table_shows_every_row(proof):
+    lines = budget.table(proof.budget).split('\n')
+    assert [line.split()[0] for line in lines] == ['arm', 'plain', 'z']
+    assert '5,120' in lines[1] and lines[1].endswith('1.00')
+
+
+def test_match_flops_equalises_within_half_a_step(grid):
+    wide = with_second_arm(
+        grid,
+        lambda x: changed(x, 'model', ffn=96),
+        may_differ=('name', 'objective', 'model.ffn'),
+        seeds=1,
+    )
+    one, other = (budget.flops(arm.experiment) for arm in wide.arms)
+    assert other > 1.2 * one
+    matched = budget.match_flops(wide)
+    first, second = (arm.experiment for arm in matched.arms)
+    assert first == wide.arms[0].experiment
+    assert second.train.steps < 20
+    assert abs(budget.flops(second) - one) <= budget.flops(second) / second.train.steps / 2
+    warmup = second.optimizer.schedule.warmup_steps
+    assert warmup == round(4 * one / other) and warmup < 4
+    proof = fair.check(matched)
+    rows = proof.budget
+    assert rows[1].tokens < rows[0].tokens
+    assert rows[1].flops == pytest.approx(rows[0].flops, rel=0.5 / second.train.steps)
+    assert 'tokens' not in proof.held_fixed
