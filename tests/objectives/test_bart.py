@@ -186,6 +186,22 @@ def test_sentences_are_permuted_before_they_are_masked():
     np.testing.assert_array_equal(still['targets'], moved['targets'])
 
 
+def test_every_piece_is_permuted_by_its_own_sentences():
+    """One masked token a piece leaves nearly all of its sentences whole."""
+    tokenizer = texts.tokenizer('bytes')
+    tokens = tokenizer.encode(texts.MIXED)
+    found = examples(Bart(rate=0.001, mean_span=1.0), tokens, seq_len=640, tokenizer=tokenizer)
+    assert len(found) == 3
+    for example in found:
+        shown = example['encoder/inputs']
+        shown = tokenizer.to_bytes(shown[shown != tokenizer.mask_id])
+        text = tokenizer.to_bytes(example['targets'][:-1])
+        inside = [s.encode() for s in sentences(texts.MIXED) if s.encode() in text]
+        assert len(inside) >= 3
+        assert sum(sentence in shown for sentence in inside) >= len(inside) - 1
+        assert shown not in text  # another order
+
+
 def test_chance_is_that_of_rng_alone():
     one, two, three = (examples(Bart(), TOKENS, seed=seed) for seed in (1, 1, 2))
     for a, b in zip(one, two, strict=True):
