@@ -1,5 +1,7 @@
 """Model FLOPs against the count of the compiler."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -8,6 +10,7 @@ from llama_jax import mesh
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.patterns import BlockGlobal, Dilated, Window, mask
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.flops import decoder_flops
@@ -58,3 +61,16 @@ def test_a_published_count():
         context=8192,
     )
     assert decoder_flops(config, 8192, causal=True) * 15.6e12 == pytest.approx(3.8e25, rel=0.05)
+
+
+@pytest.mark.parametrize('causal', [True, False])
+@pytest.mark.parametrize('pattern', [Window(5), Dilated(3, 2), BlockGlobal(8, 2)])
+def test_a_sparse_pattern_is_counted_by_its_mask(pattern, causal):
+    T = 64
+    sparse = dataclasses.replace(CONFIG, pattern=pattern)
+    saved = decoder_flops(CONFIG, T, causal=causal) - decoder_flops(sparse, T, causal=causal)
+    dense = T * (T + 1) / 2 if causal else T * T
+    pairs = dense - mask(pattern, T, T, causal=causal).sum()
+    assert saved * T == pytest.approx(
+        6 * CONFIG.layers * 2 * CONFIG.heads * CONFIG.head_dim * pairs
+    )
