@@ -45,6 +45,8 @@ def read(workdir: Path) -> dict[str, Any] | None:
 
 def check_workdir(workdir: Path, grid: Grid) -> None:
     """Raise UserError when `workdir` holds another grid, or results that other code measured."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f'{workdir} is no directory: give another --workdir')
     facts = read(workdir)
     if facts is None:
         return

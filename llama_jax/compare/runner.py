@@ -30,6 +30,12 @@ class Child:
     log: IO[bytes]
     since: float = field(default_factory=time.monotonic)
 
+    def close(self) -> None:
+        """Give back what this process held of it."""
+        self.log.close()
+        if self.process.stdin:
+            self.process.stdin.close()
+
 
 def run_all(
     planned: Sequence[Planned],
@@ -62,7 +68,7 @@ def run_all(
                 time.sleep(_POLL)
                 for child in [x for x in children if x.process.poll() is not None]:
                     children.remove(child)
-                    child.log.close()
+                    child.close()
                     done += 1
                     took.append(time.monotonic() - child.since)
                     line = _outcome(child, workdir)
@@ -150,7 +156,7 @@ def _end(children: Sequence[Child], received: Sequence[int]) -> None:
             if len(received) > 1:
                 child.process.kill()
             time.sleep(_POLL)
-        child.log.close()
+        child.close()
 
 
 @contextmanager

@@ -134,9 +134,9 @@ def parent(tmp_path):
     )
     begun = [tmp_path / place / 'pid' for place in ('a/seed-0', 'b/seed-0')]
     wait_for(lambda: all(path.exists() and path.read_text() for path in begun))
-    yield process
-    process.kill()
-    process.wait()
+    with process:
+        yield process
+        process.kill()
 
 
 def pids(workdir):

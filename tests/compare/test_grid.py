@@ -1,0 +1,300 @@
+"""A whole grid in real processes: killed and started again it is the grid that was left alone;
+failures, other grids and bad input are told in a line."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llama_jax.compare import record, results
+from llama_jax.compare.grid import FINISHED, at_place, overridden, runs, sweep
+from llama_jax.errors import UserError
+from llama_jax.train.records import read_metrics
+from tests.compare import tiny
+
+ROOT = Path(__file__).parents[2]
+DRIVER = ROOT / 'tests/compare/driver.py'
+PLACES = ('plain/seed-0', 'z/seed-0')
+
+
+def start(text, *arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, str(DRIVER), *map(str, arguments)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            'PYTHONPATH': str(ROOT),
+            'XLA_FLAGS': '',
+            'TINY_TEXT': str(text),
+            **environment,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def end(process, code):
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == code, output
+    return output.splitlines()
+
+
+def wait_for(condition, seconds=100):
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, 'waited in vain'
+        time.sleep(0.01)
+
+
+def marks(directory):
+    """When each file was last written."""
+    files = [path for path in sorted(directory.rglob('*')) if path.is_file()]
+    return {str(path.relative_to(directory)): path.stat().st_mtime_ns for path in files}
+
+
+@pytest.fixture(scope='module')
+def whole(text, tmp_path_factory):
+    """A grid in one go, whose second arm is swept as well; and what it said."""
+    workdir = tmp_path_factory.mktemp('grids') / 'whole'
+    # One seed: the tests in this file take their time from the processes they start.
+    process = start(text, 'tiny', '--seeds', 1, '--workdir', workdir, '--jobs', 2)
+    return workdir, end(process, 0)
+
+
+@pytest.fixture(scope='module')
+def broken(whole, text, tmp_path_factory):
+    """The same grid, killed when its second run had a checkpoint, and started again; with the times
+    of the first run's files between."""
+    workdir = tmp_path_factory.mktemp('grids') / 'broken'
+    command = ('tiny', '--seeds', 1, '--workdir', workdir)
+    first, second = (workdir / place for place in PLACES)
+    process = start(text, *command)
+    wait_for(lambda: (first / FINISHED).exists() and (second / 'checkpoints/5').exists())
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    at_kill = marks(first)
+    unfinished = not (second / FINISHED).exists()
+    said = end(start(text, *command), 0)
+    return workdir, at_kill, unfinished, said
+
+
+def measured(workdir):
+    """Results without what depends on the clock."""
+    found = json.loads((workdir / 'results.json').read_text())
+    for run in found['runs']:
+        del run['seconds']
+    return found
+
+
+def test_a_killed_grid_goes_on_to_the_same_results(whole, broken):
+    workdir, _, unfinished, said = broken
+    assert unfinished, 'the kill came too late to test anything'
+    assert any('2 runs, 1 of them finished before' in line for line in said)
+    assert measured(workdir) == measured(whole[0])
+    events = [x for x in read_metrics(workdir / PLACES[1]) if x['kind'] == 'event']
+    assert any('resumed from the checkpoint' in x['text'] for x in events)
+
+
+def test_finished_runs_are_not_touched(broken):
+    workdir, at_kill, _, _ = broken
+    assert FINISHED in at_kill and marks(workdir / PLACES[0]) == at_kill
+
+
+def test_results_are_those_of_the_runs(whole):
+    workdir, _ = whole
+    found = json.loads((workdir / 'results.json').read_text())
+    values = {
+        place: json.loads((workdir / place / FINISHED).read_text())['metrics'] for place in PLACES
+    }
+    one, other = (values[place]['probe_accuracy']['value'] for place in PLACES)
+    assert one != other
+    assert found['scores']['plain'] == {'probe_accuracy': {'mean': one, 'std': None, 'n': 1}}
+    assert found['scores']['z']['probe_accuracy']['mean'] == other
+    assert [run['state'] for run in found['runs']] == ['finished'] * 2
+    assert [run['steps'] for run in found['runs']] == [20, 20]
+    rows = list(csv.DictReader((workdir / 'results.csv').read_text().splitlines()))
+    assert [row['arm'] for row in rows] == ['plain', 'z']
+    assert float(rows[0]['probe_accuracy']) == one and rows[0]['bits_per_byte'] == ''
+    assert int(float(rows[1]['tokens'])) == 20 * 8 * 32
+
+
+def test_results_come_from_records_alone(whole, tmp_path):
+    workdir, _ = whole
+    copy = tmp_path / 'copy'
+    shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns('checkpoints', 'results.*'))
+    results.write(copy, results.collect(copy))
+    for name in ('results.json', 'results.csv'):
+        assert (copy / name).read_text() == (workdir / name).read_text()
+
+
+def test_grid_json_says_what_was_planned_and_proved(whole):
+    workdir, said = whole
+    facts = json.loads((workdir / 'grid.json').read_text())
+    assert facts['name'] == 'tiny' and facts['seeds'] == 1
+    assert [arm['name'] for arm in facts['arms']] == ['plain', 'z']
+    assert facts['arms'][1]['objective'] == {'class': 'CausalLM', 'z_loss': 0.01}
+    assert facts['arms'][0]['model']['dim'] == 16
+    assert facts['may_differ'] == ['name', 'objective']
+    assert [row['arm'] for row in facts['budget']] == ['plain', 'z']
+    assert facts['budget'][0]['tokens'] == facts['held_fixed']['tokens'] == 5120
+    assert str(workdir) in facts['command'] and 'jax' in facts['versions']
+    assert facts['device'].startswith('1 x ')
+    assert any('5,120' in line and line.startswith('plain') for line in said)
+
+
+def test_everything_a_reader_wants_is_written(whole):
+    workdir, said = whole
+    for name in ('results.json', 'results.csv', 'report.html'):
+        assert (workdir / name).stat().st_size
+    assert any(line.startswith('report: ') for line in said)
+    for place in PLACES:
+        assert 'evaluating' in (workdir / place / 'log.txt').read_text()
+
+
+def test_a_failed_run_is_told_at_the_end_and_the_others_go_on(whole, text, tmp_path):
+    workdir = tmp_path / 'failing'
+    shutil.copytree(whole[0], workdir)
+    shutil.rmtree(workdir / 'plain')
+    (workdir / 'z/seed-0' / FINISHED).unlink()
+    command = ('tiny', '--seeds', 1, '--workdir', workdir)
+    said = end(start(text, *command, TINY_BROKEN='plain/seed-0'), 1)
+    log = workdir / 'plain/seed-0/log.txt'
+    expected = f'plain/seed-0 failed (1): RuntimeError: broken on purpose (all of it in {log})'
+    assert said[-1] == f'error: {expected}'
+    assert (workdir / 'z/seed-0' / FINISHED).exists()
+    found = json.loads((workdir / 'results.json').read_text())
+    assert [run['state'].split(':')[0] for run in found['runs']] == ['failed', 'finished']
+
+
+# --- bad input, in this process -------------------------------------------------------------------
+
+
+@pytest.fixture
+def refused(text, monkeypatch, capsys):
+    """Runs experiments.compare with arguments; gives its one line of error."""
+    import configs
+    from experiments import cli, compare
+
+    monkeypatch.setattr(configs, 'grids', lambda: {'tiny': lambda: tiny.grid(text)})
+
+    def never(*arguments, **options):
+        raise AssertionError('this was to be refused before a run')
+
+    monkeypatch.setattr(compare.runner, 'run_all', never)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, 'argv', ['compare', *map(str, arguments)])
+        with pytest.raises(SystemExit) as left:
+            cli.main(compare.main)
+        assert left.value.code == 2
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1 and lines[0].startswith('error: '), lines
+        return lines[0]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['tyny'], "no grid is called 'tyny': did you mean 'tiny'?"),
+        (['tiny', '--only', 'plian'], "tiny has no arm 'plian': did you mean 'plain'?"),
+        (['tiny', '--sedes', '3'], 'there is no option --sedes: did you mean --seeds?'),
+        (['tiny', '--train.stpes', '3'], 'no option --train.stpes: did you mean --train.steps?'),
+        (['tiny', '--seeds', '0'], '--seeds 0'),
+        (['tiny', '--jobs', '0'], '--jobs 0'),
+        (['tiny', '--lr-sweep', '-1'], '--lr-sweep -1'),
+        (['tiny', '--train.steps', '0'], '--train.steps is 0'),
+        (['tiny', '--optimizer.schedule.warmup-steps', '99'], 'warm-up of 99 steps'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_bad_input_is_one_line(refused, tmp_path, arguments, words):
+    assert words in refused(*arguments, '--workdir', tmp_path / 'new')
+    assert not (tmp_path / 'new').exists()
+
+
+def test_a_directory_of_another_grid_is_refused_with_the_fields(refused, whole):
+    workdir, _ = whole
+    line = refused('tiny', '--workdir', workdir, '--train.steps', '30')
+    assert str(workdir) in line and '--workdir' in line
+    assert 'plain: train.steps: 20 -> 30' in line and 'z: train.steps: 20 -> 30' in line
+
+
+def test_a_directory_that_is_a_file_is_refused(refused, tmp_path):
+    (tmp_path / 'file').write_text('')
+    assert 'file' in refused('tiny', '--workdir', tmp_path / 'file')
+
+
+def test_a_grid_file_that_is_broken_is_refused(refused, tmp_path):
+    (tmp_path / 'grid.json').write_text('{"name": ')
+    assert 'grid.json cannot be read' in refused('tiny', '--workdir', tmp_path)
+
+
+def test_results_measured_by_other_code_are_refused(refused, whole, monkeypatch):
+    monkeypatch.setattr(record.fair, 'evaluation_code', lambda: 'other')
+    line = refused('tiny', '--workdir', whole[0])
+    assert 'code that evaluates has changed' in line and FINISHED in line
+
+
+def test_a_grid_goes_on_with_more_seeds_arms_and_another_mesh(grid, whole):
+    workdir, _ = whole
+    more = grid.arms[0].__class__('more', grid.arms[0].experiment)
+    meshed = tiny.with_second_arm(grid, lambda x: tiny.changed(x, 'mesh', tensor=2))
+    record.check_workdir(workdir, meshed)
+    record.check_workdir(workdir, grid.__class__(**{**vars(grid), 'arms': (*grid.arms, more)}))
+    with pytest.raises(UserError, match='the arm z, which is gone'):
+        record.check_workdir(workdir, grid.__class__(**{**vars(grid), 'arms': grid.arms[:1]}))
+
+
+# --- plans ----------------------------------------------------------------------------------------
+
+
+def test_runs_take_their_seed_and_rate_from_their_place(grid):
+    assert [run.place for run in runs(grid)] == [
+        *('plain/seed-0', 'z/seed-0', 'plain/seed-1', 'z/seed-1')
+    ]
+    assert [run.experiment.seed for run in runs(grid)] == [0, 0, 1, 1]
+    swept = sweep(grid, (0.5, 1.0, 2.0))
+    assert [run.place for run in swept] == [
+        *('plain/lr-0.005/seed-0', 'z/lr-0.005/seed-0'),
+        *('plain/lr-0.02/seed-0', 'z/lr-0.02/seed-0'),
+    ]
+    peaks = [run.experiment.optimizer.schedule.peak for run in swept]
+    assert peaks == [0.005, 0.005, 0.02, 0.02]
+    for run in (*runs(grid), *swept):
+        arm = next(arm for arm in grid.arms if arm.name == run.arm)
+        assert at_place(arm, run.place) == run
+    with pytest.raises(UserError, match='is no run'):
+        at_place(grid.arms[0], 'plain/seed-x')
+
+
+def test_a_run_is_read_from_the_grid_as_it_was_planned(grid, whole):
+    for planned in (*runs(grid), *sweep(grid, (0.3,))):
+        assert record.planned(whole[0], planned.place) == (planned, grid.suite)
+    with pytest.raises(UserError, match="no arm 'plian': did you mean 'plain'"):
+        record.planned(whole[0], 'plian/seed-0')
+
+
+def test_overrides_reach_every_arm_and_leave_what_they_differ_in(grid):
+    first = grid.arms[0].experiment
+    changed = overridden(
+        grid,
+        {
+            'train': tiny.changed(first, 'train', steps=7).train,
+            'model': tiny.changed(first, 'model', dim=24).model,
+        },
+    )
+    for before, after in zip(grid.arms, changed.arms, strict=True):
+        assert after.experiment.train.steps == 7 and after.experiment.model.dim == 24
+        assert after.experiment.objective == before.experiment.objective
+        assert after.experiment.name == before.name
+    assert overridden(grid, {'train': first.train}) == grid
