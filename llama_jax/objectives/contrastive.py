@@ -153,7 +153,8 @@ class InfoNCE(Base):
         return features_flops(model, seq_len // 2, causal=self.causal)
 
     def check(self, model: ModelConfig) -> None:
-        if self.views == 'dropout' and model.dropout == 0:
+        # Under one mask for both they are equal anyway: that is how no dropout at all is compared.
+        if self.views == 'dropout' and model.dropout == 0 and not self.same_dropout:
             raise UserError(
                 'contrastive views by dropout are equal where model.dropout is 0: set '
                 '--model.dropout 0.1, or --objective.views spans'

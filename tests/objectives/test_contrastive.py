@@ -437,6 +437,8 @@ def test_settings_that_cannot_be_are_refused():
             refused()
         assert '\n' not in str(error.value)
     InfoNCE(views='dropout').check(CONFIG)
+    same = InfoNCE(views='dropout', same_dropout=True)
+    same.check(SimpleNamespace(dropout=0.0, encoder_layers=0))
     assert InfoNCE(bidirectional=False).causal and not InfoNCE().causal
     assert not InfoNCE().accumulates
     assert sum(InfoNCE().lengths(64).values()) == 64
