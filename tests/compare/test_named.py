@@ -1,0 +1,105 @@
+"""Every named grid is laid out well and differs in what it names; one run of a grid, alone."""
+
+import inspect
+import json
+import threading
+
+import pytest
+
+import configs
+from llama_jax.compare import fair, one, record
+from llama_jax.compare.fair import Proof
+from llama_jax.compare.grid import FINISHED, check_names, runs
+from llama_jax.data.prepare import locked
+from llama_jax.evaluate import suite as suites
+
+NAMED = sorted(configs.grids())
+
+
+def test_the_grids_of_the_documentation_are_there():
+    assert {'objectives', 'objectives_small', 'objectives_1b', 'dropout_masks', 'fim'} <= {*NAMED}
+    assert not set(NAMED) & set(configs.named())
+
+
+@pytest.mark.parametrize('name', NAMED)
+def test_named_grid(name):
+    grid = configs.grid(name)
+    assert grid.name == name
+    check_names(grid)
+    fair._check_fields(grid)
+    assert len({budget_of(arm) for arm in grid.arms}) == 1
+    for arm in grid.arms:
+        assert arm.experiment.name == arm.name
+        fair._check_settings(arm.experiment)
+        suites.check(grid.suite, arm.experiment)
+    notebook = inspect.getdoc(configs.grids()[name])
+    assert 'Launch' in notebook and 'Expected' in notebook and f'compare {name}' in notebook
+
+
+def budget_of(arm):
+    return fair.tokens(arm.experiment)
+
+
+def test_may_differ_names_no_more_than_differs():
+    for name in NAMED:
+        grid = configs.grid(name)
+        first, *others = [fair.to_dict(arm.experiment) for arm in grid.arms]
+        lines = [line for other in others for line in fair.difference(first, other)]
+        for field in grid.may_differ:
+            assert any(fair.allowed(line.split(':')[0], [field]) for line in lines), (name, field)
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workdir(grid, tmp_path):
+    record.write(tmp_path, grid, Proof({}, []), 'a command')
+    (tmp_path / 'z/seed-1').mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What was done, in order; neither training nor evaluation takes place."""
+    found = []
+    monkeypatch.setattr(one, 'leave_with_parent', lambda: None)
+    monkeypatch.setattr(one, 'train', lambda experiment, path: found.append((experiment, path)))
+
+    def evaluate(path, experiment, suite, mesh):
+        found.append(suite)
+        return {'metrics': {}, 'seconds': 1.0}
+
+    monkeypatch.setattr(one, 'evaluate', evaluate)
+    return found
+
+
+def test_a_run_is_trained_evaluated_and_marked_once(grid, workdir, calls):
+    one.run(workdir, 'z/seed-1')
+    planned = next(run for run in runs(grid) if run.place == 'z/seed-1')
+    assert calls == [(planned.experiment, workdir / 'z/seed-1'), grid.suite]
+    assert json.loads((workdir / 'z/seed-1' / FINISHED).read_text())['metrics'] == {}
+    one.run(workdir, 'z/seed-1')
+    assert len(calls) == 2
+
+
+def test_an_evaluation_that_fails_leaves_no_mark(workdir, calls, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError
+
+    monkeypatch.setattr(one, 'evaluate', fail)
+    with pytest.raises(RuntimeError):
+        one.run(workdir, 'z/seed-1')
+    assert not (workdir / 'z/seed-1' / FINISHED).exists()
+
+
+def test_a_second_process_waits_and_finds_the_run_finished(workdir, calls):
+    directory = workdir / 'z/seed-1'
+    with locked(directory / 'lock'):
+        second = threading.Thread(target=one.run, args=(workdir, 'z/seed-1'))
+        second.start()
+        second.join(0.5)
+        assert second.is_alive() and not calls
+        (directory / FINISHED).write_text('{}')
+    second.join(30)
+    assert not second.is_alive() and not calls
