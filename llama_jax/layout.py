@@ -73,6 +73,8 @@ def gather(w: jax.Array, letters: str) -> jax.Array:
 
 def letters_of(path: str, ndim: int) -> str:
     """Letters of the parameter at a dotted `path`; layers stacked for a scan put L in front."""
+    if not ndim:
+        return ''
     letters = path.rsplit('_', 1)[-1]
     if not letters.isupper() or ndim - len(letters) not in (0, 1):
         raise ValueError(f'{path}: a name ends in the letters of its {ndim} dimensions')

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.weighted import Part, Weighted
 
-AnyObjective = CausalLM
+AnyObjective = Part | Weighted
 """Every objective of the house: what a configuration may hold and the command line can set."""

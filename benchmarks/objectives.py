@@ -1,0 +1,171 @@
+"""Training speed of every objective beside causal LM: `python -m benchmarks.objectives`.
+
+One backbone, batch and optimizer; steps of all objectives take turns in one run, and medians are
+compared. 'of its FLOPs' is speed over what the ratio of model FLOPs promises: 1 where an objective
+costs what its FLOPs cost. The host's share is what one thread makes of documents, tokenising and
+packing included, over what the step eats.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import tyro
+
+import configs
+from llama_jax import mesh as meshes
+from llama_jax.data.loader import Loader
+from llama_jax.data.sources import load_tokenizer
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.mesh import MeshConfig
+from llama_jax.objectives import AnyObjective
+from llama_jax.objectives.bart import Bart
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.fim import FillInMiddle
+from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.prefix import PrefixLM
+from llama_jax.objectives.rtd import ReplacedTokens
+from llama_jax.objectives.spans import SpanCorruption
+from llama_jax.objectives.ul2 import UL2
+from llama_jax.objectives.weighted import Weighted
+from llama_jax.optim.adamw import optimizer
+from llama_jax.optim.schedule import schedule
+from llama_jax.train.experiment import Experiment
+from llama_jax.train.run import place
+from llama_jax.train.step import initial_state, train_step
+
+ARMS: dict[str, AnyObjective] = {
+    'causal': CausalLM(),
+    'prefix': PrefixLM(),
+    'spans': SpanCorruption(),
+    'spans, encoder-decoder': SpanCorruption(encoder=True),
+    'ul2': UL2(),
+    'bart, encoder-decoder': Bart(),
+    'masked': MaskedLM(),
+    'fim': FillInMiddle(),
+    'contrastive': InfoNCE(),
+    'replaced tokens': ReplacedTokens(),
+    'causal + contrastive': Weighted(
+        parts=(CausalLM(), InfoNCE(bidirectional=False)), weights=(1.0, 0.1), shares=(0.5, 0.5)
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    configuration: str = 'quickstart'
+    """Backbone, data, batch and optimizer; an encoder-decoder divides its layers in halves."""
+    rounds: int = 7
+    steps: int = 2
+    """Steps of each objective in a round."""
+    json: Path | None = None
+
+
+def main(options: Options) -> None:
+    base = configs.get(options.configuration)
+    tokenizer = load_tokenizer(base.data)
+    arms = {name: arm(base, objective, name) for name, objective in ARMS.items()}
+    takes = {name: steps(experiment, tokenizer) for name, experiment in arms.items()}
+    host = {name: host_speed(experiment, tokenizer) for name, experiment in arms.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    for take in takes.values():
+        take(2)
+    for _ in range(options.rounds):
+        for name, take in takes.items():
+            begin = time.perf_counter()
+            take(options.steps)
+            seconds[name].append((time.perf_counter() - begin) / options.steps)
+
+    positions = base.train.batch * base.train.seq_len
+    result = {}
+    for name, experiment in arms.items():
+        flops = experiment.objective.flops(experiment.model, base.train.seq_len)
+        speed = positions / statistics.median(seconds[name])
+        result[name] = {'tokens_per_second': speed, 'flops': flops, 'host': host[name] / speed}
+    causal = result['causal']
+    print(f'{"":24} tokens/s   MFLOP/token   of causal: speed, promised   of its FLOPs   host')
+    for name, r in result.items():
+        ratio = r['tokens_per_second'] / causal['tokens_per_second']
+        promised = causal['flops'] / r['flops']
+        print(
+            f'{name:24} {r["tokens_per_second"]:8,.0f}   {r["flops"] / 1e6:11.1f}   '
+            f'{ratio:17.2f}, {promised:8.2f}   {ratio / promised:12.2f}   {r["host"]:4.0f} x'
+        )
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1))
+
+
+def arm(base: Experiment, objective: AnyObjective, name: str) -> Experiment:
+    """`base` under another objective; an encoder-decoder of as many layers where it needs one."""
+    model = base.model
+    if name.endswith('encoder-decoder'):
+        half = model.layers // 2
+        model = dataclasses.replace(model, layers=half, encoder_layers=half)
+    return dataclasses.replace(base, objective=objective, model=model)
+
+
+def loader_of(experiment: Experiment, tokenizer: Tokenizer) -> Loader:
+    objective, train = experiment.objective, experiment.train
+    return Loader(
+        experiment.data,
+        split='train',
+        tokenizer=tokenizer,
+        example=objective.example,
+        splittable=objective.splittable,
+        lengths=objective.lengths(train.seq_len),
+        segments=objective.segments(train.seq_len),
+        batch=train.batch,
+        seq_len=train.seq_len,
+        seed=0,
+    )
+
+
+def host_speed(experiment: Experiment, tokenizer: Tokenizer, seconds: float = 2.0) -> float:
+    """Positions per second that one thread prepares."""
+    with loader_of(experiment, tokenizer) as loader:
+        for _ in range(2 * experiment.data.prefetch):
+            next(loader)
+        n, begin = 0, time.perf_counter()
+        while time.perf_counter() - begin < seconds:
+            next(loader)
+            n += 1
+        elapsed = time.perf_counter() - begin
+    return n * experiment.train.batch * experiment.train.seq_len / elapsed
+
+
+def steps(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[int], float]:
+    """Takes so many training steps on one batch of real text, and returns the last loss."""
+    devices = meshes.make(MeshConfig())
+    tx = optimizer(experiment.optimizer, experiment.train.steps)
+    state = initial_state(experiment.model, experiment.objective, tx, seed=0, mesh=devices)
+    step = train_step(
+        experiment.model,
+        experiment.objective,
+        tx,
+        learning_rate=schedule(experiment.optimizer.schedule, experiment.train.steps),
+        accumulate=1,
+        compute=experiment.compute,
+    )
+    with loader_of(experiment, tokenizer) as loader, jax.set_mesh(devices):
+        batch = place(next(loader), devices)
+
+    def take(n: int) -> float:
+        nonlocal state
+        with jax.set_mesh(devices):
+            for _ in range(n):
+                state, metrics = step(state, batch)
+        return float(metrics['loss'])
+
+    return take
+
+
+if __name__ == '__main__':
+    main(tyro.cli(Options, description=__doc__))
