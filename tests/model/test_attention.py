@@ -13,6 +13,7 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import kernels
 from llama_jax.model.masks import Visibility
+from llama_jax.model.patterns import BlockGlobal, Dilated, Window
 
 B, T, N, K, H = 4, 128, 4, 2, 8
 LETTERS = ('BTNH', 'BSKH', 'BSKH', 'BTNH')
@@ -116,32 +117,54 @@ def test_backend_refuses_what_it_cannot_honour(backend, sizes, named):
     assert named in message and repr(backend) in message and 'use auto' in message
 
 
+def seen(T=256, S=256, **rest):
+    return Visibility(np.ones((1, T), np.int32), np.ones((1, S), np.int32), **rest)
+
+
 @pytest.mark.parametrize(
-    ('sizes', 'named'),
+    ('sizes', 'H', 'dtype', 'named'),
     [
-        (dict(T=128, S=128, H=64, dtype='float32'), 'bfloat16, not float32'),
-        (dict(T=128, S=128, H=256, dtype='bfloat16'), 'not 256'),
-        (dict(T=128, S=128, H=12, dtype='bfloat16'), 'not 12'),
-        (dict(T=127, S=127, H=64, dtype='bfloat16'), 'not 127 queries'),
-        (dict(T=1, S=128, H=64, dtype='bfloat16'), 'not 1 queries over 128'),
+        ({}, 64, 'float32', 'bfloat16, not float32'),
+        ({}, 256, 'bfloat16', 'not 256'),
+        ({}, 12, 'bfloat16', 'not 12'),
+        ({'T': 127, 'S': 127}, 64, 'bfloat16', 'not 127 queries'),
+        ({'T': 1, 'S': 128}, 64, 'bfloat16', 'not 1 queries over 128'),
     ],
 )
-def test_cudnn_is_not_chosen_where_it_would_fail(sizes, named):
-    plain = 'blocked' if sizes['T'] == sizes['S'] else 'reference'
-    assert kernels._choose('gpu', **sizes) == plain
-    with pytest.raises(UserError, match=named):
-        kernels._refuse('cudnn', 'gpu', **sizes)
+def test_cudnn_is_not_chosen_where_it_would_fail(sizes, H, dtype, named):
+    plain = 'reference' if sizes.get('T') == 1 else 'blocked'
+    assert kernels._choose('gpu', seen(**sizes), H, dtype) == plain
+    assert named in kernels._problem('cudnn', 'gpu', seen(**sizes), H, dtype)
 
 
-def test_auto_chooses_by_device_and_shape():
-    good = dict(T=256, S=256, H=128, dtype='bfloat16')
-    assert kernels._choose('gpu', **good) == 'cudnn'
-    assert kernels._choose('tpu', **good) == 'splash'
-    assert kernels._choose('tpu', **good | {'T': 1}) == 'reference'
-    assert kernels._choose('cpu', **good) == 'blocked'
-    assert kernels._choose('cpu', **good | {'T': 1}) == 'reference'
-    with pytest.raises(UserError, match='no TPU'):
-        kernels._refuse('splash', 'gpu', **good)
+def test_auto_chooses_by_device_shape_and_what_is_seen():
+    prefix_BS = np.ones((1, 256), np.int32)
+    wanted = [
+        ('gpu', seen(), 'cudnn'),
+        ('tpu', seen(), 'splash'),
+        ('tpu', seen(T=1), 'reference'),
+        ('cpu', seen(), 'blocked'),
+        ('cpu', seen(T=1), 'reference'),
+        ('tpu', seen(causal=False), 'splash'),
+        ('tpu', seen(T=128, causal=False), 'splash'),
+        ('gpu', seen(T=128, causal=False), 'cudnn'),
+        ('cpu', seen(T=128, causal=False), 'blocked'),
+        ('tpu', seen(T=100, causal=False), 'blocked'),
+        ('tpu', seen(prefix_BS=prefix_BS), 'blocked'),
+        ('gpu', seen(prefix_BS=prefix_BS), 'cudnn'),
+        ('tpu', seen(pattern=Window(9)), 'splash'),
+        ('tpu', seen(pattern=BlockGlobal(9)), 'splash'),
+        ('cpu', seen(pattern=Window(9)), 'blocked'),
+        ('gpu', seen(pattern=Window(9)), 'blocked'),  # a mask would cost the whole of it
+        ('gpu', seen(pattern=Window(9), whole=True), 'cudnn'),
+        ('gpu', seen(pattern=Window(9), whole=True, causal=False), 'blocked'),
+        ('gpu', seen(pattern=Dilated(9, 2), whole=True), 'blocked'),
+        ('tpu', seen(pattern=Window(9), first_B=np.zeros(1, np.int32)), 'reference'),
+    ]
+    for platform, visible, backend in wanted:
+        found = kernels._choose(platform, visible, 128, 'bfloat16')
+        assert found == backend, (platform, visible.pattern, visible.causal, found)
+    assert 'no TPU' in kernels._problem('splash', 'gpu', seen(), 128, 'bfloat16')
 
 
 def test_choice_is_logged_once(caplog):

@@ -1,0 +1,107 @@
+"""Backends under patterns, full visibility, prefix, and between two sequences."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.errors import UserError
+from llama_jax.model import kernels
+from llama_jax.model.masks import Visibility, across
+from llama_jax.model.patterns import Dense, Window
+from tests.model.test_patterns import (
+    LETTERS,
+    PATTERNS,
+    VISIBILITIES,
+    B,
+    H,
+    K,
+    N,
+    arrays,
+    output_and_gradients,
+    place,
+    reference,
+)
+
+# splash is interpreted here, one block after the other: one case of each kind of its masks.
+CASES = [
+    ('splash', 'window', 'causal', 128),
+    ('splash', 'window', 'full', 128),
+    ('splash', 'dilated', 'causal', 128),
+    ('splash', 'dense', 'full', 128),
+    ('splash', 'blocks and global', 'full', 128),
+    *(('xla', 'window', kind, 128) for kind in VISIBILITIES),
+]
+
+
+@pytest.mark.parametrize(('backend', 'name', 'kind', 'T'), CASES)
+def test_backend_equals_reference(backend, name, kind, T, one_device):
+    found = output_and_gradients(backend, PATTERNS[name], kind, T, one_device)
+    for array, expected in zip(found, reference(name, kind, T), strict=True):
+        np.testing.assert_allclose(array, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize('pattern', [Dense(), Window(9), Window(1000)])
+@pytest.mark.parametrize('causal', [True, False])
+def test_library_without_a_mask_sees_the_same(pattern, causal, one_device):
+    """What cuDNN is told where a row is one segment, computed by the library's other half."""
+    T = 64
+    q_BTNH, k_BSKH, v_BSKH, _ = arrays(T)
+    segment_BT = jnp.ones((B, T), jnp.int32)
+    visible = Visibility(segment_BT, segment_BT, causal=causal, pattern=pattern, whole=True)
+    told = kernels._without_mask(visible)
+    assert (told is None) == (pattern != Dense() and not causal)
+    mask = {'mask': visible.dense()[:, None]}
+    found, expected = (
+        jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, implementation='xla', **seen)
+        for seen in (mask if told is None else told, mask)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+
+
+def test_a_mask_is_left_out_only_where_segments_and_prefix_are_none():
+    segment_BT = np.ones((1, 8), np.int32)
+    assert kernels._without_mask(Visibility(segment_BT, segment_BT)) is None
+    prefix = Visibility(segment_BT, segment_BT, prefix_BS=segment_BT, whole=True)
+    assert kernels._without_mask(prefix) is None
+
+
+@pytest.mark.parametrize('backend', ['reference', 'blocked', 'xla', 'splash'])
+def test_one_sequence_looks_at_another(backend, one_device):
+    """Cross-attention: as many queries as keys or not; segments meet; padding sees something."""
+    T, S = (128, 256) if backend == 'splash' else (20, 33)
+    (q_BTNH, _, _, _), (_, k_BSKH, v_BSKH, _) = arrays(T), arrays(S)
+    query_BT, key_BS = np.ones((B, T), np.int32), np.ones((B, S), np.int32)
+    query_BT[1, 5:], query_BT[1, 11:], key_BS[1, 21:], key_BS[1, 25:] = 2, 0, 2, 0
+    key_BS[0, 30:] = 0
+    query_BT[0, 9:] = 0
+    visible = across(place(query_BT, 'BT', one_device), place(key_BS, 'BS', one_device))
+    attend = functools.partial(kernels.attend, visible=visible, backend=backend)
+    placed = map(place, (q_BTNH, k_BSKH, v_BSKH), LETTERS[:3], [one_device] * 3)
+    found = np.asarray(jax.jit(attend)(*placed))
+    assert np.isfinite(found).all()
+    for b, t, n in np.ndindex(B, T, N):
+        if not query_BT[b, t]:
+            continue
+        keys, values = (x[b, key_BS[b] == query_BT[b, t], n // (N // K)] for x in (k_BSKH, v_BSKH))
+        weight = np.exp(keys @ q_BTNH[b, t, n] / H**0.5)
+        np.testing.assert_allclose(found[b, t, n], weight @ values / weight.sum(), atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ('backend', 'rest', 'named'),
+    [
+        ('splash', {'prefix_BS': jnp.ones((1, 128), int)}, 'a prefix ends where the data says'),
+        ('splash', {'first_B': jnp.ones(1, int), 'pattern': Window(4)}, 'where a pattern begins'),
+        ('blocked', {'first_B': jnp.ones(1, int), 'pattern': Window(4)}, 'end of the padding'),
+    ],
+)
+def test_backend_refuses_what_it_cannot_honour(backend, rest, named, one_device):
+    segment_BT = jnp.ones((1, 128), jnp.int32)
+    q_BTNH = jnp.zeros((1, 128, N, H))
+    visible = Visibility(segment_BT, segment_BT, **rest)
+    with pytest.raises(UserError) as refused:
+        kernels.attend(q_BTNH, q_BTNH[:, :, :K], q_BTNH[:, :, :K], visible=visible, backend=backend)
+    assert named in str(refused.value) and repr(backend) in str(refused.value)
