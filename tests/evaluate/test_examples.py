@@ -118,6 +118,7 @@ def test_an_infill_is_a_whole_name_that_stands_elsewhere():
         (cut,) = examples.infills([letters.encode(text)], letters, n=1, longest=5, seed=seed)
         assert ''.join(map(letters.decode, cut)) == text
         assert len(cut.middle) <= 5
+        assert not chr(cut.suffix[0]).isalnum()
         found.add(letters.decode(cut.middle))
     # Not self, while, return_ (once), x (short), nor a part of a longer name.
     assert found == {'abc', ' fog', 'fog', 'abcd'}

@@ -187,6 +187,12 @@ def test_infill_is_exact_where_it_ends_where_the_middle_does(objective):
     assert infilled(objective, lambda x, at: ((after | {4: 8}).get(int(x[at]), 0), 1)) == 0
 
 
+def test_an_infill_that_does_not_end_is_not_exact():
+    _, found = reading(FillInMiddle())
+    for tokens, expected in (([4, 5, 83], True), ([4, 5], False), ([4, 83, 5], False)):
+        assert likelihood.exact(np.array(tokens), TEXT, found, IDS) is expected
+
+
 @pytest.mark.parametrize('previous', [False, True])
 def test_masked_infill_fills_the_most_certain_first(previous):
     def rule(inputs, at):

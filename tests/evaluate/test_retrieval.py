@@ -122,7 +122,8 @@ def test_probe_equals_a_pipeline_of_scikit_learn():
 
     rng = np.random.default_rng(1)
     label_N = rng.integers(3, size=300)
-    x_ND = rng.normal(size=(300, 10)) * rng.uniform(1, 9, size=10) + np.eye(10)[label_N] * 4
+    x_ND = rng.normal(size=(300, 10)) + np.eye(10)[label_N] * 2
+    x_ND = x_ND * np.logspace(-3, 2, 10) + 50  # C = 1 is another penalty unless standardised
     train, validation, test = parts(x_ND[None], label_N)
     found, _ = probe(train, validation, test, seed=0)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression())
