@@ -53,15 +53,19 @@ def check_workdir(workdir: Path, grid: Grid) -> None:
     plan = json.loads(json.dumps(_plan(grid)))
     lines = difference(_whole(facts), _whole(plan))
     wanted = _experiments(plan)
+    of_arms: dict[str, list[str]] = {}
     for name, experiment in _experiments(facts).items():
         if name not in wanted:
             lines.append(f'the arm {name}, which is gone')
             continue
-        lines += [
-            f'{name}: {line}'
-            for line in difference(experiment, wanted[name])
-            if not fair.allowed(line.split(':')[0], MAY_CHANGE)
-        ]
+        for line in difference(experiment, wanted[name]):
+            if not fair.allowed(line.split(':')[0], MAY_CHANGE):
+                of_arms.setdefault(line, []).append(name)
+    # What every arm has differently is told once.
+    lines += [
+        line if len(names) == len(facts['arms']) else f'{line} ({", ".join(names)})'
+        for line, names in of_arms.items()
+    ]
     if lines:
         raise UserError(
             f'{workdir} holds another grid; it differs in {"; ".join(lines)}. Use another '
