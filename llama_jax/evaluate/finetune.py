@@ -30,6 +30,9 @@ from llama_jax.model.layers import Params
 WARMUP = 0.1
 """Share of the steps over which the rate rises; it falls as a cosine to 0 after."""
 DECAY = 0.01
+HEAD = 10.0
+"""Scale of the head's logits: under AdamW its weights, which begin at 0 and have few steps, then
+move this many times as far as the backbone's."""
 
 
 class Budget(NamedTuple):
@@ -106,7 +109,7 @@ def _programs(config: ModelConfig, *, causal: bool, compute: Compute, budget: Bu
         x_BTD = features(
             config, tuned['backbone'], token_BT, segment_BT, causal=causal, compute=compute
         )
-        return jnp.einsum('BD,DC->BC', pooled(x_BTD, segment_BT), tuned['head'])
+        return HEAD * jnp.einsum('BD,DC->BC', pooled(x_BTD, segment_BT), tuned['head'])
 
     def loss(tuned: Params, token_BT: Any, segment_BT: Any, label_B: Any, weight_B: Any) -> Any:
         log_BC = jax.nn.log_softmax(logits(tuned, token_BT, segment_BT))

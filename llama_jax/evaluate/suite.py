@@ -57,10 +57,10 @@ class Suite:
     """Tokens of the middle span."""
     infill: int = 4
     """Most tokens of a name that is infilled."""
-    steps: int = 30
+    steps: int = 60
     """Of fine-tuning."""
-    batch: int = 16
-    rate: float = 5e-4
+    batch: int = 8
+    rate: float = 1e-3
     """Peak learning rate of fine-tuning."""
     seed: int = 0
     """Of the choice of texts."""
