@@ -251,9 +251,10 @@ def test_loss_of_a_packed_batch_equals_loops_over_its_pairs():
 
 def test_learned_temperature_has_a_bound_which_it_can_leave():
     objective = InfoNCE(learned=True)
-    batch = pack(objective, documents(8), rows=4)
+    devices = make_mesh('one device')
+    batch = place(pack(objective, documents(8), rows=4), devices)
     table_VD = np.random.default_rng(1).normal(size=(CONFIG.vocab, 8)).astype(np.float32)
-    with jax.set_mesh(make_mesh('one device')):
+    with jax.set_mesh(devices):
 
         @jax.jit
         @jax.value_and_grad
@@ -304,9 +305,11 @@ def test_devices_and_chunks_change_neither_loss_nor_gradients(chunks, name):
 
 
 def test_chunks_need_less_memory():
+    devices = make_mesh('one device')
+
     def temporary_bytes(chunks):
         objective = InfoNCE(chunks=chunks)
-        batch = pack(objective, documents(8), rows=32, seq_len=128)
+        batch = place(pack(objective, documents(8), rows=32, seq_len=128), devices)
 
         def total(params, batch):
             model = layers.bind(CONFIG, params)
@@ -315,7 +318,7 @@ def test_chunks_need_less_memory():
         program = jax.jit(jax.grad(total)).lower(layers.abstract(CONFIG), batch).compile()
         return program.memory_analysis().temp_size_in_bytes
 
-    with jax.set_mesh(make_mesh('one device')):
+    with jax.set_mesh(devices):
         assert temporary_bytes(8) < temporary_bytes(1) / 3
 
 
@@ -337,6 +340,7 @@ def test_views_have_dropout_masks_of_their_own(chunks):
     devices = make_mesh('one device')
     batch = pack(InfoNCE(views='dropout'), documents(8), rows=4)
     np.testing.assert_array_equal(batch['a/inputs'], batch['b/inputs'])
+    batch = place(batch, devices)
 
     def alignment(key, *, same):
         objective = InfoNCE(views='dropout', same_dropout=same, chunks=chunks)
@@ -362,13 +366,16 @@ def test_a_view_sees_no_neighbour(bidirectional):
     with jax.set_mesh(devices):
         model = layers.bind(CONFIG, parameters('one device'))
         encode = jax.jit(
-            lambda token_BT: objective.encode(
-                model, {**batch, 'a/inputs': token_BT}, 'a', compute=COMPUTE, key=None
-            )
+            lambda batch: objective.encode(model, batch, 'a', compute=COMPUTE, key=None)
         )
-        before_BMD = encode(batch['a/inputs'])
-        after_BMD = encode(np.where(second_BT, (batch['a/inputs'] + 1) % 64, batch['a/inputs']))
-        own_BMD = encode(np.where(first_BT, (batch['a/inputs'] + 1) % 64, batch['a/inputs']))
+
+        def changed(where_BT):
+            token_BT = np.where(where_BT, (batch['a/inputs'] + 1) % 64, batch['a/inputs'])
+            return encode(place({**batch, 'a/inputs': token_BT}, devices))
+
+        before_BMD, after_BMD, own_BMD = (
+            np.asarray(changed(where_BT)) for where_BT in (False, second_BT, first_BT)
+        )
     np.testing.assert_array_equal(before_BMD[:, 0], after_BMD[:, 0])
     assert (before_BMD[:, 1] != after_BMD[:, 1]).any()
     assert (before_BMD[:, 0] != own_BMD[:, 0]).all(-1).any()
