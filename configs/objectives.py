@@ -75,12 +75,12 @@ def _small() -> Experiment:
             base.model, vocab=2048, dim=256, layers=4, heads=4, kv_heads=2, head_dim=64, ffn=640
         ),
         data=replace(base.data, tokenizer=TokenizerConfig(vocab=2048)),
-        train=replace(base.train, steps=104, log_every=4),
+        train=replace(base.train, steps=92, log_every=4),
         optimizer=replace(
             base.optimizer, schedule=replace(base.optimizer.schedule, peak=3e-3, warmup_steps=12)
         ),
-        evaluation=replace(base.evaluation, every=26, batches=4),
-        checkpoint=replace(base.checkpoint, every=52),
+        evaluation=replace(base.evaluation, every=23, batches=4),
+        checkpoint=replace(base.checkpoint, every=46),
     )
 
 

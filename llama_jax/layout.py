@@ -11,11 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llama_jax.errors import UserError
-from llama_jax.trees import map_named
+from llama_jax.trees import map_named, named
 
 REPLICA_AXES = ('slice', 'data')
 SHARD_AXIS = 'fsdp'
@@ -63,6 +64,14 @@ def rows() -> P:
     return P(BATCH_AXES)
 
 
+def interleaved(x: jax.Array, n: int) -> jax.Array:
+    """Rows [B, ...] in n parts [n, B / n, ...]; part i takes rows i, i + n, ...: each device its
+    own."""
+    B, *rest = x.shape
+    # Said, because of a part of one row JAX takes the other factor to be the batch.
+    return jnp.moveaxis(jnp.reshape(x, (B // n, n, *rest), out_sharding=rows()), 1, 0)
+
+
 def gather(w: jax.Array, letters: str) -> jax.Array:
     """A parameter brought together over the fsdp axis for use (an all-gather).
 
@@ -107,4 +116,15 @@ def check(sizes: dict[str, int], mesh: Mesh) -> None:
                 raise UserError(
                     f'{_MEANING[letter]} ({size}) does not divide over the {n_shards} shards of '
                     f'the mesh ({", ".join(axes)}): change the size or --mesh.{axes[-1]}'
+                )
+
+
+def check_params(tree: Any, mesh: Mesh) -> None:
+    """Raise UserError when a parameter of `tree` does not divide over `mesh`; shapes are enough."""
+    for (path, leaf), (_, placed) in zip(named(tree), named(shardings(tree, mesh)), strict=True):
+        for size, axis in zip(leaf.shape, placed.spec, strict=False):
+            if axis is not None and size % mesh.shape[axis]:
+                raise UserError(
+                    f'{path} {list(leaf.shape)} does not divide over the {mesh.shape[axis]} shards '
+                    f'of the mesh ({axis}): change its size or --mesh.{axis}'
                 )

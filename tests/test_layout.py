@@ -126,3 +126,10 @@ def test_gather_brings_a_parameter_together_over_fsdp_only():
         together = jax.jit(lambda w: layout.gather(w, 'DNH'))(w_DNH)
         assert w_DNH.addressable_shards[0].data.shape == (2, 2, 2)
         assert together.addressable_shards[0].data.shape == (8, 2, 2)
+
+
+def test_parameters_that_do_not_divide_are_named():
+    devices = mesh.make(MeshConfig(tensor=2))
+    layout.check_params({'a_DNH': jnp.ones((4, 2, 3)), 'scale': jnp.ones(())}, devices)
+    with pytest.raises(UserError, match=r'generator.a_DNH \[4, 3, 3\].*2 shards.*--mesh.tensor'):
+        layout.check_params({'generator': {'a_DNH': jnp.ones((4, 3, 3))}}, devices)

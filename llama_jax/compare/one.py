@@ -16,6 +16,7 @@ from llama_jax.compare import record
 from llama_jax.compare.grid import FINISHED
 from llama_jax.compare.runner import leave_with_parent
 from llama_jax.data.prepare import locked
+from llama_jax.evaluate.light import light
 from llama_jax.evaluate.suite import evaluate
 from llama_jax.train.loop import train
 from llama_jax.train.progress import say
@@ -35,7 +36,7 @@ def run(workdir: Path, place: str) -> None:
     with locked(directory / 'lock') if first else contextlib.nullcontext():
         if planned.finished(workdir):
             return
-        train(experiment, directory)
+        train(experiment, directory, measure=light)
         say('evaluating')
         result = evaluate(directory, experiment, suite, meshes.make(experiment.mesh))
         if first:

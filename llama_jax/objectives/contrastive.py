@@ -299,15 +299,14 @@ def _bounded(log_temperature: jax.Array) -> jax.Array:
 
 def _cut(x_BT: jax.Array, n: int) -> jax.Array:
     """[B, T] -> [n, B / n, T]; chunk i takes rows i, i + n, ...: each device its own."""
-    B, T = x_BT.shape
+    B = len(x_BT)
     shards = mesh.batch_shards(jax.sharding.get_abstract_mesh())
     if B % (n * shards):
         raise UserError(
             f'{n} chunks of a batch of {B} rows on {shards} shards are no whole rows: change '
             '--objective.chunks'
         )
-    x_BnT = jnp.reshape(x_BT, (B // n, n, T), out_sharding=layout.rows())
-    return jnp.moveaxis(x_BnT, 1, 0)
+    return layout.interleaved(x_BT, n)
 
 
 def _joined(x_nBMD: jax.Array) -> jax.Array:

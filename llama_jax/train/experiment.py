@@ -9,6 +9,8 @@ import operator
 from dataclasses import dataclass, field
 from typing import Any
 
+import jax
+
 from llama_jax import layout, mesh
 from llama_jax.data.config import DataConfig
 from llama_jax.errors import UserError
@@ -113,9 +115,9 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
         )
     if train.accumulate > 1 and not experiment.objective.accumulates:
         raise UserError(
-            f'{type(experiment.objective).__name__} compares the rows of a batch with each other, '
-            'which microbatches would keep apart: set --train.accumulate 1 (--objective.chunks '
-            'saves memory instead)'
+            f'the loss of {type(experiment.objective).__name__} is no sum over the rows of a '
+            'batch, and microbatches would change it: set --train.accumulate 1; to save memory, '
+            '--compute.remat full, or --objective.chunks of a contrastive objective'
         )
     experiment.objective.check(model)
     rows = train.batch // train.accumulate
@@ -127,6 +129,9 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             f'{shards * train.accumulate}, or use more --mesh.tensor'
         )
     layout.check(model.sizes(), device_mesh)
+    objective = experiment.objective
+    extra = jax.eval_shape(lambda: objective.extra(model, jax.random.key(0)))
+    layout.check_params({'objective': extra}, device_mesh)
     optimizer(experiment.optimizer, train.steps)
 
 

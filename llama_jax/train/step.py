@@ -125,7 +125,7 @@ def train_step(
             (_, loss), grads = gradient(params, *microbatch_and_key)
             return jax.tree.map(jnp.add, sums, (loss, grads)), None
 
-        microbatches = {name: _microbatches(x, accumulate) for name, x in batch.items()}
+        microbatches = {name: layout.interleaved(x, accumulate) for name, x in batch.items()}
         keys = jax.random.split(key, accumulate)
         first = jax.tree.map(lambda x: x[0], (microbatches, keys))
         (_, loss), grads = gradient(params, *first)
@@ -169,11 +169,3 @@ def train_step(
         return new_state, metrics
 
     return jax.jit(step, donate_argnums=0)
-
-
-def _microbatches(x_BT: jax.Array, n: int) -> jax.Array:
-    """[B, T] -> [n, B / n, T]; microbatch i takes rows i, i + n, ...: each device its own."""
-    B, T = x_BT.shape
-    # Said, because of a microbatch of one row JAX takes the other factor to be the batch.
-    x_BnT = jnp.reshape(x_BT, (B // n, n, T), out_sharding=layout.rows())
-    return jnp.moveaxis(x_BnT, 1, 0)

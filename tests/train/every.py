@@ -18,7 +18,7 @@ VOCAB = 399  # of data.tokenizer.bytes_tokenizer
 DECODER = ModelConfig(
     vocab=VOCAB,
     dim=32,
-    layers=2,
+    layers=1,
     heads=4,
     kv_heads=2,
     head_dim=8,
@@ -26,7 +26,7 @@ DECODER = ModelConfig(
     context=64,
     dropout=0.1,
 )
-BOTH = replace(DECODER, encoder_layers=2)
+BOTH = replace(DECODER, encoder_layers=1)
 
 EVERY = {
     'causal': (CausalLM(), DECODER),
