@@ -123,6 +123,7 @@ def _rope(settings: Mapping[str, Any]) -> tuple[float, RopeScaling | None]:
 
 def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     """config.json of `config`, for transformers 5. Dropout is training's and is not written."""
+    tensors_lib.check_llama(config)
     rope: dict[str, Any] = {'rope_type': 'default', 'rope_theta': config.rope_theta}
     if config.rope_scaling:
         rope |= {

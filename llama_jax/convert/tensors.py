@@ -19,6 +19,7 @@ from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
+from llama_jax.model.patterns import Dense
 from llama_jax.model.rope import frequencies
 
 _ROTATED = ('.q_DNH', '.k_DKH')
@@ -41,12 +42,22 @@ class Scheme:
     """The inverse of `to_pairs`."""
 
 
+def check_llama(config: ModelConfig) -> None:
+    """Raise UserError unless the architecture is one that files of LLaMA models can describe."""
+    if not config.llama or config.pattern != Dense():
+        raise UserError(
+            'only decoders of the LLaMA family can be converted: norm rms, norm_place pre, mlp '
+            'swiglu, no bias, positions rope, pattern Dense and no encoder_layers'
+        )
+
+
 def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """Stacked float32 parameters (numpy, on the host) of `config` from `tensors`.
 
     Raises UserError when a tensor is missing, left over or of another shape. `tensors` is read one
     entry at a time, so that it may load them lazily.
     """
+    check_llama(config)
     sizes = _sizes(config)
     unread = dict.fromkeys(tensors)
 
@@ -82,6 +93,7 @@ def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelCo
 
 def from_params(scheme: Scheme, params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
     """Float32 tensors under their names, from stacked parameters. A tied head is left out."""
+    check_llama(config)
     sizes = _sizes(config)
 
     def fused(path: str, w: np.ndarray, letters: str) -> np.ndarray:

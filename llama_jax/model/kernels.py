@@ -139,9 +139,9 @@ def _log_once(backend: str, platform: str, T: int, S: int) -> None:
 def _blocked(
     q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible: Visibility
 ) -> jax.Array:
-    if visible.pattern == Dense():
-        return plain.blocked(q_BTNH, k_BSKH, v_BSKH, visible)
-    return _per_device(plain.banded)(q_BTNH, k_BSKH, v_BSKH, visible)
+    if plain.is_sparse(visible, q_BTNH.shape[1]):
+        return _per_device(plain.banded)(q_BTNH, k_BSKH, v_BSKH, visible)
+    return plain.blocked(q_BTNH, k_BSKH, v_BSKH, visible)
 
 
 def _without_mask(visible: Visibility) -> dict[str, Any] | None:

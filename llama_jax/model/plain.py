@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from llama_jax import layout
 from llama_jax.model.masks import Visibility
-from llama_jax.model.patterns import BlockGlobal, Dilated, Pattern, Window
+from llama_jax.model.patterns import BlockGlobal, Dense, Dilated, Pattern, Window
 
 SMALLEST = 64
 """Fewest queries per block."""
@@ -106,9 +106,20 @@ def _band(pattern: Pattern, length: int, *, one_sided: bool) -> _Band:
     assert isinstance(pattern, Window | Dilated), pattern
     lanes = pattern.dilation if isinstance(pattern, Dilated) else 1
     lane, reach = -(-length // lanes), pattern.size - 1
-    chunk = min(max(SMALLEST, reach), lane)
+    # Small chunks meet few keys in vain, and copy each key for many chunks: half a window.
+    chunk = min(max(SMALLEST, -(-pattern.size // 2)), lane)
     neighbours = min(-(-reach // chunk), -(-lane // chunk) - 1)
     return _Band(lanes, chunk, neighbours, 0 if one_sided else neighbours)
+
+
+def is_sparse(visible: Visibility, length: int) -> bool:
+    """Whether `banded` multiplies fewer queries and keys than `blocked` for rows of `length`."""
+    if visible.pattern == Dense():
+        return False
+    band = _band(visible.pattern, length, one_sided=visible.one_sided)
+    keys = band.chunk * (band.before + 1 + band.after) + band.n_global
+    queries = -(-length // (band.lanes * band.chunk)) * band.lanes * band.chunk
+    return keys * queries < length**2 * (9 / 16 if visible.one_sided else 1)
 
 
 def banded(

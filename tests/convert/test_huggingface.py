@@ -9,7 +9,9 @@ import pytest
 
 from llama_jax.convert import huggingface
 from llama_jax.errors import UserError
+from llama_jax.model import layers
 from llama_jax.model.config import ModelConfig, RopeScaling
+from llama_jax.model.patterns import Window
 from tests.parity.cases import CASES, weights
 
 CONFIG = replace(CASES['llama3_1'], layers=2, vocab=32)
@@ -186,3 +188,12 @@ def test_copies_that_hold_nothing_new_are_accepted():
 def test_a_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match='config.json is missing'):
         huggingface.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    'change', [{'norm': 'layer'}, {'pattern': Window(8)}, {'encoder_layers': 1}]
+)
+def test_other_architectures_are_not_written(change, tmp_path):
+    config = replace(CASES['llama1'], **change)
+    with pytest.raises(UserError, match='only decoders of the LLaMA family'):
+        huggingface.save(tmp_path, config, layers.abstract(config))

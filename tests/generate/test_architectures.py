@@ -1,0 +1,121 @@
+"""Decoding under sparse patterns and of other architectures equals the plain forward pass."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from llama_jax import trees
+from llama_jax.errors import UserError
+from llama_jax.generate.engine import Generator
+from llama_jax.model import layers
+from llama_jax.model.cache import Cache
+from llama_jax.model.patterns import BlockGlobal, Dilated, Window
+from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of
+
+CONFIGS = {
+    'window': replace(CONFIG, pattern=Window(5)),
+    'dilated': replace(CONFIG, pattern=Dilated(3, 4)),
+    'blocks and global': replace(CONFIG, pattern=BlockGlobal(6, 2)),
+    'classic': replace(
+        CONFIG,
+        norm='layer',
+        norm_place='post',
+        mlp='gelu',
+        bias=True,
+        positions='learned',
+    ),
+}
+N, LENGTH = 16, 64
+"""Tokens generated, and the length of the plain forward pass."""
+
+
+@functools.cache
+def weights(config):
+    """Large enough that greedy text does not fall into a loop of one token."""
+    random = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        values = random.normal(size=leaf.shape)
+        if path.endswith('scale_D'):
+            return (1 + 0.1 * values).astype(np.float32)
+        size = 1 if path.startswith('embed') else 0.1 if 'bias' in path else 0.5
+        return (size * values).astype(np.float32)
+
+    return trees.map_named(draw, layers.abstract(config))
+
+
+@functools.cache
+def forward(config):
+    """Next-token logits at every place of a row, no cache."""
+    mesh = mesh_of()
+    params = jax.device_put(weights(config), jax.NamedSharding(mesh, jax.P()))
+    step = jax.jit(lambda token_BT: layers.bind(config, params)(token_BT, compute=COMPUTE)[0])
+
+    def logits(tokens):
+        token_BT = np.zeros((1, LENGTH), np.int32)
+        token_BT[0, : len(tokens)] = tokens
+        with jax.set_mesh(mesh):
+            return np.asarray(step(token_BT))[0]
+
+    return logits
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_cached_equals_uncached(name):
+    """Prompts of several lengths together: rows behind padding, read in two pieces."""
+    config = CONFIGS[name]
+    prompts = [prompt_of(n) for n in (30, 17, 3)]
+    settings = {'mesh': mesh_of(), 'compute': COMPUTE, 'eos_ids': (), 'pad_id': 0}
+    ours = Generator(config, weights(config), prefill_chunk=16, **settings)
+    turned = 'gate_FD' in ours._params['blocks'][0]['mlp']
+    assert turned == config.llama, 'the step in columns is for the LLaMA family'
+    completions = ours(prompts, max_tokens=N)
+    assert len({token for one in completions for token in one.tokens}) > 4  # else it says little
+    for prompt, completion in zip(prompts, completions, strict=True):
+        # Greedy: every token is the most likely one after those before it.
+        tokens = [*prompt, *completion.tokens]
+        after = slice(len(prompt) - 1, len(tokens) - 1)
+        np.testing.assert_array_equal(forward(config)(tokens)[after].argmax(-1), completion.tokens)
+
+
+def test_a_pattern_changes_what_is_generated():
+    tokens = prompt_of(40)
+    dense = forward(CONFIG)(tokens)[39]
+    for name in ('window', 'dilated', 'blocks and global'):
+        config = CONFIGS[name]
+        assert np.abs(forward(config)(tokens)[39] - dense).max() > 0.1
+
+
+def test_a_prefix_read_into_the_cache_is_seen_by_all_of_it():
+    config, mesh = CONFIG, mesh_of()
+    tokens = np.asarray([prompt_of(24)], np.int32)
+    prefix_BT = (np.arange(24) < 16).astype(np.int32)[None]
+
+    def whole(params):
+        model = layers.bind(config, params)
+        return model(tokens, prefix_BT=prefix_BT, compute=COMPUTE)[0]
+
+    def pieces(params):
+        model = layers.bind(config, layers.unstack(params))
+        cache = Cache.empty(config, batch=1, slots=32, dtype=np.float32)
+        first, cache = model(
+            tokens[:, :20], prefix_BT=prefix_BT[:, :20], cache=cache, compute=COMPUTE
+        )
+        rest, _ = model(tokens[:, 20:], cache=cache, compute=COMPUTE)
+        return first, rest
+
+    params = jax.device_put(weights(config), jax.NamedSharding(mesh, jax.P()))
+    with jax.set_mesh(mesh):
+        expected = np.asarray(jax.jit(whole)(params))
+        first, rest = jax.jit(pieces)(params)
+        found = np.concatenate([first, rest], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
+
+
+def test_an_encoder_decoder_is_refused():
+    config = replace(CONFIG, encoder_layers=1)
+    with pytest.raises(UserError, match='encoder_layers 0'):
+        Generator(config, weights(config), mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)
