@@ -9,7 +9,6 @@ import pytest
 
 from llama_jax.convert import huggingface
 from llama_jax.errors import UserError
-from llama_jax.model import layers
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.model.patterns import Window
 from tests.parity.cases import CASES, weights
@@ -193,7 +192,12 @@ def test_a_directory_without_a_model_is_refused(tmp_path):
 @pytest.mark.parametrize(
     'change', [{'norm': 'layer'}, {'pattern': Window(8)}, {'encoder_layers': 1}]
 )
-def test_other_architectures_are_not_written(change, tmp_path):
+def test_other_architectures_are_refused(change):
     config = replace(CASES['llama1'], **change)
-    with pytest.raises(UserError, match='only decoders of the LLaMA family'):
-        huggingface.save(tmp_path, config, layers.abstract(config))
+    for convert in (
+        lambda: huggingface.config_to_huggingface(config),
+        lambda: huggingface.params_to_huggingface({}, config),
+        lambda: huggingface.params_from_huggingface({}, config),
+    ):
+        with pytest.raises(UserError, match='only decoders of the LLaMA family'):
+            convert()
