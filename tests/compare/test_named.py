@@ -12,6 +12,7 @@ from llama_jax.compare.fair import Proof
 from llama_jax.compare.grid import FINISHED, check_names, runs
 from llama_jax.data.prepare import locked
 from llama_jax.evaluate import suite as suites
+from llama_jax.evaluate.light import light
 
 NAMED = sorted(configs.grids())
 
@@ -64,7 +65,7 @@ def calls(monkeypatch):
     """What was done, in order; neither training nor evaluation takes place."""
     found = []
     monkeypatch.setattr(one, 'leave_with_parent', lambda: None)
-    monkeypatch.setattr(one, 'train', lambda experiment, path: found.append((experiment, path)))
+    monkeypatch.setattr(one, 'train', lambda *args, measure: found.append((*args, measure)))
 
     def evaluate(path, experiment, suite, mesh):
         found.append(suite)
@@ -77,7 +78,7 @@ def calls(monkeypatch):
 def test_a_run_is_trained_evaluated_and_marked_once(grid, workdir, calls):
     one.run(workdir, 'z/seed-1')
     planned = next(run for run in runs(grid) if run.place == 'z/seed-1')
-    assert calls == [(planned.experiment, workdir / 'z/seed-1'), grid.suite]
+    assert calls == [(planned.experiment, workdir / 'z/seed-1', light), grid.suite]
     assert json.loads((workdir / 'z/seed-1' / FINISHED).read_text())['metrics'] == {}
     one.run(workdir, 'z/seed-1')
     assert len(calls) == 2

@@ -32,7 +32,7 @@ def test_rms_norm_of_bfloat16_is_taken_in_float32():
 
 def test_swiglu_equals_float64():
     x_BTD = np.random.default_rng(0).normal(size=(2, 3, CONFIG.dim))
-    mlp = SwiGLU(CONFIG, key=jax.random.key(0))
+    mlp = SwiGLU(CONFIG, sublayers=2 * CONFIG.layers, key=jax.random.key(0))
     gate, up, down = (np.asarray(w[...], np.float64) for w in (mlp.gate_DF, mlp.up_DF, mlp.down_FD))
     hidden = x_BTD @ gate
     expected = (hidden / (1 + np.exp(-hidden)) * (x_BTD @ up)) @ down
