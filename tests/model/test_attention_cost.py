@@ -12,7 +12,7 @@ from llama_jax.model import kernels
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import BlockGlobal, Dense, Dilated, Window
 
-N, K, H = 4, 2, 32
+N, K, H = 4, 2, 64
 
 
 @functools.cache
