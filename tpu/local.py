@@ -92,7 +92,9 @@ def _prefix(stream: IO[bytes], process: int) -> None:
         if line.startswith(b'[Gloo] Rank '):  # one line per device and group, of no news
             continue
         text = line.decode('utf-8', errors='replace').rstrip('\n')
-        print(f'[{process}] {text}', flush=True)
+        # In one piece: print writes the end of a line apart, and another process's may come between.
+        sys.stdout.write(f'[{process}] {text}\n')
+        sys.stdout.flush()
 
 
 def _wait(children: list[subprocess.Popen[bytes]]) -> int:
