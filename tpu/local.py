@@ -22,7 +22,7 @@ from typing import IO
 
 from llama_jax import runtime
 
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 10.0
 """After one process failed, the others have this long to report the same error before they die."""
 
 
@@ -92,7 +92,7 @@ def _prefix(stream: IO[bytes], process: int) -> None:
         if line.startswith(b'[Gloo] Rank '):  # one line per device and group, of no news
             continue
         text = line.decode('utf-8', errors='replace').rstrip('\n')
-        # In one piece: print writes the end of a line apart, and another process's may come between.
+        # In one piece: print writes the end of a line apart, where another process may come in.
         sys.stdout.write(f'[{process}] {text}\n')
         sys.stdout.flush()
 
