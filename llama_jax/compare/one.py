@@ -20,6 +20,7 @@ from llama_jax.evaluate.light import light
 from llama_jax.evaluate.suite import evaluate
 from llama_jax.train.loop import train
 from llama_jax.train.progress import say
+from llama_jax.train.records import write_atomically
 
 
 def run(workdir: Path, place: str) -> None:
@@ -40,7 +41,7 @@ def run(workdir: Path, place: str) -> None:
         say('evaluating')
         result = evaluate(directory, experiment, suite, meshes.make(experiment.mesh))
         if first:
-            record.write_atomically(directory / FINISHED, json.dumps(result, indent=1))
+            write_atomically(directory / FINISHED, json.dumps(result, indent=1))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'{place} is evaluated')
         say(f'evaluated in {result["seconds"]:.0f} s')

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +16,7 @@ from llama_jax.evaluate.suite import Suite
 from llama_jax.train.checkpoint import difference
 from llama_jax.train.experiment import digest, from_dict, to_dict
 from llama_jax.train.plain import from_plain, to_plain
-from llama_jax.train.records import read_run, versions
+from llama_jax.train.records import read_run, versions, write_atomically
 
 NAME = 'grid.json'
 
@@ -127,15 +125,6 @@ def planned(workdir: Path, place: str) -> tuple[Planned, Suite]:
         raise UserError(f'{workdir} has no arm {name!r}: {nearest(name, list(experiments))}')
     run = at_place(Arm(name, from_dict(experiments[name])), place)
     return run, from_plain(Suite, facts['suite'])
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that nobody finds half of it; several hosts may do so at once."""
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}-')
-    with os.fdopen(handle, 'w', encoding='utf-8') as file:
-        file.write(text)
-    os.chmod(partial, 0o644)
-    os.replace(partial, path)
 
 
 def _plan(grid: Grid) -> dict[str, Any]:

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from llama_jax.compare.record import write_atomically
 from llama_jax.evaluate import stats
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.report.grid import ArmRecords, SeedRun, read_grid
 from llama_jax.report.read import last
+from llama_jax.train.records import write_atomically
 
 
 @dataclass(frozen=True)

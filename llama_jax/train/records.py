@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -157,9 +158,12 @@ def check_workdir(workdir: Path, experiment: Experiment) -> list[str]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a kill, never finds half of it."""
-    partial = path.with_name(path.name + '.partial')
-    partial.write_text(text, encoding='utf-8')
+    """Write a file so that a reader, or a kill, never finds half of it; several hosts may at
+    once."""
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}-')
+    with os.fdopen(handle, 'w', encoding='utf-8') as file:
+        file.write(text)
+    os.chmod(partial, 0o644)
     os.replace(partial, path)
 
 
