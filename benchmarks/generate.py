@@ -15,7 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -74,7 +74,7 @@ def main(options: Options) -> None:
             contestants['transformers'] = transformers(model)
         else:
             print("transformers is absent: pip install '.[parity]' to compare")
-    streams = bandwidth_streams(generator.compute)
+    streams = bandwidth_streams(generator.programs.model.compute)
 
     figures = {
         'command': 'python -m benchmarks.generate',
@@ -140,11 +140,10 @@ def measure(
 
 def step_bytes(model: ModelConfig, generator: Generator, batch: int, length: int) -> int:
     """What a step has to read: weights, and keys and values of `length` tokens in each row."""
-    itemsize = precision.dtype(generator.compute.precision).itemsize
+    itemsize = precision.dtype(generator.programs.model.compute.precision).itemsize
     unread = 0 if model.tied else model.vocab * model.dim  # the embedding: one row per token
-    shape = replace(generator.shape(batch, length, 1), rows=batch, slots=length)
     weights = trees.size(layers.abstract(model)) - unread
-    return weights * itemsize + shape.cache_bytes(model, itemsize)
+    return weights * itemsize + generator.programs.cache_bytes(rows=batch, slots=length)
 
 
 def report(batch: str, figure: dict) -> None:

@@ -53,11 +53,10 @@ def step(
     token_B: Int[Array, ' B'],
     position_B: Int[Array, ' B'],
     cache: Cache,
-    *,
     compute: Compute,
 ) -> tuple[Float[Array, 'B V'], Cache]:
     """Float32 logits after one more token in each row, and the cache with it; `params` turned."""
-    visible = cache.visible(jnp.ones_like(token_B)[:, None], pattern=config.pattern)
+    visible = cache.visible(position_B, 1, pattern=config.pattern)
     rope = rotation(
         position_B[:, None],
         head_dim=config.head_dim,
@@ -72,7 +71,7 @@ def step(
         w = block['attention']
         q_BTNH = rotate(_heads(w['q_NHD'], h_DB), rope)
         k_BTKH = rotate(_heads(w['k_KHD'], h_DB), rope)
-        layer = layer.write(k_BTKH, _heads(w['v_KHD'], h_DB), at=cache.cursor)
+        layer = layer.write(k_BTKH, _heads(w['v_KHD'], h_DB), at_B=position_B)
         attended_BTNH = kernels.attend_cached(
             q_BTNH, layer.k_BKHS, layer.v_BKSH, visible=visible, backend=compute.attention
         )
@@ -90,7 +89,7 @@ def step(
     logits_VB = jnp.einsum('VD,DB->VB', head_VD, x_DB, preferred_element_type=jnp.float32)
     # Or XLA moves the transposition into the product, and computes that in the slow order.
     logits_VB = jax.lax.optimization_barrier(logits_VB)
-    return logits_VB.T, Cache(written, visible.key_segment_BS, cache.cursor + 1)
+    return logits_VB.T, Cache(written)
 
 
 def _heads(w_NHD: jax.Array, x_DB: jax.Array) -> jax.Array:

@@ -1,8 +1,9 @@
-"""The two compiled programs of generation: read a prompt, and write tokens in one loop."""
+"""The compiled programs of generation: read a piece of the prompts, draw the first tokens, and
+write more in one loop."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.generate import columns
-from llama_jax.generate.sampling import Sampling, sample
+from llama_jax.generate.sampling import sample
+from llama_jax.generate.settings import History, Settings, is_end, shaped
 from llama_jax.model import layers
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Compute, ModelConfig
@@ -20,16 +22,15 @@ from llama_jax.model.layers import Params
 from llama_jax.trees import map_named
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Prompt:
-    """Tokens to read. Rows are right-aligned: padding (segment 0) stands before the first."""
+class Model:
+    """What is fixed when a program is compiled."""
 
-    token_BT: Int[Array, 'B T']
-    position_BT: Int[Array, 'B T']
-    """Counted from the row's first token."""
-    segment_BT: Int[Array, 'B T']
-    """1 for tokens, 0 for padding."""
+    config: ModelConfig
+    compute: Compute
+    turned: bool
+    """Weights lie for the steps of columns.py."""
+    pad_id: int
 
 
 @jax.tree_util.register_dataclass
@@ -41,27 +42,43 @@ class State:
     token_B: Int[Array, ' B']
     """The newest token of each row, not in the cache yet."""
     position_B: Int[Array, ' B']
-    """Its place, counted from the row's first token."""
+    """Its place. A row that is done keeps both."""
     done_B: Bool[Array, ' B']
-    """The row has met an end id, or holds no prompt."""
+    """The row has met an end id, has all its tokens, or holds no prompt."""
+    history: History | None
+
+    def without(self, dead_B: Bool[Array, ' B']) -> State:
+        """The same, with these rows done as well."""
+        return replace(self, done_B=self.done_B | jax.reshard(dead_B, layout.rows()))
 
 
-Carry = tuple[jax.Array, State, jax.Array]
-"""Steps taken, state, and what was drawn [B, T]."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Drawn:
+    """Tokens that a program drew, and how likely they and the likeliest were, where asked for: by
+    the logits as the model gives them."""
+
+    token_BT: Int[Array, 'B T']
+    """What a row has after its end is padding."""
+    logprob_BT: Float[Array, 'B T'] | None = None
+    top_BTR: Int[Array, 'B T R'] | None = None
+    top_logprob_BTR: Float[Array, 'B T R'] | None = None
+    """Best first."""
 
 
-def prepare(params: Params, *, mesh: Mesh, compute: Compute, turned: bool) -> Params:
+Carry = tuple[jax.Array, State, Drawn]
+"""Steps taken, state, and what was drawn."""
+
+
+def prepare(model: Model, params: Params, *, mesh: Mesh) -> Params:
     """Parameters for decoding only: layers apart, in the type of the computation, and gathered
-    over the axes that a step would otherwise gather them over again and again.
-
-    `turned`, here and below: weights lie for the steps of columns.py.
-    """
-    dtype = precision.dtype(compute.precision)
+    over the axes that a step would otherwise gather them over again and again."""
+    dtype = precision.dtype(model.compute.precision)
 
     def apart(params: Params) -> Params:
         params = params if isinstance(params['blocks'], list) else layers.unstack(params)
         params = jax.tree.map(lambda x: x.astype(dtype), params)
-        return columns.turn(params) if turned else params
+        return columns.turn(params) if model.turned else params
 
     with jax.set_mesh(mesh):
         placed = map_named(
@@ -71,125 +88,210 @@ def prepare(params: Params, *, mesh: Mesh, compute: Compute, turned: bool) -> Pa
         return jax.jit(apart, out_shardings=placed)(params)
 
 
-def extend(
-    config: ModelConfig,
+def read(
+    model: Model,
     params: Params,
     cache: Cache,
-    prompt: Prompt,
-    *,
-    compute: Compute,
-    turned: bool,
-) -> tuple[Float[Array, 'B 1 D'], Cache]:
-    """Read a piece of the prompt into the cache; the features of its last position."""
-    with precision.matmuls(compute.precision):
-        params = columns.turn(params) if turned else params
-        x_BTD, written = layers.bind(config, params).features(
-            prompt.token_BT,
-            position_BT=prompt.position_BT,
-            segment_BT=prompt.segment_BT,
-            compute=compute,
-            cache=cache,
+    token_BT: Int[Array, 'B T'],
+    at_B: Int[Array, ' B'] | None,
+) -> tuple[Float[Array, 'B T D'], Cache]:
+    """Read a piece of the prompts into the cache, from place `at_B` on (None: the first piece).
+
+    Rows stand at the left: what a row has after its last token is padding, which nothing sees and
+    later tokens overwrite. Gives features, before the head.
+    """
+    with precision.matmuls(model.compute.precision):
+        params = columns.turn(params) if model.turned else params
+        x_BTD, written = layers.bind(model.config, params).features(
+            token_BT, compute=model.compute, cache=cache, at_B=at_B
         )
     assert written is not None  # given a cache, a model returns one
-    return x_BTD[:, -1:], written
+    return x_BTD, written
 
 
-def prefill(
-    config: ModelConfig,
+def last_features(
+    x_BD: Float[Array, 'B D'], x_BTD: Float[Array, 'B T D'], last_B: Int[Array, ' B']
+) -> Float[Array, 'B D']:
+    """Features of each row's last token: those of this piece for the rows whose last token
+    `last_B`, counted from the piece's beginning, is in it; else `x_BD`."""
+    T = x_BTD.shape[1]
+    at_B11 = jnp.clip(last_B, 0, T - 1)[:, None, None]
+    # A comparison, not an index: rows may lie on several devices.
+    here_BTD = jnp.where(jnp.arange(T)[:, None] == at_B11, x_BTD, 0)
+    return jnp.where(((last_B >= 0) & (last_B < T))[:, None], here_BTD.sum(axis=1), x_BD)
+
+
+def begin(
+    model: Model,
     params: Params,
     cache: Cache,
-    prompt: Prompt,
-    sampling: Sampling,
+    x_BD: Float[Array, 'B D'],
+    length_B: Int[Array, ' B'],
+    settings: Settings,
+    history: History | None,
     *,
-    compute: Compute,
-    turned: bool,
-    eos_ids: tuple[int, ...],
-) -> State:
-    """Read the last piece of the prompt and draw the first token. The head, the dearest product of
-    a small model, is applied to the last position only."""
-    x_BTD, cache = extend(config, params, cache, prompt, compute=compute, turned=turned)
-    # jax 0.12 forgets the placement of a batch of one row when a dimension is indexed away.
-    last_position_B, last_segment_B = (
-        jax.reshard(x_BT[:, -1], layout.act('B'))
-        for x_BT in (prompt.position_BT, prompt.segment_BT)
+    n_top: int | None,
+) -> tuple[State, Drawn]:
+    """Draw the first tokens, after prompts of these lengths (0: no prompt). The head, the dearest
+    product of a small model, is applied to the last position only."""
+    logits_BV = head(model, params, x_BD[:, None])[:, 0]
+    live_B = length_B > 0
+    one, ended_B, history = draw(
+        logits_BV, settings, history, length_B, live_B, pad_id=model.pad_id, n_top=n_top
     )
-    position_B = last_position_B + 1
-    token_B = _draw(_logits(config, params, x_BTD, compute, turned), sampling, position_B)
-    done_B = is_end(token_B, eos_ids) | (last_segment_B == 0)
-    return State(cache, token_B, position_B, done_B)
+    state = State(cache, one.token_BT, length_B, ended_B | ~live_B, history)
+    return state, jax.tree.map(lambda x: jnp.expand_dims(x, 1), one)
 
 
 def decode(
-    config: ModelConfig,
+    model: Model,
     params: Params,
     state: State,
-    sampling: Sampling,
+    settings: Settings,
     n_steps: Int[Array, ''],
     *,
     slots: int,
-    compute: Compute,
-    turned: bool,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-) -> tuple[State, Int[Array, 'B T']]:
+    n_top: int | None,
+) -> tuple[State, Drawn]:
     """Draw up to `n_steps` (<= `slots`) more tokens of each row in one loop on the device.
 
-    It ends early when every row is done; what a row has after an end id is `pad_id`.
+    It ends early when every row is done. `n_top`: with log-probabilities, of so many likeliest
+    tokens as well; None: without.
     """
-    out_BT = jnp.full((len(state.token_B), slots), pad_id, jnp.int32, out_sharding=layout.act('BT'))
 
     def one_more(state: State) -> tuple[jax.Array, Cache]:
-        if turned:
-            with precision.matmuls(compute.precision):
+        if model.turned:
+            with precision.matmuls(model.compute.precision):
                 return columns.step(
-                    config, params, state.token_B, state.position_B, state.cache, compute=compute
+                    *(model.config, params, state.token_B, state.position_B, state.cache),
+                    compute=model.compute,
                 )
-        prompt = Prompt(
-            state.token_B[:, None], state.position_B[:, None], jnp.ones_like(state.token_B)[:, None]
+        x_BTD, cache = read(
+            model, params, state.cache, state.token_B[:, None], at_B=state.position_B
         )
-        x_BTD, cache = extend(config, params, state.cache, prompt, compute=compute, turned=False)
-        return _logits(config, params, x_BTD, compute, turned=False), cache
+        return head(model, params, x_BTD)[:, 0], cache
 
     def unfinished(carry: Carry) -> jax.Array:
         step, state, _ = carry
         return (step < n_steps) & ~state.done_B.all()
 
-    def draw(carry: Carry) -> Carry:
-        step, state, out_BT = carry
+    def one_step(carry: Carry) -> Carry:
+        step, state, drawn = carry
         logits_BV, cache = one_more(state)
-        position_B = state.position_B + 1
-        token_B = _draw(logits_BV, sampling, position_B)
-        token_B = jnp.where(state.done_B, pad_id, token_B)
-        out_BT = jax.lax.dynamic_update_slice_in_dim(out_BT, token_B[:, None], step, axis=1)
-        done_B = state.done_B | is_end(token_B, eos_ids)
-        return step + 1, State(cache, token_B, position_B, done_B), out_BT
+        position_B, live_B = state.position_B + 1, ~state.done_B
+        one, ended_B, history = draw(
+            *(logits_BV, settings, state.history, position_B, live_B),
+            pad_id=model.pad_id,
+            n_top=n_top,
+        )
+        drawn = jax.tree.map(
+            lambda all_, x: jax.lax.dynamic_update_slice_in_dim(
+                all_, jnp.expand_dims(x, 1), step, axis=1
+            ),
+            *(drawn, one),
+        )
+        state = State(
+            cache,
+            token_B=jnp.where(live_B, one.token_BT, state.token_B),
+            position_B=jnp.where(live_B, position_B, state.position_B),
+            done_B=state.done_B | ended_B,
+            history=history,
+        )
+        return step + 1, state, drawn
 
-    _, state, out_BT = jax.lax.while_loop(unfinished, draw, (jnp.int32(0), state, out_BT))
-    return state, out_BT
+    nothing = _nothing(len(state.token_B), slots, model.pad_id, n_top)
+    _, state, drawn = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, nothing))
+    return state, drawn
 
 
-def is_end(token_B: Int[Array, ' B'], eos_ids: tuple[int, ...]) -> Bool[Array, ' B']:
-    """Whether each token is one of the end ids."""
-    end_B = jnp.zeros_like(token_B, bool)
-    for eos_id in eos_ids:
-        end_B |= token_B == eos_id
-    return end_B
+def head(model: Model, params: Params, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
+    """Float32 logits."""
+    params = columns.turn(params) if model.turned else params
+    with precision.matmuls(model.compute.precision):
+        return layers.bind(model.config, params).logits(x_BTD)
 
 
-def _logits(
-    config: ModelConfig, params: Params, x_BTD: jax.Array, compute: Compute, turned: bool
-) -> jax.Array:
-    params = columns.turn(params) if turned else params
-    with precision.matmuls(compute.precision):
-        return layers.bind(config, params).logits(x_BTD)[:, 0]
+def draw(
+    logits_BV: Float[Array, 'B V'],
+    settings: Settings,
+    history: History | None,
+    position_B: Int[Array, ' B'],
+    live_B: Bool[Array, ' B'],
+    *,
+    pad_id: int,
+    n_top: int | None,
+) -> tuple[Drawn, Bool[Array, ' B'], History | None]:
+    """The tokens at `position_B` (padding in rows that do not live), without their dimension T;
+    which of them are the last of their row; and the history with them.
 
+    Each device draws for its own rows, and needs their whole vocabulary.
+    """
 
-def _draw(logits_BV: jax.Array, sampling: Sampling, position_B: jax.Array) -> jax.Array:
-    rows = layout.act('B')
-    whole_BV = P(*rows, None)  # a device needs the vocabulary of its own rows to draw from it
+    def draw_rows(
+        logits_BV: jax.Array,
+        settings: Settings,
+        history: History | None,
+        position_B: jax.Array,
+        live_B: jax.Array,
+    ) -> tuple[Drawn, jax.Array, History | None]:
+        token_B = sample(shaped(logits_BV, settings, history, position_B), settings, position_B)
+        token_B = jnp.where(live_B, token_B, pad_id)
+        ended_B = is_end(settings, token_B) | (position_B >= settings.last_B)
+        if history is not None:
+            row_B = jnp.arange(len(token_B))
+            count_BV = history.count_BV.at[row_B, token_B].add(live_B.astype(jnp.int32))
+            history = History(history.prompt_BV, count_BV)
+        return _scored(logits_BV, token_B, settings, n_top), ended_B, history
+
+    rows = layout.rows()
     return jax.shard_map(
-        sample,
-        in_specs=(whole_BV, rows, rows),
+        draw_rows,
+        in_specs=rows,
         out_specs=rows,
         check_vma=False,  # carries of loops start as constants, which do not vary over the mesh
-    )(jax.reshard(logits_BV, whole_BV), sampling, position_B)
+    )(jax.reshard(logits_BV, P(*rows, None)), settings, history, position_B, live_B)
+
+
+def scores(logits_BTV: Float[Array, 'B T V'], token_BT: Int[Array, 'B T'], *, n_top: int) -> Drawn:
+    """Log-probabilities of given tokens, and of the likeliest at their places."""
+    log_BTV = jax.nn.log_softmax(logits_BTV, axis=-1)
+    logprob_BT1 = jnp.take_along_axis(log_BTV, token_BT[..., None], axis=-1)
+    top_logprob_BTR, top_BTR = jax.lax.top_k(log_BTV, n_top)
+    return Drawn(token_BT, logprob_BT1[..., 0], top_BTR, top_logprob_BTR)
+
+
+def _scored(
+    logits_BV: jax.Array, token_B: jax.Array, settings: Settings, n_top: int | None
+) -> Drawn:
+    if n_top is None:
+        return Drawn(token_B)
+    B = len(token_B)
+    zero = jnp.zeros((B, n_top))
+
+    def scored() -> Drawn:
+        here = scores(logits_BV[:, None], token_B[:, None], n_top=n_top)
+        return jax.tree.map(lambda x: x[:, 0], here)
+
+    return jax.lax.cond(
+        settings.reported_B.any(),
+        scored,
+        lambda: Drawn(token_B, zero[:, 0], zero.astype(jnp.int32), zero),
+    )
+
+
+def _nothing(B: int, T: int, pad_id: int, n_top: int | None) -> Drawn:
+    """Empty places for what is drawn."""
+
+    def full(value: float, dtype: type, *shape: int) -> jax.Array:
+        placed = P(*layout.rows(), *[None] * len(shape))
+        return jnp.full((B, *shape), value, dtype, out_sharding=placed)
+
+    token_BT = full(pad_id, jnp.int32, T)
+    if n_top is None:
+        return Drawn(token_BT)
+    return Drawn(
+        token_BT,
+        full(0, jnp.float32, T),
+        full(0, jnp.int32, T, n_top),
+        full(0, jnp.float32, T, n_top),
+    )

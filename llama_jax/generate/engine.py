@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from llama_jax import layout, precision
 from llama_jax.errors import UserError
-from llama_jax.generate.decode import Prompt, State, decode, extend, prefill, prepare
-from llama_jax.generate.sampling import Sampling
+from llama_jax.generate.decode import Drawn, State
+from llama_jax.generate.programs import (
+    Programs,
+    bucket,
+    check_chunk,
+    check_prompt,
+    power_of_two,
+)
+from llama_jax.generate.request import Controls, Logprob
+from llama_jax.generate.settings import Settings, has_penalties, history_of, rows_of
 from llama_jax.mesh import batch_shards
-from llama_jax.model.cache import Cache
+from llama_jax.model.cache import slots_needed
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-
-log = logging.getLogger(__name__)
-
-SMALLEST = 16
-"""Prompts and outputs are padded to powers of two from here on."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ class Completion:
     """Without the end id."""
     finish_reason: Literal['stop', 'length']
     """An end id, or max_tokens."""
+    logprobs: tuple[Logprob, ...] = ()
+    """One per token, where asked for."""
 
 
 @dataclass(frozen=True)
@@ -46,20 +47,15 @@ class Shape:
     prompt: int
     """Padded length of the prompts, in pieces of at most `prefill_chunk` tokens."""
     slots: int
-    """Tokens that the cache has room for."""
-
-    def cache_bytes(self, config: ModelConfig, itemsize: int) -> int:
-        """Memory of keys and values, over all devices."""
-        per_token = 2 * config.layers * config.kv_heads * config.head_dim * itemsize
-        return per_token * self.rows * self.slots
+    """Tokens that a row of the cache has room for."""
 
 
 class Generator:
     """Completes batches of prompts with one model.
 
     A batch is padded: rows to a power of two times the mesh's batch shards, prompts and outputs to
-    powers of two. Each shape compiles once; lengths within it, sampling settings and seeds compile
-    nothing. A row's tokens do not depend on its batch mates.
+    powers of two. Each shape compiles once; lengths within it, settings and seeds compile nothing.
+    A row's tokens do not depend on its batch mates.
     """
 
     def __init__(
@@ -73,98 +69,45 @@ class Generator:
         pad_id: int,
         prefill_chunk: int = 512,
     ):
-        """`params` may be stacked or not, and placed anywhere; a copy for decoding is made.
+        """Longer prompts are read in pieces of `prefill_chunk` tokens (a power of two), which
+        bounds the memory that attention takes. See Programs for the rest, and its errors."""
+        check_chunk(prefill_chunk)
+        self.prefill_chunk = prefill_chunk
+        self.programs = Programs(
+            config, params, mesh=mesh, compute=compute, end_ids=eos_ids, pad_id=pad_id
+        )
 
-        Longer prompts are read in pieces of `prefill_chunk` tokens (a power of two), which bounds
-        the memory that attention takes. Raises UserError when the model does not fit the mesh.
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model."""
+        return self.programs.config
+
+    def __call__(self, prompts: Sequence[Sequence[int]], **settings: Any) -> list[Completion]:
+        """Complete each prompt, in one loop on the device.
+
+        Settings are the fields of Controls, one value for all rows or a sequence with one per row;
+        the default temperature is 0. Rows of one seed and one prompt draw the same tokens: for
+        several samples of a prompt give it several times, with `seed=range(n)`. Raises UserError
+        for what cannot be done.
         """
-        layout.check(config.sizes(), mesh)
-        if config.encoder_layers:
-            raise UserError(
-                'the generator continues a text, which an encoder-decoder does not: use a model '
-                'with encoder_layers 0'
-            )
-        if prefill_chunk < SMALLEST or prefill_chunk & (prefill_chunk - 1):
-            raise UserError(
-                f'prefill_chunk {prefill_chunk} is no power of two from {SMALLEST} on: take 512'
-            )
-        for name, ids in (('eos_ids', eos_ids), ('pad_id', (pad_id,))):
-            if any(not 0 <= i < config.vocab for i in ids):
-                raise UserError(
-                    f'{name} {ids} is outside the vocabulary of {config.vocab}: '
-                    'take it from the tokenizer that the model was trained with'
+        if not len(prompts):
+            raise UserError('no prompts: give at least one')
+        controls, shape = self._checked(prompts, settings)
+        with jax.set_mesh(self.programs.mesh):
+            state, first, rows, n_top = self._read(prompts, controls, shape)
+            drawn, n_more = [first], max(one.max_tokens for one in controls) - 1
+            if n_more:
+                _, more = self.programs.decode(
+                    *(self.programs.params, state, rows, n_more),
+                    slots=bucket(n_more),
+                    n_top=n_top,
                 )
-        if _is_cpu(mesh) and compute.precision != 'float32':
-            # Ten times faster: a CPU turns a bfloat16 matrix into float32 for every single row.
-            log.info('generation computes in float32 on a CPU, not in %s', compute.precision)
-            compute = replace(compute, precision='float32')
-        self.config, self.mesh, self.compute = config, mesh, compute
-        self.eos_ids, self.pad_id, self.prefill_chunk = tuple(eos_ids), pad_id, prefill_chunk
-        turned = _is_cpu(mesh) and config.llama
-        self._params = prepare(params, mesh=mesh, compute=compute, turned=turned)
-        self._empty = jax.jit(
-            functools.partial(Cache.empty, config, dtype=precision.dtype(compute.precision)),
-            static_argnames=('batch', 'slots'),
-        )
-        self._extend = jax.jit(
-            lambda params, cache, prompt: extend(
-                config, params, cache, prompt, compute=compute, turned=turned
-            )[1],
-            donate_argnums=1,
-        )
-        self._prefill = jax.jit(
-            functools.partial(
-                prefill, config, compute=compute, turned=turned, eos_ids=self.eos_ids
-            ),
-            donate_argnums=1,
-        )
-        self._decode = jax.jit(
-            functools.partial(
-                decode, config, compute=compute, turned=turned, eos_ids=self.eos_ids, pad_id=pad_id
-            ),
-            static_argnames='slots',
-            donate_argnums=1,
-        )
-
-    def __call__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_tokens: int,
-        temperature: float | Sequence[float] = 0.0,
-        top_k: int | Sequence[int] = 0,
-        top_p: float | Sequence[float] = 1.0,
-        seed: int | Sequence[int] = 0,
-    ) -> list[Completion]:
-        """Complete each prompt by up to `max_tokens` tokens, in one loop on the device.
-
-        Settings are one for all rows or one per row; see Sampling. Rows of one seed and one prompt
-        draw the same tokens: for several samples of a prompt give it several times, with
-        `seed=range(n)`. Raises UserError for what cannot be done.
-        """
-        shape = self._shape(prompts, max_tokens)
-        sampling = self._sampling(len(prompts), shape, temperature, top_k, top_p, seed)
-        with jax.set_mesh(self.mesh):
-            state = self._read(prompts, shape, sampling)
-            drawn = [jnp.copy(state.token_B)[:, None]]  # the state is donated
-            if max_tokens > 1:
-                _, out_BT = self._decode(
-                    self._params, state, sampling, max_tokens - 1, slots=_bucket(max_tokens - 1)
-                )
-                drawn.append(out_BT)
-        token_BT = np.concatenate(jax.device_get(drawn), axis=1)
-        return [self._completion(row[:max_tokens]) for row in token_BT[: len(prompts)]]
+                drawn.append(more)
+        whole = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *jax.device_get(drawn))
+        return [self._completion(whole, i, one) for i, one in enumerate(controls)]
 
     def stream(
-        self,
-        prompt: Sequence[int],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        chunk: int = 16,
+        self, prompt: Sequence[int], *, chunk: int = 16, **settings: Any
     ) -> Iterator[list[int]]:
         """Complete one prompt; yields the first token, then `chunk` at a time, without the end id.
 
@@ -173,155 +116,162 @@ class Generator:
         """
         if chunk < 1:
             raise UserError(f'chunk {chunk}: a stream yields at least one token at a time')
-        shape = self._shape([prompt], max_tokens)
-        sampling = self._sampling(1, shape, temperature, top_k, top_p, seed)
-        with jax.set_mesh(self.mesh):
-            state = self._read([prompt], shape, sampling)
-        return self._pieces(state, sampling, max_tokens, chunk)
+        controls, shape = self._checked([prompt], settings)
+        with jax.set_mesh(self.programs.mesh):
+            state, first, rows, n_top = self._read([prompt], controls, shape)
+        return self._pieces(state, first, rows, n_top, controls[0], chunk)
 
     def _pieces(
-        self, state: State, sampling: Sampling, max_tokens: int, chunk: int
+        self,
+        state: State,
+        ready: Drawn,
+        rows: Settings,
+        n_top: int | None,
+        one: Controls,
+        chunk: int,
     ) -> Iterator[list[int]]:
-        ready, n_ready, drawn = jnp.copy(state.token_B)[:, None], 1, 1
+        n_ready, n_left = 1, one.max_tokens - 1
         while True:
-            n_following = min(chunk, max_tokens - drawn)
-            if n_following:
-                with jax.set_mesh(self.mesh):
-                    state, following = self._decode(
-                        self._params, state, sampling, n_following, slots=chunk
+            n_next = min(chunk, n_left)
+            if n_next:
+                with jax.set_mesh(self.programs.mesh):
+                    state, following = self.programs.decode(
+                        self.programs.params, state, rows, n_next, slots=chunk, n_top=n_top
                     )
-                following.copy_to_host_async()
-            piece = self._completion(np.asarray(ready)[0, :n_ready])
-            if piece.tokens:
-                yield piece.tokens
-            if piece.finish_reason == 'stop' or not n_following:
+                following.token_BT.copy_to_host_async()
+            tokens = np.asarray(ready.token_BT)[0, :n_ready].tolist()
+            n_kept = _n_kept(tokens, self._ends(one))
+            if n_kept:
+                yield tokens[:n_kept]
+            if n_kept < len(tokens) or not n_next:
                 return
-            ready, n_ready, drawn = following, n_following, drawn + n_following
+            ready, n_ready, n_left = following, n_next, n_left - n_next
 
     def shape(self, n_prompts: int, longest: int, max_tokens: int) -> Shape:
-        """What a batch is padded to; for sizing memory (see Shape.cache_bytes)."""
-        shards = batch_shards(self.mesh)
-        rows = shards * _power_of_two(-(-n_prompts // shards))
-        prompt = _bucket(longest)
-        if prompt > self.prefill_chunk:
-            prompt = -(-longest // self.prefill_chunk) * self.prefill_chunk
-        return Shape(rows, prompt, _bucket(prompt + max_tokens - 1))
+        """What a batch is padded to; for sizing memory (see Programs.cache_bytes)."""
+        shards = batch_shards(self.programs.mesh)
+        rows = shards * power_of_two(-(-n_prompts // shards))
+        prompt, chunk = bucket(longest), self.prefill_chunk
+        if prompt > chunk:
+            prompt = -(-longest // chunk) * chunk
+        length = prompt + max_tokens - 1
+        needed = slots_needed(self.config, length=length, piece=min(prompt, chunk))
+        return Shape(rows, prompt, bucket(needed))
 
-    def _shape(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> Shape:
-        vocab, context = self.config.vocab, self.config.context
-        if max_tokens < 1:
-            raise UserError(f'max_tokens {max_tokens}: at least one token is generated')
-        if not len(prompts):
-            raise UserError('no prompts: give at least one')
+    def _checked(
+        self, prompts: Sequence[Sequence[int]], settings: dict[str, Any]
+    ) -> tuple[list[Controls], Shape]:
+        controls = controls_of(len(prompts), {'temperature': 0.0, **settings})
+        for i, (prompt, one) in enumerate(zip(prompts, controls, strict=True)):
+            check_prompt(prompt, f'prompt {i}', vocab=self.config.vocab)
+            one.check(vocab=self.config.vocab)
+            if one.stop or one.prompt_logprobs is not None:
+                raise UserError(
+                    'stop strings and prompt_logprobs are for requests of the Engine '
+                    '(generate/batching.py), not for a Generator'
+                )
+            if len(prompt) + one.max_tokens > self.config.context:
+                raise UserError(
+                    f'prompt {i} ({len(prompt)} tokens) and max_tokens ({one.max_tokens}) exceed '
+                    f"the model's context of {self.config.context}: shorten one of them"
+                )
+        longest, most = max(map(len, prompts)), max(one.max_tokens for one in controls)
+        return controls, self.shape(len(prompts), longest, most)
+
+    def _read(
+        self, prompts: Sequence[Sequence[int]], controls: list[Controls], shape: Shape
+    ) -> tuple[State, Drawn, Settings, int | None]:
+        """Prefill: the state after the first tokens, and these; and the settings of all rows."""
+        programs, vocab = self.programs, self.config.vocab
+        token_BT = np.full((shape.rows, shape.prompt), programs.model.pad_id, np.int32)
+        length_B = np.zeros(shape.rows, np.int32)
         for i, prompt in enumerate(prompts):
-            if not len(prompt):
-                raise UserError(f'prompt {i} is empty: give at least one token, such as bos')
-            low, high = min(prompt), max(prompt)
-            if low < 0 or high >= vocab:
-                raise UserError(
-                    f'prompt {i} holds token id {low if low < 0 else high}, outside the vocabulary '
-                    f'of {vocab}: use the tokenizer that the model was trained with'
-                )
-            if len(prompt) + max_tokens > context:
-                raise UserError(
-                    f'prompt {i} ({len(prompt)} tokens) and max_tokens ({max_tokens}) exceed the '
-                    f"model's context of {context}: shorten one of them"
-                )
-        return self.shape(len(prompts), max(map(len, prompts)), max_tokens)
+            token_BT[i, : len(prompt)] = prompt
+            length_B[i] = len(prompt)
+        rows = rows_of(
+            controls,
+            lengths=[len(prompt) for prompt in prompts],
+            rows=shape.rows,
+            end_ids=programs.end_ids,
+            vocab=vocab,
+            bias=any(one.logit_bias for one in controls),
+        )
+        history = None
+        if any(map(has_penalties, controls)):
+            history = history_of(prompts, rows=shape.rows, vocab=vocab)
+        reported = [one.logprobs for one in controls if one.logprobs is not None]
+        n_top = max(reported) if reported else None
+        rows, history, length = jax.tree.map(programs.place, (rows, history, length_B))
 
-    def _sampling(
-        self,
-        n: int,
-        shape: Shape,
-        temperature: float | Sequence[float],
-        top_k: int | Sequence[int],
-        top_p: float | Sequence[float],
-        seed: int | Sequence[int],
-    ) -> Sampling:
-        def row_wise(
-            name: str,
-            value: float | Sequence[float],
-            dtype: type,
-            allowed: Callable[[float], bool],
-            what: str,
-        ) -> jax.Array:
-            values = np.asarray(value)
-            if values.ndim and values.shape != (n,):
-                raise UserError(
-                    f'{len(values)} values of {name} for {n} prompt(s): one, or one each'
-                )
-            wrong = [v for v in values.flat if not allowed(v)]
-            if wrong:
-                raise UserError(f'{name} {wrong[0]} is not {what}')
-            padded: np.ndarray = np.zeros(shape.rows, dtype)  # greedy: padding rows draw nothing
-            padded[:n] = values
-            return self._place(padded, 'B')
+        cache = programs.empty(batch=shape.rows, slots=shape.slots)
+        x_BD, chunk = programs.no_features(shape.rows), min(self.prefill_chunk, shape.prompt)
+        for start in range(0, shape.prompt, chunk):
+            x_BD, cache = programs.read(
+                *(programs.params, cache, x_BD),
+                programs.place(token_BT[:, start : start + chunk]),
+                *(length, start),
+                first=start == 0,
+            )
+        state, drawn = programs.begin(
+            programs.params, cache, x_BD, length, rows, history, n_top=n_top
+        )
+        return state, drawn, rows, n_top
 
-        return Sampling(
-            row_wise(
-                'temperature',
-                temperature,
-                np.float32,
-                lambda t: 0 <= t < np.inf,
-                '0 (greedy) or a positive number',
-            ),
-            row_wise(
-                'top_k',
-                top_k,
-                np.int32,
-                lambda k: 0 <= k == int(k) < 2**31,
-                '0 (off) or a positive integer',
-            ),
-            row_wise('top_p', top_p, np.float32, lambda p: 0 < p <= 1, 'in (0, 1]'),
-            row_wise(
-                'seed',
-                seed,
-                np.uint32,
-                lambda s: 0 <= s == int(s) < 2**32,
-                'an integer in [0, 2^32)',
-            ),
+    def _ends(self, one: Controls) -> set[int]:
+        return {*(() if one.ignore_end else self.programs.end_ids), *one.stop_ids}
+
+    def _completion(self, drawn: Drawn, row: int, one: Controls) -> Completion:
+        tokens = drawn.token_BT[row, : one.max_tokens].tolist()
+        n_kept = _n_kept(tokens, self._ends(one))
+        return Completion(
+            tokens[:n_kept],
+            'stop' if n_kept < len(tokens) else 'length',
+            logprobs_of(drawn, row, n_kept, one.logprobs),
         )
 
-    def _read(self, prompts: Sequence[Sequence[int]], shape: Shape, sampling: Sampling) -> State:
-        """Prefill: the state after the first token."""
-        token_BT = np.full((shape.rows, shape.prompt), self.pad_id, np.int32)
-        segment_BT = np.zeros_like(token_BT)
-        position_BT = np.zeros_like(token_BT)
-        for i, prompt in enumerate(prompts):
-            start = shape.prompt - len(prompt)
-            token_BT[i, start:] = prompt
-            segment_BT[i, start:] = 1
-            position_BT[i, start:] = np.arange(len(prompt))
-        cache = self._empty(batch=shape.rows, slots=shape.slots)
-        chunk = min(self.prefill_chunk, shape.prompt)
-        for start in range(0, shape.prompt, chunk):
-            piece = Prompt(
-                *(
-                    self._place(x[:, start : start + chunk], 'BT')
-                    for x in (token_BT, position_BT, segment_BT)
+
+def controls_of(n: int, settings: dict[str, Any]) -> list[Controls]:
+    """Controls of `n` rows from settings that are one for all or a sequence with one per row."""
+    several = {
+        name: list(value)
+        for name, value in settings.items()
+        if isinstance(value, list | range | np.ndarray)
+    }
+    for name, values in several.items():
+        if len(values) != n:
+            raise UserError(f'{len(values)} values of {name} for {n} prompt(s): one, or one each')
+    known = Controls.__dataclass_fields__
+    unknown = next((name for name in settings if name not in known), None)
+    if unknown:
+        raise UserError(f'there is no setting {unknown}: there are {", ".join(known)}')
+    return [
+        Controls(**{**settings, **{name: values[i] for name, values in several.items()}})
+        for i in range(n)
+    ]
+
+
+def logprobs_of(drawn: Drawn, row: int, n: int, n_top: int | None) -> tuple[Logprob, ...]:
+    """Of the first `n` tokens of a row; none unless asked for. `drawn` is on the host."""
+    if n_top is None:
+        return ()
+    assert drawn.logprob_BT is not None
+    assert drawn.top_BTR is not None and drawn.top_logprob_BTR is not None
+    return tuple(
+        Logprob(
+            int(drawn.token_BT[row, t]),
+            float(drawn.logprob_BT[row, t]),
+            tuple(
+                zip(
+                    drawn.top_BTR[row, t, :n_top].tolist(),
+                    drawn.top_logprob_BTR[row, t, :n_top].tolist(),
+                    strict=True,
                 )
-            )
-            if start + chunk < shape.prompt:
-                cache = self._extend(self._params, cache, piece)
-        return self._prefill(self._params, cache, piece, sampling)
-
-    def _place(self, x: np.ndarray, letters: str) -> jax.Array:
-        return jax.device_put(x, NamedSharding(self.mesh, layout.act(letters)))
-
-    def _completion(self, token_T: np.ndarray) -> Completion:
-        tokens = token_T.tolist()
-        ends = [i for i, token in enumerate(tokens) if token in self.eos_ids]
-        return Completion(tokens[: ends[0]], 'stop') if ends else Completion(tokens, 'length')
+            ),
+        )
+        for t in range(n)
+    )
 
 
-def _is_cpu(mesh: Mesh) -> bool:
-    return mesh.devices.flat[0].platform == 'cpu'
-
-
-def _bucket(n: int) -> int:
-    return max(SMALLEST, _power_of_two(n))
-
-
-def _power_of_two(n: int) -> int:
-    """The smallest that is not below `n`."""
-    return 1 << max(0, n - 1).bit_length()
+def _n_kept(tokens: list[int], ends: set[int]) -> int:
+    """Tokens before the first end."""
+    return next((i for i, token in enumerate(tokens) if token in ends), len(tokens))

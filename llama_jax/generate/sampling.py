@@ -1,32 +1,18 @@
-"""Drawing the next token: greedy, temperature, top-k, top-p, each by row."""
+"""Drawing the next token: greedy, temperature, top-k, top-p, min-p, typical-p, each by row."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Sampling:
-    """How each row draws. Arrays, so that nothing recompiles when they change."""
-
-    temperature_B: Float[Array, ' B']
-    """0 (greedy) or more, float32."""
-    top_k_B: Int[Array, ' B']
-    """Only the k likeliest tokens, and all that tie with the last of them; 0: off."""
-    top_p_B: Float[Array, ' B']
-    """Only the likeliest tokens whose probabilities, after temperature and top-k, together reach p
-    (nucleus sampling; Holtzman et al. 2020), and all that tie with the last of them; 1: off."""
-    seed_B: UInt32[Array, ' B']
+from llama_jax.generate.settings import Settings
 
 
 def sample(
-    logits_BV: Float[Array, 'B V'], sampling: Sampling, position_B: Int[Array, ' B']
+    logits_BV: Float[Array, 'B V'], settings: Settings, position_B: Int[Array, ' B']
 ) -> Int[Array, ' B']:
     """The next token of each row, int32.
 
@@ -35,23 +21,23 @@ def sample(
     device.
     """
     # Ties of the maximum would leave several tokens to top-k 1: it takes the first, as greedy does.
-    greedy_B = ~is_drawn(sampling)
+    greedy_B = ~is_drawn(settings)
     best_B = jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
     def draw() -> jax.Array:
-        scaled_BV = scale(logits_BV, sampling.temperature_B)
-        kept_BV = keep(logits_BV, scaled_BV, sampling)
+        scaled_BV = scale(logits_BV, settings.temperature_B)
+        kept_BV = keep(logits_BV, scaled_BV, settings)
         kept_BV = jnp.where(kept_BV, scaled_BV, -jnp.inf)
-        return jax.vmap(_categorical)(kept_BV, sampling.seed_B, position_B)
+        return jax.vmap(_categorical)(kept_BV, settings.seed_B, position_B)
 
     drawn_B = jax.lax.cond(greedy_B.all(), lambda: best_B, draw)
     return jnp.where(greedy_B, best_B, drawn_B)
 
 
-def is_drawn(sampling: Sampling) -> Bool[Array, ' B']:
+def is_drawn(settings: Settings) -> Bool[Array, ' B']:
     """Rows that need randomness. Temperatures that float32 cannot divide by count as 0."""
     smallest = jnp.finfo(jnp.float32).tiny
-    return (sampling.temperature_B >= smallest) & (sampling.top_k_B != 1)
+    return (settings.temperature_B >= smallest) & (settings.top_k_B != 1)
 
 
 def scale(logits_BV: Float[Array, 'B V'], temperature_B: Float[Array, ' B']) -> Float[Array, 'B V']:
@@ -62,39 +48,59 @@ def scale(logits_BV: Float[Array, 'B V'], temperature_B: Float[Array, ' B']) -> 
 
 
 def keep(
-    logits_BV: Float[Array, 'B V'], scaled_BV: Float[Array, 'B V'], sampling: Sampling
+    logits_BV: Float[Array, 'B V'], scaled_BV: Float[Array, 'B V'], settings: Settings
 ) -> Bool[Array, 'B V']:
-    """Tokens that top-k and top-p leave.
+    """Tokens that top-k, top-p, min-p and typical-p leave, in this order, each of what the one
+    before it left; all that tie with the last one kept are kept.
 
-    Each is a threshold on the logits, found bit by bit: no sort over the vocabulary, which a TPU
-    is slow at. Skipped when no row asks for it.
+    Each is a threshold, found bit by bit: no sort over the vocabulary, which a TPU is slow at.
+    Skipped when no row asks for it.
     """
-    order_BV = ordered(logits_BV)
+    order_BV, weight_BV = ordered(logits_BV), jnp.exp(scaled_BV)  # the largest weight is 1
     V = logits_BV.shape[-1]
-    top_k_B, top_p_B = sampling.top_k_B, sampling.top_p_B
+    kept_BV = jnp.isfinite(logits_BV)
 
-    def by_k() -> jax.Array:
-        k_B = jnp.clip(top_k_B, 1, V)
+    def by_k(kept_BV: jax.Array) -> jax.Array:
+        k_B = jnp.where(settings.top_k_B == 0, V, jnp.clip(settings.top_k_B, 1, V))
 
-        def enough(threshold_B):
+        def enough(threshold_B: jax.Array) -> jax.Array:
             return jnp.sum(order_BV >= threshold_B[:, None], axis=-1) >= k_B
 
-        return (order_BV >= _largest(enough, len(order_BV))[:, None]) | (top_k_B == 0)[:, None]
+        return kept_BV & (order_BV >= _largest(enough, len(order_BV))[:, None])
 
-    kept_BV = jax.lax.cond((top_k_B > 0).any(), by_k, lambda: jnp.ones(order_BV.shape, bool))
+    def by_mass(kept_BV: jax.Array, order_BV: jax.Array, share_B: jax.Array) -> jax.Array:
+        """The first in an order that together have this share of the weight."""
+        mass_BV = jnp.where(kept_BV, weight_BV, 0)
+        needed_B = share_B * mass_BV.sum(axis=-1)
 
-    def by_p() -> jax.Array:
-        mass_BV = jnp.where(kept_BV, jnp.exp(scaled_BV), 0)  # up to a factor: the largest is 1
-        needed_B = top_p_B * mass_BV.sum(axis=-1)
-
-        def enough(threshold_B):
+        def enough(threshold_B: jax.Array) -> jax.Array:
             above_BV = order_BV >= threshold_B[:, None]
             return jnp.sum(jnp.where(above_BV, mass_BV, 0), axis=-1) >= needed_B
 
         above_BV = order_BV >= _largest(enough, len(order_BV))[:, None]
-        return kept_BV & (above_BV | (top_p_B >= 1)[:, None])
+        return kept_BV & (above_BV | (share_B >= 1)[:, None])
 
-    return jax.lax.cond((top_p_B < 1).any(), by_p, lambda: kept_BV)
+    def by_p(kept_BV: jax.Array) -> jax.Array:
+        return by_mass(kept_BV, order_BV, settings.top_p_B)
+
+    def by_min_p(kept_BV: jax.Array) -> jax.Array:
+        return kept_BV & (weight_BV >= settings.min_p_B[:, None])
+
+    def by_typical_p(kept_BV: jax.Array) -> jax.Array:
+        log_BV = jax.nn.log_softmax(jnp.where(kept_BV, scaled_BV, -jnp.inf), axis=-1)
+        information_BV = jnp.where(kept_BV, -log_BV, 0)
+        entropy_B1 = jnp.sum(jnp.exp(log_BV) * information_BV, axis=-1, keepdims=True)
+        nearness_BV = ordered(-jnp.abs(information_BV - entropy_B1))
+        return by_mass(kept_BV, nearness_BV, settings.typical_p_B)
+
+    for asked_B, narrow in (
+        (settings.top_k_B > 0, by_k),
+        (settings.top_p_B < 1, by_p),
+        (settings.min_p_B > 0, by_min_p),
+        (settings.typical_p_B < 1, by_typical_p),
+    ):
+        kept_BV = jax.lax.cond(asked_B.any(), narrow, lambda kept_BV: kept_BV, kept_BV)
+    return kept_BV
 
 
 def ordered(x: Float[Array, ' ...']) -> UInt32[Array, ' ...']:

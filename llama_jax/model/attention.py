@@ -41,9 +41,10 @@ class Attention(nnx.Module):
         compute: Compute,
         memory_BSD: jax.Array | None = None,
         cache: LayerCache | None = None,
+        at_B: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Attend from `x_BTD` to `memory_BSD`, or to itself; with a cache to all that it holds and
-        to itself."""
+        """Attend from `x_BTD` to `memory_BSD`, or to itself. A cache is written from place `at_B`
+        on, and what it held before is attended to as well; `at_B` None: it held nothing."""
         dtype = x_BTD.dtype
         q_DNH = layout.gather(self.q_DNH[...].astype(dtype), 'DNH')
         k_DKH = layout.gather(self.k_DKH[...].astype(dtype), 'DKH')
@@ -59,12 +60,13 @@ class Attention(nnx.Module):
         q_BTNH = checkpoint_name(q_BTNH, 'query')
         k_BSKH = checkpoint_name(k_BSKH, 'key')
         v_BSKH = checkpoint_name(v_BSKH, 'value')
-        if cache is None:
+        if cache is not None:
+            cache = cache.write(k_BSKH, v_BSKH, at_B=at_B)
+        if cache is None or at_B is None:
             attended_BTNH = kernels.attend(
                 q_BTNH, k_BSKH, v_BSKH, visible=visible, backend=compute.attention
             )
         else:
-            cache = cache.write(k_BSKH, v_BSKH, at=visible.query_start)
             attended_BTNH = kernels.attend_cached(
                 q_BTNH, cache.k_BKHS, cache.v_BKSH, visible=visible, backend=compute.attention
             )

@@ -53,6 +53,7 @@ class Block(nnx.Module):
         compute: Compute,
         memory: tuple[jax.Array, Visibility] | None = None,
         cache: LayerCache | None = None,
+        at_B: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """Apply the layer; with a `key`, dropout is on. `memory` is what an encoder made [B, S, D],
@@ -66,6 +67,7 @@ class Block(nnx.Module):
                 visible=visible,
                 compute=compute,
                 cache=cache,
+                at_B=at_B,
             )
             x_BTD = self._after(self.attention_norm, x_BTD, update_BTD, keys[0])
         if self.cross is not None and self.cross_norm is not None and memory is not None:

@@ -11,13 +11,13 @@ from jaxtyping import Array, Float, Int
 from llama_jax import layout
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.masks import Visibility
-from llama_jax.model.patterns import Dense, Pattern
+from llama_jax.model.patterns import Pattern, Window
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerCache:
-    """Keys (already rotated) and values of one layer.
+    """Keys (already rotated) and values of one layer; a row's token at place p is in slot p mod S.
 
     They lie as the two matrix products of a decoding step read them: any other order is
     transposed, whole, at every step (on a CPU that takes five times as long at 8 rows).
@@ -26,14 +26,40 @@ class LayerCache:
     k_BKHS: Float[Array, 'B K H S']
     v_BKSH: Float[Array, 'B K S H']
 
-    def write(self, k_BTKH: jax.Array, v_BTKH: jax.Array, *, at: jax.Array | int) -> LayerCache:
-        """The same cache with T more tokens from slot `at` on."""
+    def write(self, k_BTKH: jax.Array, v_BTKH: jax.Array, *, at_B: jax.Array | None) -> LayerCache:
+        """The same cache with T more tokens in each row, from place `at_B` on; None: the first."""
         k_BKHT = jnp.einsum('BTKH->BKHT', k_BTKH)
         v_BKTH = jnp.einsum('BTKH->BKTH', v_BTKH)
-        return LayerCache(
-            jax.lax.dynamic_update_slice_in_dim(self.k_BKHS, k_BKHT, at, axis=3),
-            jax.lax.dynamic_update_slice_in_dim(self.v_BKSH, v_BKTH, at, axis=2),
+        if at_B is None:
+            return LayerCache(
+                jax.lax.dynamic_update_slice_in_dim(self.k_BKHS, k_BKHT, 0, axis=3),
+                jax.lax.dynamic_update_slice_in_dim(self.v_BKSH, v_BKTH, 0, axis=2),
+            )
+        letters = ('BKHS', 'BKSH', 'BKHS', 'BKSH', 'B')
+        write = jax.shard_map(
+            _write_rows,
+            in_specs=tuple(map(layout.act, letters)),
+            out_specs=(layout.act('BKHS'), layout.act('BKSH')),
         )
+        return LayerCache(*write(self.k_BKHS, self.v_BKSH, k_BKHT, v_BKTH, at_B))
+
+
+def _write_rows(
+    k_BKHS: jax.Array, v_BKSH: jax.Array, k_BKHT: jax.Array, v_BKTH: jax.Array, at_B: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """T tokens of each row from its own slot on; past the last slot they go on at the first."""
+    S, T = v_BKSH.shape[2], v_BKTH.shape[2]
+    if T == 1:
+        # One small update after the other, each in place. As a scatter XLA:CPU loops over them.
+        for b in range(len(at_B)):
+            slot = at_B[b] % S
+            k_BKHS = jax.lax.dynamic_update_slice(k_BKHS, k_BKHT[b : b + 1], (b, 0, 0, slot))
+            v_BKSH = jax.lax.dynamic_update_slice(v_BKSH, v_BKTH[b : b + 1], (b, 0, slot, 0))
+        return k_BKHS, v_BKSH
+    row_B1 = jnp.arange(len(at_B))[:, None]
+    slot_BT = (at_B[:, None] + jnp.arange(T)) % S
+    k_BTKH, v_BTKH = jnp.einsum('BKHT->BTKH', k_BKHT), jnp.einsum('BKTH->BTKH', v_BKTH)
+    return k_BKHS.at[row_B1, :, :, slot_BT].set(k_BTKH), v_BKSH.at[row_B1, :, slot_BT].set(v_BTKH)
 
 
 @jax.tree_util.register_dataclass
@@ -41,53 +67,47 @@ class LayerCache:
 class Cache:
     """A list of per-layer arrays, each updated in place when the whole is donated.
 
-    All rows share one cursor: a shorter prompt stands to the right of padding (segment 0), so that
-    a step writes every row at the same slot.
+    Rows are independent of each other: each has read its own number of tokens, which the caller
+    knows. What a row has not read is not seen, so rows need not be emptied. Under a window the
+    slots are a ring: a new token takes the place of one that is out of sight.
     """
 
     layers: list[LayerCache]
-    segment_BS: Int[Array, 'B S']
-    """1 where the slot holds a token that may be seen, 0 where it holds padding or nothing yet."""
-    cursor: Int[Array, '']
-    """Slots written so far."""
 
-    def visible(
-        self,
-        segment_BT: Int[Array, 'B T'],
-        *,
-        pattern: Pattern,
-        prefix_BT: Int[Array, 'B T'] | None = None,
-    ) -> Visibility:
-        """What T more tokens see, of those in the cache and of themselves."""
+    @property
+    def slots(self) -> int:
+        """Tokens that a row has room for."""
+        return self.layers[0].v_BKSH.shape[2]
 
-        def placed(old_BS: jax.Array, new_BT: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice_in_dim(old_BS, new_BT, self.cursor, axis=1)
-
-        segment_BS = placed(self.segment_BS, segment_BT)
-        prefix_BS = first_B = None
-        if prefix_BT is not None:
-            prefix_BS = placed(jnp.zeros_like(segment_BS), prefix_BT.astype(segment_BS.dtype))
-        if pattern != Dense():
-            first_B = jnp.argmax(segment_BS > 0, axis=1)
+    def visible(self, at_B: Int[Array, ' B'], length: int, *, pattern: Pattern) -> Visibility:
+        """What `length` more tokens of each row see from place `at_B` on: those in the cache, and
+        of themselves those that are not later."""
+        place_BT = at_B[:, None] + jnp.arange(length)
+        last_B1, slot_S = place_BT[:, -1:], jnp.arange(self.slots)
+        place_BS = last_B1 - (last_B1 - slot_S) % self.slots  # of a slot not used yet: negative
         return Visibility(
-            *(segment_BT, segment_BS),
-            query_start=self.cursor,
-            prefix_BS=prefix_BS,
-            first_B=first_B,
+            jnp.ones_like(place_BT),
+            (place_BS >= 0).astype(place_BT.dtype),
+            query_place_BT=place_BT,
+            key_place_BS=place_BS,
             pattern=pattern,
         )
 
     @staticmethod
     def empty(config: ModelConfig, *, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
-        """A cache for `batch` rows of up to `slots` tokens, zeroed, on the mesh in use."""
+        """A cache for `batch` rows of `slots` tokens, zeroed, on the mesh in use."""
         size = {'B': batch, 'K': config.kv_heads, 'H': config.head_dim, 'S': slots}
 
         def zeros(letters: str) -> jax.Array:
             shape = [size[letter] for letter in letters]
             return jnp.zeros(shape, dtype, out_sharding=layout.act(letters))
 
-        return Cache(
-            layers=[LayerCache(zeros('BKHS'), zeros('BKSH')) for _ in range(config.layers)],
-            segment_BS=jnp.zeros((batch, slots), jnp.int32, out_sharding=layout.act('BS')),
-            cursor=jnp.zeros((), jnp.int32),
-        )
+        return Cache([LayerCache(zeros('BKHS'), zeros('BKSH')) for _ in range(config.layers)])
+
+
+def slots_needed(config: ModelConfig, *, length: int, piece: int) -> int:
+    """Slots for rows of `length` tokens that are read in pieces of at most `piece`: under a window,
+    those that are in sight of a piece."""
+    if isinstance(config.pattern, Window):
+        return min(length, config.pattern.size + piece - 1)
+    return length

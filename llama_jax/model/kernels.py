@@ -111,23 +111,23 @@ def _cudnn_problem(T: int, S: int, H: int, dtype: str) -> str | None:
 
 
 def _blocked_problem(visible: Visibility, T: int, S: int) -> str | None:
+    if visible.key_place_BS is not None:
+        return 'a cache holds keys at places that are not known in advance'
     if T != S and (visible.causal or visible.pattern != Dense()):
-        return f'blocks skip later keys of whole sequences, not {T} queries over {S} cached keys'
-    if visible.first_B is not None:
-        return 'a pattern that counts from the end of the padding has no blocks known in advance'
+        return f'blocks skip later keys of whole sequences, not {T} queries over {S} keys'
     return None
 
 
 def _splash_problem(visible: Visibility, T: int, S: int) -> str | None:
+    if visible.key_place_BS is not None:
+        return 'a cache holds keys at places that are not known in advance'
     if T != S and visible.causal:
-        return f'splash attends over whole sequences, not {T} queries over {S} cached keys'
+        return f'splash attends over whole sequences, not {T} queries over {S} keys'
     for length in (T, S):
         if length % 128:
             return f'splash needs a sequence in multiples of 128, not {length}'
     if visible.prefix_BS is not None:
         return 'splash has to know in advance what is seen, and a prefix ends where the data says'
-    if visible.first_B is not None:
-        return 'splash has to know in advance where a pattern begins'
     return None
 
 
@@ -219,13 +219,12 @@ def _per_device(backend: _Backend) -> _Backend:
     def whole(
         q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible: Visibility
     ) -> jax.Array:
-        visible = replace(visible, query_start=jnp.asarray(visible.query_start))
         specs: dict[str, Any] = {
-            'query_segment_BT': layout.act('BT'),
-            'key_segment_BS': layout.act('BS'),
-            'query_start': layout.act(''),
-            'prefix_BS': None if visible.prefix_BS is None else layout.act('BS'),
-            'first_B': None if visible.first_B is None else layout.act('B'),
+            name: None if getattr(visible, name) is None else layout.act(name.rsplit('_', 1)[1])
+            for name in (
+                *('query_segment_BT', 'query_place_BT'),
+                *('key_segment_BS', 'key_place_BS', 'prefix_BS'),
+            )
         }
         return jax.shard_map(
             backend,

@@ -18,17 +18,16 @@ class Visibility:
     or, not causal, all of them. A sparse pattern takes some away.
 
     Segments number the documents packed into a row, from 1; padding is segment 0, which sees only
-    itself, so that no query is without a key. Keys stand at places 0, 1, ... of the row; queries
-    at `query_start`, `query_start` + 1, ... (0 without a cache).
+    itself, so that no query is without a key. Queries and keys stand at places 0, 1, ... of their
+    rows, unless told otherwise, as a cache does.
     """
 
     query_segment_BT: Int[Array, 'B T']
     key_segment_BS: Int[Array, 'B S']
-    query_start: Int[Array, ''] | int = 0
+    query_place_BT: Int[Array, 'B T'] | None = None
+    key_place_BS: Int[Array, 'B S'] | None = None
     prefix_BS: Int[Array, 'B S'] | None = None
     """Not 0: a key that every query of its segment sees."""
-    first_B: Int[Array, ' B'] | None = None
-    """Place from which a pattern counts (default: 0). A row of a cache may stand behind padding."""
     causal: bool = field(default=True, metadata={'static': True})
     pattern: Pattern = field(default=Dense(), metadata={'static': True})
     whole: bool = field(default=False, metadata={'static': True})
@@ -41,19 +40,22 @@ class Visibility:
 
     def dense(self) -> Bool[Array, 'B T S']:
         """The whole mask, True where the query sees the key: the reference of all backends."""
-        T, S = self.query_segment_BT.shape[1], self.key_segment_BS.shape[1]
-        query_T, key_S = self.query_start + jnp.arange(T), jnp.arange(S)
+        query_BT1 = _places(self.query_place_BT, self.query_segment_BT)[:, :, None]
+        key_B1S = _places(self.key_place_BS, self.key_segment_BS)[:, None, :]
         seen_BTS = self.query_segment_BT[:, :, None] == self.key_segment_BS[:, None, :]
         if self.causal:
-            before_TS = query_T[:, None] >= key_S
+            before_BTS = query_BT1 >= key_B1S
             if self.prefix_BS is None:
-                seen_BTS &= before_TS
+                seen_BTS &= before_BTS
             else:
-                seen_BTS &= before_TS | (self.prefix_BS != 0)[:, None, :]
+                seen_BTS &= before_BTS | (self.prefix_BS != 0)[:, None, :]
         if self.pattern != Dense():
-            first_B11 = 0 if self.first_B is None else self.first_B[:, None, None]
-            seen_BTS &= self.pattern.allows(query_T[:, None] - first_B11, key_S - first_B11)
+            seen_BTS &= self.pattern.allows(query_BT1, key_B1S)
         return seen_BTS
+
+
+def _places(place_BT: jax.Array | None, segment_BT: jax.Array) -> jax.Array:
+    return jnp.arange(segment_BT.shape[1])[None] if place_BT is None else place_BT
 
 
 def across(query_segment_BT: jax.Array, key_segment_BS: jax.Array) -> Visibility:

@@ -82,6 +82,7 @@ class Transformer(nnx.Module):
         memory: Memory | None = None,
         compute: Compute,
         cache: Cache | None = None,
+        at_B: Int[Array, ' B'] | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Float[Array, 'B T D'], Cache | None]:
         """Normalised output of the last layer, before the head.
@@ -93,10 +94,13 @@ class Transformer(nnx.Module):
             Default: one document, no padding.
           causal: tokens see only what does not come after them.
           prefix_BT: not 0 for tokens that the whole document sees, those before them included. With
-            a cache it has to be read in one piece.
+            a cache it has to be in the first piece.
           memory: of `encode`; a decoder with an encoder needs it.
           compute: precision, kernels and rematerialisation.
-          cache: keys and values of earlier tokens; needs unrolled blocks (see layers.unstack).
+          cache: is written, and keeps what earlier pieces wrote; needs unrolled blocks (see
+            layers.unstack). Each row is one document, and padding stands behind it.
+          at_B: place of each row's first token: what the row has read before is seen. None: nothing
+            was read, and the piece attends to itself alone, by the fastest kernel.
           key: turns dropout on.
         """
         config = self.config
@@ -108,12 +112,19 @@ class Transformer(nnx.Module):
                 if memory is None
                 else 'this model has no encoder to make a memory: set --model.encoder-layers'
             )
-        start = 0 if cache is None else cache.cursor
-        whole = segment_BT is None and cache is None
-        position_BT, segment_BT = _places(token_BT, position_BT, segment_BT, start)
+        if cache is None and at_B is not None:
+            raise UserError('at_B is a place in a cache: give the cache too')
+        if cache is not None and segment_BT is not None:
+            raise UserError('a row of a cache is one document: leave segment_BT out')
+        if at_B is not None and prefix_BT is not None:
+            raise UserError('a prefix has to be in the first piece: leave at_B out')
+        if at_B is not None:
+            at_B = jax.reshard(at_B, layout.act('B'))
+        whole = segment_BT is None
+        position_BT, segment_BT = _places(token_BT, position_BT, segment_BT, at_B)
         if prefix_BT is not None:
             prefix_BT = jax.reshard(prefix_BT, layout.act('BT'))
-        if cache is None:
+        if cache is None or at_B is None:
             visible = Visibility(
                 *(segment_BT, segment_BT),
                 prefix_BS=prefix_BT,
@@ -122,7 +133,7 @@ class Transformer(nnx.Module):
                 whole=whole,
             )
         else:
-            visible = cache.visible(segment_BT, pattern=config.pattern, prefix_BT=prefix_BT)
+            visible = cache.visible(at_B, token_BT.shape[1], pattern=config.pattern)
         context: dict[str, Any] = {'visible': visible, 'compute': compute}
         if memory is not None:
             segment_BS = jax.reshard(memory.segment_BS, layout.act('BS'))
@@ -139,9 +150,9 @@ class Transformer(nnx.Module):
             written = []
             for i, (block, layer) in enumerate(zip(self.blocks, cache.layers, strict=True)):
                 layer_key = None if keys is None else keys[1 + i]
-                x_BTD, layer = block(x_BTD, cache=layer, key=layer_key, **context)
+                x_BTD, layer = block(x_BTD, cache=layer, at_B=at_B, key=layer_key, **context)
                 written.append(layer)
-            cache = Cache(written, visible.key_segment_BS, cache.cursor + token_BT.shape[1])
+            cache = Cache(written)
         return x_BTD if self.norm is None else self.norm(x_BTD), cache
 
     def encode(
@@ -176,7 +187,7 @@ class Transformer(nnx.Module):
             )
             return x_LBTD
         whole = segment_BT is None
-        position_BT, segment_BT = _places(token_BT, position_BT, segment_BT, 0)
+        position_BT, segment_BT = _places(token_BT, position_BT, segment_BT)
         x_BTD = self._embedded(token_BT, position_BT, compute, None)
         _, x_LBTD = _through(
             *(self.blocks, x_BTD, None),
@@ -203,7 +214,7 @@ class Transformer(nnx.Module):
         if self.encoder_blocks is None:
             raise UserError('this model has no encoder: set --model.encoder-layers above 0')
         whole = segment_BS is None
-        position_BS, segment_BS = _places(token_BS, position_BS, segment_BS, 0)
+        position_BS, segment_BS = _places(token_BS, position_BS, segment_BS)
         keys = None if key is None else jax.random.split(key, 1 + config.encoder_layers)
         embedded_BSD = self._embedded(token_BS, position_BS, compute, keys)
         x_BSD, x_LBSD = _through(
@@ -275,10 +286,11 @@ def _places(
     token_BT: jax.Array,
     position_BT: jax.Array | None,
     segment_BT: jax.Array | None,
-    start: jax.Array | int,
+    at_B: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Positions and segments, or their defaults: one document from position `start` on."""
+    """Positions and segments, or their defaults: one document, from its beginning or `at_B` on."""
     if position_BT is None:
+        start = 0 if at_B is None else at_B[:, None]
         position_BT = jnp.broadcast_to(start + jnp.arange(token_BT.shape[1]), token_BT.shape)
     if segment_BT is None:
         segment_BT = jnp.ones_like(token_BT)

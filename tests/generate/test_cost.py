@@ -35,22 +35,20 @@ def test_a_second_call_compiles_nothing():
         jax._src.monitoring.unregister_event_duration_listener(count)
 
 
-def test_the_cache_stays_in_place():
-    ours = generator()
+@pytest.mark.parametrize('n_top', [None, 3])
+def test_the_cache_stays_in_place(n_top):
+    ours, programs = generator(), generator().programs
+    controls, _ = ours._checked([prompt_of(5)] * 4, {'logprobs': n_top})
     shape = ours.shape(4, 30, 1000)
-    prompts = [prompt_of(5)] * 4
-    with jax.set_mesh(ours.mesh):
-        sampling = ours._sampling(4, shape, 0.0, 0, 1.0, 0)
-        state = ours._read(prompts, shape, sampling)
+    with jax.set_mesh(programs.mesh):
+        state, _, rows, _ = ours._read([prompt_of(5)] * 4, controls, shape)
         kept = jax.tree.leaves(state.cache.layers)
         pointers = [x.unsafe_buffer_pointer() for x in kept]
-        memory = (
-            ours._decode.lower(ours._params, state, sampling, 5, slots=16)
-            .compile()
-            .memory_analysis()
-        )
-        state, _ = ours._decode(ours._params, state, sampling, 5, slots=16)
-    cache_bytes = shape.cache_bytes(CONFIG, itemsize=4)
+        how = {'slots': 16, 'n_top': n_top}
+        lowered = programs.decode.lower(programs.params, state, rows, 5, **how)
+        memory = lowered.compile().memory_analysis()
+        state, _ = programs.decode(programs.params, state, rows, 5, **how)
+    cache_bytes = programs.cache_bytes(rows=shape.rows, slots=shape.slots)
     assert cache_bytes == trees.n_bytes(state.cache.layers)
     assert memory.alias_size_in_bytes >= cache_bytes
     assert memory.temp_size_in_bytes < cache_bytes / 4
@@ -75,6 +73,19 @@ def test_the_cache_stays_in_place():
         ({'seed': -1}, 'seed -1'),
         ({'seed': 2**32}, 'seed 4294967296'),
         ({'temperature': [1.0, 1.0]}, '2 values of temperature for 1 prompt'),
+        ({'min_p': 1.5}, r'min_p 1.5 is not in \[0, 1\]'),
+        ({'typical_p': 0.0}, 'typical_p 0.0'),
+        ({'repetition_penalty': 0.0}, 'repetition_penalty 0.0'),
+        ({'presence_penalty': 101}, 'presence_penalty 101'),
+        ({'frequency_penalty': True}, 'frequency_penalty True'),
+        ({'logit_bias': {96: 1.0}}, 'logit_bias: token id 96'),
+        ({'logit_bias': {5: 101.0}}, 'logit_bias of token 5'),
+        ({'stop_ids': (-1,)}, 'stop_ids: token id -1'),
+        ({'stop_ids': tuple(range(17))}, '17 stop_ids'),
+        ({'logprobs': 21}, 'logprobs 21'),
+        ({'min_tokens': 5}, 'min_tokens 5 is above max_tokens 4'),
+        ({'stop': ('a',)}, 'for requests of the Engine'),
+        ({'temprature': 1.0}, 'there is no setting temprature'),
     ],
 )
 def test_bad_input_is_named(arguments, message):

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.generate import columns, engine
+from llama_jax.generate import columns, programs
 from llama_jax.generate.engine import Generator
 from llama_jax.model import layers
 from llama_jax.model.config import Compute
@@ -83,12 +83,13 @@ def test_the_loop_ends_when_every_row_is_done():
     plain = tokens_of(generator()(prompts, max_tokens=N))
     cut = generator(eos_ids=tuple({tokens[7] for tokens in plain}))
     states = []
-    run = cut._decode
-    cut._decode = lambda *args, **kwargs: states.append(run(*args, **kwargs)) or states[-1]
+    run = cut.programs.decode
+    cut.programs.decode = lambda *args, **kwargs: states.append(run(*args, **kwargs)) or states[-1]
     cut(prompts, max_tokens=N)
-    cut._decode = run
-    # The cursor counts slots written: 16 of the prompts and at most 7 steps.
-    assert int(states[0][0].cache.cursor) <= 16 + 7
+    cut.programs.decode = run
+    state, drawn = states[0]
+    assert (state.position_B <= np.array([5, 9]) + 7).all()
+    assert (drawn.token_BT[:, 7:] == 0).all(), 'and what follows is padding'
 
 
 @pytest.mark.parametrize('axes', [{'data': 2, 'tensor': 2}, {}])
@@ -97,16 +98,16 @@ def test_eight_devices_equal_one(axes):
     settings = {'max_tokens': N, 'top_p': 0.95, **SAMPLED}
     sharded = generator(tuple(axes.items()), n_devices=8)
     assert sharded(prompts, **settings) == generator()(prompts, **settings)
-    whole, part = weights()['blocks']['mlp']['gate_DF'], sharded._params['blocks'][0]
+    whole, part = weights()['blocks']['mlp']['gate_DF'], sharded.programs.params['blocks'][0]
     part = part['mlp']['gate_FD'].addressable_shards[0].data
     assert part.size * axes.get('tensor', 1) == whole[0].size
 
 
 def test_an_accelerators_step_equals_a_cpus(monkeypatch):
-    monkeypatch.setattr(engine, '_is_cpu', lambda mesh: False)
+    monkeypatch.setattr(programs, 'is_cpu', lambda mesh: False)
     mesh = mesh_of(8, data=2, tensor=2)
     plain = Generator(CONFIG, weights(), mesh=mesh, compute=COMPUTE, eos_ids=(), pad_id=0)
-    assert 'gate_DF' in plain._params['blocks'][0]['mlp']
+    assert 'gate_DF' in plain.programs.params['blocks'][0]['mlp']
     prompts = [prompt_of(n) for n in LENGTHS]
     settings = {'max_tokens': N, 'top_p': 0.95, **SAMPLED}
     assert plain(prompts, **settings) == generator()(prompts, **settings)
@@ -122,11 +123,11 @@ def test_turning_twice_is_the_identity():
 def test_parameters_already_apart():
     apart = layers.unstack(weights())
     ours = Generator(CONFIG, apart, mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)
-    jax.tree.map(np.testing.assert_array_equal, ours._params, generator()._params)
+    jax.tree.map(np.testing.assert_array_equal, ours.programs.params, generator().programs.params)
 
 
 def test_bfloat16_on_a_cpu_computes_in_float32():
     compute = Compute(precision='bfloat16')
     ours = Generator(CONFIG, weights(), mesh=mesh_of(), compute=compute, eos_ids=(), pad_id=0)
-    assert ours.compute == COMPUTE
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(ours._params)} == {'float32'}
+    assert ours.programs.model.compute == COMPUTE
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(ours.programs.params)} == {'float32'}

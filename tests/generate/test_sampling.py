@@ -1,28 +1,29 @@
 """Sampling against a sort in numpy, and against the softmax."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llama_jax.generate import sampling as under_test
-from llama_jax.generate.sampling import Sampling, ordered, scale
+from llama_jax.generate.request import Controls
+from llama_jax.generate.sampling import ordered, scale
+from llama_jax.generate.settings import rows_of
 
 V = 101
 keep = jax.jit(under_test.keep)
 sample = jax.jit(under_test.sample)
 
 
-def settings(n, *, temperature=1.0, top_k=0, top_p=1.0, seed=0):
-    def full(value, dtype):
-        return jnp.broadcast_to(jnp.asarray(value, dtype), (n,))
-
-    return Sampling(
-        full(temperature, jnp.float32),
-        full(top_k, jnp.int32),
-        full(top_p, jnp.float32),
-        full(seed, jnp.uint32),
-    )
+def settings(n, **controls):
+    """Settings of `n` rows, each control one value or one per row."""
+    rows = rows_of([Controls()] * n, lengths=[0] * n, rows=n, end_ids=(), vocab=V, bias=False)
+    for name, value in controls.items():
+        old = getattr(rows, f'{name}_B')
+        rows = replace(rows, **{f'{name}_B': np.broadcast_to(np.asarray(value, old.dtype), n)})
+    return jax.tree.map(jnp.asarray, rows)
 
 
 def random_logits(rng, kind, n):
@@ -36,17 +37,28 @@ def random_logits(rng, kind, n):
     return logits.astype(np.float32)
 
 
-def kept_by_sort(logits, temperature, k, p):
-    """Oracle: sort, take the first k, then the shortest prefix of mass p; ties are kept."""
+def kept_by_sort(logits, temperature, k=0, p=1, min_p=0, typical_p=1):
+    """Oracle: sort, take the first k, then the shortest prefix of mass p, then those likely enough,
+    then the most typical of them; ties are kept."""
     V = len(logits)
-    kept = logits >= np.sort(logits)[::-1][min(k or V, V) - 1]
+    kept = np.isfinite(logits) & (logits >= np.sort(logits)[::-1][min(k or V, V) - 1])
+    with np.errstate(over='ignore'):
+        weight = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
+
+    def shortest(order, share):
+        mass = np.where(kept, weight, 0)[order]
+        return order[np.argmax(np.cumsum(mass) / mass.sum() >= share)]
+
     if p < 1:
-        with np.errstate(over='ignore'):
-            scaled = (logits.astype(np.float64) - logits.max()) / temperature
-        mass = np.where(kept, np.exp(scaled), 0)
-        order = np.argsort(-logits, kind='stable')
-        reached = np.cumsum(mass[order]) / mass.sum() >= p
-        kept &= logits >= logits[order[np.argmax(reached)]]
+        kept &= logits >= logits[shortest(np.argsort(-logits, kind='stable'), p)]
+    kept &= weight >= min_p
+    if typical_p < 1:
+        share = np.where(kept, weight, 0) / weight[kept].sum()
+        with np.errstate(divide='ignore'):
+            information = np.where(share > 0, -np.log(share), 0)
+        off = np.abs(information - (share * information).sum())
+        off[~kept] = np.inf
+        kept &= off <= off[shortest(np.argsort(off, kind='stable'), typical_p)] + 1e-6
     return kept
 
 
@@ -58,16 +70,40 @@ def test_kept_tokens_equal_those_of_a_sort(kind):
     temperature = rng.choice([1e-30, 1e-3, 0.3, 1, 3, 1e6], size=n).astype(np.float32)
     k = rng.choice([0, 1, 2, 5, 50, V, 10 * V], size=n)
     p = rng.choice([1e-6, 0.1, 0.5, 0.9, 0.99, 1], size=n).astype(np.float32)
-    sampling = settings(n, temperature=temperature, top_k=k, top_p=p)
-    scaled = scale(jnp.asarray(logits), sampling.temperature_B)
-    kept = np.asarray(keep(jnp.asarray(logits), scaled, sampling))
+    min_p = rng.choice([0, 0, 0.003, 0.2], size=n).astype(np.float32)
+    rows = settings(n, temperature=temperature, top_k=k, top_p=p, min_p=min_p)
+    scaled = scale(jnp.asarray(logits), rows.temperature_B)
+    kept = np.asarray(keep(jnp.asarray(logits), scaled, rows))
     for row in range(n):
         # Where the mass lands on p within rounding, one token more or less is right as well.
         near = [
-            kept_by_sort(logits[row], float(temperature[row]), int(k[row]), q)
+            kept_by_sort(
+                *(logits[row], float(temperature[row]), int(k[row]), q), float(min_p[row]) * r
+            )
             for q in (float(p[row]) * (1 + d) for d in ((-1e-5, 0, 1e-5) if p[row] < 1 else (0,)))
+            for r in (1 - 1e-5, 1 + 1e-5)
         ]
         assert any((kept[row] == oracle).all() for oracle in near), (row, k[row], p[row])
+
+
+@pytest.mark.parametrize('kind', ['plain', 'impossible'])
+def test_typical_tokens_equal_those_of_a_sort(kind):
+    rng = np.random.default_rng(5)
+    n = 300
+    logits = random_logits(rng, kind, n)
+    typical = rng.choice([0.05, 0.3, 0.7, 0.95, 1], size=n).astype(np.float32)
+    k = rng.choice([0, 9], size=n)
+    rows = settings(n, top_k=k, typical_p=typical)
+    kept = np.asarray(keep(jnp.asarray(logits), scale(jnp.asarray(logits), jnp.ones(n)), rows))
+    for row in range(n):
+        near = [
+            kept_by_sort(logits[row], 1.0, int(k[row]), typical_p=q)
+            for q in (float(typical[row]) * (1 + d) for d in (-1e-5, 0, 1e-5))
+        ]
+        assert any((kept[row] == oracle).all() for oracle in near), (row, typical[row])
+    best = logits.argmax(-1)
+    assert not kept[np.arange(n), best].all(), 'the likeliest is not always typical'
+    assert kept.any(axis=-1).all()
 
 
 def test_top_k_and_top_p_cut_something():
@@ -114,8 +150,8 @@ def test_draws_follow_the_softmax(temperature, top_k, top_p):
     expected = np.where(kept, np.exp(logits / temperature), 0)
     expected = expected / expected.sum() * n
     rows = jnp.broadcast_to(logits, (n, size))
-    sampling = settings(n, temperature=temperature, top_k=top_k, top_p=top_p, seed=7)
-    drawn = np.asarray(sample(rows, sampling, jnp.arange(n)))
+    settings_B = settings(n, temperature=temperature, top_k=top_k, top_p=top_p, seed=7)
+    drawn = np.asarray(sample(rows, settings_B, jnp.arange(n)))
     count = np.bincount(drawn, minlength=size)
     assert (count[~kept] == 0).all()
     chi_square = ((count - expected)[kept] ** 2 / expected[kept]).sum()
@@ -131,8 +167,8 @@ def test_a_draw_depends_on_its_own_row_only():
 
     def draw(rows):
         rows = np.asarray(rows)
-        sampling = settings(len(rows), temperature=3.0, seed=seed[rows])
-        return np.asarray(sample(logits[rows], sampling, position[rows]))
+        own = settings(len(rows), temperature=3.0, seed=seed[rows])
+        return np.asarray(sample(logits[rows], own, position[rows]))
 
     together = draw(range(8))
     order = rng.permutation(8)

@@ -106,8 +106,8 @@ def attend(backend, *, queries=T, keys=T, dtype=jnp.float32):
     [
         ('cudnn', {}, 'this device is no GPU'),
         ('splash', {'queries': 100, 'keys': 100}, 'multiples of 128, not 100'),
-        ('splash', {'queries': 128, 'keys': 256}, 'not 128 queries over 256 cached keys'),
-        ('blocked', {'queries': 128, 'keys': 256}, 'not 128 queries over 256 cached keys'),
+        ('splash', {'queries': 128, 'keys': 256}, 'not 128 queries over 256 keys'),
+        ('blocked', {'queries': 128, 'keys': 256}, 'not 128 queries over 256 keys'),
     ],
 )
 def test_backend_refuses_what_it_cannot_honour(backend, sizes, named):
@@ -159,7 +159,7 @@ def test_auto_chooses_by_device_shape_and_what_is_seen():
         ('gpu', seen(pattern=Window(9), whole=True), 'cudnn'),
         ('gpu', seen(pattern=Window(9), whole=True, causal=False), 'blocked'),
         ('gpu', seen(pattern=Dilated(9, 2), whole=True), 'blocked'),
-        ('tpu', seen(pattern=Window(9), first_B=np.zeros(1, np.int32)), 'reference'),
+        ('tpu', seen(pattern=Window(9), key_place_BS=np.zeros((1, 256), np.int32)), 'reference'),
     ]
     for platform, visible, backend in wanted:
         found = kernels._choose(platform, visible, 128, 'bfloat16')

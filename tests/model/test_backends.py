@@ -94,8 +94,8 @@ def test_one_sequence_looks_at_another(backend, one_device):
     ('backend', 'rest', 'named'),
     [
         ('splash', {'prefix_BS': jnp.ones((1, 128), int)}, 'a prefix ends where the data says'),
-        ('splash', {'first_B': jnp.ones(1, int), 'pattern': Window(4)}, 'where a pattern begins'),
-        ('blocked', {'first_B': jnp.ones(1, int), 'pattern': Window(4)}, 'end of the padding'),
+        ('splash', {'key_place_BS': jnp.ones((1, 128), int)}, 'places that are not known'),
+        ('blocked', {'key_place_BS': jnp.ones((1, 128), int)}, 'places that are not known'),
     ],
 )
 def test_backend_refuses_what_it_cannot_honour(backend, rest, named, one_device):

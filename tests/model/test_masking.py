@@ -100,5 +100,5 @@ def test_mask_is_written_out():
         [0, 0, 0, 0, 1],
     ]
     np.testing.assert_array_equal(Visibility(segment_BT, segment_BT).dense()[0], expected)
-    cached = Visibility(segment_BT[:, 2:4], segment_BT, query_start=jnp.int32(2))
+    cached = Visibility(segment_BT[:, 2:4], segment_BT, query_place_BT=jnp.array([[2, 3]]))
     np.testing.assert_array_equal(cached.dense()[0], expected[2:4])

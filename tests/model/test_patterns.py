@@ -82,14 +82,19 @@ def test_mask_equals_the_definition(name, kind):
         np.testing.assert_array_equal(host, expected[0])
 
 
-def test_places_count_from_the_end_of_padding():
-    pattern = BlockGlobal(4, 1)
-    alone = Visibility(np.ones((1, 10), int), np.ones((1, 10), int), pattern=pattern).dense()[0]
-    segment_BS = np.repeat([0, 1], [3, 10])[None]
-    behind = Visibility(segment_BS, segment_BS, first_B=np.array([3]), pattern=pattern).dense()[0]
-    np.testing.assert_array_equal(behind[3:, 3:], alone)
-    plain = Visibility(segment_BS, segment_BS, pattern=pattern).dense()[0]
-    assert not np.array_equal(plain[3:, 3:], alone)
+def test_places_may_be_given():
+    """As a ring of a cache gives them: keys in any order, slots that hold nothing yet."""
+    pattern, ones = BlockGlobal(4, 1), np.ones((1, 10), int)
+    whole = np.asarray(Visibility(ones, ones, pattern=pattern).dense()[0])
+    place_S = np.random.default_rng(0).permutation(np.arange(-2, 10))
+    given = Visibility(
+        *(ones[:, :3], (place_S >= 0).astype(int)[None]),
+        query_place_BT=np.array([[4, 7, 9]]),
+        key_place_BS=place_S[None],
+        pattern=pattern,
+    )
+    expected = np.where(place_S >= 0, whole[[4, 7, 9]][:, np.maximum(place_S, 0)], False)
+    np.testing.assert_array_equal(given.dense()[0], expected)
 
 
 @functools.cache

@@ -1,0 +1,444 @@
+"""Continuous batching: requests join and leave a running batch between its steps."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax import layout
+from llama_jax.errors import UserError
+from llama_jax.generate import decode as decode_lib
+from llama_jax.generate import rows as rows_lib
+from llama_jax.generate.decode import Drawn, State
+from llama_jax.generate.engine import logprobs_of
+from llama_jax.generate.live import Live
+from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
+from llama_jax.generate.queue import FairQueue, Prefixes
+from llama_jax.generate.request import (
+    MOST_LOGPROBS,
+    Finish,
+    Logprob,
+    OnEvent,
+    QueueFullError,
+    Request,
+)
+from llama_jax.generate.settings import Settings, history_of, rows_of
+from llama_jax.mesh import batch_shards
+from llama_jax.model.cache import slots_needed
+from llama_jax.model.patterns import Dense, Window
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the engine is doing and has done; totals since it was made."""
+
+    rows: int
+    rows_busy: int
+    waiting: int
+    requests_total: dict[str, int]
+    """By finish reason."""
+    prompt_tokens_total: int
+    cached_tokens_total: int
+    """Of these, how many a row held already."""
+    generated_tokens_total: int
+    steps_total: int
+    """Steps of decoding, of all rows at once."""
+    uptime_seconds: float
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request that was taken."""
+
+    _live: Live
+    _wake: Callable[[], None]
+
+    def cancel(self) -> None:
+        """Stop it, soon; its last event is Finish('cancelled') unless it has ended before."""
+        self._live.cancelled = True
+        self._wake()
+
+
+@dataclass
+class _Flight:
+    """Tokens that the device is drawing, and for whom."""
+
+    drawn: Drawn
+    live_of: dict[int, Live]
+    """By row of `drawn`."""
+    n_steps: int
+
+
+@dataclass
+class _Reading:
+    """The prompt that is being read, piece by piece."""
+
+    live: Live
+    row: int
+    scores: list[Logprob] = field(default_factory=list)
+
+
+class Engine:
+    """Generates for many requests at once, on a thread of its own.
+
+    A row of the batch serves one request at a time. The loop, again and again: read one piece of
+    the next prompt, start some steps of all rows, and hand out the tokens of the steps before,
+    while the device computes. All shapes are fixed, so nothing compiles once it is warm, and a
+    row's tokens do not depend on the others.
+
+    Attributes:
+        length: longest prompt and output together, in tokens.
+        rows: requests that are generated at a time.
+    """
+
+    _live: list[Live | None]
+    """Who is generated in each row."""
+    _reading: _Reading | None
+    _flights: deque[_Flight]
+    _state: State
+    _settings: Settings
+
+    def __init__(
+        self,
+        programs: Programs,
+        *,
+        decode: Callable[[list[int]], str],
+        rows: int = 8,
+        length: int = 2048,
+        queue: int = 256,
+        prefill_chunk: int = 128,
+        steps: int = 8,
+    ):
+        """`decode` gives the text of token ids (a tokenizer's). `queue`: requests that may wait.
+        Prompts are read in pieces of `prefill_chunk` tokens (a power of two), `steps` tokens are
+        drawn between them. Memory is taken at once, and logged. Raises UserError for sizes that
+        cannot be."""
+        check_chunk(prefill_chunk)
+        config = programs.config
+        if batch_shards(programs.mesh) != 1:
+            raise UserError(
+                f'an engine serves one replica, and the mesh divides a batch by '
+                f'{batch_shards(programs.mesh)}: use --mesh.fsdp 1 --mesh.tensor -1'
+            )
+        for name, value in (('rows', rows), ('queue', queue), ('steps', steps)):
+            if value < 1:
+                raise UserError(f'{name} {value}: at least 1')
+        if not 2 <= length <= config.context:
+            raise UserError(f'length {length} is not within 2 and the context of {config.context}')
+        if not isinstance(config.pattern, Dense | Window):
+            log.info('pattern %s: the cache holds whole rows', config.pattern)
+        self.programs, self.config = programs, config
+        self.rows, self.length = rows, length
+        self._decode_text, self._queue, self._steps = decode, queue, steps
+        self._chunk = min(prefill_chunk, bucket(length))
+        needed = slots_needed(config, length=length, piece=self._chunk)
+        self._slots = -(-needed // self._chunk) * self._chunk
+        self._ring = self._slots < length
+        self._compile()
+        log.info(
+            'engine: %d rows of %d tokens, %.0f MB of keys and values beside %.0f MB of parameters',
+            *(rows, length, programs.cache_bytes(rows=rows, slots=self._slots) / 1e6),
+            sum(x.nbytes for x in jax.tree.leaves(programs.params)) / 1e6,
+        )
+        self._began = time.monotonic()
+        self._totals: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._changed = threading.Condition()
+        self._waiting: FairQueue[Live] = FairQueue()
+        self._closing = False
+        self._reset()
+        self._thread = threading.Thread(target=self._run, name='engine', daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, on_event: OnEvent) -> Ticket:
+        """Take a request; its events come on the engine's thread. Any thread may call.
+
+        Raises UserError for one that cannot be served, QueueFullError when too many wait.
+        """
+        controls, n_prompt = request.controls, len(request.prompt)
+        check_prompt(request.prompt, 'the prompt', vocab=self.config.vocab)
+        controls.check(vocab=self.config.vocab)
+        if n_prompt + controls.max_tokens > self.length:
+            raise UserError(
+                f'the prompt ({n_prompt} tokens) and max_tokens ({controls.max_tokens}) exceed the '
+                f'{self.length} tokens of a row: shorten one of them'
+            )
+        live = Live(
+            request,
+            self._counting(on_event),
+            decode=self._decode_text,
+            end_ids=self.programs.end_ids,
+        )
+        with self._changed:
+            if self._closing:
+                raise QueueFullError('the engine is closing')
+            if len(self._waiting) >= self._queue:
+                raise QueueFullError(f'{self._queue} requests wait already')
+            self._waiting.append(live)
+            self._changed.notify()
+        return Ticket(live, self._wake)
+
+    def stats(self) -> Stats:
+        """What it is doing."""
+        with self._changed:
+            busy = sum(live is not None for live in self._live) + (self._reading is not None)
+            return Stats(
+                rows=self.rows,
+                rows_busy=busy,
+                waiting=len(self._waiting),
+                requests_total=dict(self._reasons),
+                prompt_tokens_total=self._totals['prompt'],
+                cached_tokens_total=self._totals['cached'],
+                generated_tokens_total=self._totals['generated'],
+                steps_total=self._totals['steps'],
+                uptime_seconds=time.monotonic() - self._began,
+            )
+
+    def close(self) -> None:
+        """Stop; what is not finished is cancelled."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join()
+
+    # What follows runs on the engine's thread, but for `_wake` and `_counting`.
+
+    def _run(self) -> None:
+        with jax.set_mesh(self.programs.mesh):
+            while True:
+                with self._changed:
+                    while not (self._busy() or self._closing):
+                        self._changed.wait()
+                    if self._closing:
+                        break
+                try:
+                    self._turn()
+                except Exception as error:
+                    # The state was donated to a program that failed: nobody's rows are whole.
+                    log.exception('the engine failed and starts again, empty')
+                    self._drop_all('error', f'{type(error).__name__}: {error}')
+                    self._reset()
+            self._drop_all('cancelled')
+
+    def _turn(self) -> None:
+        """One round: the device gets its work first, then the host does its own."""
+        self._leave()
+        self._read_a_piece()
+        ready = list(self._flights)
+        self._flights.clear()
+        constrained = any(live and live.request.grammar for live in self._live)
+        if not constrained:
+            self._start_steps(self._steps)
+        for flight in ready:
+            self._deliver(flight)
+        if constrained:  # what may come next is known once the token before is
+            self._start_steps(1)
+            while self._flights:
+                self._deliver(self._flights.popleft())
+
+    def _leave(self) -> None:
+        """Let go of those that are cancelled or past their deadline."""
+        now = time.monotonic()
+
+        def gone(live: Live) -> bool:
+            return live.cancelled or live.expired(now)
+
+        with self._changed:
+            leaving = self._waiting.remove(gone)
+        leaving += [live for live in self._live if live and not live.finished and gone(live)]
+        if self._reading and gone(self._reading.live):
+            leaving.append(self._reading.live)
+            self._reading = None
+        for live in leaving:
+            live.finish('cancelled' if live.cancelled else 'deadline')
+        self._live = [None if live and live.finished else live for live in self._live]
+
+    def _read_a_piece(self) -> None:
+        if self._reading is None:
+            self._admit()
+        if self._reading is None:
+            return
+        live, row, programs = self._reading.live, self._reading.row, self.programs
+        at, n = live.n_read, min(len(live.prompt) - live.n_read, self._chunk)
+        token_BT = np.full((1, min(bucket(n), self._chunk)), programs.model.pad_id, np.int32)
+        token_BT[0, :n] = live.prompt[at : at + n]
+        self._state, x_BTD = self._read_row(
+            programs.params, self._state, row, token_BT, at, first=at == 0
+        )
+        live.n_read += n
+        if live.controls.prompt_logprobs is not None:
+            self._score(self._reading, x_BTD, at, n)
+        if not self._ring:
+            self._prefixes.hold(row, live.prompt[: live.n_read])
+        if live.n_read == len(live.prompt):
+            self._begin(live, row, x_BTD, n - 1)
+            self._reading = None
+
+    def _admit(self) -> None:
+        free = [row for row, live in enumerate(self._live) if live is None]
+        with self._changed:
+            if not free or not len(self._waiting):
+                return
+            live = self._waiting.pop()
+        row, source, n_cached = free[0], free[0], 0
+        if not self._ring and live.controls.prompt_logprobs is None:
+            row, source, n_cached = self._prefixes.find(live.prompt, free)
+        if n_cached and source != row:
+            self._state = self._copy_row(self._state, source, row)
+        live.n_read = live.n_cached = n_cached
+        self._prefixes.hold(row, live.prompt[:n_cached])
+        self._totals.update(prompt=len(live.prompt), cached=n_cached)
+        self._reading = _Reading(live, row)
+
+    def _begin(self, live: Live, row: int, x_BTD: jax.Array, last: int) -> None:
+        """The prompt is read: draw its first token."""
+        programs, vocab = self.programs, self.config.vocab
+        own = rows_of(
+            [live.controls],
+            lengths=[len(live.prompt)],
+            rows=1,
+            end_ids=programs.end_ids,
+            vocab=vocab,
+            bias=True,
+        )
+        if live.request.grammar is not None:
+            own.bias_BV[0] = self._bias(live)
+        history = history_of([live.prompt], rows=1, vocab=vocab)
+        self._state, self._settings, drawn = self._begin_row(
+            *(programs.params, self._state, self._settings, row, x_BTD, last, len(live.prompt)),
+            *jax.tree.map(programs.place, (own, history)),
+        )
+        self._live[row] = live
+        self._flights.append(_Flight(drawn, {0: live}, 1))
+
+    def _start_steps(self, n_steps: int) -> None:
+        live_of = {row: live for row, live in enumerate(self._live) if live and not live.finished}
+        if not live_of:
+            return
+        dead_B = np.ones(self.rows, bool)
+        dead_B[list(live_of)] = False
+        self._state, drawn = self._steps_of(
+            self.programs.params, self._state, self._settings, dead_B, n_steps
+        )
+        for x in jax.tree.leaves(drawn):
+            x.copy_to_host_async()
+        self._flights.append(_Flight(drawn, live_of, n_steps))
+        self._totals['steps'] += n_steps
+
+    def _deliver(self, flight: _Flight) -> None:
+        """Wait for tokens, and hand them out."""
+        drawn: Drawn = jax.tree.map(np.asarray, flight.drawn)
+        owed = [(row, live) for row, live in flight.live_of.items() if not live.finished]
+        for row, live in owed:
+            tokens = drawn.token_BT[row, : flight.n_steps].tolist()
+            logprobs = logprobs_of(drawn, row, len(tokens), live.controls.logprobs)
+            self._totals['generated'] += live.add(tokens, logprobs)
+            if live.finished:
+                self._live = [None if other is live else other for other in self._live]
+            elif live.request.grammar is not None:
+                live.request.grammar.accept(tokens[0])
+                at = self._live.index(live)
+                bias_BV = self.programs.place(self._bias(live)[None])
+                self._settings = self._put_bias(self._settings, bias_BV, at)
+
+    def _score(self, reading: _Reading, x_BTD: jax.Array, at: int, n: int) -> None:
+        """Log-probabilities of the tokens that follow each of a piece."""
+        live = reading.live
+        following = live.prompt[at + 1 : at + n + 1]
+        token_BT = np.zeros((1, x_BTD.shape[1]), np.int32)
+        token_BT[0, : len(following)] = following
+        drawn = jax.device_get(self._scores(self.programs.params, x_BTD, token_BT))
+        n_top = live.controls.prompt_logprobs
+        reading.scores.extend(logprobs_of(drawn, 0, len(following), n_top))
+        if at + n == len(live.prompt):
+            live.scored(reading.scores)
+
+    def _bias(self, live: Live) -> np.ndarray:
+        """Of a constrained row: its own, and no token that the grammar does not allow."""
+        assert live.request.grammar is not None
+        bias_V = np.where(live.request.grammar.mask(), 0, -np.inf).astype(np.float32)
+        for token, value in live.controls.logit_bias.items():
+            bias_V[token] += value
+        return bias_V
+
+    def _busy(self) -> bool:
+        rows = any(live is not None for live in self._live)
+        return bool(rows or self._reading or len(self._waiting) or self._flights)
+
+    def _drop_all(self, reason: str, message: str = '') -> None:
+        with self._changed:
+            dropped = self._waiting.remove(lambda live: True)
+        dropped += [live for live in self._live if live is not None]
+        if self._reading:
+            dropped.append(self._reading.live)
+        for live in dropped:
+            live.finish(reason, message)  # type: ignore[arg-type]
+
+    def _reset(self) -> None:
+        programs, vocab = self.programs, self.config.vocab
+        self._live = [None] * self.rows
+        self._reading = None
+        self._flights = deque()
+        self._prefixes = Prefixes(self.rows, self._chunk)
+        settings = rows_of([], lengths=[], rows=self.rows, end_ids=(), vocab=vocab, bias=True)
+        zeros = np.zeros(self.rows, np.int32)
+        nothing = history_of([], rows=self.rows, vocab=vocab)
+        self._settings, zero_B, done_B, history = jax.tree.map(
+            programs.place, (settings, zeros, np.ones(self.rows, bool), nothing)
+        )
+        with jax.set_mesh(programs.mesh):
+            cache = programs.empty(batch=self.rows, slots=self._slots)
+        self._state = State(cache, zero_B, jnp.copy(zero_B), done_B, history)
+
+    def _compile(self) -> None:
+        """The programs that only an engine needs; each compiles at its first use."""
+        model = self.programs.model
+        jit = functools.partial(jax.jit, donate_argnums=1)
+        self._read_row = jit(functools.partial(rows_lib.read_row, model), static_argnames='first')
+        self._begin_row = jax.jit(
+            functools.partial(rows_lib.begin_row, model, n_top=MOST_LOGPROBS),
+            donate_argnums=(1, 2),
+        )
+        self._copy_row = jax.jit(rows_lib.copy_row, donate_argnums=0)
+        self._put_bias = jax.jit(rows_lib.put_bias, donate_argnums=0)
+
+        def steps(params, state, settings, dead_B, n_steps):
+            return decode_lib.decode(
+                *(model, params, state.without(dead_B), settings, n_steps),
+                slots=self._steps,
+                n_top=MOST_LOGPROBS,
+            )
+
+        def scores(params, x_BTD, token_BT):
+            logits_BTV = decode_lib.head(model, params, x_BTD)
+            whole = [jax.reshard(x, layout.rows()) for x in (logits_BTV, token_BT)]
+            return jax.shard_map(
+                functools.partial(decode_lib.scores, n_top=MOST_LOGPROBS),
+                in_specs=layout.rows(),
+                out_specs=layout.rows(),
+            )(*whole)
+
+        self._steps_of, self._scores = jit(steps), jax.jit(scores)
+
+    def _counting(self, on_event: OnEvent) -> OnEvent:
+        def counted(event: object) -> None:
+            if isinstance(event, Finish):
+                self._reasons[event.reason] += 1
+            on_event(event)  # type: ignore[arg-type]
+
+        return counted
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify()

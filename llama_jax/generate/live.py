@@ -1,0 +1,127 @@
+"""One request while it is generated, on the host: its tokens, its text, its events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llama_jax.generate.request import (
+    Finish,
+    FinishReason,
+    Logprob,
+    OnEvent,
+    Piece,
+    PromptScores,
+    Request,
+)
+from llama_jax.generate.text import Detokenizer
+
+
+class StopStrings:
+    """Cuts a text before the first of several strings, as the text arrives.
+
+    What may be the beginning of one is held back until it is known.
+    """
+
+    def __init__(self, stop: Sequence[str]):
+        self._stop, self._held = tuple(stop), ''
+        self.found = False
+
+    def __call__(self, text: str) -> str:
+        """The text that is sure to stand before every string, after `text` more."""
+        if not self._stop:
+            return text
+        text, self._held = self._held + text, ''
+        at = min((i for i in map(text.find, self._stop) if i >= 0), default=-1)
+        if at >= 0:
+            self.found = True
+            return text[:at]
+        n_held = max(_overlap(text, stop) for stop in self._stop)
+        self._held = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
+
+    def finish(self) -> str:
+        """What was held back: no string came of it."""
+        held, self._held = self._held, ''
+        return held
+
+
+class Live:
+    """A request from its submission to its end. Not thread-safe: the engine's thread owns it, but
+    for `cancelled`, which any thread may set."""
+
+    def __init__(
+        self,
+        request: Request,
+        on_event: OnEvent,
+        *,
+        decode: Callable[[list[int]], str],
+        end_ids: Sequence[int],
+    ):
+        controls = request.controls
+        self.request, self.controls, self._on_event = request, controls, on_event
+        self.prompt = tuple(map(int, request.prompt))
+        self.cancelled = self.finished = False
+        self.n_read = self.n_cached = 0
+        """Tokens of the prompt in the cache, and how many of them were there before."""
+        self._ends = {*(() if controls.ignore_end else end_ids), *controls.stop_ids}
+        self._n_drawn = 0
+        self._text = Detokenizer(decode, prompt=self.prompt)
+        self._stop = StopStrings(controls.stop)
+        self._tokens: list[int] = []  # whose text is not out yet
+        self._logprobs: list[Logprob] = []
+
+    @property
+    def owner(self) -> str:
+        """Whose request it is."""
+        return self.request.owner
+
+    def expired(self, now: float) -> bool:
+        """Past its deadline."""
+        return self.request.deadline is not None and now >= self.request.deadline
+
+    def scored(self, logprobs: Sequence[Logprob]) -> None:
+        """Log-probabilities of the prompt are known."""
+        self._on_event(PromptScores(tuple(logprobs)))
+
+    def add(self, tokens: Sequence[int], logprobs: Sequence[Logprob] = ()) -> int:
+        """Take tokens that were drawn, up to the end of the text; how many were kept."""
+        text, n_kept = '', 0
+        reason: FinishReason | None = None
+        for i, token in enumerate(tokens):
+            if token in self._ends:
+                reason = 'stop'
+                break
+            n_kept += 1
+            self._n_drawn += 1
+            self._tokens.append(token)
+            self._logprobs.extend(logprobs[i : i + 1])
+            text += self._stop(self._text([token]))
+            if self._stop.found:
+                reason = 'stop'
+                break
+            if self._n_drawn == self.controls.max_tokens:
+                reason = 'length'
+                break
+        if reason and not self._stop.found:
+            text += self._stop(self._text.finish())
+            if not self._stop.found:
+                text += self._stop.finish()
+        if text or (reason and self._tokens):
+            self._on_event(Piece(text, tuple(self._tokens), tuple(self._logprobs)))
+            self._tokens, self._logprobs = [], []
+        if reason:
+            self.finish(reason)
+        return n_kept
+
+    def finish(self, reason: FinishReason, message: str = '') -> None:
+        """The last event; a second call does nothing."""
+        if not self.finished:
+            self.finished = True
+            n_prompt = len(self.prompt)
+            self._on_event(Finish(reason, n_prompt, self._n_drawn, self.n_cached, message))
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that `stop` goes on from."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if stop.startswith(text[-n:])), 0)

@@ -1,0 +1,164 @@
+"""A model made ready to generate: parameters as a step reads them, and its compiled programs."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from llama_jax import layout, precision
+from llama_jax.errors import UserError
+from llama_jax.generate import decode as decode_lib
+from llama_jax.generate.decode import Model
+from llama_jax.generate.settings import END_IDS
+from llama_jax.model.cache import Cache
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.layers import Params
+
+log = logging.getLogger(__name__)
+
+SMALLEST = 16
+"""Prompts and outputs are padded to powers of two from here on."""
+
+
+class Programs:
+    """The programs of generation for one model on one mesh, each compiled at its first use.
+
+    Attributes:
+        model: what is fixed when they are compiled.
+        params: parameters as they take them.
+        end_ids: ids that end a text.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        params: Params,
+        *,
+        mesh: Mesh,
+        compute: Compute,
+        end_ids: tuple[int, ...],
+        pad_id: int,
+    ):
+        """`params` may be stacked or not, and placed anywhere; a copy for decoding is made.
+
+        Raises UserError when the model does not fit the mesh, or ids are not of its vocabulary.
+        """
+        layout.check(config.sizes(), mesh)
+        if config.encoder_layers:
+            raise UserError(
+                'the generator continues a text, which an encoder-decoder does not: use a model '
+                'with encoder_layers 0'
+            )
+        for name, ids in (('eos_ids', end_ids), ('pad_id', (pad_id,))):
+            if any(not 0 <= i < config.vocab for i in ids):
+                raise UserError(
+                    f'{name} {ids} is outside the vocabulary of {config.vocab}: '
+                    'take it from the tokenizer that the model was trained with'
+                )
+        if len(end_ids) > END_IDS:
+            raise UserError(f'{len(end_ids)} end ids: at most {END_IDS}')
+        if is_cpu(mesh) and compute.precision != 'float32':
+            # Ten times faster: a CPU turns a bfloat16 matrix into float32 for every single row.
+            log.info('generation computes in float32 on a CPU, not in %s', compute.precision)
+            compute = replace(compute, precision='float32')
+        turned = is_cpu(mesh) and config.llama
+        self.mesh, self.end_ids = mesh, tuple(end_ids)
+        self.model = model = Model(config, compute, turned, pad_id)
+        self.dtype = precision.dtype(compute.precision)
+        self.params = decode_lib.prepare(model, params, mesh=mesh)
+        self.empty = jax.jit(
+            functools.partial(Cache.empty, config, dtype=self.dtype),
+            static_argnames=('batch', 'slots'),
+        )
+        self.read = jax.jit(
+            functools.partial(_read, model), static_argnames='first', donate_argnums=1
+        )
+        self.begin = jax.jit(
+            functools.partial(decode_lib.begin, model), static_argnames='n_top', donate_argnums=1
+        )
+        self.decode = jax.jit(
+            functools.partial(decode_lib.decode, model),
+            static_argnames=('slots', 'n_top'),
+            donate_argnums=1,
+        )
+
+    @property
+    def config(self) -> ModelConfig:
+        """Of the model."""
+        return self.model.config
+
+    def place(self, x: np.ndarray) -> jax.Array:
+        """An array of the host by row: its first dimension is the batch."""
+        return jax.device_put(x, NamedSharding(self.mesh, layout.rows()))
+
+    def no_features(self, batch: int) -> jax.Array:
+        """Zeros [B, D], for `read` to fill in."""
+        placed = NamedSharding(self.mesh, P(*layout.rows(), None))
+        return jnp.zeros((batch, self.config.dim), self.dtype, device=placed)
+
+    def cache_bytes(self, *, rows: int, slots: int) -> int:
+        """Memory of keys and values, over all devices."""
+        config = self.config
+        per_token = 2 * config.layers * config.kv_heads * config.head_dim * self.dtype.itemsize
+        return per_token * rows * slots
+
+
+def _read(
+    model: Model,
+    params: Params,
+    cache: Cache,
+    x_BD: jax.Array,
+    token_BT: jax.Array,
+    length_B: jax.Array,
+    start: jax.Array,
+    *,
+    first: bool,
+) -> tuple[jax.Array, Cache]:
+    """A piece of the prompts from place `start` on in every row; `x_BD` gathers the features of
+    each row's last token."""
+    at_B = None if first else jnp.zeros_like(length_B) + start
+    x_BTD, cache = decode_lib.read(model, params, cache, token_BT, at_B)
+    return decode_lib.last_features(x_BD, x_BTD, length_B - 1 - start), cache
+
+
+def is_cpu(mesh: Mesh) -> bool:
+    """Whether the mesh is of CPUs, which decode with weights in another order."""
+    return mesh.devices.flat[0].platform == 'cpu'
+
+
+def check_prompt(prompt: object, name: str, *, vocab: int) -> None:
+    """Raise UserError when it is not a list of at least one id of the vocabulary."""
+    ids = np.asarray(prompt)
+    if not ids.size:
+        raise UserError(f'{name} is empty: give at least one token, such as bos')
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise UserError(f'{name} is no list of token ids: give integers')
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab:
+        raise UserError(
+            f'{name} holds token id {low if low < 0 else high}, outside the vocabulary '
+            f'of {vocab}: use the tokenizer that the model was trained with'
+        )
+
+
+def check_chunk(prefill_chunk: int) -> None:
+    """Raise UserError when prompts cannot be read in such pieces."""
+    if prefill_chunk < SMALLEST or prefill_chunk & (prefill_chunk - 1):
+        raise UserError(f'prefill_chunk {prefill_chunk} is no power of two from {SMALLEST} on')
+
+
+def bucket(n: int) -> int:
+    """The padded length for `n` tokens."""
+    return max(SMALLEST, power_of_two(n))
+
+
+def power_of_two(n: int) -> int:
+    """The smallest that is not below `n`."""
+    return 1 << max(0, n - 1).bit_length()

@@ -1,0 +1,122 @@
+"""Programs on one row of a running batch: read a piece of its prompt, let it begin, copy it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from llama_jax import layout
+from llama_jax.generate import decode as decode_lib
+from llama_jax.generate.decode import Drawn, Model, State
+from llama_jax.generate.settings import History, Settings
+from llama_jax.model.cache import Cache
+from llama_jax.model.layers import Params
+
+# Of a cache the batch and the key-value heads are divided; of all else the batch is.
+_CACHE, _ROWS = layout.act('BK'), layout.rows()
+
+
+def read_row(
+    model: Model,
+    params: Params,
+    state: State,
+    row: Int[Array, ''],
+    token_BT: Int[Array, '1 T'],
+    at: Int[Array, ''],
+    *,
+    first: bool,
+) -> tuple[State, Float[Array, '1 T D']]:
+    """Read a piece of a prompt into one row, from place `at` on; the row is done until it begins.
+
+    The other rows go on between pieces. Their steps write this row too: at the place where its
+    next piece begins, before that is written.
+    """
+    own = _take(state.cache, row, _CACHE)
+    at_B = _batch_of_one(at)
+    x_BTD, own = decode_lib.read(model, params, own, token_BT, None if first else at_B)
+    state = State(
+        cache=_put(state.cache, own, row, _CACHE),
+        token_B=state.token_B,
+        position_B=_put(state.position_B, at_B + token_BT.shape[1], row, _ROWS),
+        done_B=_put(state.done_B, _batch_of_one(jnp.array(True)), row, _ROWS),
+        history=state.history,
+    )
+    return state, x_BTD
+
+
+def begin_row(
+    model: Model,
+    params: Params,
+    state: State,
+    settings: Settings,
+    row: Int[Array, ''],
+    x_BTD: Float[Array, '1 T D'],
+    last: Int[Array, ''],
+    length: Int[Array, ''],
+    own: Settings,
+    history: History,
+    *,
+    n_top: int,
+) -> tuple[State, Settings, Drawn]:
+    """Draw the first token of a row whose prompt of `length` tokens is read, from the features of
+    its last piece, at `last`; `own` and `history` are of this row alone."""
+    last_B, length_B = _batch_of_one(last), _batch_of_one(length)
+    x_BD = decode_lib.last_features(jnp.zeros_like(x_BTD[:, 0]), x_BTD, last_B)
+    begun, drawn = decode_lib.begin(
+        *(model, params, Cache([]), x_BD, length_B, own, history), n_top=n_top
+    )
+    state = State(
+        cache=state.cache,
+        token_B=_put(state.token_B, begun.token_B, row, _ROWS),
+        position_B=_put(state.position_B, begun.position_B, row, _ROWS),
+        done_B=_put(state.done_B, begun.done_B, row, _ROWS),
+        history=_put(state.history, begun.history, row, _ROWS),
+    )
+    return state, _put(settings, own, row, _ROWS), drawn
+
+
+def copy_row(state: State, source: Int[Array, ''], row: Int[Array, '']) -> State:
+    """The keys and values of row `source` in another row too."""
+    cache = _put(state.cache, _take(state.cache, source, _CACHE), row, _CACHE)
+    return State(cache, state.token_B, state.position_B, state.done_B, state.history)
+
+
+def put_bias(settings: Settings, bias_BV: Float[Array, '1 V'], row: Int[Array, '']) -> Settings:
+    """The settings with another bias in one row."""
+    return Settings(
+        **{**vars(settings), 'bias_BV': _put(settings.bias_BV, bias_BV, row, _ROWS)},
+    )
+
+
+def _take(tree: Any, row: jax.Array, placed: P) -> Any:
+    """One row of every array, as a batch of one."""
+
+    def local(tree: Any, row: jax.Array) -> Any:
+        return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), tree)
+
+    return _on_each_device(local, (placed, P()), placed)(tree, row)
+
+
+def _put(tree: Any, one: Any, row: jax.Array, placed: P) -> Any:
+    """Every array with one row replaced by that of a batch of one."""
+
+    def local(tree: Any, one: Any, row: jax.Array) -> Any:
+        return jax.tree.map(
+            lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new.astype(x.dtype), row, 0),
+            *(tree, one),
+        )
+
+    return _on_each_device(local, (placed, placed, P()), placed)(tree, one, row)
+
+
+def _batch_of_one(x: jax.Array) -> jax.Array:
+    return jax.reshard(jnp.reshape(x, 1), _ROWS)
+
+
+def _on_each_device(local: Callable, in_specs: tuple, out_specs: Any) -> Callable:
+    return jax.shard_map(local, in_specs=in_specs, out_specs=out_specs, check_vma=False)
