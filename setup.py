@@ -22,17 +22,27 @@ CORE = [
     'etils>=1.14',
 ]
 
+SERVE = ['starlette>=1.10', 'uvicorn>=0.54']
+# Models of others: GGUF files, byte-level vocabularies, safetensors.
+WEIGHTS = ['gguf>=0.19', 'tokenizers>=0.23', 'safetensors>=0.8']
+
 EXTRAS = {
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda13': ['jax[cuda13]>=0.10.2'],
-    'serve': ['starlette>=1.10', 'uvicorn>=0.54'],
+    'serve': SERVE,
     'eval': ['lm-eval>=0.4.13'],
     # Comparing objectives: probes, and pictures as PNG.
     'compare': ['scikit-learn>=1.9', 'matplotlib>=3.11'],
     'convert': ['safetensors>=0.8'],
+    'weights': WEIGHTS,
     # The exact release: goldens name it, and it decides which build of torch pip takes.
     'parity': ['torch==2.13.0', 'transformers>=5.23'],
-    'test': ['pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'],
+    'test': [
+        *('pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'),
+        *SERVE,
+        *WEIGHTS,
+        'openai>=3.57',
+    ],
     'docs': ['pdoc>=16.0'],
 }
 
@@ -45,7 +55,7 @@ setup(
     license_files=['LICENSE'],
     python_requires='>=3.11',
     packages=find_packages(include=['llama_jax', 'llama_jax.*']),
-    package_data={'llama_jax': ['py.typed']},
+    package_data={'llama_jax': ['py.typed'], 'llama_jax.serve': ['page/*']},
     install_requires=CORE,
     extras_require=EXTRAS,
 )

@@ -1,0 +1,322 @@
+"""The routes: HTTP in, requests to the engine, JSON or a stream out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from llama_jax.serve import body, schema
+from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, to_json
+from llama_jax.serve.feed import ClientGoneError, Feed, full, while_connected
+from llama_jax.serve.gate import Gate, owner_of
+from llama_jax.serve.metrics import CONTENT_TYPE, Metrics
+from llama_jax.serve.responses import Reply, embedding_list
+from llama_jax.serve.schema import Ask
+from llama_jax.serve.served import Limits, Served
+
+_DRAINED = 16
+"""Bodies that are too long are read, and dropped, up to so many times the limit: a client that is
+still writing does not see the answer."""
+_INLINE_BYTES = 8192
+"""Bodies up to this size are read on the event loop; longer ones may take a while."""
+_PAGE = {'index.html': 'text/html', 'page.css': 'text/css', 'page.js': 'text/javascript'}
+# The page loads its own two files, asks this server, and nothing else.
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Service:
+    """What the routes share: the model, counts, and the streams that are open."""
+
+    def __init__(self, served: Served, limits: Limits):
+        self.served, self.limits = served, limits
+        self.metrics = Metrics()
+        self.closing = False
+        self._feeds: set[Feed] = set()
+        self._embedding = asyncio.Lock()
+        self._embeddings_waiting = 0
+
+    def close_streams(self) -> None:
+        """What still runs ends now, as 'cancelled'; nothing new begins."""
+        self.closing = True
+        for feed in self._feeds:
+            feed.cancel()
+
+    async def completions(self, request: Request) -> Response:
+        return await self._generate(request, schema.completion)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._generate(request, schema.chat)
+
+    async def _generate(
+        self,
+        request: Request,
+        check: Callable[[Served, Limits, Mapping[str, Any], str], Ask],
+    ) -> Response:
+        owner = owner_of(request.scope)
+        ask = await self._read(
+            request, lambda fields: check(self.served, self.limits, fields, owner)
+        )
+        feed = Feed(self.served.engine, self.metrics)
+        reply = Reply.of(self.served, ask)
+        self._feeds.add(feed)
+        try:
+            feed.submit(ask.requests)
+            if ask.stream:
+                return EventStream(_told(feed, reply, ask), lambda: self._done(feed))
+        except BaseException:
+            self._done(feed)
+            raise
+        try:
+            return json_response(await while_connected(_collected(feed, reply), request.receive))
+        finally:
+            self._done(feed)
+
+    def _done(self, feed: Feed) -> None:
+        feed.cancel()
+        self._feeds.discard(feed)
+
+    async def embeddings(self, request: Request) -> Response:
+        ask = await self._read(
+            request, lambda fields: schema.embeddings(self.served, self.limits, fields)
+        )
+        if self._embeddings_waiting >= self.limits.embeddings_waiting:
+            raise full(f'{self._embeddings_waiting} requests for embeddings are waiting')
+        self._embeddings_waiting += 1
+        try:
+            async with self._embedding:
+                vectors = await asyncio.to_thread(self.served.engine.embed, ask.inputs)
+        finally:
+            self._embeddings_waiting -= 1
+        return json_response(embedding_list(self.served, vectors, ask.inputs, as_base64=ask.base64))
+
+    async def _read(self, request: Request, check: Callable[[dict[str, Any]], Any]) -> Any:
+        data = await _body(request, self.limits)
+        if len(data) <= _INLINE_BYTES and self.served.make_grammar is None:
+            return check(body.parse(data))
+        return await asyncio.to_thread(lambda: check(body.parse(data)))
+
+    async def models(self, request: Request) -> Response:
+        return json_response({'object': 'list', 'data': [self._model()]})
+
+    async def model(self, request: Request) -> Response:
+        name = request.path_params['name']
+        if name != self.served.name:
+            raise ApiError(
+                404, f'the model {body.shown(name)} is not served here', code='model_not_found'
+            )
+        return json_response(self._model())
+
+    def _model(self) -> dict[str, Any]:
+        served = self.served
+        return {
+            'id': served.name,
+            'object': 'model',
+            'created': served.created,
+            'owned_by': 'llama_jax',
+            'length': served.engine.length,
+            'vocabulary': served.engine.config.vocab,
+            'chat': served.chat is not None,
+            'grammars': served.make_grammar is not None,
+        }
+
+    async def health(self, request: Request) -> Response:
+        status = 'closing' if self.closing else 'ok'
+        return json_response({'status': status}, status=503 if self.closing else 200)
+
+    async def prometheus(self, request: Request) -> Response:
+        text = self.metrics.text(self.served.engine.stats())
+        return Response(text, headers={'content-type': CONTENT_TYPE})
+
+
+def build(served: Served, *, keys: Sequence[str] = (), limits: Limits | None = None) -> Starlette:
+    """The application; `app.state.service` is its Service. With `keys`, /v1 asks for one of them.
+
+    Closes the engine when it shuts down.
+    """
+    service = Service(served, limits or Limits())
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        service.close_streams()
+        await asyncio.to_thread(served.engine.close)
+
+    def post(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+        return Route(path, endpoint, methods=['POST'])
+
+    def get(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
+        return Route(path, endpoint, methods=['GET'])
+
+    app = Starlette(
+        routes=[
+            post('/v1/completions', service.completions),
+            post('/v1/chat/completions', service.chat),
+            post('/v1/embeddings', service.embeddings),
+            get('/v1/models', service.models),
+            get('/v1/models/{name:path}', service.model),
+            get('/health', service.health),
+            get('/metrics', service.prometheus),
+            *_page_routes(),
+        ],
+        exception_handlers={
+            ApiError: _api_error,
+            HTTPException: _http_error,
+            ClientGoneError: _gone,
+            ClientDisconnect: _gone,
+            Exception: _failure,
+        },
+        lifespan=lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    app.add_middleware(Gate, service=service, keys=tuple(keys))
+    return app
+
+
+class EventStream(Response):
+    """Server-sent events, until they end or the client goes; then `done` is called."""
+
+    def __init__(self, events: AsyncIterator[bytes], done: Callable[[], None]):
+        super().__init__(media_type='text/event-stream')
+        self._events, self._done = events, done
+        del self.headers['content-length']
+        self.headers['cache-control'] = 'no-cache'
+        self.headers['x-accel-buffering'] = 'no'  # proxies pass each event on at once
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await while_connected(self._send(send), receive)
+        except (ClientGoneError, OSError):
+            pass  # the status is sent, and nobody is there to be told more
+        finally:
+            self._done()
+
+    async def _send(self, send: Send) -> None:
+        await send(
+            {
+                'type': 'http.response.start',
+                'status': self.status_code,
+                'headers': self.raw_headers,
+            }
+        )
+        async for data in self._events:
+            await send({'type': 'http.response.body', 'body': data, 'more_body': True})
+        await send({'type': 'http.response.body', 'body': b'', 'more_body': False})
+
+
+async def _told(feed: Feed, reply: Reply, ask: Ask) -> AsyncIterator[bytes]:
+    """The stream; a failure in its midst is its last event."""
+    try:
+        first = b''.join(map(_event, reply.opening()))
+        if first:
+            yield first
+        async for happened in feed:
+            chunks = [c for index, event in happened for c in reply.chunks(index, event)]
+            if chunks:
+                yield b''.join(map(_event, chunks))
+            elif not happened:
+                yield b': waiting\n\n'
+        if ask.include_usage:
+            yield _event(reply.usage_chunk())
+        yield b'data: [DONE]\n\n'
+    except ApiError as error:
+        yield _event(error.body())
+
+
+async def _collected(feed: Feed, reply: Reply) -> dict[str, Any]:
+    for _ in reply.opening():
+        pass
+    async for happened in feed:
+        for index, event in happened:
+            for _ in reply.chunks(index, event):
+                pass
+    return reply.whole()
+
+
+def _event(value: dict[str, Any]) -> bytes:
+    return b'data: ' + to_json(value) + b'\n\n'
+
+
+async def _body(request: Request, limits: Limits) -> bytes:
+    """The whole body. Raises ApiError when it is no JSON by its headers, too long or too slow."""
+    kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
+    if kind != 'application/json':
+        raise ApiError(
+            415,
+            f"the content type is {body.shown(kind)}: send 'content-type: application/json'",
+        )
+    coding = request.headers.get('content-encoding', 'identity').lower()
+    if coding != 'identity':
+        raise ApiError(415, f'the content encoding is {body.shown(coding)}: send it plain')
+    data, length = bytearray(), 0
+    try:
+        async with asyncio.timeout(limits.body_seconds):
+            async for piece in request.stream():
+                length += len(piece)
+                if length <= limits.body_bytes:
+                    data += piece
+                elif length > limits.body_bytes * _DRAINED:
+                    break
+    except TimeoutError:
+        raise ApiError(408, f'no whole body in {limits.body_seconds:g} s: send faster') from None
+    if length > limits.body_bytes:
+        raise ApiError(413, f'the body is longer than {limits.body_bytes} bytes: send less')
+    return bytes(data)
+
+
+def _page_routes() -> list[Route]:
+    """The page at / and its files, read once."""
+    folder = resources.files('llama_jax.serve') / 'page'
+
+    def route(name: str, kind: str) -> Route:
+        data = (folder / name).read_bytes()
+        headers = {
+            'content-security-policy': _POLICY,
+            'x-content-type-options': 'nosniff',
+            'referrer-policy': 'no-referrer',
+            'cache-control': 'no-cache',
+        }
+
+        async def endpoint(request: Request) -> Response:
+            return Response(data, headers=headers, media_type=kind)
+
+        return Route('/' if name == 'index.html' else f'/{name}', endpoint, methods=['GET'])
+
+    return [route(name, kind) for name, kind in _PAGE.items()]
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Those of the router: no such path, another method."""
+    assert isinstance(error, HTTPException)
+    what = {
+        404: f'there is no {body.shown(request.url.path)} here',
+        405: f'{request.method} is not allowed here',
+    }
+    message = what.get(error.status_code, error.detail)
+    return ApiError(error.status_code, message, headers=error.headers).response()
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_GONE)
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    return ApiError(500, 'the server failed; its log tells more', code='internal_error').response()

@@ -1,0 +1,182 @@
+"""Bodies of requests: JSON to fields, each checked by name as it is taken."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from llama_jax.serve.errors import ApiError
+
+_T = TypeVar('_T')
+_SHOWN = 60
+_DIGITS = re.compile('[0-9]{1,10}')
+
+
+def parse(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body. Raises ApiError for anything else."""
+    try:
+        value = json.loads(body.decode('utf-8'), parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise ApiError(400, 'the body is not UTF-8', code='invalid_json') from None
+    except RecursionError:
+        raise ApiError(400, 'the body is nested too deeply', code='invalid_json') from None
+    except ValueError as error:
+        raise ApiError(400, f'the body is not JSON: {error}', code='invalid_json') from None
+    if not isinstance(value, dict):
+        raise ApiError(400, f'the body is {_kind(value)}: send an object', code='invalid_json')
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f'{name} is no JSON number')
+
+
+class Fields:
+    """The fields of a body. A field that is null counts as absent.
+
+    Every method raises ApiError with the name of the field when its value is of another kind.
+    """
+
+    def __init__(
+        self,
+        fields: Mapping[str, Any],
+        *,
+        known: Iterable[str],
+        nothing: Mapping[str, Any] | None = None,
+        path: str = '',
+    ):
+        """Refuses what is not `known`. Fields in `nothing` are allowed where their value is the one
+        given there, which asks for nothing. `path` stands before names, as in `messages[0].`."""
+        self._path = path
+        self._fields = {name: value for name, value in fields.items() if value is not None}
+        known, nothing = set(known), nothing or {}
+        for name, value in self._fields.items():
+            if name in known:
+                continue
+            if name in nothing and _same(value, nothing[name]):
+                continue
+            what = 'is not supported'
+            if name in nothing:
+                what = f'{shown(value)} is not supported, only {json.dumps(nothing[name])}'
+            raise ApiError(
+                400,
+                f'{path}{shown(name, quote=False)} {what}: leave it out',
+                param=f'{path}{name}',
+                code='unsupported_parameter',
+            )
+
+    def has(self, name: str) -> bool:
+        return name in self._fields
+
+    def raw(self, name: str) -> Any:
+        return self._fields.get(name)
+
+    def bad(self, name: str, what: str) -> NoReturn:
+        """`what` is wrong with the field."""
+        raise ApiError(400, f'{self._path}{name} {what}', param=f'{self._path}{name}')
+
+    def _take(self, name: str, default: _T, kind: type | tuple[type, ...], what: str) -> Any | _T:
+        value = self._fields.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            self.bad(name, f'is {_kind(value)}: give {what}')
+        return value
+
+    def number(self, name: str, default: _T) -> float | _T:
+        value = self._take(name, default, (int, float), 'a number')
+        if isinstance(value, int | float):
+            try:
+                value = float(value)
+            except OverflowError:
+                value = math.inf
+            if not math.isfinite(value):
+                self.bad(name, 'is too large a number')
+        return value
+
+    def integer(self, name: str, default: _T) -> int | _T:
+        value = self._take(name, default, int, 'an integer')
+        if isinstance(value, int) and abs(value) >= 2**63:
+            self.bad(name, 'is too large an integer')
+        return value
+
+    def boolean(self, name: str, default: bool = False) -> bool:
+        return self._take(name, default, bool, 'true or false')
+
+    def text(self, name: str, default: _T) -> str | _T:
+        return self._take(name, default, str, 'a string')
+
+    def object(self, name: str) -> dict[str, Any] | None:
+        return self._take(name, None, dict, 'an object')
+
+    def array(self, name: str) -> list[Any] | None:
+        return self._take(name, None, list, 'an array')
+
+    def texts(self, name: str, *, most: int, longest: int) -> tuple[str, ...]:
+        """One string, or an array of them."""
+        value = self._take(name, (), (str, list), 'a string or an array of strings')
+        texts = (value,) if isinstance(value, str) else tuple(value)
+        if len(texts) > most:
+            self.bad(name, f'has {len(texts)} strings: give at most {most}')
+        for text in texts:
+            if not isinstance(text, str):
+                self.bad(name, f'holds {_kind(text)}: give strings')
+            if not text:
+                self.bad(name, 'holds an empty string: leave it out')
+            if len(text) > longest:
+                self.bad(name, f'holds {len(text)} characters: give at most {longest}')
+        return texts
+
+    def ids(self, name: str, *, vocab: int) -> tuple[int, ...]:
+        """An array of token ids."""
+        value = self.array(name) or []
+        return self.check_ids(name, value, vocab=vocab)
+
+    def check_ids(self, name: str, value: list[Any], *, vocab: int) -> tuple[int, ...]:
+        for token in value:
+            if not isinstance(token, int) or isinstance(token, bool):
+                self.bad(name, f'holds {_kind(token)}: give token ids')
+            if not 0 <= token < vocab:
+                self.bad(name, f'holds token id {shown(token)}, outside the {vocab} ids')
+        return tuple(value)
+
+    def biases(self, name: str, *, vocab: int) -> dict[int, float]:
+        """An object from token ids, as JSON spells keys, to numbers."""
+        biases = {}
+        for key, bias in (self.object(name) or {}).items():
+            if not _DIGITS.fullmatch(key) or int(key) >= vocab:
+                self.bad(name, f'has the key {shown(key)}: give token ids below {vocab}')
+            if not isinstance(bias, int | float) or isinstance(bias, bool):
+                self.bad(name, f'of token {key} is {_kind(bias)}: give a number')
+            if not -100 <= bias <= 100:
+                self.bad(name, f'of token {key} is {shown(bias)}: give a number within -100..100')
+            biases[int(key)] = float(bias)
+        return biases
+
+
+def shown(value: Any, *, quote: bool = True) -> str:
+    """A value of the user's in a message: short, on one line."""
+    try:
+        text = repr(value) if quote else str(value)
+    except (ValueError, RecursionError):  # an integer of thousands of digits
+        text = f'a large {type(value).__name__}'
+    text = ''.join(c if c.isprintable() else c.encode('unicode_escape').decode() for c in text)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + '…'
+
+
+def _same(value: Any, other: Any) -> bool:
+    return type(value) is type(other) and value == other
+
+
+def _kind(value: Any) -> str:
+    names: dict[type, str] = {
+        dict: 'an object',
+        list: 'an array',
+        str: 'a string',
+        bool: 'true or false',
+        type(None): 'null',
+    }
+    return names.get(type(value)) or f'the number {shown(value)}'

@@ -1,0 +1,371 @@
+"""Bodies of the three POST routes to what the engine is asked. Every field is used or refused."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from llama_jax.errors import UserError
+from llama_jax.generate.request import Controls, Request
+from llama_jax.serve.body import Fields, shown
+from llama_jax.serve.constrain import grammar, wanted_format
+from llama_jax.serve.errors import ApiError
+from llama_jax.serve.served import Limits, Served
+
+_NUMBERS = (
+    *('temperature', 'top_p', 'min_p', 'typical_p', 'repetition_penalty'),
+    *('presence_penalty', 'frequency_penalty'),
+)
+_INTEGERS = ('max_tokens', 'min_tokens', 'top_k', 'seed', 'prompt_logprobs')
+_SHARED = {
+    *('model', 'n', 'stream', 'stream_options', 'stop', 'logit_bias', 'response_format'),
+    *('logprobs', 'stop_token_ids', 'ignore_eos', 'regex', 'timeout'),
+    *_NUMBERS,
+    *_INTEGERS,
+}
+COMPLETION_FIELDS = _SHARED | {'prompt', 'echo'}
+CHAT_FIELDS = _SHARED | {'messages', 'top_logprobs', 'max_completion_tokens'}
+EMBEDDING_FIELDS = {'model', 'input', 'encoding_format'}
+
+# Clients send these unasked; with these values they ask for nothing.
+_NOTHING_ASKED = {
+    'completion': {'best_of': 1, 'suffix': ''},
+    'chat': {
+        **{'store': False, 'tools': [], 'tool_choice': 'none', 'modalities': ['text']},
+        **{'functions': [], 'function_call': 'none', 'metadata': {}, 'service_tier': 'auto'},
+    },
+    'embedding': {},
+}
+_COMPLETION_TOKENS = 16
+"""max_tokens of a completion that names none, as at OpenAI; a chat goes on to the end."""
+_LONGEST_MESSAGE = 300
+_ROLES = {'system': 'system', 'developer': 'system', 'user': 'user', 'assistant': 'assistant'}
+
+Kind = Literal['completion', 'chat']
+
+
+@dataclass(frozen=True)
+class Prompt:
+    ids: tuple[int, ...]
+    text: str | None
+    """As it was given, where it was text."""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A checked body of a completion or chat."""
+
+    kind: Kind
+    prompts: tuple[Prompt, ...]
+    n: int
+    requests: tuple[Request, ...]
+    """Choice i continues prompt i // n."""
+    stream: bool = False
+    include_usage: bool = False
+    logprobs: int | None = None
+    """Likeliest tokens to tell beside each; None: no log-probabilities at all."""
+    prompt_logprobs: bool = False
+    """The choice has a field for those of the prompt."""
+    echo: bool = False
+    generate: bool = True
+    """False: nothing but the echo is wanted; the requests still draw one token."""
+
+    def prompt(self, choice: int) -> Prompt:
+        return self.prompts[choice // self.n]
+
+
+@dataclass(frozen=True)
+class EmbeddingAsk:
+    inputs: tuple[tuple[int, ...], ...]
+    base64: bool
+
+
+def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) -> Ask:
+    """Of a body for /v1/completions. May take long: text is tokenized, a grammar compiled."""
+    fields = Fields(body, known=COMPLETION_FIELDS, nothing=_NOTHING_ASKED['completion'])
+    _model(fields, served)
+    n = _n(fields)
+    prompts = tuple(_prompts(fields, 'prompt', served, begin=served.begin, most=limits.choices))
+    if len(prompts) * n > limits.choices:
+        fields.bad(
+            'n', f'is {shown(n)} for {len(prompts)} prompts: at most {limits.choices} in all'
+        )
+    logprobs = fields.integer('logprobs', None)
+    echo = fields.boolean('echo')
+    asked = fields.integer('max_tokens', _COMPLETION_TOKENS)
+    generate = asked != 0 or not echo
+    controls = _controls(
+        fields,
+        served,
+        limits,
+        max_tokens=asked if generate else 1,
+        logprobs=logprobs,
+        echoed=logprobs if echo else None,
+    )
+    for prompt in prompts:
+        _fits(served, 'prompt', prompt.ids, controls.max_tokens)
+    return Ask(
+        'completion',
+        prompts,
+        n,
+        _requests(fields, served, limits, [p.ids for p in prompts], n, controls, owner),
+        logprobs=logprobs,
+        prompt_logprobs=fields.has('prompt_logprobs'),
+        echo=echo,
+        generate=generate,
+        **_streaming(fields),
+    )
+
+
+def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) -> Ask:
+    """Of a body for /v1/chat/completions. May take long, like `completion`."""
+    fields = Fields(body, known=CHAT_FIELDS, nothing=_NOTHING_ASKED['chat'])
+    _model(fields, served)
+    if served.chat is None:
+        raise ApiError(
+            400,
+            f'{served.name} has no chat format: send text to /v1/completions',
+            code='no_chat_format',
+        )
+    n = _n(fields)
+    if n > limits.choices:
+        fields.bad('n', f'is {shown(n)}: give at most {limits.choices}')
+    messages = _messages(fields)
+    try:
+        ids = tuple(int(i) for i in served.chat.encode(messages, served.vocabulary))
+    except UserError as error:
+        raise ApiError(400, str(error), param='messages') from None
+    logprobs = fields.integer('top_logprobs', None)
+    if not fields.boolean('logprobs'):
+        if logprobs is not None:
+            fields.bad('top_logprobs', 'is given without logprobs: set logprobs to true')
+    else:
+        logprobs = logprobs or 0
+    room = served.engine.length - len(ids)
+    name = 'max_completion_tokens' if fields.has('max_completion_tokens') else 'max_tokens'
+    if name != 'max_tokens' and fields.has('max_tokens'):
+        fields.bad('max_tokens', 'is given with max_completion_tokens: leave it out')
+    max_tokens = fields.integer(name, max(1, room))
+    controls = _controls(
+        fields, served, limits, max_tokens=max_tokens, logprobs=logprobs, echoed=None, chat=True
+    )
+    _fits(served, 'messages', ids, controls.max_tokens)
+    return Ask(
+        'chat',
+        (Prompt(ids, None),),
+        n,
+        _requests(fields, served, limits, [ids], n, controls, owner),
+        logprobs=logprobs,
+        prompt_logprobs=fields.has('prompt_logprobs'),
+        **_streaming(fields),
+    )
+
+
+def embeddings(served: Served, limits: Limits, body: Mapping[str, Any]) -> EmbeddingAsk:
+    """Of a body for /v1/embeddings. A text is read as it is, without bos."""
+    fields = Fields(body, known=EMBEDDING_FIELDS, nothing=_NOTHING_ASKED['embedding'])
+    _model(fields, served)
+    encoding = fields.text('encoding_format', 'float')
+    if encoding not in ('float', 'base64'):
+        fields.bad('encoding_format', f"is {shown(encoding)}: give 'float' or 'base64'")
+    inputs = list(_prompts(fields, 'input', served, begin=(), most=limits.embeddings))
+    for prompt in inputs:
+        _fits(served, 'input', prompt.ids, 0)
+    return EmbeddingAsk(tuple(prompt.ids for prompt in inputs), encoding == 'base64')
+
+
+def _model(fields: Fields, served: Served) -> None:
+    name = fields.text('model', served.name)
+    if name != served.name:
+        raise ApiError(
+            404,
+            f'the model {shown(name)} is not served here: take {served.name!r}, or leave it out',
+            param='model',
+            code='model_not_found',
+        )
+
+
+def _n(fields: Fields) -> int:
+    n = fields.integer('n', 1)
+    if n < 1:
+        fields.bad('n', f'is {shown(n)}: give 1 or more')
+    return n
+
+
+def _prompts(
+    fields: Fields, name: str, served: Served, *, begin: tuple[int, ...], most: int
+) -> list[Prompt]:
+    """A text, token ids, or an array of either."""
+    given = fields.raw(name)
+    if given is None:
+        fields.bad(name, 'is missing: give a string, token ids, or an array of these')
+    if isinstance(given, str) or (
+        isinstance(given, list) and given and not isinstance(given[0], str | list)
+    ):
+        given = [given]
+    if not isinstance(given, list):
+        fields.bad(name, 'is neither text nor token ids: give a string or an array')
+    if not given:
+        fields.bad(name, 'is an empty array: give at least one')
+    if len(given) > most:
+        fields.bad(name, f'holds {len(given)} prompts: at most {most}')
+    prompts = []
+    for item in given:
+        if isinstance(item, str):
+            try:
+                ids = (*begin, *(int(i) for i in served.vocabulary.encode(item)))
+            except UserError as error:
+                raise ApiError(400, str(error), param=name) from None
+            prompts.append(Prompt(ids, item))
+        elif isinstance(item, list):
+            ids = fields.check_ids(name, item, vocab=served.engine.config.vocab)
+            prompts.append(Prompt(ids, None))
+        else:
+            fields.bad(name, 'mixes kinds: give strings, or arrays of token ids')
+        if not prompts[-1].ids:
+            fields.bad(name, 'holds a prompt without tokens: give at least one')
+    return prompts
+
+
+def _messages(fields: Fields) -> list[dict[str, str]]:
+    given = fields.array('messages')
+    if not given:
+        fields.bad('messages', 'is empty: give at least one message')
+    messages = []
+    for i, item in enumerate(given):
+        path = f'messages[{i}].'
+        if not isinstance(item, dict):
+            fields.bad(f'messages[{i}]', 'is no object: give role and content')
+        message = Fields(item, known={'role', 'content'}, path=path)
+        role = message.text('role', '')
+        if role not in _ROLES:
+            message.bad('role', f"is {shown(role)}: give 'system', 'user' or 'assistant'")
+        content = message.raw('content')
+        if isinstance(content, list):
+            content = ''.join(_part(part, f'{path}content[{j}].') for j, part in enumerate(content))
+        elif not isinstance(content, str):
+            message.bad('content', 'is no text: give a string, or parts of type text')
+        messages.append({'role': _ROLES[role], 'content': content})
+    return messages
+
+
+def _part(part: Any, path: str) -> str:
+    if not isinstance(part, dict):
+        raise ApiError(400, f'{path[:-1]} is no object: give type and text', param=path[:-1])
+    fields = Fields(part, known={'type', 'text'}, path=path)
+    if fields.text('type', '') != 'text':
+        fields.bad('type', f"is {shown(fields.raw('type'))}: only 'text' is supported")
+    return fields.text('text', '')
+
+
+def _controls(
+    fields: Fields,
+    served: Served,
+    limits: Limits,
+    *,
+    max_tokens: int,
+    logprobs: int | None,
+    echoed: int | None,
+    chat: bool = False,
+) -> Controls:
+    """`echoed`: log-probabilities of the prompt, for its echo."""
+    vocab = served.engine.config.vocab
+    scored = fields.integer('prompt_logprobs', None)
+    if scored is not None and echoed is not None and scored != echoed:
+        fields.bad('prompt_logprobs', 'differs from logprobs, which echo tells: give one of them')
+    controls = Controls()
+    numbers = {name: fields.number(name, getattr(controls, name)) for name in _NUMBERS}
+    controls = replace(
+        controls,
+        max_tokens=max_tokens,
+        min_tokens=fields.integer('min_tokens', 0),
+        top_k=fields.integer('top_k', 0),
+        seed=fields.integer('seed', 0),
+        logit_bias=fields.biases('logit_bias', vocab=vocab),
+        stop=fields.texts('stop', most=limits.stop, longest=limits.stop_characters),
+        stop_ids=fields.ids('stop_token_ids', vocab=vocab),
+        ignore_end=fields.boolean('ignore_eos'),
+        logprobs=logprobs,
+        prompt_logprobs=scored if echoed is None else echoed,
+        **numbers,
+    )
+    if not fields.has('seed'):
+        controls = replace(controls, seed=secrets.randbits(32))
+    try:
+        controls.check(vocab=vocab)
+    except UserError as error:
+        raise _renamed(str(error), fields, chat) from None
+    return controls
+
+
+def _renamed(message: str, fields: Fields, chat: bool) -> ApiError:
+    """What a control is called here stands before the message of its check."""
+    names = {'stop_ids': 'stop_token_ids', 'ignore_end': 'ignore_eos'}
+    if fields.has('max_completion_tokens'):
+        names['max_tokens'] = 'max_completion_tokens'
+    if chat:
+        names['logprobs'] = 'top_logprobs'
+    names |= {name: name for name in _SHARED - names.keys()}
+    message = message[:_LONGEST_MESSAGE]
+    for word in re.findall(r'\w+', message):
+        if word in names:
+            return ApiError(400, message.replace(word, names[word], 1), param=names[word])
+    return ApiError(400, message)
+
+
+def _fits(served: Served, name: str, ids: tuple[int, ...], max_tokens: int) -> None:
+    length = served.engine.length
+    if len(ids) + max_tokens > length:
+        wanted = f' and {shown(max_tokens)} to generate' if max_tokens else ''
+        raise ApiError(
+            400,
+            f'{name} of {len(ids)} tokens{wanted}: at most {length} in all, shorten one of them',
+            param=name,
+            code='context_length_exceeded',
+        )
+
+
+def _requests(
+    fields: Fields,
+    served: Served,
+    limits: Limits,
+    prompts: list[tuple[int, ...]],
+    n: int,
+    controls: Controls,
+    owner: str,
+) -> tuple[Request, ...]:
+    """For each prompt n requests, with one seed after the other."""
+    seconds = fields.number('timeout', limits.seconds)
+    if not 0 < seconds <= limits.seconds:
+        fields.bad('timeout', f'is {seconds}: give seconds above 0, at most {limits.seconds:g}')
+    deadline = time.monotonic() + seconds
+    wanted = wanted_format(fields)
+    return tuple(
+        Request(
+            prompt,
+            replace(controls, seed=(controls.seed + i) % 2**32),
+            grammar=grammar(served.make_grammar, wanted) if wanted else None,
+            deadline=deadline,
+            owner=owner,
+        )
+        for prompt in prompts
+        for i in range(n)
+    )
+
+
+def _streaming(fields: Fields) -> dict[str, bool]:
+    stream = fields.boolean('stream')
+    given = fields.object('stream_options')
+    if given is not None and not stream:
+        fields.bad('stream_options', 'is given without stream: set stream to true')
+    options = Fields(
+        given or {},
+        known={'include_usage'},
+        nothing={'include_obfuscation': False},
+        path='stream_options.',
+    )
+    return {'stream': stream, 'include_usage': options.boolean('include_usage')}
