@@ -1,10 +1,10 @@
-"""One step of decoding on a CPU: weights first, one column per row of the batch.
+"""One step of decoding on a CPU: weights first, a column for each token.
 
 The same function as model/transformer.py for a model of the LLaMA family (`ModelConfig.llama`), in
 the order of operands that a CPU is fast at: weights lie with their outputs first, and multiply
-activations [D, B]. A product with few rows then reads its weight at the speed of memory. The order
-of training, x [B, D] times w [D, F], reads it at 0.8 of that speed for one row, and at half of it
-for 2 to 8 rows (XLA:CPU of jax 0.10.2, 2 cores).
+activations [D, B, T]. A product with few columns then reads its weight at the speed of memory. The
+order of training, x [B, T, D] times w [D, F], reads it at 0.8 of that speed for one row, and at
+half of it for 2 to 8 rows (XLA:CPU of jax 0.10.2, 2 cores).
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_jax import layout
+from llama_jax import precision
 from llama_jax.model import kernels
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
+from llama_jax.model.quantized import Weight, product, rows
 from llama_jax.model.rope import rotate, rotation
 
 
@@ -50,54 +51,56 @@ def turn(params: Params) -> Params:
 def step(
     config: ModelConfig,
     params: Params,
-    token_B: Int[Array, ' B'],
-    position_B: Int[Array, ' B'],
+    token_BT: Int[Array, 'B T'],
+    at_B: Int[Array, ' B'],
     cache: Cache,
     compute: Compute,
-) -> tuple[Float[Array, 'B V'], Cache]:
-    """Float32 logits after one more token in each row, and the cache with it; `params` turned."""
-    visible = cache.visible(position_B, 1, pattern=config.pattern)
+) -> tuple[Float[Array, 'B T V'], Cache]:
+    """Float32 logits after each of T more tokens in each row, from place `at_B` on, and the cache
+    with them; `params` turned."""
+    visible = cache.visible(at_B, token_BT.shape[1], pattern=config.pattern)
     rope = rotation(
-        position_B[:, None],
+        at_B[:, None] + jnp.arange(token_BT.shape[1]),
         head_dim=config.head_dim,
         theta=config.rope_theta,
         scaling=config.rope_scaling,
     )
-    x_BD = params['embed_VD'].at[token_B].get(out_sharding=layout.act('BD'))
-    x_DB = x_BD.T
+    dtype = precision.dtype(compute.precision)
+    x_BTD = rows(params['embed_VD'], token_BT, letters='BTD', dtype=dtype)
+    x_DBT = jnp.einsum('BTD->DBT', x_BTD)
     written = []
     for block, layer in zip(params['blocks'], cache.layers, strict=True):
-        h_DB = _norm(x_DB, block['attention_norm']['scale_D'], config.norm_eps)
+        h_DBT = _norm(x_DBT, block['attention_norm']['scale_D'], config.norm_eps)
         w = block['attention']
-        q_BTNH = rotate(_heads(w['q_NHD'], h_DB), rope)
-        k_BTKH = rotate(_heads(w['k_KHD'], h_DB), rope)
-        layer = layer.write(k_BTKH, _heads(w['v_KHD'], h_DB), at_B=position_B)
+        q_BTNH = rotate(_heads(w['q_NHD'], h_DBT), rope)
+        k_BTKH = rotate(_heads(w['k_KHD'], h_DBT), rope)
+        layer = layer.write(k_BTKH, _heads(w['v_KHD'], h_DBT), at_B=at_B)
         attended_BTNH = kernels.attend_cached(
             q_BTNH, layer.k_BKHS, layer.v_BKSH, visible=visible, backend=compute.attention
         )
-        attended_NHB = jnp.einsum('BTNH->NHB', attended_BTNH)
-        x_DB += jax.lax.dot_general(  # contracts N before H, as they lie; an einsum would not
-            w['out_DNH'], attended_NHB, (((1, 2), (0, 1)), ((), ())), out_sharding=layout.act('DB')
-        )
-        h_DB = _norm(x_DB, block['mlp_norm']['scale_D'], config.norm_eps)
+        attended_NHBT = jnp.einsum('BTNH->NHBT', attended_BTNH)
+        x_DBT += product('DNH,NHBT->DBT', w['out_DNH'], attended_NHBT, dtype=dtype)
+        h_DBT = _norm(x_DBT, block['mlp_norm']['scale_D'], config.norm_eps)
         w = block['mlp']
-        hidden_FB = jax.nn.silu(w['gate_FD'] @ h_DB) * (w['up_FD'] @ h_DB)
-        x_DB += jnp.einsum('DF,FB->DB', w['down_DF'], hidden_FB, out_sharding=layout.act('DB'))
+        gate_FBT = product('FD,DBT->FBT', w['gate_FD'], h_DBT, dtype=dtype)
+        up_FBT = product('FD,DBT->FBT', w['up_FD'], h_DBT, dtype=dtype)
+        hidden_FBT = jax.nn.silu(gate_FBT) * up_FBT
+        x_DBT += product('DF,FBT->DBT', w['down_DF'], hidden_FBT, dtype=dtype)
         written.append(layer)
-    x_DB = _norm(x_DB, params['norm']['scale_D'], config.norm_eps)
+    x_DBT = _norm(x_DBT, params['norm']['scale_D'], config.norm_eps)
     head_VD = params['embed_VD'] if config.tied else params['head_VD']
-    logits_VB = jnp.einsum('VD,DB->VB', head_VD, x_DB, preferred_element_type=jnp.float32)
+    logits_VBT = product('VD,DBT->VBT', head_VD, x_DBT, dtype=jnp.float32)
     # Or XLA moves the transposition into the product, and computes that in the slow order.
-    logits_VB = jax.lax.optimization_barrier(logits_VB)
-    return logits_VB.T, Cache(written)
+    logits_VBT = jax.lax.optimization_barrier(logits_VBT)
+    return jnp.einsum('VBT->BTV', logits_VBT), Cache(written)
 
 
-def _heads(w_NHD: jax.Array, x_DB: jax.Array) -> jax.Array:
-    q_NHB = jnp.einsum('NHD,DB->NHB', w_NHD, x_DB)
-    return jnp.einsum('NHB->BNH', q_NHB)[:, None]
+def _heads(w_NHD: Weight, x_DBT: jax.Array) -> jax.Array:
+    q_NHBT = product('NHD,DBT->NHBT', w_NHD, x_DBT, dtype=x_DBT.dtype)
+    return jnp.einsum('NHBT->BTNH', q_NHBT)
 
 
-def _norm(x_DB: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
-    x_f32 = x_DB.astype(jnp.float32)
-    square_B = jnp.mean(jnp.square(x_f32), axis=0)
-    return (x_f32 * jax.lax.rsqrt(square_B + eps)).astype(x_DB.dtype) * scale_D[:, None]
+def _norm(x_DBT: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
+    x_f32 = x_DBT.astype(jnp.float32)
+    square_BT = jnp.mean(jnp.square(x_f32), axis=0)
+    return (x_f32 * jax.lax.rsqrt(square_BT + eps)).astype(x_DBT.dtype) * scale_D[:, None, None]

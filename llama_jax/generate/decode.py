@@ -7,19 +7,20 @@ from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.generate import columns
+from llama_jax.generate.quantized import Quantization, placements, quantized
 from llama_jax.generate.sampling import sample
 from llama_jax.generate.settings import History, Settings, is_end, shaped
 from llama_jax.model import layers
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.trees import map_named
+from llama_jax.model.quantized import Quantized
 
 
 @dataclass(frozen=True)
@@ -70,21 +71,25 @@ Carry = tuple[jax.Array, State, Drawn]
 """Steps taken, state, and what was drawn."""
 
 
-def prepare(model: Model, params: Params, *, mesh: Mesh) -> Params:
-    """Parameters for decoding only: layers apart, in the type of the computation, and gathered
-    over the axes that a step would otherwise gather them over again and again."""
+def prepare(
+    model: Model, params: Params, *, mesh: Mesh, quantization: Quantization, whole_int4: bool
+) -> Params:
+    """Parameters for decoding only: layers apart, quantised or else in the type of the computation,
+    and gathered over the axes that a step would otherwise gather them over again and again."""
     dtype = precision.dtype(model.compute.precision)
 
     def apart(params: Params) -> Params:
         params = params if isinstance(params['blocks'], list) else layers.unstack(params)
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
+        params = quantized(params, quantization, whole_int4=whole_int4)
+        params = jax.tree.map(
+            lambda x: x if isinstance(x, Quantized) else x.astype(dtype),
+            params,
+            is_leaf=lambda x: isinstance(x, Quantized),
+        )
         return columns.turn(params) if model.turned else params
 
     with jax.set_mesh(mesh):
-        placed = map_named(
-            lambda path, x: NamedSharding(mesh, layout.act(layout.letters_of(path, x.ndim))),
-            jax.eval_shape(apart, params),
-        )
+        placed = placements(jax.eval_shape(apart, params), mesh)
         return jax.jit(apart, out_shardings=placed)(params)
 
 
@@ -159,28 +164,18 @@ def decode(
     tokens as well; None: without.
     """
 
-    def one_more(state: State) -> tuple[jax.Array, Cache]:
-        if model.turned:
-            with precision.matmuls(model.compute.precision):
-                return columns.step(
-                    *(model.config, params, state.token_B, state.position_B, state.cache),
-                    compute=model.compute,
-                )
-        x_BTD, cache = read(
-            model, params, state.cache, state.token_B[:, None], at_B=state.position_B
-        )
-        return head(model, params, x_BTD)[:, 0], cache
-
     def unfinished(carry: Carry) -> jax.Array:
         step, state, _ = carry
         return (step < n_steps) & ~state.done_B.all()
 
     def one_step(carry: Carry) -> Carry:
         step, state, drawn = carry
-        logits_BV, cache = one_more(state)
+        logits_BTV, cache = following(
+            model, params, state.cache, state.token_B[:, None], state.position_B
+        )
         position_B, live_B = state.position_B + 1, ~state.done_B
         one, ended_B, history = draw(
-            *(logits_BV, settings, state.history, position_B, live_B),
+            *(logits_BTV[:, 0], settings, state.history, position_B, live_B),
             pad_id=model.pad_id,
             n_top=n_top,
         )
@@ -202,6 +197,21 @@ def decode(
     nothing = _nothing(len(state.token_B), slots, model.pad_id, n_top)
     _, state, drawn = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, nothing))
     return state, drawn
+
+
+def following(
+    model: Model,
+    params: Params,
+    cache: Cache,
+    token_BT: Int[Array, 'B T'],
+    at_B: Int[Array, ' B'],
+) -> tuple[Float[Array, 'B T V'], Cache]:
+    """Float32 logits after each of a few more tokens, which are written from place `at_B` on."""
+    if not model.turned:
+        x_BTD, cache = read(model, params, cache, token_BT, at_B)
+        return head(model, params, x_BTD), cache
+    with precision.matmuls(model.compute.precision):
+        return columns.step(model.config, params, token_BT, at_B, cache, compute=model.compute)
 
 
 def head(model: Model, params: Params, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:

@@ -19,6 +19,7 @@ from llama_jax.generate.programs import (
     check_prompt,
     power_of_two,
 )
+from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.request import Controls, Logprob
 from llama_jax.generate.settings import Settings, has_penalties, history_of, rows_of
 from llama_jax.mesh import batch_shards
@@ -68,13 +69,20 @@ class Generator:
         eos_ids: tuple[int, ...],
         pad_id: int,
         prefill_chunk: int = 512,
+        quantization: Quantization = NOTHING,
     ):
         """Longer prompts are read in pieces of `prefill_chunk` tokens (a power of two), which
         bounds the memory that attention takes. See Programs for the rest, and its errors."""
         check_chunk(prefill_chunk)
         self.prefill_chunk = prefill_chunk
         self.programs = Programs(
-            config, params, mesh=mesh, compute=compute, end_ids=eos_ids, pad_id=pad_id
+            config,
+            params,
+            mesh=mesh,
+            compute=compute,
+            end_ids=eos_ids,
+            pad_id=pad_id,
+            quantization=quantization,
         )
 
     @property

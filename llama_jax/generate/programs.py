@@ -16,6 +16,7 @@ from llama_jax import layout, precision
 from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Model
+from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.settings import END_IDS
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Compute, ModelConfig
@@ -33,6 +34,7 @@ class Programs:
     Attributes:
         model: what is fixed when they are compiled.
         params: parameters as they take them.
+        quantization: what has fewer bits.
         end_ids: ids that end a text.
     """
 
@@ -45,6 +47,7 @@ class Programs:
         compute: Compute,
         end_ids: tuple[int, ...],
         pad_id: int,
+        quantization: Quantization = NOTHING,
     ):
         """`params` may be stacked or not, and placed anywhere; a copy for decoding is made.
 
@@ -72,9 +75,17 @@ class Programs:
         self.mesh, self.end_ids = mesh, tuple(end_ids)
         self.model = model = Model(config, compute, turned, pad_id)
         self.dtype = precision.dtype(compute.precision)
-        self.params = decode_lib.prepare(model, params, mesh=mesh)
+        self.quantization = quantization
+        whole_int4 = is_cpu(mesh) and quantization.weights == 'int4'
+        if whole_int4:
+            log.info('int4 on a CPU: matrices are rounded to it, and kept and used as float32')
+        self.params = decode_lib.prepare(
+            model, params, mesh=mesh, quantization=quantization, whole_int4=whole_int4
+        )
         self.empty = jax.jit(
-            functools.partial(Cache.empty, config, dtype=self.dtype),
+            functools.partial(
+                Cache.empty, config, dtype=jnp.dtype(quantization.cache or self.dtype)
+            ),
             static_argnames=('batch', 'slots'),
         )
         self.read = jax.jit(
@@ -106,8 +117,10 @@ class Programs:
     def cache_bytes(self, *, rows: int, slots: int) -> int:
         """Memory of keys and values, over all devices."""
         config = self.config
-        per_token = 2 * config.layers * config.kv_heads * config.head_dim * self.dtype.itemsize
-        return per_token * rows * slots
+        per_head = config.head_dim * self.dtype.itemsize
+        if self.quantization.cache:
+            per_head = config.head_dim + np.dtype(np.float32).itemsize
+        return 2 * config.layers * config.kv_heads * per_head * rows * slots
 
 
 def _read(

@@ -6,12 +6,11 @@ import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from llama_jax import layout
 from llama_jax.model import kernels
 from llama_jax.model.cache import LayerCache
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
-from llama_jax.model.linear import bias, project, shifted
+from llama_jax.model.linear import bias, close, in_use, project, shifted
 from llama_jax.model.masks import Visibility
 from llama_jax.model.rope import Rotation, rotate
 
@@ -46,10 +45,10 @@ class Attention(nnx.Module):
         """Attend from `x_BTD` to `memory_BSD`, or to itself. A cache is written from place `at_B`
         on, and what it held before is attended to as well; `at_B` None: it held nothing."""
         dtype = x_BTD.dtype
-        q_DNH = layout.gather(self.q_DNH[...].astype(dtype), 'DNH')
-        k_DKH = layout.gather(self.k_DKH[...].astype(dtype), 'DKH')
-        v_DKH = layout.gather(self.v_DKH[...].astype(dtype), 'DKH')
-        out_NHD = layout.gather(self.out_NHD[...].astype(dtype), 'NHD')
+        q_DNH = in_use(self.q_DNH, 'DNH', dtype)
+        k_DKH = in_use(self.k_DKH, 'DKH', dtype)
+        v_DKH = in_use(self.v_DKH, 'DKH', dtype)
+        out_NHD = in_use(self.out_NHD, 'NHD', dtype)
 
         source_BSD = x_BTD if memory_BSD is None else memory_BSD
         q_BTNH = shifted(project(x_BTD, q_DNH, 'DNH'), self.q_bias_NH, 'NH')
@@ -71,9 +70,5 @@ class Attention(nnx.Module):
                 q_BTNH, cache.k_BKHS, cache.v_BKSH, visible=visible, backend=compute.attention
             )
         attended_BTNH = checkpoint_name(attended_BTNH, 'attended')
-        # Not an einsum: that contracts in alphabetical order, and H before N costs XLA a transposed
-        # copy of the weight at every use.
-        out_BTD = jax.lax.dot_general(
-            attended_BTNH, out_NHD, (((2, 3), (0, 1)), ((), ())), out_sharding=layout.act('BTD')
-        )
+        out_BTD = close(attended_BTNH, out_NHD, 'NHD')
         return shifted(out_BTD, self.out_bias_D, 'D'), cache

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from llama_jax import layout
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import Pattern, Window
+from llama_jax.model.quantized import Quantized, Weight, quantize
 
 
 @jax.tree_util.register_dataclass
@@ -23,17 +26,19 @@ class LayerCache:
     transposed, whole, at every step (on a CPU that takes five times as long at 8 rows).
     """
 
-    k_BKHS: Float[Array, 'B K H S']
-    v_BKSH: Float[Array, 'B K S H']
+    k_BKHS: Weight
+    v_BKSH: Weight
+    """Quantised: one scale for each token and head."""
 
     def write(self, k_BTKH: jax.Array, v_BTKH: jax.Array, *, at_B: jax.Array | None) -> LayerCache:
         """The same cache with T more tokens in each row, from place `at_B` on; None: the first."""
-        k_BKHT = jnp.einsum('BTKH->BKHT', k_BTKH)
-        v_BKTH = jnp.einsum('BTKH->BKTH', v_BTKH)
+        k_BKHT = _like(self.k_BKHS, jnp.einsum('BTKH->BKHT', k_BTKH), head_axis=2)
+        v_BKTH = _like(self.v_BKSH, jnp.einsum('BTKH->BKTH', v_BTKH), head_axis=3)
         if at_B is None:
+            begin = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=0)
             return LayerCache(
-                jax.lax.dynamic_update_slice_in_dim(self.k_BKHS, k_BKHT, 0, axis=3),
-                jax.lax.dynamic_update_slice_in_dim(self.v_BKSH, v_BKTH, 0, axis=2),
+                jax.tree.map(functools.partial(begin, axis=3), self.k_BKHS, k_BKHT),
+                jax.tree.map(functools.partial(begin, axis=2), self.v_BKSH, v_BKTH),
             )
         letters = ('BKHS', 'BKSH', 'BKHS', 'BKSH', 'B')
         write = jax.shard_map(
@@ -44,22 +49,34 @@ class LayerCache:
         return LayerCache(*write(self.k_BKHS, self.v_BKSH, k_BKHT, v_BKTH, at_B))
 
 
+def _like(cache: Weight, x: jax.Array, *, head_axis: int) -> Weight:
+    """What is written, as the cache keeps it."""
+    return quantize(x, (head_axis,)) if isinstance(cache, Quantized) else x
+
+
 def _write_rows(
-    k_BKHS: jax.Array, v_BKSH: jax.Array, k_BKHT: jax.Array, v_BKTH: jax.Array, at_B: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    k_BKHS: Weight, v_BKSH: Weight, k_BKHT: Weight, v_BKTH: Weight, at_B: jax.Array
+) -> tuple[Weight, Weight]:
     """T tokens of each row from its own slot on; past the last slot they go on at the first."""
-    S, T = v_BKSH.shape[2], v_BKTH.shape[2]
-    if T == 1:
-        # One small update after the other, each in place. As a scatter XLA:CPU loops over them.
-        for b in range(len(at_B)):
-            slot = at_B[b] % S
-            k_BKHS = jax.lax.dynamic_update_slice(k_BKHS, k_BKHT[b : b + 1], (b, 0, 0, slot))
-            v_BKSH = jax.lax.dynamic_update_slice(v_BKSH, v_BKTH[b : b + 1], (b, 0, slot, 0))
-        return k_BKHS, v_BKSH
-    row_B1 = jnp.arange(len(at_B))[:, None]
-    slot_BT = (at_B[:, None] + jnp.arange(T)) % S
-    k_BTKH, v_BTKH = jnp.einsum('BKHT->BTKH', k_BKHT), jnp.einsum('BKTH->BTKH', v_BKTH)
-    return k_BKHS.at[row_B1, :, :, slot_BT].set(k_BTKH), v_BKSH.at[row_B1, :, slot_BT].set(v_BTKH)
+
+    def written(cache: jax.Array, new: jax.Array, *, axis: int) -> jax.Array:
+        S, T = cache.shape[axis], new.shape[axis]
+        if T == 1:
+            # One small update after the other, each in place. As a scatter XLA:CPU loops over them.
+            for b in range(len(at_B)):
+                at: list[Any] = [0] * cache.ndim
+                at[0], at[axis] = b, at_B[b] % S
+                cache = jax.lax.dynamic_update_slice(cache, new[b : b + 1], at)
+            return cache
+        row_B1 = jnp.arange(len(at_B))[:, None]
+        slot_BT = (at_B[:, None] + jnp.arange(T)) % S
+        where = (row_B1, *[slice(None)] * (axis - 1), slot_BT)
+        return cache.at[where].set(jnp.moveaxis(new, axis, 1))
+
+    return (
+        jax.tree.map(functools.partial(written, axis=3), k_BKHS, k_BKHT),
+        jax.tree.map(functools.partial(written, axis=2), v_BKSH, v_BKTH),
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -95,14 +112,21 @@ class Cache:
 
     @staticmethod
     def empty(config: ModelConfig, *, batch: int, slots: int, dtype: jnp.dtype) -> Cache:
-        """A cache for `batch` rows of `slots` tokens, zeroed, on the mesh in use."""
+        """A cache for `batch` rows of `slots` tokens, zeroed, on the mesh in use; of int8, with
+        scales, if that is its `dtype`."""
         size = {'B': batch, 'K': config.kv_heads, 'H': config.head_dim, 'S': slots}
 
-        def zeros(letters: str) -> jax.Array:
-            shape = [size[letter] for letter in letters]
+        def zeros(letters: str, dtype: jnp.dtype, **sizes: int) -> jax.Array:
+            shape = [{**size, **sizes}[letter] for letter in letters]
             return jnp.zeros(shape, dtype, out_sharding=layout.act(letters))
 
-        return Cache([LayerCache(zeros('BKHS'), zeros('BKSH')) for _ in range(config.layers)])
+        def one(letters: str) -> Weight:
+            x = zeros(letters, dtype)
+            if dtype != jnp.int8:
+                return x
+            return Quantized(x, zeros(letters, jnp.dtype(jnp.float32), H=1))
+
+        return Cache([LayerCache(one('BKHS'), one('BKSH')) for _ in range(config.layers)])
 
 
 def slots_needed(config: ModelConfig, *, length: int, piece: int) -> int:

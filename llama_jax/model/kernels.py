@@ -25,6 +25,7 @@ from llama_jax.model import patterns, plain
 from llama_jax.model.config import AttentionBackend
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import Dense, Window
+from llama_jax.model.quantized import Weight, dense
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ def attend(
 
 def attend_cached(
     q_BTNH: Float[Array, 'B T N H'],
-    k_BKHS: Float[Array, 'B K H S'],
-    v_BKSH: Float[Array, 'B K S H'],
+    k_BKHS: Weight,
+    v_BKSH: Weight,
     *,
     visible: Visibility,
     backend: AttentionBackend,
@@ -69,9 +70,9 @@ def attend_cached(
         backend = _choose(platform, visible, H, dtype)
     if backend in ('reference', 'blocked'):  # no key of a cache is skipped before it is written
         _log_once('reference, cached', platform, q_BTNH.shape[1], v_BKSH.shape[2])
-        return plain.dense(q_BTNH, k_BKHS, v_BKSH, visible, k='BKHS', v='BKSH')
-    k_BSKH = jnp.einsum('BKHS->BSKH', k_BKHS)
-    v_BSKH = jnp.einsum('BKSH->BSKH', v_BKSH)
+        return plain.cached(q_BTNH, k_BKHS, v_BKSH, visible)
+    k_BSKH = jnp.einsum('BKHS->BSKH', dense(k_BKHS, q_BTNH.dtype))
+    v_BSKH = jnp.einsum('BKSH->BSKH', dense(v_BKSH, q_BTNH.dtype))
     return attend(q_BTNH, k_BSKH, v_BSKH, visible=visible, backend=backend)
 
 

@@ -1,5 +1,5 @@
 """Linear maps: the product that opens a sub-layer, from the residual stream to heads or hidden
-units, and biases."""
+units, the one that closes it, and biases."""
 
 from __future__ import annotations
 
@@ -11,13 +11,36 @@ from flax import nnx
 
 from llama_jax import layout
 from llama_jax.model.config import ModelConfig
+from llama_jax.model.quantized import Quantized, Weight, product
+
+
+def in_use(w: nnx.Param, letters: str, dtype: jnp.dtype) -> Weight:
+    """A weight of these letters gathered, in the type of the activations; quantised it stays so."""
+    value = w.get_value()
+    if isinstance(value, Quantized):
+        return value
+    return layout.gather(value.astype(dtype), letters)
+
+
+def project(x_BTD: jax.Array, w: Weight, letters: str) -> jax.Array:
+    """`x_BTD` times a weight [D, ...] of these letters, in use: [B, T, ...]."""
+    if isinstance(w, Quantized):
+        return product(f'BTD,{letters}->BT{letters[1:]}', x_BTD, w, dtype=x_BTD.dtype)
+    return _project(x_BTD, w, letters)
+
+
+def close(x: jax.Array, w: Weight, letters: str) -> jax.Array:
+    """`x` [B, T, ...] times a weight [..., D] of these letters, in use: [B, T, D].
+
+    Not an einsum: that contracts in alphabetical order, and H before N costs XLA a transposed copy
+    of the weight at every use.
+    """
+    return product(f'BT{letters[:-1]},{letters}->BTD', x, w, dtype=x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def project(x_BTD: jax.Array, w: jax.Array, letters: str) -> jax.Array:
-    """`x_BTD` times a weight [D, ...] of these letters, gathered: [B, T, ...].
-
-    Its gradient is that of an einsum, in another order: of the two factors of the weight's
+def _project(x_BTD: jax.Array, w: jax.Array, letters: str) -> jax.Array:
+    """Its gradient is that of an einsum, in another order: of the two factors of the weight's
     gradient, `x` is the one that lies transposed. It has fewer columns than the gradient of the
     output, and gate and up, or query, key and value, share it. (Left to JAX, XLA:CPU computes the
     activation's gradient again in transposed order: a tenth of a training step.)
@@ -26,7 +49,7 @@ def project(x_BTD: jax.Array, w: jax.Array, letters: str) -> jax.Array:
 
 
 def _forward(x_BTD: jax.Array, w: jax.Array, letters: str) -> tuple[jax.Array, tuple]:
-    return project(x_BTD, w, letters), (x_BTD, w)
+    return _project(x_BTD, w, letters), (x_BTD, w)
 
 
 def _backward(letters: str, saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -41,7 +64,7 @@ def _backward(letters: str, saved: tuple, gradient: jax.Array) -> tuple[jax.Arra
     return dx_BTD, dw
 
 
-project.defvjp(_forward, _backward)
+_project.defvjp(_forward, _backward)
 
 
 def bias(config: ModelConfig, *shape: int) -> nnx.Param | None:

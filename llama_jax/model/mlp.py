@@ -6,14 +6,12 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from llama_jax import layout
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.initial import fan_in
-from llama_jax.model.linear import bias, project, shifted
+from llama_jax.model.linear import bias, close, in_use, project, shifted
 
 _ACTIVATION: dict[str, Callable[[jax.Array], jax.Array]] = {
     'relu': jax.nn.relu,
@@ -36,17 +34,15 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         dtype = x_BTD.dtype
-        gate_DF = layout.gather(self.gate_DF[...].astype(dtype), 'DF')
-        up_DF = layout.gather(self.up_DF[...].astype(dtype), 'DF')
-        down_FD = layout.gather(self.down_FD[...].astype(dtype), 'FD')
+        gate_DF = in_use(self.gate_DF, 'DF', dtype)
+        up_DF = in_use(self.up_DF, 'DF', dtype)
+        down_FD = in_use(self.down_FD, 'FD', dtype)
 
         gate_BTF = shifted(project(x_BTD, gate_DF, 'DF'), self.gate_bias_F, 'F')
         up_BTF = shifted(project(x_BTD, up_DF, 'DF'), self.up_bias_F, 'F')
         gate_BTF = checkpoint_name(gate_BTF, 'gate')
         up_BTF = checkpoint_name(up_BTF, 'up')
-        out_BTD = jnp.einsum(
-            'BTF,FD->BTD', jax.nn.silu(gate_BTF) * up_BTF, down_FD, out_sharding=layout.act('BTD')
-        )
+        out_BTD = close(jax.nn.silu(gate_BTF) * up_BTF, down_FD, 'FD')
         return shifted(out_BTD, self.down_bias_D, 'D')
 
 
@@ -65,12 +61,12 @@ class Classic(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         dtype = x_BTD.dtype
-        up_DF = layout.gather(self.up_DF[...].astype(dtype), 'DF')
-        down_FD = layout.gather(self.down_FD[...].astype(dtype), 'FD')
+        up_DF = in_use(self.up_DF, 'DF', dtype)
+        down_FD = in_use(self.down_FD, 'FD', dtype)
 
         up_BTF = shifted(project(x_BTD, up_DF, 'DF'), self.up_bias_F, 'F')
         hidden_BTF = _ACTIVATION[self.activation](checkpoint_name(up_BTF, 'up'))
-        out_BTD = jnp.einsum('BTF,FD->BTD', hidden_BTF, down_FD, out_sharding=layout.act('BTD'))
+        out_BTD = close(hidden_BTF, down_FD, 'FD')
         return shifted(out_BTD, self.down_bias_D, 'D')
 
 

@@ -12,30 +12,45 @@ import jax.numpy as jnp
 from llama_jax import layout
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import BlockGlobal, Dense, Dilated, Pattern, Window
+from llama_jax.model.quantized import Weight, product
 
 SMALLEST = 64
 """Fewest queries per block."""
 
 
 def dense(
-    q_BTNH: jax.Array,
-    k_: jax.Array,
-    v_: jax.Array,
-    visible: Visibility,
-    *,
-    k: str = 'BSKH',
-    v: str = 'BSKH',
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, visible: Visibility
 ) -> jax.Array:
-    """Attention with the whole matrix of scores; `k` and `v` are the letters of keys and values."""
+    """Attention with the whole matrix of scores."""
+    q_BTKGH = _grouped(q_BTNH, k_BSKH.shape[2])
+    score_BKGTS = jnp.einsum(
+        'BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    weight_BKGTS = _weights(score_BKGTS, visible, H=q_BTNH.shape[3]).astype(v_BSKH.dtype)
+    out_BTKGH = jnp.einsum('BKGTS,BSKH->BTKGH', weight_BKGTS, v_BSKH)
+    return jnp.reshape(out_BTKGH, q_BTNH.shape, out_sharding=layout.act('BTNH'))
+
+
+def cached(q_BTNH: jax.Array, k_BKHS: Weight, v_BKSH: Weight, visible: Visibility) -> jax.Array:
+    """`dense` over a cache, whose keys and values may be quantised."""
+    dtype = q_BTNH.dtype
+    q_BKGTH = jnp.einsum('BTKGH->BKGTH', _grouped(q_BTNH, k_BKHS.shape[1]))
+    score_BKGTS = product('BKGTH,BKHS->BKGTS', q_BKGTH, k_BKHS, dtype=jnp.float32)
+    weight_BKGTS = _weights(score_BKGTS, visible, H=q_BTNH.shape[3]).astype(dtype)
+    out_BKGTH = product('BKGTS,BKSH->BKGTH', weight_BKGTS, v_BKSH, dtype=dtype)
+    out_BTKGH = jnp.einsum('BKGTH->BTKGH', out_BKGTH)
+    return jnp.reshape(out_BTKGH, q_BTNH.shape, out_sharding=layout.act('BTNH'))
+
+
+def _grouped(q_BTNH: jax.Array, K: int) -> jax.Array:
     B, T, N, H = q_BTNH.shape
-    K = k_.shape[k.index('K')]
-    q_BTKGH = jnp.reshape(q_BTNH, (B, T, K, N // K, H), out_sharding=layout.act('BTKGH'))
-    score_BKGTS = jnp.einsum(f'BTKGH,{k}->BKGTS', q_BTKGH, k_, preferred_element_type=jnp.float32)
+    return jnp.reshape(q_BTNH, (B, T, K, N // K, H), out_sharding=layout.act('BTKGH'))
+
+
+def _weights(score_BKGTS: jax.Array, visible: Visibility, *, H: int) -> jax.Array:
     mask_BTS = visible.dense()
     score_BKGTS = jnp.where(mask_BTS[:, None, None], score_BKGTS / math.sqrt(H), -jnp.inf)
-    weight_BKGTS = jax.nn.softmax(score_BKGTS, axis=-1).astype(v_.dtype)
-    out_BTKGH = jnp.einsum(f'BKGTS,{v}->BTKGH', weight_BKGTS, v_)
-    return jnp.reshape(out_BTKGH, (B, T, N, H), out_sharding=layout.act('BTNH'))
+    return jax.nn.softmax(score_BKGTS, axis=-1)
 
 
 def blocked(

@@ -18,9 +18,11 @@ from llama_jax.model.block import Block, drop, rematerialized
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
+from llama_jax.model.linear import in_use
 from llama_jax.model.masks import Visibility, across
 from llama_jax.model.norm import norm
 from llama_jax.model.positions import sinusoidal
+from llama_jax.model.quantized import product, rows
 from llama_jax.model.rope import Rotation, rotation
 
 Blocks = Block | nnx.List
@@ -239,8 +241,8 @@ class Transformer(nnx.Module):
     ) -> jax.Array:
         config, dtype = self.config, precision.dtype(compute.precision)
         token_BT = jax.reshard(token_BT, layout.act('BT'))
-        embed_VD = layout.gather(self.embed_VD[...].astype(dtype), 'VD')
-        x_BTD = embed_VD.at[token_BT].get(out_sharding=layout.act('BTD'))
+        embed_VD = in_use(self.embed_VD, 'VD', dtype)
+        x_BTD = rows(embed_VD, token_BT, letters='BTD', dtype=dtype)
         if config.positions == 'sinusoidal':
             # Embeddings begin with a variance of 1 / D: scaled to be as large as the waves.
             x_BTD = x_BTD * config.dim**0.5
@@ -263,8 +265,8 @@ class Transformer(nnx.Module):
 
     def logits(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
         """Float32 logits of `features`. Training never forms them whole: objectives/softmax.py."""
-        head_VD = layout.gather(self.head()[...].astype(x_BTD.dtype), 'VD')
-        return jnp.einsum('BTD,VD->BTV', x_BTD, head_VD, preferred_element_type=jnp.float32)
+        head_VD = in_use(self.head(), 'VD', x_BTD.dtype)
+        return product('BTD,VD->BTV', x_BTD, head_VD, dtype=jnp.float32)
 
     def head(self) -> nnx.Param:
         """Output head [V, D], at rest: the embedding itself when tied."""

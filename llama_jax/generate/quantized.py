@@ -1,0 +1,100 @@
+"""What generation keeps in fewer bits than it computes in: matrices, and keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from llama_jax import layout
+from llama_jax.errors import UserError
+from llama_jax.model.layers import Params
+from llama_jax.model.quantized import dense, quantize
+from llama_jax.trees import map_named
+
+# The letters that a product with the matrix sums over.
+_SUMMED = {
+    **dict.fromkeys(('q_DNH', 'k_DKH', 'v_DKH', 'gate_DF', 'up_DF', 'embed_VD', 'head_VD'), 'D'),
+    'out_NHD': 'NH',
+    'down_FD': 'F',
+}
+_TABLES = ('embed_VD', 'head_VD')
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How generation saves memory, and the time to read it. Norms and biases stay as they are."""
+
+    weights: Literal['int8', 'int4'] | None = None
+    """Of matrices: one scale per output channel, and with int4 one per `group` of its inputs; the
+    embedding and the head have int8 then too."""
+    cache: Literal['int8'] | None = None
+    """Of keys and values: one scale per token and head."""
+    group: int = 32
+    """Inputs that share a scale with int4."""
+
+    def __post_init__(self) -> None:
+        for name, known in (('weights', ('int8', 'int4')), ('cache', ('int8',))):
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise UserError(
+                    f'quantization of {name} {value!r}: there is {" and ".join(known)}, '
+                    'or none at all'
+                )
+        if self.group < 1:
+            raise UserError(f'quantization group {self.group}: at least one input shares a scale')
+
+
+NOTHING = Quantization()
+"""All in the type of the computation."""
+
+
+def quantized(params: Params, how: Quantization, *, whole_int4: bool) -> Params:
+    """Parameters with unstacked blocks, of float32, with their matrices quantised. `whole_int4`:
+    those of int4 are rounded, and given as float32 again."""
+    if how.weights is None:
+        return params
+
+    def smaller(path: str, x: jax.Array) -> Any:
+        name = path.rsplit('.', 1)[-1]
+        if name not in _SUMMED:
+            return x
+        letters = name.rsplit('_', 1)[1]
+        summed = tuple(letters.index(letter) for letter in _SUMMED[name])
+        if how.weights == 'int8' or name in _TABLES:
+            return quantize(x, summed)
+        if x.shape[summed[-1]] % how.group:
+            raise UserError(
+                f'{path} {list(x.shape)} does not divide into groups of {how.group} inputs: set '
+                'another group of the quantization'
+            )
+        w = quantize(x, summed, bits=4, group=how.group)
+        return dense(w, x.dtype) if whole_int4 else w
+
+    return map_named(smaller, params)
+
+
+def placements(params: Params, mesh: Mesh) -> Any:
+    """Where each array lies for decoding: by the letters of its name, or, of a quantised one, of
+    its matrix. Raises UserError when scales do not divide over the mesh."""
+
+    def place(path: str, x: Any) -> NamedSharding:
+        matrix, _, part = path.rpartition('.')
+        name = matrix if part in ('value', 'scale') else path
+        placed = layout.act(layout.letters_of(name, x.ndim))
+        if part != 'scale':
+            return NamedSharding(mesh, placed)
+        spec = P(*(axes if n > 1 else None for n, axes in zip(x.shape, placed, strict=True)))
+        try:
+            NamedSharding(mesh, spec).shard_shape(x.shape)
+        except ValueError:
+            raise UserError(
+                f'the scales {list(x.shape)} of {matrix} do not divide over the mesh as the matrix '
+                'does: set another group of the quantization'
+            ) from None
+        return NamedSharding(mesh, spec)
+
+    return map_named(place, params)
