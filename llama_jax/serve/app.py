@@ -29,8 +29,13 @@ _DRAINED = 16
 still writing does not see the answer."""
 _INLINE_BYTES = 8192
 """Bodies up to this size are read on the event loop; longer ones may take a while."""
-_PAGE = {'index.html': 'text/html', 'page.css': 'text/css', 'page.js': 'text/javascript'}
-# The page loads its own two files, asks this server, and nothing else.
+_PAGE = {
+    'index.html': 'text/html',
+    'page.css': 'text/css',
+    'page.js': 'text/javascript',
+    'tokens.js': 'text/javascript',
+}
+# The page loads its own files, asks this server, and nothing else.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
