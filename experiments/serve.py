@@ -55,10 +55,11 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, prog='python -m experiments.serve', description=__doc__)
-    for package in ('starlette', 'uvicorn'):
+    for package in ('starlette', 'uvicorn', 'llguidance'):
         if not importlib.util.find_spec(package):
             raise UserError(f"a server takes {package}: pip install -e '.[serve]'")
     from llama_jax.serve import app, run
+    from llama_jax.serve.grammar import Compiler
     from llama_jax.serve.served import Limits, Served
     from llama_jax.serve.warm import warm
 
@@ -84,6 +85,8 @@ def main() -> None:
             queue=options.queue,
             prefill_chunk=PIECE,
         )
+        vocab, end_ids = model.config.vocab, model.end_ids
+        grammars = Compiler(model.vocabulary, vocab=vocab, end_ids=end_ids)
         begin = time.perf_counter()
         warm(engine, piece=PIECE)
         served = Served(
@@ -92,6 +95,7 @@ def main() -> None:
             model.vocabulary,
             begin=model.begin,
             chat=model.chat,
+            make_grammar=grammars.make_grammar,
         )
         made = app.build(served, keys=keys, limits=Limits(seconds=options.timeout))
         host, port = socket.getsockname()[:2]

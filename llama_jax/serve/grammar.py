@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import llguidance
@@ -23,10 +23,6 @@ _KEPT = 16
 class Vocabulary(Protocol):
     """What is needed of `generate.text.Vocabulary`."""
 
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def end_ids(self) -> tuple[int, ...]: ...
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray: ...
     def token_bytes(self, token: int) -> bytes: ...
 
@@ -37,9 +33,12 @@ class Compiler:
     Any thread may call; the last few grammars stay compiled. UserErrors name the fault.
     """
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, *, vocab: int, end_ids: Sequence[int]) -> None:
+        """`vocab`: rows of the embedding, at most the ids of the vocabulary. `end_ids`: any of them
+        ends a text."""
+        tokens = _Tokens(vocabulary, vocab, end_ids[0])
         self._tokens = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Tokens(vocabulary)), eos_token=list(vocabulary.end_ids)
+            llguidance.TokenizerWrapper(tokens), eos_token=list(end_ids)
         )
         self._compiled = functools.lru_cache(_KEPT)(self._compile)
 
@@ -126,19 +125,15 @@ class _Tokens:
 
     bos_token_id = None
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, vocab: int, end_id: int) -> None:
         self._vocabulary = vocabulary
-        self.eos_token_id = vocabulary.end_ids[0]
-        self.tokens = [vocabulary.token_bytes(i) for i in range(vocabulary.vocab_size)]
+        self.eos_token_id = end_id
+        self.tokens = [vocabulary.token_bytes(i) for i in range(vocab)]
         # Their text is none: no grammar over text ever allows them.
-        self.special_token_ids = _without_text(self.tokens)
+        self.special_token_ids = [i for i, token in enumerate(self.tokens) if not token]
 
     def __call__(self, text: str) -> list[int]:
         return self._vocabulary.encode(text, continues=True).tolist()
-
-
-def _without_text(tokens: Iterable[bytes]) -> list[int]:
-    return [i for i, token in enumerate(tokens) if not token]
 
 
 def _fault(message: str) -> str:

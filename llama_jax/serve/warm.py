@@ -5,8 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+import numpy as np
+
 from llama_jax.errors import UserError
-from llama_jax.generate.request import Controls, Event, Finish, Request
+from llama_jax.generate.request import Controls, Event, Finish, Grammar, Request
 from llama_jax.serve.served import EngineLike
 
 _SMALLEST = 16
@@ -30,9 +32,24 @@ def warm(engine: EngineLike, *, piece: int) -> None:
     few = max(1, min(8, engine.length - 2))
     for n in lengths(piece=piece, longest=engine.length - few):
         _run(engine, [Request([0] * n, Controls(max_tokens=few, prompt_logprobs=0))])
+    anything = _Anything(np.ones(engine.config.vocab, bool))
+    _run(engine, [Request([0], Controls(max_tokens=few), grammar=anything)])
     # A prompt that another row holds is copied from there.
     n = min(piece + 1, engine.length - few)
     _run(engine, [Request([0] * n, Controls(max_tokens=few))] * 2)
+
+
+class _Anything(Grammar):
+    """Every token, whatever was before."""
+
+    def __init__(self, all_V: np.ndarray):
+        self._all_V = all_V
+
+    def mask(self) -> np.ndarray:
+        return self._all_V
+
+    def accept(self, token: int) -> None:
+        pass
 
 
 def _run(engine: EngineLike, requests: Sequence[Request]) -> None:

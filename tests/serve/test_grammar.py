@@ -51,7 +51,13 @@ class Vocabulary:
 
 
 VOCABULARY = Vocabulary()
-compiler = functools.cache(lambda: Compiler(VOCABULARY))
+
+
+def made(vocabulary):
+    return Compiler(vocabulary, vocab=vocabulary.vocab_size, end_ids=vocabulary.end_ids)
+
+
+compiler = functools.cache(lambda: made(VOCABULARY))
 
 
 @pytest.fixture(scope='module')
@@ -184,15 +190,15 @@ def test_masks_against_the_language_itself(how, kind):
     """Of a finite language: a token may come when the text with it begins a word, the end when the
     text is a word. Where only one text can follow, its first token is set: as it is encoded."""
     vocabulary = VOCABULARY if kind == 'pieces' else bytes_tokenizer()
-    made = Compiler(vocabulary)
+    ours = made(vocabulary)
     pieces = [vocabulary.token_bytes(i) for i in range(vocabulary.vocab_size)]
     words = WORDS if how == 'regex' else [json.dumps(word, ensure_ascii=False) for word in WORDS]
     language = [word.encode() for word in words]
     rng = np.random.default_rng(0)
     for _ in range(30):
         text = b''
-        grammar = made.regex('|'.join(WORDS)) if how == 'regex' else None
-        grammar = grammar or made.json_schema({'enum': WORDS})
+        grammar = ours.regex('|'.join(WORDS)) if how == 'regex' else None
+        grammar = grammar or ours.json_schema({'enum': WORDS})
         while True:
             allowed = grammar.mask()
             expected = {

@@ -16,6 +16,7 @@ def test_warm(engine):
     for length in (3, 100, 512):
         one = engine(length=length)
         warm(one, piece=64)
+        assert any(request.grammar for request in one.requests)
         assert one.requests[-1].prompt == one.requests[-2].prompt, 'a row to copy'
         assert len(one.requests[-1].prompt) == min(
             65, length - one.requests[-1].controls.max_tokens
