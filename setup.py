@@ -22,7 +22,7 @@ CORE = [
     'etils>=1.14',
 ]
 
-SERVE = ['starlette>=1.10', 'uvicorn>=0.54']
+SERVE = ['starlette>=1.10', 'uvicorn>=0.54', 'llguidance>=1.9']
 # Models of others: GGUF files, byte-level vocabularies, safetensors.
 WEIGHTS = ['gguf>=0.19', 'tokenizers>=0.23', 'safetensors>=0.8']
 
@@ -41,7 +41,7 @@ EXTRAS = {
         *('pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'),
         *SERVE,
         *WEIGHTS,
-        'openai>=3.57',
+        *('openai>=3.57', 'jsonschema>=4.26'),
     ],
     'docs': ['pdoc>=16.0'],
 }

@@ -66,13 +66,19 @@ class Options:
     rounds: int = 7
     steps: int = 2
     """Steps of each objective in a round."""
+    only: tuple[str, ...] = ()
+    """These objectives beside causal; none: all."""
     json: Path | None = None
 
 
 def main(options: Options) -> None:
     base = configs.get(options.configuration)
     tokenizer = load_tokenizer(base.data)
-    arms = {name: arm(base, objective, name) for name, objective in ARMS.items()}
+    names = ('causal', *options.only) if options.only else tuple(ARMS)
+    unknown = [name for name in names if name not in ARMS]
+    if unknown:
+        raise SystemExit(f'there is no {unknown[0]!r}: there are {", ".join(ARMS)}')
+    arms = {name: arm(base, ARMS[name], name) for name in names}
     takes = {name: steps(experiment, tokenizer) for name, experiment in arms.items()}
     host = {name: host_speed(experiment, tokenizer) for name, experiment in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in arms}

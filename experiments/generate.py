@@ -1,4 +1,8 @@
-"""Continue a prompt: `python -m experiments.generate --checkpoint DIRECTORY --prompt "def "`."""
+"""Continue a prompt or answer in a chat.
+
+python -m experiments.generate --checkpoint DIRECTORY --prompt "def "
+python -m experiments.generate --weights smollm2 --chat "What is the capital of France?"
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,27 @@ from pathlib import Path
 
 import tyro
 
-from experiments import cli
+from experiments import cli, models
 from llama_jax import mesh as meshes
+from llama_jax.errors import UserError
 from llama_jax.generate.engine import Generator
 from llama_jax.generate.text import Detokenizer
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
-from llama_jax.train.restore import load
 
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: Path
-    """The --workdir of a training."""
-    prompt: str = ''
+    checkpoint: Path | None = None
+    """The --workdir of a training; or --weights."""
+    weights: str | None = None
+    """smollm2, a .gguf file, or the directory of a Hugging Face model."""
+    prompt: str | None = None
     """Text to continue. Empty: the beginning of a document."""
+    chat: str | None = None
+    """What the user says; the model answers."""
+    system: str | None = None
+    """What the system says before."""
     max_tokens: int = 128
     temperature: float = 0.8
     """0: always the most likely token."""
@@ -38,38 +48,39 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, prog='python -m experiments.generate', description=__doc__)
+    if (options.prompt is None) == (options.chat is None):
+        raise UserError('give either --prompt TEXT or --chat TEXT')
+    if options.system is not None and options.chat is None:
+        raise UserError('--system is part of a chat: give --chat TEXT as well')
     mesh = meshes.make(options.mesh)
-    model = load(options.checkpoint, mesh)
-    tokenizer = model.tokenizer
+    model = models.load(options.checkpoint, options.weights, mesh)
+    if options.chat is None:
+        prompt, before = model.prompt(options.prompt), options.prompt
+    else:
+        said = {'system': options.system, 'user': options.chat}
+        turns = [{'role': role, 'content': text} for role, text in said.items() if text is not None]
+        prompt, before = model.messages(turns), ''
     generator = Generator(
         model.config,
         model.params,
         mesh=mesh,
         compute=options.compute,
-        eos_ids=(tokenizer.eos_id,),
-        pad_id=tokenizer.pad_id,
+        eos_ids=model.end_ids,
+        pad_id=model.pad_id,
     )
-    prompt = [tokenizer.bos_id, *tokenizer.encode(options.prompt).tolist()]
-    detokenize = Detokenizer(tokenizer.decode, prompt=prompt)
-    pieces = generator.stream(
-        prompt,
-        max_tokens=options.max_tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seed,
-    )
+    # An answer is a text of its own, a continuation follows the space that ends the prompt.
+    detokenize = Detokenizer(model.vocabulary.decode, prompt=prompt if before else ())
+    settings = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
+    pieces = generator.stream(prompt, **{name: getattr(options, name) for name in settings})
     begin, n_tokens = time.perf_counter(), 0
+    print(before, end='', flush=True)
     for tokens in pieces:
-        shown = '' if n_tokens else options.prompt
         n_tokens += len(tokens)
-        print(shown + detokenize(tokens), end='', flush=True)
+        print(detokenize(tokens), end='', flush=True)
     print(detokenize.finish())
     seconds = time.perf_counter() - begin
-    print(
-        f'[step {model.step}; {n_tokens} tokens in {seconds:.1f} s, compilation included]',
-        file=sys.stderr,
-    )
+    step = '' if model.step is None else f'step {model.step}; '
+    print(f'[{step}{n_tokens} tokens in {seconds:.1f} s, compilation included]', file=sys.stderr)
 
 
 if __name__ == '__main__':

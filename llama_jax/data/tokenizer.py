@@ -51,6 +51,7 @@ class Tokenizer:
         vocab_size: number of ids, the control tokens included.
         pad_id, bos_id, eos_id, mask_id: the ids of `<pad>`, `<s>`, `</s>` and `<mask>`. The names
             of bos and eos are the model's own where it has them (LLaMA's 1 and 2).
+        end_ids: the ids that end a text: eos.
         sentinel_ids: 128 ids, counting down from the first.
         control: name to id for `<s> </s> <pad> <mask> <prefix> <suffix> <middle> <eom> [R] [S] [X]
             <sep> <cls> <sentinel_0> ... <sentinel_127>`.
@@ -73,6 +74,7 @@ class Tokenizer:
         self.vocab_size = len(proto.pieces)
         self.pad_id, self.mask_id = self.control['<pad>'], self.control['<mask>']
         self.bos_id, self.eos_id = self.control['<s>'], self.control['</s>']
+        self.end_ids = (self.eos_id,)
         self.sentinel_ids = tuple(self.control[f'<sentinel_{i}>'] for i in range(SENTINELS))
         self._names = {i: name for name, i in self.control.items()}
         self._bytes = [_piece_bytes(piece) for piece in proto.pieces]
@@ -98,7 +100,7 @@ class Tokenizer:
         `continues`: the text goes on from another, so no space is put before it. Raises UserError
         for a lone surrogate, which no UTF-8 text can hold.
         """
-        _refuse_surrogates(text)
+        refuse_surrogates(text)
         processor = self._continuation if continues else self._processor
         if _SPACE not in text:
             return np.array(processor.encode(text), np.int32)
@@ -114,12 +116,7 @@ class Tokenizer:
         Bytes that are no UTF-8 (a model may write any) become U+FFFD. Raises UserError for an id
         outside the vocabulary.
         """
-        ids = [int(i) for i in ids]
-        if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-            raise UserError(
-                f'token id {max(ids) if min(ids) >= 0 else min(ids)} is outside the vocabulary of '
-                f'{self.vocab_size}: use the tokenizer that the model was trained with'
-            )
+        ids = inside(ids, self.vocab_size)
         pieces = self._bytes
         if show_control:
             data = b''.join(pieces[i] or self._names.get(i, '').encode() for i in ids)
@@ -133,6 +130,10 @@ class Tokenizer:
         """What `ids` stand for, in UTF-8: `byte_lengths[ids]` bytes each. A character may begin
         or end outside of them."""
         return b''.join([self._bytes[i] for i in ids])
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 that `token` stands for, perhaps a part of a character; b'' if none."""
+        return self._bytes[inside([token], self.vocab_size)[0]]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the model as one file, whole or not at all."""
@@ -232,7 +233,19 @@ def _piece_bytes(piece: sentencepiece_model_pb2.ModelProto.SentencePiece) -> byt
     return piece.piece.replace(_SPACE, ' ').encode()
 
 
-def _refuse_surrogates(text: str) -> None:
+def inside(ids: Iterable[int] | np.ndarray, vocab_size: int) -> list[int]:
+    """`ids` as a list. Raises UserError for one outside the vocabulary."""
+    ids = [int(i) for i in ids]
+    if ids and not 0 <= min(ids) <= max(ids) < vocab_size:
+        raise UserError(
+            f'token id {max(ids) if min(ids) >= 0 else min(ids)} is outside the vocabulary of '
+            f'{vocab_size}: use the tokenizer that the model was trained with'
+        )
+    return ids
+
+
+def refuse_surrogates(text: str) -> None:
+    """Raise UserError for text that holds half a character, which no UTF-8 can."""
     try:
         text.encode('utf-8')
     except UnicodeEncodeError as error:

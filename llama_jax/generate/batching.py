@@ -169,6 +169,8 @@ class Engine:
         controls, n_prompt = request.controls, len(request.prompt)
         check_prompt(request.prompt, 'the prompt', vocab=self.config.vocab)
         controls.check(vocab=self.config.vocab)
+        if request.grammar is not None and (controls.min_tokens or controls.ignore_end):
+            raise UserError('a grammar says where the text ends: leave min_tokens, ignore_end out')
         if n_prompt + controls.max_tokens > self.length:
             raise UserError(
                 f'the prompt ({n_prompt} tokens) and max_tokens ({controls.max_tokens}) exceed the '
@@ -313,7 +315,11 @@ class Engine:
             bias=True,
         )
         if live.request.grammar is not None:
-            own.bias_BV[0] = self._bias(live)
+            try:
+                own.bias_BV[0] = self._bias(live)
+            except Exception as error:
+                live.finish('error', str(error))
+                return
         history = history_of([live.prompt], rows=1, vocab=vocab)
         self._state, self._settings, drawn = self._begin_row(
             *(programs.params, self._state, self._settings, row, x_BTD, last, len(live.prompt)),
@@ -347,10 +353,20 @@ class Engine:
             if live.finished:
                 self._live = [None if other is live else other for other in self._live]
             elif live.request.grammar is not None:
-                live.request.grammar.accept(tokens[0])
-                at = self._live.index(live)
-                bias_BV = self.programs.place(self._bias(live)[None])
-                self._settings = self._put_bias(self._settings, bias_BV, at)
+                self._follow(live, tokens[0])
+
+    def _follow(self, live: Live, token: int) -> None:
+        """Let a constrained row's grammar know its token; one that fails ends its request only."""
+        assert live.request.grammar is not None
+        row = self._live.index(live)
+        try:
+            live.request.grammar.accept(token)
+            bias_BV = self.programs.place(self._bias(live)[None])
+        except Exception as error:
+            live.finish('error', str(error))
+            self._live[row] = None
+            return
+        self._settings = self._put_bias(self._settings, bias_BV, row)
 
     def _score(self, reading: _Reading, x_BTD: jax.Array, at: int, n: int) -> None:
         """Log-probabilities of the tokens that follow each of a piece."""

@@ -19,7 +19,8 @@ FinishReason = Literal['stop', 'length', 'cancelled', 'deadline', 'error']
 
 
 class Grammar(Protocol):
-    """What constrained output may say next; one object per row, made anew for each request."""
+    """What constrained output may say next; one object per row, made anew for each request. An
+    exception of its methods ends the request with reason 'error', and its message."""
 
     def mask(self) -> np.ndarray:
         """Tokens that may come next, bool [V]; an end id is among them where the text may end."""

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from llama_jax.errors import UserError
 from llama_jax.serve import body, schema
 from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, to_json
 from llama_jax.serve.feed import ClientGoneError, Feed, full, while_connected
@@ -29,8 +30,13 @@ _DRAINED = 16
 still writing does not see the answer."""
 _INLINE_BYTES = 8192
 """Bodies up to this size are read on the event loop; longer ones may take a while."""
-_PAGE = {'index.html': 'text/html', 'page.css': 'text/css', 'page.js': 'text/javascript'}
-# The page loads its own two files, asks this server, and nothing else.
+_PAGE = {
+    'index.html': 'text/html',
+    'page.css': 'text/css',
+    'page.js': 'text/javascript',
+    'tokens.js': 'text/javascript',
+}
+# The page loads its own files, asks this server, and nothing else.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -98,6 +104,8 @@ class Service:
         try:
             async with self._embedding:
                 vectors = await asyncio.to_thread(self.served.engine.embed, ask.inputs)
+        except UserError as error:
+            raise ApiError(400, str(error), param='input') from None
         finally:
             self._embeddings_waiting -= 1
         return json_response(embedding_list(self.served, vectors, ask.inputs, as_base64=ask.base64))

@@ -101,6 +101,6 @@ def _path(scope: Scope) -> str:
 
 
 _PATHS = {
-    *('/', '/page.css', '/page.js', '/health', '/metrics'),
+    *('/', '/page.css', '/page.js', '/tokens.js', '/health', '/metrics'),
     *('/v1/models', '/v1/completions', '/v1/chat/completions', '/v1/embeddings'),
 }

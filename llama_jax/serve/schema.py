@@ -89,7 +89,7 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
     fields = Fields(body, known=COMPLETION_FIELDS, nothing=_NOTHING_ASKED['completion'])
     _model(fields, served)
     n = _n(fields)
-    prompts = tuple(_prompts(fields, 'prompt', served, begin=served.begin, most=limits.choices))
+    prompts = tuple(_prompts(fields, 'prompt', served, most=limits.choices))
     if len(prompts) * n > limits.choices:
         fields.bad(
             'n', f'is {shown(n)} for {len(prompts)} prompts: at most {limits.choices} in all'
@@ -172,7 +172,7 @@ def embeddings(served: Served, limits: Limits, body: Mapping[str, Any]) -> Embed
     encoding = fields.text('encoding_format', 'float')
     if encoding not in ('float', 'base64'):
         fields.bad('encoding_format', f"is {shown(encoding)}: give 'float' or 'base64'")
-    inputs = list(_prompts(fields, 'input', served, begin=(), most=limits.embeddings))
+    inputs = _prompts(fields, 'input', served, most=limits.embeddings, begun=False)
     for prompt in inputs:
         _fits(served, 'input', prompt.ids, 0)
     return EmbeddingAsk(tuple(prompt.ids for prompt in inputs), encoding == 'base64')
@@ -197,9 +197,9 @@ def _n(fields: Fields) -> int:
 
 
 def _prompts(
-    fields: Fields, name: str, served: Served, *, begin: tuple[int, ...], most: int
+    fields: Fields, name: str, served: Served, *, most: int, begun: bool = True
 ) -> list[Prompt]:
-    """A text, token ids, or an array of either."""
+    """A text, token ids, or an array of either. `begun`: texts begin as the model expects it."""
     given = fields.raw(name)
     if given is None:
         fields.bad(name, 'is missing: give a string, token ids, or an array of these')
@@ -217,7 +217,7 @@ def _prompts(
     for item in given:
         if isinstance(item, str):
             try:
-                ids = (*begin, *(int(i) for i in served.vocabulary.encode(item)))
+                ids = _encoded(served, item) if begun else _plain(served, item)
             except UserError as error:
                 raise ApiError(400, str(error), param=name) from None
             prompts.append(Prompt(ids, item))
@@ -229,6 +229,17 @@ def _prompts(
         if not prompts[-1].ids:
             fields.bad(name, 'holds a prompt without tokens: give at least one')
     return prompts
+
+
+def _encoded(served: Served, text: str) -> tuple[int, ...]:
+    """A text to continue; a document's beginning where it is empty."""
+    ids = (*served.begin, *_plain(served, text))
+    bos_id = served.vocabulary.bos_id
+    return ids if ids or bos_id is None else (bos_id,)
+
+
+def _plain(served: Served, text: str) -> tuple[int, ...]:
+    return tuple(served.vocabulary.encode(text).tolist())
 
 
 def _messages(fields: Fields) -> list[dict[str, str]]:
@@ -344,6 +355,11 @@ def _requests(
         fields.bad('timeout', f'is {seconds}: give seconds above 0, at most {limits.seconds:g}')
     deadline = time.monotonic() + seconds
     wanted = wanted_format(fields)
+    for name, control in (('min_tokens', controls.min_tokens), ('ignore_eos', controls.ignore_end)):
+        if wanted and control:
+            fields.bad(
+                name, 'goes against the grammar, which says where the text ends: leave it out'
+            )
     return tuple(
         Request(
             prompt,

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from llama_jax.generate.chat import ChatFormat
 from llama_jax.generate.request import Grammar, OnEvent, Request
+from llama_jax.generate.text import Vocabulary
 
-Message = Mapping[str, str]
-"""`role` (system, user or assistant) and `content`."""
 MakeGrammar = Callable[[Mapping[str, Any]], Grammar]
 """A new grammar for `{'type': 'json_object'}`, `{'type': 'json_schema', 'schema': {...}}` or
 `{'type': 'regex', 'regex': '...'}`. Raises UserError for a schema or a pattern it cannot hold."""
@@ -25,14 +25,17 @@ class Ticket(Protocol):
 
 class Shape(Protocol):
     @property
-    def vocab(self) -> int: ...
+    def vocab(self) -> int:
+        """Ids that the model knows."""
 
 
 class EngineLike(Protocol):
     """What the server needs of an engine; all methods may be called from any thread."""
 
     @property
-    def config(self) -> Shape: ...
+    def config(self) -> Shape:
+        """Of the model."""
+
     @property
     def length(self) -> int:
         """Longest prompt and output together."""
@@ -46,21 +49,8 @@ class EngineLike(Protocol):
     def stats(self) -> Any:
         """A dataclass of numbers and of dicts of numbers."""
 
-    def close(self) -> None: ...
-
-
-class Vocabulary(Protocol):
-    @property
-    def bos_id(self) -> int | None: ...
-    def encode(self, text: str) -> np.ndarray: ...
-    def decode(self, ids: Iterable[int]) -> str: ...
-    def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 that a token stands for, perhaps a part of a character; b'' if none."""
-
-
-class ChatFormat(Protocol):
-    def encode(self, messages: Sequence[Message], vocabulary: Any) -> Sequence[int]:
-        """The prompt that asks for the assistant's next message."""
+    def close(self) -> None:
+        """Cancel what runs, and end. May be called twice."""
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Records:
             'processes': jax.process_count(),
             'git_commit': _git_commit(),
             'started': datetime.now(UTC).isoformat(timespec='seconds'),
-            'command': sys.argv,
+            'command': _command(),
             **facts,
         }
         write_atomically(workdir / 'run.json', json.dumps(description, indent=2))
@@ -194,3 +194,8 @@ def _git_commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _command() -> list[str]:
+    """What was typed, without the path of the interpreter."""
+    return ['python', *sys.orig_argv[1:]]

@@ -258,6 +258,32 @@ def test_a_grammar_is_obeyed_beside_free_rows(engine):
     assert free.wait().tokens == uncached(prompt_of(5), 30)
 
 
+class Fails(Only):
+    """Knows no more after some tokens."""
+
+    def mask(self):
+        if len(self.seen) == 3:
+            raise ValueError('no token is left')
+        return super().mask()
+
+    def accept(self, token):
+        self.seen.append(token)
+
+
+def test_a_grammar_that_fails_ends_its_request_only(engine):
+    ours = engine()
+    free = ask(ours, prompt_of(5), replace(GREEDY, max_tokens=30))
+    bound = ask(ours, prompt_of(8), GREEDY, grammar=Fails({11})).wait()
+    assert bound.finish.reason == 'error' and bound.finish.message == 'no token is left'
+    at_once = Fails({11})
+    at_once.seen = [11] * 3
+    assert ask(ours, prompt_of(8), GREEDY, grammar=at_once).wait().finish.reason == 'error'
+    assert free.wait().tokens == uncached(prompt_of(5), 30)
+    for controls in (replace(GREEDY, min_tokens=2), replace(GREEDY, ignore_end=True)):
+        with pytest.raises(UserError, match='a grammar says where the text ends'):
+            ask(ours, prompt_of(8), controls, grammar=Only({11}))
+
+
 def test_cancelled_and_late_requests_leave_at_once(engine):
     ours = engine(rows=1, steps=1)
     running = ask(ours, prompt_of(5), replace(GREEDY, max_tokens=120))

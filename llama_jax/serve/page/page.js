@@ -4,7 +4,6 @@
 
 const $ = (id) => document.getElementById(id);
 const log = $('log'), input = $('input'), settings = $('settings'), tip = $('tip');
-const MOST_SURPRISE = Math.log(400); // of the darkest shade
 const TOP = 5;
 
 let model = null; // what /v1/models says
@@ -96,35 +95,6 @@ async function* events(path, body, signal) {
 
 // ---- what is shown
 
-// Tokens of one piece: [{text, logprob, top: [[text, logprob]]}], or null where nothing is told.
-function tokensOf(choice) {
-  const told = choice.logprobs;
-  if (!told) return null;
-  if (told.content) {
-    return told.content.map((one) => ({
-      text: one.token, bytes: one.bytes, logprob: one.logprob,
-      top: one.top_logprobs.map((other) => [other.token, other.logprob]),
-    }));
-  }
-  return told.tokens.map((text, i) => ({
-    text, logprob: told.token_logprobs[i],
-    top: Object.entries(told.top_logprobs?.[i] || {}),
-  }));
-}
-
-// A span for each token; one for all where tokens are parts of characters, or were cut.
-function spans(text, tokens) {
-  const joined = tokens.map((one) => one.text).join('');
-  const groups = joined === text ? tokens.map((one) => [one.text, [one]]) : [[text, tokens]];
-  return groups.filter(([shown]) => shown).map(([shown, group]) => {
-    const span = element('span', 'token', shown);
-    const surprise = Math.max(0, ...group.map((one) => -one.logprob)) / MOST_SURPRISE;
-    span.style.setProperty('--surprise', Math.min(1, surprise).toFixed(3));
-    span.tokens = group;
-    return span;
-  });
-}
-
 function nearEnd() {
   return log.scrollHeight - log.scrollTop - log.clientHeight < 60;
 }
@@ -142,10 +112,11 @@ function card(kind) {
   return article;
 }
 
-// Streams one answer into a card; gives its text.
+// Streams one answer into a card; gives its text, and whether it was done as asked or stopped.
 async function write(article, path, body) {
   const place = article.querySelector('.text'), facts = article.querySelector('.facts span');
-  let text = '', count = 0, surprise = 0, reason = null, usage = null, first = null;
+  let text = '', count = 0, early = 0, surprise = 0; // early: tokens of the first piece
+  let reason = null, usage = null, first = null, done = true;
   const begin = performance.now();
   running = new AbortController();
   busy(true);
@@ -155,8 +126,8 @@ async function write(article, path, body) {
     const now = performance.now(), told = [];
     const tokens = usage ? usage.completion_tokens : count;
     if (tokens) told.push(`${tokens} tokens`);
-    if (tokens > 1 && first !== null && now > first) {
-      told.push(`${((tokens - 1) / (now - first) * 1000).toFixed(1)} tokens/s`);
+    if (first !== null && now > first && tokens > (early || 1)) {
+      told.push(`${((tokens - (early || 1)) / (now - first) * 1000).toFixed(1)} tokens/s`);
     }
     if (first !== null) told.push(`first after ${((first - begin) / 1000).toFixed(2)} s`);
     if (count) told.push(`${(surprise / count).toFixed(2)} nats a token`);
@@ -171,7 +142,10 @@ async function write(article, path, body) {
       if (!choice) continue;
       const piece = choice.text ?? choice.delta.content ?? '';
       const tokens = tokensOf(choice);
-      if (first === null && (piece || tokens)) first = performance.now();
+      if (first === null && (piece || tokens)) {
+        first = performance.now();
+        early = tokens?.length || 0;
+      }
       const follow = nearEnd();
       if (tokens) {
         count += tokens.length;
@@ -191,6 +165,7 @@ async function write(article, path, body) {
       reason = 'stopped';
       tell();
     } else {
+      done = false;
       failed(article, error);
     }
   } finally {
@@ -198,7 +173,7 @@ async function write(article, path, body) {
     running = null;
     busy(false);
   }
-  return text;
+  return { text, done };
 }
 
 function failed(article, error) {
@@ -210,6 +185,7 @@ function failed(article, error) {
     wrong.setAttribute('aria-invalid', 'true');
     $('controls').open = true;
   }
+  toEnd();
   if (error.status === 401) askForKey();
 }
 
@@ -236,7 +212,11 @@ async function answer() {
   const article = card('assistant');
   log.append(article);
   toEnd();
-  const content = await write(article, 'v1/chat/completions', chatBody());
+  const { text: content, done } = await write(article, 'v1/chat/completions', chatBody());
+  if (!done) {
+    input.value ||= messages.pop().content; // to be sent again
+    return;
+  }
   const place = messages.push({ role: 'assistant', content }) - 1;
   withCopy(article, () => content);
   action(article, 'Again', () => {
@@ -253,45 +233,15 @@ async function complete(prompt) {
   article.querySelector('.text').append(element('b', '', prompt));
   log.append(article);
   toEnd();
-  let text = prompt + await write(article, 'v1/completions', completionBody(prompt));
+  const { text: first, done } = await write(article, 'v1/completions', completionBody(prompt));
+  if (!done) return;
+  let text = prompt + first;
   withCopy(article, () => text);
   action(article, 'Again', () => complete(prompt));
   action(article, 'Go on', async () => {
-    text += await write(article, 'v1/completions', completionBody(text));
+    text += (await write(article, 'v1/completions', completionBody(text))).text;
   });
   toEnd();
-}
-
-// ---- probabilities of a token
-
-function showTip(span) {
-  tip.replaceChildren();
-  for (const one of span.tokens) {
-    const rows = [...one.top];
-    if (!rows.some(([text]) => text === one.text)) rows.push([one.text, one.logprob]);
-    rows.sort((a, b) => b[1] - a[1]);
-    for (const [text, logprob] of rows) {
-      const row = element('div', text === one.text ? 'drawn' : '');
-      const bar = element('i');
-      bar.style.setProperty('--share', Math.exp(logprob).toFixed(4));
-      const percent = Math.exp(logprob) * 100;
-      const share = percent >= 0.01 ? `${percent.toFixed(percent < 1 ? 2 : 1)}%` : '<0.01%';
-      row.append(element('code', '', JSON.stringify(text).slice(1, -1).replace(/ /g, '␣')), bar,
-        element('em', '', share));
-      tip.append(row);
-    }
-  }
-  tip.hidden = false;
-  const at = span.getClientRects()[0], size = tip.getBoundingClientRect();
-  const below = at.bottom + 6 + size.height < innerHeight;
-  tip.style.left = `${Math.max(8, Math.min(at.left, innerWidth - size.width - 8))}px`;
-  tip.style.top = `${below ? at.bottom + 6 : Math.max(8, at.top - size.height - 6)}px`;
-}
-
-function overToken(event) {
-  const span = event.target.closest?.('.token');
-  if (span && log.classList.contains('shaded')) showTip(span);
-  else tip.hidden = true;
 }
 
 // ---- the whole
@@ -325,8 +275,7 @@ function clear() {
 function send(event) {
   event?.preventDefault();
   const text = input.value;
-  if (running || !model || !text) return;
-  if (!settings.reportValidity()) return;
+  if (running || !model || (mode === 'chat' && !text)) return;
   for (const wrong of settings.querySelectorAll('[aria-invalid]')) wrong.removeAttribute('aria-invalid');
   if (mode === 'chat') {
     input.value = '';

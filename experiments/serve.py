@@ -1,0 +1,118 @@
+"""Serve a model over HTTP, in the shape of OpenAI's API, with a page to try it at /.
+
+python -m experiments.serve --checkpoint DIRECTORY
+python -m experiments.serve --weights smollm2 --port 8080
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import tyro
+
+from experiments import cli, models
+from llama_jax import mesh as meshes
+from llama_jax.errors import UserError
+from llama_jax.generate.batching import Engine
+from llama_jax.generate.programs import Programs
+from llama_jax.mesh import MeshConfig
+from llama_jax.model.config import Compute
+
+KEYS = 'LLAMA_JAX_API_KEYS'
+"""Environment variable: API keys, with commas between them."""
+
+PIECE = 128
+"""Tokens of a prompt that are read at a time, between the steps of the others."""
+
+
+@dataclass(frozen=True)
+class Options:
+    checkpoint: Path | None = None
+    """The --workdir of a training; or --weights."""
+    weights: str | None = None
+    """smollm2, a .gguf file, or the directory of a Hugging Face model."""
+    name: str | None = None
+    """What the model is called in the API."""
+    host: str = '127.0.0.1'
+    """0.0.0.0 to be reached from other machines; then set LLAMA_JAX_API_KEYS."""
+    port: int = 8000
+    rows: int = 8
+    """Requests that are generated at a time."""
+    length: int = 2048
+    """Longest prompt and output together, at most the context of the model."""
+    queue: int = 256
+    """Requests that may wait; the next is told to come back (429)."""
+    timeout: float = 600.0
+    """Seconds after which a request is cut off."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    compute: Compute = field(default_factory=Compute)
+
+
+def main() -> None:
+    options = tyro.cli(Options, prog='python -m experiments.serve', description=__doc__)
+    for package in ('starlette', 'uvicorn', 'llguidance'):
+        if not importlib.util.find_spec(package):
+            raise UserError(f"a server takes {package}: pip install -e '.[serve]'")
+    from llama_jax.serve import app, run
+    from llama_jax.serve.grammar import Compiler
+    from llama_jax.serve.served import Limits, Served
+    from llama_jax.serve.warm import warm
+
+    if not 0 < options.timeout < float('inf'):
+        raise UserError(f'--timeout {options.timeout}: give seconds above 0')
+    keys = [key.strip() for key in os.environ.get(KEYS, '').split(',') if key.strip()]
+    with run.bind(options.host, options.port) as socket:
+        mesh = meshes.make(options.mesh)
+        model = models.load(options.checkpoint, options.weights, mesh)
+        programs = Programs(
+            model.config,
+            model.params,
+            mesh=mesh,
+            compute=options.compute,
+            end_ids=model.end_ids,
+            pad_id=model.pad_id,
+        )
+        engine = Engine(
+            programs,
+            decode=model.vocabulary.decode,
+            rows=options.rows,
+            length=min(options.length, model.config.context),
+            queue=options.queue,
+            prefill_chunk=PIECE,
+        )
+        vocab, end_ids = model.config.vocab, model.end_ids
+        grammars = Compiler(model.vocabulary, vocab=vocab, end_ids=end_ids)
+        begin = time.perf_counter()
+        warm(engine, piece=PIECE)
+        served = Served(
+            options.name or model.name,
+            engine,
+            model.vocabulary,
+            begin=model.begin,
+            chat=model.chat,
+            make_grammar=grammars.make_grammar,
+        )
+        made = app.build(served, keys=keys, limits=Limits(seconds=options.timeout))
+        host, port = socket.getsockname()[:2]
+        print(
+            f'serving {served.name} at http://{host}:{port}, compiled in '
+            f'{time.perf_counter() - begin:.0f} s'
+            + ('' if keys or host == '127.0.0.1' else f'; anyone may ask it: {KEYS} is not set'),
+            file=sys.stderr,
+            flush=True,
+        )
+        try:
+            run.Server(made).run(sockets=[socket])
+        except KeyboardInterrupt:  # which the server raises again when it has ended
+            pass
+        finally:
+            engine.close()
+
+
+if __name__ == '__main__':
+    cli.main(main)

@@ -1,0 +1,69 @@
+"""Every program that serving needs is compiled before the first request comes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from llama_jax.errors import UserError
+from llama_jax.generate.request import Controls, Event, Finish, Grammar, Request
+from llama_jax.serve.served import EngineLike
+
+_SMALLEST = 16
+"""Pieces of prompts are padded to powers of two from here on."""
+
+
+def lengths(*, piece: int, longest: int) -> list[int]:
+    """Prompts of so many tokens are read in pieces of every shape, at the beginning of a row and
+    behind a first piece."""
+    ends, size = [], _SMALLEST
+    while size < piece:
+        ends.append(size)
+        size *= 2
+    ends.append(piece)
+    return [n for n in (*ends, *(piece + end for end in ends)) if n <= longest]
+
+
+def warm(engine: EngineLike, *, piece: int) -> None:
+    """Ask for what makes the engine compile; returns when it is done. `piece` is the tokens of a
+    prompt that the engine reads at a time. Raises UserError when the engine fails."""
+    few = max(1, min(8, engine.length - 2))
+    for n in lengths(piece=piece, longest=engine.length - few):
+        _run(engine, [Request([0] * n, Controls(max_tokens=few, prompt_logprobs=0))])
+    anything = _Anything(np.ones(engine.config.vocab, bool))
+    _run(engine, [Request([0], Controls(max_tokens=few), grammar=anything)])
+    # A prompt that another row holds is copied from there.
+    n = min(piece + 1, engine.length - few)
+    _run(engine, [Request([0] * n, Controls(max_tokens=few))] * 2)
+
+
+class _Anything(Grammar):
+    """Every token, whatever was before."""
+
+    def __init__(self, all_V: np.ndarray):
+        self._all_V = all_V
+
+    def mask(self) -> np.ndarray:
+        return self._all_V
+
+    def accept(self, token: int) -> None:
+        pass
+
+
+def _run(engine: EngineLike, requests: Sequence[Request]) -> None:
+    ended, failures = threading.Semaphore(0), []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Finish):
+            if event.reason == 'error':
+                failures.append(event.message)
+            ended.release()
+
+    for request in requests:
+        engine.submit(request, on_event)
+    for _ in requests:
+        ended.acquire()
+    if failures:
+        raise UserError(f'the engine does not work here: {failures[0]}')

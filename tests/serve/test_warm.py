@@ -1,0 +1,30 @@
+"""What is asked of an engine before it serves."""
+
+import pytest
+
+from llama_jax.errors import UserError
+from llama_jax.serve.warm import lengths, warm
+
+
+def test_lengths_have_every_shape():
+    assert lengths(piece=64, longest=512) == [16, 32, 64, 80, 96, 128]
+    assert lengths(piece=64, longest=90) == [16, 32, 64, 80]
+    assert lengths(piece=16, longest=20) == [16]
+
+
+def test_warm(engine):
+    for length in (3, 100, 512):
+        one = engine(length=length)
+        warm(one, piece=64)
+        assert any(request.grammar for request in one.requests)
+        assert one.requests[-1].prompt == one.requests[-2].prompt, 'a row to copy'
+        assert len(one.requests[-1].prompt) == min(
+            65, length - one.requests[-1].controls.max_tokens
+        )
+
+
+def test_engine_that_fails(engine):
+    one = engine()
+    one._step = lambda row: one._end(row, 'error') or True
+    with pytest.raises(UserError, match='the script says so'):
+        warm(one, piece=64)
