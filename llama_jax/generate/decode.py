@@ -159,25 +159,13 @@ def decode(
     tokens as well; None: without.
     """
 
-    def one_more(state: State) -> tuple[jax.Array, Cache]:
-        if model.turned:
-            with precision.matmuls(model.compute.precision):
-                return columns.step(
-                    *(model.config, params, state.token_B, state.position_B, state.cache),
-                    compute=model.compute,
-                )
-        x_BTD, cache = read(
-            model, params, state.cache, state.token_B[:, None], at_B=state.position_B
-        )
-        return head(model, params, x_BTD)[:, 0], cache
-
     def unfinished(carry: Carry) -> jax.Array:
-        step, state, _ = carry
-        return (step < n_steps) & ~state.done_B.all()
+        n, state, _ = carry
+        return (n < n_steps) & ~state.done_B.all()
 
     def one_step(carry: Carry) -> Carry:
-        step, state, drawn = carry
-        logits_BV, cache = one_more(state)
+        n, state, drawn = carry
+        logits_BV, cache = step(model, params, state.token_B, state.position_B, state.cache)
         position_B, live_B = state.position_B + 1, ~state.done_B
         one, ended_B, history = draw(
             *(logits_BV, settings, state.history, position_B, live_B),
@@ -186,7 +174,7 @@ def decode(
         )
         drawn = jax.tree.map(
             lambda all_, x: jax.lax.dynamic_update_slice_in_dim(
-                all_, jnp.expand_dims(x, 1), step, axis=1
+                all_, jnp.expand_dims(x, 1), n, axis=1
             ),
             *(drawn, one),
         )
@@ -197,11 +185,28 @@ def decode(
             done_B=state.done_B | ended_B,
             history=history,
         )
-        return step + 1, state, drawn
+        return n + 1, state, drawn
 
     nothing = _nothing(len(state.token_B), slots, model.pad_id, n_top)
     _, state, drawn = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, nothing))
     return state, drawn
+
+
+def step(
+    model: Model,
+    params: Params,
+    token_B: Int[Array, ' B'],
+    position_B: Int[Array, ' B'],
+    cache: Cache,
+) -> tuple[Float[Array, 'B V'], Cache]:
+    """Float32 logits after one more token in each row, and the cache with it."""
+    if model.turned:
+        with precision.matmuls(model.compute.precision):
+            return columns.step(
+                model.config, params, token_B, position_B, cache, compute=model.compute
+            )
+    x_BTD, cache = read(model, params, cache, token_B[:, None], at_B=position_B)
+    return head(model, params, x_BTD)[:, 0], cache
 
 
 def head(model: Model, params: Params, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:

@@ -94,6 +94,14 @@ class Programs:
         """Of the model."""
         return self.model.config
 
+    def check_length(self, n_prompt: int, max_tokens: int, name: str) -> None:
+        """Raise UserError when prompt and output together are longer than the context."""
+        if n_prompt + max_tokens > self.config.context:
+            raise UserError(
+                f'{name} ({n_prompt} tokens) and max_tokens ({max_tokens}) exceed the '
+                f"model's context of {self.config.context}: shorten one of them"
+            )
+
     def place(self, x: np.ndarray) -> jax.Array:
         """An array of the host by row: its first dimension is the batch."""
         return jax.device_put(x, NamedSharding(self.mesh, layout.rows()))
