@@ -1,18 +1,21 @@
-"""Generation speed beside Hugging Face transformers: `python -m benchmarks.generate`.
+"""Generation speed beside transformers and llama.cpp: `python -m benchmarks.generate`.
 
 Greedy decoding of the same shape, precision and prompts, side by side in one run. Repeats alternate
 between the contestants and a measurement of memory bandwidth, and medians are compared, so that a
 noisy machine disturbs all alike. A step of decoding reads every weight: bandwidth is its limit.
-The peer needs the extra `parity` (PyTorch and transformers); without it our figures stand alone. On
-an accelerator: `python -m benchmarks.generate --preset llama3_2_1b --compute.precision bfloat16`.
+Weights are random: they do not change the work. `engine` is continuous batching, every row busy.
+The peers need the extra `parity` (PyTorch and transformers) and the packages cyllama (llama.cpp)
+and gguf; what is absent is left out. On an accelerator:
+`python -m benchmarks.generate --preset llama3_2_1b --compute.precision bfloat16`.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
+import os
 import platform
 import statistics
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,13 +27,18 @@ import numpy as np
 import tyro
 
 import configs
+from benchmarks import peers
+from benchmarks.peers import Complete
 from benchmarks.text import token_rows
 from llama_jax import mesh as meshes
 from llama_jax import precision, trees
+from llama_jax.generate.batching import Engine
 from llama_jax.generate.engine import Generator
+from llama_jax.generate.request import Controls, Event, Finish, Request
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.layers import Params
 
 SMALL = ModelConfig(
     vocab=32000,
@@ -43,15 +51,26 @@ SMALL = ModelConfig(
     context=2048,
     tied=True,
 )
-
-Complete = Callable[[np.ndarray, int], None]
-"""Continues prompts [B, T] by so many tokens; the tokens are on the host when it returns."""
+SMOLLM2 = ModelConfig(
+    vocab=49152,
+    dim=576,
+    layers=30,
+    heads=9,
+    kv_heads=3,
+    head_dim=64,
+    ffn=1536,
+    context=8192,
+    rope_theta=1e5,
+    tied=True,
+)
+PRESETS = {'small': SMALL, 'smollm2': SMOLLM2}
 
 
 @dataclass(frozen=True)
 class Options:
     preset: str = 'small'
-    """'small' (168 million parameters), or a configuration such as llama3_2_1b."""
+    """'small' (168 million parameters), 'smollm2' (135 million), or a configuration such as
+    llama3_2_1b."""
     batches: tuple[int, ...] = (1, 8)
     prompt: int = 64
     """Tokens of each prompt."""
@@ -59,21 +78,20 @@ class Options:
     """Tokens that each row decodes after its first."""
     repeats: int = 5
     peers: bool = True
-    """Also measure transformers where it is installed."""
+    """Also measure transformers and llama.cpp where they are installed."""
     compute: Compute = field(default_factory=Compute)
     json: Path | None = None
 
 
 def main(options: Options) -> None:
-    model = SMALL if options.preset == 'small' else configs.get(options.preset).model
+    model = PRESETS.get(options.preset) or configs.get(options.preset).model
     rows = token_rows(max(options.batches), options.prompt, model.vocab)
-    generator, ours = llama_jax(model, options.compute)
-    contestants: dict[str, Complete] = {'llama_jax': ours}
+    params = layers.create(model, jax.random.key(0), meshes.make(MeshConfig()))
+    generator, ours = llama_jax(model, params, options.compute)
+    contestants: dict[str, Complete | None] = {'llama_jax': ours}
     if options.peers and jax.default_backend() == 'cpu':
-        if importlib.util.find_spec('transformers') and importlib.util.find_spec('torch'):
-            contestants['transformers'] = transformers(model)
-        else:
-            print("transformers is absent: pip install '.[parity]' to compare")
+        contestants['transformers'] = peers.transformers(model)
+        contestants['llama.cpp'] = peers.llama_cpp(model, params, n_threads=os.cpu_count() or 1)
     streams = bandwidth_streams(generator.programs.model.compute)
 
     figures = {
@@ -82,7 +100,10 @@ def main(options: Options) -> None:
         'parameters': trees.size(layers.abstract(model)),
         'options': {'preset': options.preset, 'prompt': options.prompt, 'tokens': options.tokens},
         'batches': {
-            str(batch): measure(model, generator, contestants, streams, rows[:batch], options)
+            str(batch): measure(
+                *(model, generator, of_batch(batch, generator, contestants, options)),
+                *(streams, rows[:batch], options),
+            )
             for batch in options.batches
         },
     }
@@ -182,9 +203,22 @@ def bandwidth_streams(compute: Compute) -> dict[str, tuple[Callable[[], jax.Arra
     }
 
 
-def llama_jax(model: ModelConfig, compute: Compute) -> tuple[Generator, Complete]:
+def of_batch(
+    batch: int, generator: Generator, contestants: dict[str, Complete | None], options: Options
+) -> dict[str, Complete]:
+    """Those that take part at this batch size."""
+    there = {name: complete for name, complete in contestants.items() if complete is not None}
+    if batch == 1:
+        return there
+    there.pop('llama.cpp', None)
+    return {
+        'llama_jax': there.pop('llama_jax'),
+        'engine': engine(batch, generator, options),
+    } | there
+
+
+def llama_jax(model: ModelConfig, params: Params, compute: Compute) -> tuple[Generator, Complete]:
     mesh = meshes.make(MeshConfig())
-    params = layers.create(model, jax.random.key(0), mesh)
     generator = Generator(model, params, mesh=mesh, compute=compute, eos_ids=(), pad_id=0)
 
     def complete(prompts: np.ndarray, n: int) -> None:
@@ -193,34 +227,25 @@ def llama_jax(model: ModelConfig, compute: Compute) -> tuple[Generator, Complete
     return generator, complete
 
 
-def transformers(model: ModelConfig) -> Complete:
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    shape = LlamaConfig(
-        vocab_size=model.vocab,
-        hidden_size=model.dim,
-        num_hidden_layers=model.layers,
-        num_attention_heads=model.heads,
-        num_key_value_heads=model.kv_heads,
-        head_dim=model.head_dim,
-        intermediate_size=model.ffn,
-        max_position_embeddings=model.context,
-        tie_word_embeddings=model.tied,
-    )
-    peer = LlamaForCausalLM(shape).eval()
+def engine(batch: int, generator: Generator, options: Options) -> Complete:
+    """Requests that arrive together, one for each row; the cache as large as the generator's."""
+    shape = generator.shape(batch, options.prompt, 1 + options.tokens)
+    running = Engine(generator.programs, decode=lambda ids: '', rows=batch, length=shape.slots)
 
     def complete(prompts: np.ndarray, n: int) -> None:
-        ids = torch.from_numpy(prompts).long()
-        out = peer.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=n,
-            min_new_tokens=n,
-            do_sample=False,
-            pad_token_id=0,
-        )
-        assert out.shape[1] == prompts.shape[1] + n
+        ended = threading.Semaphore(0)
+
+        def hear(event: Event) -> None:
+            if isinstance(event, Finish):
+                assert event.completion_tokens == n, event
+                ended.release()
+
+        for i, prompt in enumerate(prompts.tolist()):
+            # Another first token: a shared beginning would not be read again.
+            controls = Controls(temperature=0.0, max_tokens=n)
+            running.submit(Request([(prompt[0] + i) % 97, *prompt[1:]], controls), hear)
+        for _ in prompts:
+            ended.acquire()
 
     return complete
 

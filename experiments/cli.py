@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 import configs
+from llama_jax import runtime
+from llama_jax.data.config import cache_dir
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
 
@@ -149,6 +151,7 @@ def main(script: Callable[[], None]) -> None:
     """Run a script: bad input ends in one line and exit code 2, a signal in its own code."""
     from llama_jax.train.loop import Stopped
 
+    runtime.keep_programs(cache_dir() / 'programs')
     logging.basicConfig(level=logging.WARNING, format='%(message)s', force=True)
     logging.getLogger('llama_jax').setLevel(logging.INFO)
     # Orbax logs the traceback of every layer and thread of an error that it also raises.

@@ -1,8 +1,10 @@
-"""Joining the processes of a run, one per host, before any device is used."""
+"""Before any device is used: joining the processes of a run, one per host, and where compiled
+programs are kept."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from llama_jax.errors import UserError
 
@@ -31,6 +33,18 @@ def initialize() -> None:
         jax.distributed.initialize()
         return
     jax.distributed.initialize(coordinator, _number(PROCESSES), _number(PROCESS))
+
+
+def keep_programs(directory: Path) -> None:
+    """Compiled programs are kept in `directory` and read from there the next time.
+
+    JAX_COMPILATION_CACHE_DIR names another directory, or none where it is empty.
+    """
+    import jax  # here, so that tpu/local.py starts without it
+
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        jax.config.update('jax_compilation_cache_dir', str(directory))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 
 
 def _number(variable: str) -> int:

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import jax
@@ -19,6 +19,7 @@ from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate import rows as rows_lib
 from llama_jax.generate.decode import Drawn, State
+from llama_jax.generate.embed import Embedder
 from llama_jax.generate.engine import logprobs_of
 from llama_jax.generate.live import Live
 from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
@@ -146,6 +147,7 @@ class Engine:
         self._slots = -(-needed // self._chunk) * self._chunk
         self._ring = self._slots < length
         self._compile()
+        self._embedder = Embedder(programs)
         log.info(
             'engine: %d rows of %d tokens, %.0f MB of keys and values beside %.0f MB of parameters',
             *(rows, length, programs.cache_bytes(rows=rows, slots=self._slots) / 1e6),
@@ -190,6 +192,11 @@ class Engine:
             self._waiting.append(live)
             self._changed.notify()
         return Ticket(live, self._wake)
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Vectors of unit length, float32 [n, D]; see Embedder. Takes its turns at the device with
+        the rows; returns when they are there."""
+        return self._embedder(texts)
 
     def stats(self) -> Stats:
         """What it is doing."""

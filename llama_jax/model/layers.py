@@ -45,9 +45,9 @@ def bind(config: ModelConfig, params: Params) -> Transformer:
         if not isinstance(params.get(stack), list):
             continue
         blocks: nnx.List = nnx.List()
+        structure, shapes = nnx.split(getattr(model, stack))
         for layer in rest.pop(stack):
-            whole = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)))
-            block = getattr(whole, stack)
+            block = nnx.merge(structure, shapes, copy=True)
             nnx.update(block, layer)
             blocks.append(block)
         setattr(model, stack, blocks)

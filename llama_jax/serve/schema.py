@@ -355,6 +355,11 @@ def _requests(
         fields.bad('timeout', f'is {seconds}: give seconds above 0, at most {limits.seconds:g}')
     deadline = time.monotonic() + seconds
     wanted = wanted_format(fields)
+    for name, control in (('min_tokens', controls.min_tokens), ('ignore_eos', controls.ignore_end)):
+        if wanted and control:
+            fields.bad(
+                name, 'goes against the grammar, which says where the text ends: leave it out'
+            )
     return tuple(
         Request(
             prompt,

@@ -157,6 +157,10 @@ def test_grammar_is_made_anew_for_each_choice(engine):
         ask = completion(parts, n=2, **body)
         assert asked == [wanted, wanted]
         assert ask.requests[0].grammar is not ask.requests[1].grammar
+    for name, value in (('min_tokens', 2), ('ignore_eos', True)):
+        with pytest.raises(ApiError) as error:
+            completion(parts, regex='a+', **{name: value})
+        assert error.value.param == name, 'the grammar says where the text ends'
     asked.clear()
     assert chat(parts, response_format={'type': 'text'}).requests[0].grammar is None
     assert not asked

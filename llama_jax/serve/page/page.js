@@ -185,6 +185,7 @@ function failed(article, error) {
     wrong.setAttribute('aria-invalid', 'true');
     $('controls').open = true;
   }
+  toEnd();
   if (error.status === 401) askForKey();
 }
 
