@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -54,6 +55,17 @@ class Pretrained:
         if not ids and self.vocabulary.bos_id is None:
             raise UserError(f'{self.name} has no token to begin with: give a --prompt with text')
         return ids or [self.vocabulary.bos_id]
+
+    def source(self, text: str) -> list[int]:
+        """Token ids that an encoder reads. What spells a control token, such as <mask>, is one."""
+        control = self.vocabulary.control
+        names = sorted(control, key=len, reverse=True)
+        parts = re.split(f'({"|".join(map(re.escape, names))})', text) if names else [text]
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            known = [control[part]] if i % 2 else self.vocabulary.encode(part, continues=i > 0)
+            ids.extend(int(token) for token in known)
+        return ids
 
     def messages(self, messages: Sequence[Message]) -> list[int]:
         """Token ids that ask for the next message of a chat. Raises UserError when it has none."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from llama_jax.generate.decode import Drawn, State
 from llama_jax.generate.embed import Embedder
 from llama_jax.generate.engine import logprobs_of
 from llama_jax.generate.live import Live
+from llama_jax.generate.prefill import padded
 from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
 from llama_jax.generate.queue import FairQueue, Prefixes
 from llama_jax.generate.request import (
@@ -117,14 +118,16 @@ class Engine:
         decode: Callable[[list[int]], str],
         rows: int = 8,
         length: int = 2048,
+        source_length: int | None = None,
         queue: int = 256,
         prefill_chunk: int = 128,
         steps: int = 8,
     ):
         """`decode` gives the text of token ids (a tokenizer's). `queue`: requests that may wait.
         Prompts are read in pieces of `prefill_chunk` tokens (a power of two), `steps` tokens are
-        drawn between them. Memory is taken at once, and logged. Raises UserError for sizes that
-        cannot be."""
+        drawn between them. `source_length`: of the longest source, of an encoder-decoder; default:
+        `length`. Memory is taken at once, and logged. Raises UserError for sizes that cannot be.
+        """
         check_chunk(prefill_chunk)
         config = programs.config
         if batch_shards(programs.mesh) != 1:
@@ -132,9 +135,16 @@ class Engine:
                 f'an engine serves one replica, and the mesh divides a batch by '
                 f'{batch_shards(programs.mesh)}: use --mesh.fsdp 1 --mesh.tensor -1'
             )
+        if source_length is not None and not config.encoder_layers:
+            raise UserError('source_length is given, but this model has no encoder: leave it out')
+        self.source_length = source_length or (length if config.encoder_layers else 0)
         for name, value in (('rows', rows), ('queue', queue), ('steps', steps)):
             if value < 1:
                 raise UserError(f'{name} {value}: at least 1')
+        if self.source_length > config.context:
+            raise UserError(
+                f'source_length {self.source_length} exceeds the context of {config.context}'
+            )
         if not 2 <= length <= config.context:
             raise UserError(f'length {length} is not within 2 and the context of {config.context}')
         if not isinstance(config.pattern, Dense | Window):
@@ -148,9 +158,10 @@ class Engine:
         self._ring = self._slots < length
         self._compile()
         self._embedder = Embedder(programs)
+        n_kept = self._slots + self.source_length
         log.info(
             'engine: %d rows of %d tokens, %.0f MB of keys and values beside %.0f MB of parameters',
-            *(rows, length, programs.cache_bytes(rows=rows, slots=self._slots) / 1e6),
+            *(rows, length, programs.cache_bytes(rows=rows, slots=n_kept) / 1e6),
             sum(x.nbytes for x in jax.tree.leaves(programs.params)) / 1e6,
         )
         self._began = time.monotonic()
@@ -171,6 +182,12 @@ class Engine:
         controls, n_prompt = request.controls, len(request.prompt)
         check_prompt(request.prompt, 'the prompt', vocab=self.config.vocab)
         controls.check(vocab=self.config.vocab)
+        self.programs.check_source(request.source, 'the source')
+        if request.source is not None and len(request.source) > self.source_length:
+            raise UserError(
+                f'the source ({len(request.source)} tokens) exceeds the {self.source_length} of a '
+                'row: shorten it'
+            )
         if request.grammar is not None and (controls.min_tokens or controls.ignore_end):
             raise UserError('a grammar says where the text ends: leave min_tokens, ignore_end out')
         if n_prompt + controls.max_tokens > self.length:
@@ -279,6 +296,13 @@ class Engine:
         if self._reading is None:
             return
         live, row, programs = self._reading.live, self._reading.row, self.programs
+        if live.n_read == 0 and live.request.source is not None:
+            source = live.request.source
+            length = min(bucket(len(source)), self.source_length)
+            token_BS, _ = padded([source], 1, length, programs.model.pad_id)
+            self._state = self._read_source(
+                programs.params, self._state, row, token_BS, len(source)
+            )
         at, n = live.n_read, min(len(live.prompt) - live.n_read, self._chunk)
         token_BT = np.full((1, min(bucket(n), self._chunk)), programs.model.pad_id, np.int32)
         token_BT[0, :n] = live.prompt[at : at + n]
@@ -301,7 +325,9 @@ class Engine:
                 return
             live = self._waiting.pop()
         row, source, n_cached = free[0], free[0], 0
-        if not self._ring and live.controls.prompt_logprobs is None:
+        # What an encoder read is in the keys and values of a prompt too.
+        shares = not self._ring and not self.config.encoder_layers
+        if shares and live.controls.prompt_logprobs is None:
             row, source, n_cached = self._prefixes.find(live.prompt, free)
         if n_cached and source != row:
             self._state = self._copy_row(self._state, source, row)
@@ -422,6 +448,9 @@ class Engine:
         )
         with jax.set_mesh(programs.mesh):
             cache = programs.empty(batch=self.rows, slots=self._slots)
+            if self.source_length:
+                cross = programs.empty_cross(batch=self.rows, slots=self.source_length)
+                cache = replace(cache, cross=cross)
         self._state = State(cache, zero_B, jnp.copy(zero_B), done_B, history)
 
     def _compile(self) -> None:
@@ -429,6 +458,7 @@ class Engine:
         model = self.programs.model
         jit = functools.partial(jax.jit, donate_argnums=1)
         self._read_row = jit(functools.partial(rows_lib.read_row, model), static_argnames='first')
+        self._read_source = jit(functools.partial(rows_lib.read_source, model))
         self._begin_row = jax.jit(
             functools.partial(rows_lib.begin_row, model, n_top=MOST_LOGPROBS),
             donate_argnums=(1, 2),

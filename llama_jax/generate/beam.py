@@ -22,13 +22,14 @@ from llama_jax import layout
 from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Model
-from llama_jax.generate.prefill import prefill, shape_of
+from llama_jax.generate.prefill import check_sources, prefill, shape_of
 from llama_jax.generate.programs import Programs, bucket, check_prompt
 from llama_jax.generate.request import Controls
-from llama_jax.model.cache import Cache
+from llama_jax.generate.rows import placed
+from llama_jax.model.cache import Cache, LayerCache
 from llama_jax.model.layers import Params
 
-_CACHE, _ROWS = layout.act('BK'), layout.rows()
+_ROWS = layout.rows()
 Tree = TypeVar('Tree')
 
 
@@ -84,6 +85,7 @@ def beam_search(
     programs: Programs,
     prompts: Sequence[Sequence[int]],
     *,
+    sources: Sequence[Sequence[int]] | None = None,
     beams: int,
     max_tokens: int,
     length_penalty: float = 1.0,
@@ -96,6 +98,7 @@ def beam_search(
     does not have as many.
 
     Args:
+      sources: what an encoder reads for each prompt; an encoder-decoder needs it.
       beams: texts that are pursued at a time; 1 is greedy.
       length_penalty: scores are divided by the number of tokens to this power: above 0 favours long
         texts.
@@ -116,11 +119,12 @@ def beam_search(
         longest=max(map(len, prompts)),
         max_tokens=max_tokens,
         prefill_chunk=prefill_chunk,
+        source=check_sources(programs, prompts, sources),
     )
     ends = [*programs.end_ids, *stop_ids]
     rules = _rules(ends, max_tokens, length_penalty, early_stopping)
     with jax.set_mesh(programs.mesh):
-        x_BD, cache, length_B = prefill(programs, prompts, shape)
+        x_BD, cache, length_B = prefill(programs, prompts, shape, sources)
         found: _Beams = jax.device_get(
             _search(
                 *(programs.model, programs.params, cache, x_BD, length_B, rules),
@@ -162,7 +166,7 @@ def _search(
     logits_RV, position_R = (_repeat(x, beams, _ROWS) for x in (logits_BV, length_B))
     nothing = _nothing(length_B, beams, slots, model.pad_id)
     found, _, token_R = _advance(logits_RV, nothing, jnp.int32(0), rules)
-    cache = _repeat(cache, beams, _CACHE)
+    cache = _repeat(cache, beams, placed(cache))
     carry = (jnp.int32(1), token_R, position_R, cache, found)
     return jax.lax.while_loop(unfinished, one_step, carry)[-1]
 
@@ -247,23 +251,25 @@ def _taken(x: jax.Array, index: jax.Array) -> jax.Array:
 def _follow(cache: Cache, parent_BW: jax.Array) -> Cache:
     """The cache with each beam's row replaced by that of the beam which it goes on from."""
 
-    def local(cache: Cache, parent_BW: jax.Array) -> Cache:
+    def local(layers: list[LayerCache], parent_BW: jax.Array) -> list[LayerCache]:
         B, W = parent_BW.shape
         row_R = (jnp.arange(B)[:, None] * W + parent_BW).reshape(-1)
-        return jax.tree.map(lambda x: x[row_R], cache)
+        return jax.tree.map(lambda x: x[row_R], layers)
 
-    return jax.shard_map(
-        local, in_specs=(_CACHE, P(*_ROWS, None)), out_specs=_CACHE, check_vma=False
-    )(cache, parent_BW)
+    spec = layout.act('BK')
+    layers = jax.shard_map(local, in_specs=(spec, _ROWS), out_specs=spec, check_vma=False)(
+        cache.layers, parent_BW
+    )
+    return Cache(layers, cache.cross)  # the source is the same for all beams of a prompt
 
 
-def _repeat(tree: Tree, times: int, placed: P) -> Tree:
+def _repeat(tree: Tree, times: int, spec: Any) -> Tree:
     """Every row `times` in a row."""
 
     def local(tree: Tree) -> Tree:
         return jax.tree.map(lambda x: jnp.repeat(x, times, axis=0), tree)
 
-    return jax.shard_map(local, in_specs=(placed,), out_specs=placed, check_vma=False)(tree)
+    return jax.shard_map(local, in_specs=(spec,), out_specs=spec, check_vma=False)(tree)
 
 
 def _check(

@@ -16,7 +16,7 @@ from llama_jax.generate import columns
 from llama_jax.generate.sampling import sample
 from llama_jax.generate.settings import History, Settings, is_end, shaped
 from llama_jax.model import layers
-from llama_jax.model.cache import Cache
+from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.trees import map_named
@@ -107,6 +107,18 @@ def read(
         )
     assert written is not None  # given a cache, a model returns one
     return x_BTD, written
+
+
+def encode(
+    model: Model, params: Params, token_BS: Int[Array, 'B S'], length_B: Int[Array, ' B']
+) -> Cross:
+    """Read sources of these lengths, and compute what the decoder attends to at every step. A row
+    without a source has one token of padding, so that it is not without a key."""
+    with precision.matmuls(model.compute.precision):
+        bound = layers.bind(model.config, params)
+        segment_BS = jnp.arange(token_BS.shape[1]) < jnp.maximum(length_B, 1)[:, None]
+        segment_BS = segment_BS.astype(jnp.int32)
+        return bound.cross(bound.encode(token_BS, segment_BS=segment_BS, compute=model.compute))
 
 
 def last_features(

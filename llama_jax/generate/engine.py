@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from llama_jax.errors import UserError
 from llama_jax.generate.decode import Drawn, State
-from llama_jax.generate.prefill import Shape, prefill, shape_of
+from llama_jax.generate.prefill import Shape, check_sources, prefill, shape_of
 from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
 from llama_jax.generate.request import Controls, Logprob
 from llama_jax.generate.settings import Settings, has_penalties, history_of, rows_of
@@ -64,8 +64,15 @@ class Generator:
         """Of the model."""
         return self.programs.config
 
-    def __call__(self, prompts: Sequence[Sequence[int]], **settings: Any) -> list[Completion]:
-        """Complete each prompt, in one loop on the device.
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        sources: Sequence[Sequence[int]] | None = None,
+        **settings: Any,
+    ) -> list[Completion]:
+        """Complete each prompt, in one loop on the device. `sources`: what an encoder reads for
+        each of them; an encoder-decoder needs it.
 
         Settings are the fields of Controls, one value for all rows or a sequence with one per row;
         the default temperature is 0. Rows of one seed and one prompt draw the same tokens: for
@@ -74,9 +81,9 @@ class Generator:
         """
         if not len(prompts):
             raise UserError('no prompts: give at least one')
-        controls, shape = self._checked(prompts, settings)
+        controls, shape = self._checked(prompts, settings, sources)
         with jax.set_mesh(self.programs.mesh):
-            state, first, rows, n_top = self._read(prompts, controls, shape)
+            state, first, rows, n_top = self._read(prompts, controls, shape, sources)
             drawn, n_more = [first], max(one.max_tokens for one in controls) - 1
             if n_more:
                 _, more = self.programs.decode(
@@ -89,7 +96,12 @@ class Generator:
         return [self._completion(whole, i, one) for i, one in enumerate(controls)]
 
     def stream(
-        self, prompt: Sequence[int], *, chunk: int = 16, **settings: Any
+        self,
+        prompt: Sequence[int],
+        *,
+        source: Sequence[int] | None = None,
+        chunk: int = 16,
+        **settings: Any,
     ) -> Iterator[list[int]]:
         """Complete one prompt; yields the first token, then `chunk` at a time, without the end id.
 
@@ -98,9 +110,10 @@ class Generator:
         """
         if chunk < 1:
             raise UserError(f'chunk {chunk}: a stream yields at least one token at a time')
-        controls, shape = self._checked([prompt], settings)
+        sources = None if source is None else [source]
+        controls, shape = self._checked([prompt], settings, sources)
         with jax.set_mesh(self.programs.mesh):
-            state, first, rows, n_top = self._read([prompt], controls, shape)
+            state, first, rows, n_top = self._read([prompt], controls, shape, sources)
         return self._pieces(state, first, rows, n_top, controls[0], chunk)
 
     def _pieces(
@@ -129,7 +142,7 @@ class Generator:
                 return
             ready, n_ready, n_left = following, n_next, n_left - n_next
 
-    def shape(self, n_prompts: int, longest: int, max_tokens: int) -> Shape:
+    def shape(self, n_prompts: int, longest: int, max_tokens: int, source: int = 0) -> Shape:
         """What a batch is padded to; for sizing memory (see Programs.cache_bytes)."""
         return shape_of(
             self.programs,
@@ -137,10 +150,14 @@ class Generator:
             longest=longest,
             max_tokens=max_tokens,
             prefill_chunk=self.prefill_chunk,
+            source=source,
         )
 
     def _checked(
-        self, prompts: Sequence[Sequence[int]], settings: dict[str, Any]
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: dict[str, Any],
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> tuple[list[Controls], Shape]:
         controls = controls_of(len(prompts), {'temperature': 0.0, **settings})
         for i, (prompt, one) in enumerate(zip(prompts, controls, strict=True)):
@@ -153,10 +170,15 @@ class Generator:
                 )
             self.programs.check_length(len(prompt), one.max_tokens, f'prompt {i}')
         longest, most = max(map(len, prompts)), max(one.max_tokens for one in controls)
-        return controls, self.shape(len(prompts), longest, most)
+        source = check_sources(self.programs, prompts, sources)
+        return controls, self.shape(len(prompts), longest, most, source)
 
     def _read(
-        self, prompts: Sequence[Sequence[int]], controls: list[Controls], shape: Shape
+        self,
+        prompts: Sequence[Sequence[int]],
+        controls: list[Controls],
+        shape: Shape,
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> tuple[State, Drawn, Settings, int | None]:
         """Prefill: the state after the first tokens, and these; and the settings of all rows."""
         programs, vocab = self.programs, self.config.vocab
@@ -174,7 +196,7 @@ class Generator:
         reported = [one.logprobs for one in controls if one.logprobs is not None]
         n_top = max(reported) if reported else None
         rows, history = jax.tree.map(programs.place, (rows, history))
-        x_BD, cache, length = prefill(programs, prompts, shape)
+        x_BD, cache, length = prefill(programs, prompts, shape, sources)
         state, drawn = programs.begin(
             programs.params, cache, x_BD, length, rows, history, n_top=n_top
         )

@@ -17,7 +17,7 @@ from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Model
 from llama_jax.generate.settings import END_IDS
-from llama_jax.model.cache import Cache
+from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 
@@ -51,11 +51,6 @@ class Programs:
         Raises UserError when the model does not fit the mesh, or ids are not of its vocabulary.
         """
         layout.check(config.sizes(), mesh)
-        if config.encoder_layers:
-            raise UserError(
-                'the generator continues a text, which an encoder-decoder does not: use a model '
-                'with encoder_layers 0'
-            )
         for name, ids in (('eos_ids', end_ids), ('pad_id', (pad_id,))):
             if any(not 0 <= i < config.vocab for i in ids):
                 raise UserError(
@@ -77,6 +72,11 @@ class Programs:
             functools.partial(Cache.empty, config, dtype=self.dtype),
             static_argnames=('batch', 'slots'),
         )
+        self.empty_cross = jax.jit(
+            functools.partial(Cross.empty, config, dtype=self.dtype),
+            static_argnames=('batch', 'slots'),
+        )
+        self.encode = jax.jit(functools.partial(decode_lib.encode, model))
         self.read = jax.jit(
             functools.partial(_read, model), static_argnames='first', donate_argnums=1
         )
@@ -102,6 +102,22 @@ class Programs:
                 f"model's context of {self.config.context}: shorten one of them"
             )
 
+    def check_source(self, source: object, name: str) -> None:
+        """Raise UserError unless it is a sequence for the encoder, or None where there is none."""
+        config = self.config
+        if source is None:
+            if config.encoder_layers:
+                raise UserError(
+                    f'{name} is missing: an encoder-decoder reads one for each prompt (--source)'
+                )
+            return
+        if not config.encoder_layers:
+            raise UserError(f'{name} is given, but this model has no encoder: leave it out')
+        check_prompt(source, name, vocab=config.vocab)
+        n = len(source)  # type: ignore[arg-type]
+        if n > config.context:
+            raise UserError(f"{name} ({n} tokens) exceeds the model's context of {config.context}")
+
     def place(self, x: np.ndarray) -> jax.Array:
         """An array of the host by row: its first dimension is the batch."""
         return jax.device_put(x, NamedSharding(self.mesh, layout.rows()))
@@ -112,7 +128,8 @@ class Programs:
         return jnp.zeros((batch, self.config.dim), self.dtype, device=placed)
 
     def cache_bytes(self, *, rows: int, slots: int) -> int:
-        """Memory of keys and values, over all devices."""
+        """Memory of keys and values, over all devices; `slots` of a row, those for the source of an
+        encoder-decoder included."""
         config = self.config
         per_token = 2 * config.layers * config.kv_heads * config.head_dim * self.dtype.itemsize
         return per_token * rows * slots
