@@ -85,7 +85,7 @@ def load(checkpoint: Path | None, weights: str | None, mesh: Mesh) -> Pretrained
 
 def from_run(workdir: Path, mesh: Mesh) -> Pretrained:
     """The newest checkpoint of a run; see `train.restore.load`."""
-    run = restore.load(workdir, mesh)
+    run = restore.load(workdir, mesh, shared_heads=True)
     tokenizer = run.tokenizer
     return Pretrained(
         name=workdir.name or str(workdir),
@@ -124,7 +124,7 @@ def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
             f'{name}: the embedding has {config.vocab} rows and the vocabulary '
             f'{text.vocabulary.vocab_size} tokens: they are of different models'
         )
-    layout.check(config.sizes(), mesh)
+    layout.check(config.sizes(), mesh, shared_heads=True)
     return Pretrained(
         name=name,
         config=config,

@@ -70,14 +70,22 @@ Carry = tuple[jax.Array, State, Drawn]
 """Steps taken, state, and what was drawn."""
 
 
-def prepare(model: Model, params: Params, *, mesh: Mesh) -> Params:
-    """Parameters for decoding only: layers apart, in the type of the computation, and gathered
-    over the axes that a step would otherwise gather them over again and again."""
+def prepare(model: Model, params: Params, *, mesh: Mesh, head_copies: int) -> Params:
+    """Parameters for decoding only: layers apart, in the type of the computation, each key-value
+    head `head_copies` times, and gathered over the axes that a step would otherwise gather them
+    over again and again."""
     dtype = precision.dtype(model.compute.precision)
+
+    def copied(path: str, x: jax.Array) -> jax.Array:
+        letters = layout.letters_of(path, x.ndim)
+        if head_copies == 1 or 'K' not in letters:
+            return x
+        # Query heads that follow each other share a head: its copies do so too.
+        return jnp.repeat(x, head_copies, axis=letters.index('K'))
 
     def apart(params: Params) -> Params:
         params = params if isinstance(params['blocks'], list) else layers.unstack(params)
-        params = jax.tree.map(lambda x: x.astype(dtype), params)
+        params = map_named(lambda path, x: copied(path, x.astype(dtype)), params)
         return columns.turn(params) if model.turned else params
 
     with jax.set_mesh(mesh):

@@ -50,7 +50,10 @@ class Programs:
 
         Raises UserError when the model does not fit the mesh, or ids are not of its vocabulary.
         """
-        layout.check(config.sizes(), mesh)
+        layout.check(config.sizes(), mesh, shared_heads=True)
+        # Where tensor parallelism exceeds the key-value heads, several devices hold the same one.
+        copies = layout.head_copies(config.kv_heads, mesh)
+        config = replace(config, kv_heads=config.kv_heads * copies)
         for name, ids in (('eos_ids', end_ids), ('pad_id', (pad_id,))):
             if any(not 0 <= i < config.vocab for i in ids):
                 raise UserError(
@@ -67,7 +70,7 @@ class Programs:
         self.mesh, self.end_ids = mesh, tuple(end_ids)
         self.model = model = Model(config, compute, turned, pad_id)
         self.dtype = precision.dtype(compute.precision)
-        self.params = decode_lib.prepare(model, params, mesh=mesh)
+        self.params = decode_lib.prepare(model, params, mesh=mesh, head_copies=copies)
         self.empty = jax.jit(
             functools.partial(Cache.empty, config, dtype=self.dtype),
             static_argnames=('batch', 'slots'),
