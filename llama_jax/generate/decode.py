@@ -3,7 +3,9 @@ write more in one loop."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -71,9 +73,17 @@ Carry = tuple[jax.Array, State, Drawn]
 
 
 def prepare(model: Model, params: Params, *, mesh: Mesh, head_copies: int) -> Params:
-    """Parameters for decoding only: layers apart, in the type of the computation, each key-value
-    head `head_copies` times, and gathered over the axes that a step would otherwise gather them
-    over again and again."""
+    """Parameters for decoding only: `prepared`, and gathered over the axes that a step would
+    otherwise gather them over again and again."""
+    change = functools.partial(prepared, model, head_copies=head_copies)
+    with jax.set_mesh(mesh):
+        placed = placements(jax.eval_shape(change, params), mesh)
+        return jax.jit(change, out_shardings=placed)(params)
+
+
+def prepared(model: Model, params: Params, *, head_copies: int) -> Params:
+    """Parameters with layers apart, in the type of the computation, and each key-value head
+    `head_copies` times."""
     dtype = precision.dtype(model.compute.precision)
 
     def copied(path: str, x: jax.Array) -> jax.Array:
@@ -83,17 +93,17 @@ def prepare(model: Model, params: Params, *, mesh: Mesh, head_copies: int) -> Pa
         # Query heads that follow each other share a head: its copies do so too.
         return jnp.repeat(x, head_copies, axis=letters.index('K'))
 
-    def apart(params: Params) -> Params:
-        params = params if isinstance(params['blocks'], list) else layers.unstack(params)
-        params = map_named(lambda path, x: copied(path, x.astype(dtype)), params)
-        return columns.turn(params) if model.turned else params
+    params = params if isinstance(params['blocks'], list) else layers.unstack(params)
+    params = map_named(lambda path, x: copied(path, x.astype(dtype)), params)
+    return columns.turn(params) if model.turned else params
 
-    with jax.set_mesh(mesh):
-        placed = map_named(
-            lambda path, x: NamedSharding(mesh, layout.act(layout.letters_of(path, x.ndim))),
-            jax.eval_shape(apart, params),
-        )
-        return jax.jit(apart, out_shardings=placed)(params)
+
+def placements(params: Params, mesh: Mesh) -> Any:
+    """Where each of the `prepared` parameters lies: as one in use, by the letters of its name."""
+    return map_named(
+        lambda path, x: NamedSharding(mesh, layout.act(layout.letters_of(path, x.ndim))),
+        params,
+    )
 
 
 def read(
