@@ -16,7 +16,7 @@ TPU := .venv-tpu/.test-$(BY)
 
 help:
 	@echo 'make quickstart        train, sample and report in a few minutes: runs/quickstart'
-	@echo 'make compare           five objectives, two seeds, a report in 25 minutes: runs/compare'
+	@echo 'make compare           five objectives, two seeds, a report in 18 minutes: runs/compare'
 	@echo 'make test              lint, types and the tests'
 	@echo 'make test-parity       against PyTorch and transformers; writes the goldens'
 	@echo 'make test-tpu-compile  compiles for TPUs that are not there (Linux)'
