@@ -140,7 +140,8 @@ class Transformer(nnx.Module):
             segment_BS = jax.reshard(memory.segment_BS, layout.act('BS'))
             context['memory'] = memory.x_BSD, across(segment_BT, segment_BS)
         elif cross is not None:
-            seen = across(segment_BT, jax.reshard(cross.segment_BS, layout.act('BS')))
+            segment_BS = jax.reshard(cross.segment_BS, layout.act('BS'))
+            seen = Visibility(segment_BT, segment_BS, causal=False)  # no query is padding
 
         keys = None if key is None else jax.random.split(key, 1 + config.layers)
         x_BTD = self._embedded(token_BT, position_BT, compute, keys)
