@@ -121,7 +121,7 @@ def test_vocabulary_keeps_text_of_all_kinds():
         MOON,
         AUSTEN,
         *CHINESE,
-        *PROMPTS,
+        'Москва 1984',
         '👩\u200d👩\u200d👧 🇨🇭',
         '<|im_end|> \t\r\n\x00',
     ):
