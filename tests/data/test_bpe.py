@@ -115,7 +115,7 @@ def test_a_control_token_that_is_a_word_is_closed_to_text():
 
 
 def test_whole_tokens_are_found_in_text_first():
-    tokens = {char: i for i, char in enumerate(BYTES)} | {'ab': 256}
+    tokens = {char: i for i, char in enumerate(BYTES)} | {'ab': 256, 'b  ': 258}
     bpe = tiny(tokens, [('a', 'b')], control={'<e>': 257}, whole={'b  ': 258})
     assert bpe.encode('ab  a').tolist() == [tokens['a'], 258, tokens['a']]
     assert bpe.decode([256, 258]) == 'abb  ' and bpe.token_bytes(258) == b'b  '
