@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
@@ -14,62 +13,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_jax import layout
 from llama_jax.errors import UserError
-from llama_jax.generate import decode as decode_lib
-from llama_jax.generate import rows as rows_lib
 from llama_jax.generate.decode import Drawn, State
 from llama_jax.generate.embed import Embedder
 from llama_jax.generate.engine import logprobs_of
-from llama_jax.generate.live import Live
+from llama_jax.generate.live import Live, Stats, Ticket
 from llama_jax.generate.prefill import padded
 from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
 from llama_jax.generate.queue import FairQueue, Prefixes
 from llama_jax.generate.request import (
-    MOST_LOGPROBS,
     Finish,
     Logprob,
     OnEvent,
     QueueFullError,
     Request,
 )
+from llama_jax.generate.rows import RowPrograms
 from llama_jax.generate.settings import Settings, history_of, rows_of
 from llama_jax.mesh import batch_shards
 from llama_jax.model.cache import slots_needed
 from llama_jax.model.patterns import Dense, Window
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What the engine is doing and has done; totals since it was made."""
-
-    rows: int
-    rows_busy: int
-    waiting: int
-    requests_total: dict[str, int]
-    """By finish reason."""
-    prompt_tokens_total: int
-    cached_tokens_total: int
-    """Of these, how many a row held already."""
-    generated_tokens_total: int
-    steps_total: int
-    """Steps of decoding, of all rows at once."""
-    uptime_seconds: float
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A request that was taken."""
-
-    _live: Live
-    _wake: Callable[[], None]
-
-    def cancel(self) -> None:
-        """Stop it, soon; its last event is Finish('cancelled') unless it has ended before."""
-        self._live.cancelled = True
-        self._wake()
 
 
 @dataclass
@@ -156,7 +121,7 @@ class Engine:
         needed = slots_needed(config, length=length, piece=self._chunk)
         self._slots = -(-needed // self._chunk) * self._chunk
         self._ring = self._slots < length
-        self._compile()
+        self._on_rows = RowPrograms(programs.model, steps=steps)
         self._embedder = Embedder(programs)
         n_kept = self._slots + self.source_length
         log.info(
@@ -300,13 +265,13 @@ class Engine:
             source = live.request.source
             length = min(bucket(len(source)), self.source_length)
             token_BS, _ = padded([source], 1, length, programs.model.pad_id)
-            self._state = self._read_source(
+            self._state = self._on_rows.read_source(
                 programs.params, self._state, row, token_BS, len(source)
             )
         at, n = live.n_read, min(len(live.prompt) - live.n_read, self._chunk)
         token_BT = np.full((1, min(bucket(n), self._chunk)), programs.model.pad_id, np.int32)
         token_BT[0, :n] = live.prompt[at : at + n]
-        self._state, x_BTD = self._read_row(
+        self._state, x_BTD = self._on_rows.read(
             programs.params, self._state, row, token_BT, at, first=at == 0
         )
         live.n_read += n
@@ -330,7 +295,7 @@ class Engine:
         if shares and live.controls.prompt_logprobs is None:
             row, source, n_cached = self._prefixes.find(live.prompt, free)
         if n_cached and source != row:
-            self._state = self._copy_row(self._state, source, row)
+            self._state = self._on_rows.copy(self._state, source, row)
         live.n_read = live.n_cached = n_cached
         self._prefixes.hold(row, live.prompt[:n_cached])
         self._totals.update(prompt=len(live.prompt), cached=n_cached)
@@ -354,7 +319,7 @@ class Engine:
                 live.finish('error', str(error))
                 return
         history = history_of([live.prompt], rows=1, vocab=vocab)
-        self._state, self._settings, drawn = self._begin_row(
+        self._state, self._settings, drawn = self._on_rows.begin(
             *(programs.params, self._state, self._settings, row, x_BTD, last, len(live.prompt)),
             *jax.tree.map(programs.place, (own, history)),
         )
@@ -367,7 +332,7 @@ class Engine:
             return
         dead_B = np.ones(self.rows, bool)
         dead_B[list(live_of)] = False
-        self._state, drawn = self._steps_of(
+        self._state, drawn = self._on_rows.steps(
             self.programs.params, self._state, self._settings, dead_B, n_steps
         )
         for x in jax.tree.leaves(drawn):
@@ -399,7 +364,7 @@ class Engine:
             live.finish('error', str(error))
             self._live[row] = None
             return
-        self._settings = self._put_bias(self._settings, bias_BV, row)
+        self._settings = self._on_rows.put_bias(self._settings, bias_BV, row)
 
     def _score(self, reading: _Reading, x_BTD: jax.Array, at: int, n: int) -> None:
         """Log-probabilities of the tokens that follow each of a piece."""
@@ -407,7 +372,7 @@ class Engine:
         following = live.prompt[at + 1 : at + n + 1]
         token_BT = np.zeros((1, x_BTD.shape[1]), np.int32)
         token_BT[0, : len(following)] = following
-        drawn = jax.device_get(self._scores(self.programs.params, x_BTD, token_BT))
+        drawn = jax.device_get(self._on_rows.scores(self.programs.params, x_BTD, token_BT))
         n_top = live.controls.prompt_logprobs
         reading.scores.extend(logprobs_of(drawn, 0, len(following), n_top))
         if at + n == len(live.prompt):
@@ -452,37 +417,6 @@ class Engine:
                 cross = programs.empty_cross(batch=self.rows, slots=self.source_length)
                 cache = replace(cache, cross=cross)
         self._state = State(cache, zero_B, jnp.copy(zero_B), done_B, history)
-
-    def _compile(self) -> None:
-        """The programs that only an engine needs; each compiles at its first use."""
-        model = self.programs.model
-        jit = functools.partial(jax.jit, donate_argnums=1)
-        self._read_row = jit(functools.partial(rows_lib.read_row, model), static_argnames='first')
-        self._read_source = jit(functools.partial(rows_lib.read_source, model))
-        self._begin_row = jax.jit(
-            functools.partial(rows_lib.begin_row, model, n_top=MOST_LOGPROBS),
-            donate_argnums=(1, 2),
-        )
-        self._copy_row = jax.jit(rows_lib.copy_row, donate_argnums=0)
-        self._put_bias = jax.jit(rows_lib.put_bias, donate_argnums=0)
-
-        def steps(params, state, settings, dead_B, n_steps):
-            return decode_lib.decode(
-                *(model, params, state.without(dead_B), settings, n_steps),
-                slots=self._steps,
-                n_top=MOST_LOGPROBS,
-            )
-
-        def scores(params, x_BTD, token_BT):
-            logits_BTV = decode_lib.head(model, params, x_BTD)
-            whole = [jax.reshard(x, layout.rows()) for x in (logits_BTV, token_BT)]
-            return jax.shard_map(
-                functools.partial(decode_lib.scores, n_top=MOST_LOGPROBS),
-                in_specs=layout.rows(),
-                out_specs=layout.rows(),
-            )(*whole)
-
-        self._steps_of, self._scores = jit(steps), jax.jit(scores)
 
     def _counting(self, on_event: OnEvent) -> OnEvent:
         def counted(event: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,12 +15,43 @@ from jaxtyping import Array, Float, Int
 from llama_jax import layout
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Drawn, Model, State
+from llama_jax.generate.request import MOST_LOGPROBS
 from llama_jax.generate.settings import History, Settings
 from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.layers import Params
 
 # Of a cache the batch and the key-value heads are divided; of all else the batch is.
 _CACHE, _ROWS = layout.act('BK'), layout.rows()
+
+
+class RowPrograms:
+    """The programs that a running batch needs, each compiled at its first use.
+
+    What they change is donated: the state, and the settings where these change.
+    """
+
+    def __init__(self, model: Model, *, steps: int):
+        """`steps` may be drawn per dispatch."""
+
+        def some(
+            params: Params, state: State, settings: Settings, dead_B: jax.Array, n: jax.Array
+        ) -> tuple[State, Drawn]:
+            return decode_lib.decode(
+                *(model, params, state.without(dead_B), settings, n),
+                slots=steps,
+                n_top=MOST_LOGPROBS,
+            )
+
+        state_goes = functools.partial(jax.jit, donate_argnums=1)
+        self.read = state_goes(functools.partial(read_row, model), static_argnames='first')
+        self.read_source = state_goes(functools.partial(read_source, model))
+        self.begin = jax.jit(
+            functools.partial(begin_row, model, n_top=MOST_LOGPROBS), donate_argnums=(1, 2)
+        )
+        self.copy = jax.jit(copy_row, donate_argnums=0)
+        self.put_bias = jax.jit(put_bias, donate_argnums=0)
+        self.steps = state_goes(some)
+        self.scores = jax.jit(functools.partial(scores_of, model))
 
 
 def read_row(
@@ -107,6 +139,16 @@ def copy_row(state: State, source: Int[Array, ''], row: Int[Array, '']) -> State
     kept = state.cache.layers
     kept = _put(kept, _take(kept, source, _CACHE), row, _CACHE)
     return replace(state, cache=replace(state.cache, layers=kept))
+
+
+def scores_of(
+    model: Model, params: Params, x_BTD: Float[Array, '1 T D'], token_BT: Int[Array, '1 T']
+) -> Drawn:
+    """Log-probabilities of the tokens that follow each of a piece with these features."""
+    logits_BTV = decode_lib.head(model, params, x_BTD)
+    whole = [jax.reshard(x, _ROWS) for x in (logits_BTV, token_BT)]
+    scores = functools.partial(decode_lib.scores, n_top=MOST_LOGPROBS)
+    return jax.shard_map(scores, in_specs=_ROWS, out_specs=_ROWS)(*whole)
 
 
 def put_bias(settings: Settings, bias_BV: Float[Array, '1 V'], row: Int[Array, '']) -> Settings:

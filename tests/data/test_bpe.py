@@ -40,6 +40,7 @@ PARTS = st.one_of(
 
 VOCABULARY = functools.cache(lambda: vocabulary.from_gguf(written.vocabulary()).vocabulary)
 """512 tokens, the first of which are control tokens; digits are split."""
+BYTE = {byte: char for char, byte in BYTES.items()}
 
 
 def check_round_trip(bpe, text):
@@ -65,11 +66,10 @@ def by_hand(settings, text):
     """Token ids by definition: of all pairs, the one that was merged first is merged first."""
     ids = {token: i for i, token in enumerate(settings['tokenizer.ggml.tokens'])}
     order = {tuple(m.split(' ')): i for i, m in enumerate(settings['tokenizer.ggml.merges'])}
-    spelt = {byte: char for char, byte in BYTES.items()}
     found = []
     for piece in re.split(r'(\d)', text):
         for word in re.findall(WORDS, piece):
-            parts = [spelt[byte] for byte in word.encode()]
+            parts = [BYTE[byte] for byte in word.encode()]
             while pairs := [pair for pair in itertools.pairwise(parts) if pair in order]:
                 first = min(pairs, key=order.get)
                 i = list(itertools.pairwise(parts)).index(first)
@@ -94,6 +94,9 @@ def test_digits_stand_alone():
     pieces = [bpe.token_bytes(i) for i in bpe.encode('in 1984: 0.5')]
     digits = [piece for piece in pieces if any(48 <= byte < 58 for byte in piece)]
     assert digits == [b'1', b'9', b'8', b'4', b'0', b'5']
+    # Of any vocabulary, also one that has tokens of several digits.
+    words = splitter('smollm').pre_tokenize_str('in 19')
+    assert [word for word, _ in words] == ['in', BYTE[32], '1', '9']
 
 
 def test_control_tokens_are_ids_and_never_text():
@@ -106,13 +109,13 @@ def test_control_tokens_are_ids_and_never_text():
 
 
 def test_a_control_token_that_is_a_word_is_closed_to_text():
-    tokens = {char: i for i, char in enumerate(BYTES)} | {'ab': 256}
+    tokens = {char: i for i, char in enumerate(BYTES)} | {'ab': 256, 'abc': 257}
     bpe = tiny(tokens, [('a', 'b')], control={'abc': 257}, ignore_merges=True)
     assert bpe.encode('abc').tolist() == [256, tokens['c']]
 
 
 def test_whole_tokens_are_found_in_text_first():
-    tokens = {char: i for i, char in enumerate(BYTES)} | {'ab': 256}
+    tokens = {char: i for i, char in enumerate(BYTES)} | {'ab': 256, 'b  ': 258}
     bpe = tiny(tokens, [('a', 'b')], control={'<e>': 257}, whole={'b  ': 258})
     assert bpe.encode('ab  a').tolist() == [tokens['a'], 258, tokens['a']]
     assert bpe.decode([256, 258]) == 'abb  ' and bpe.token_bytes(258) == b'b  '
@@ -142,8 +145,8 @@ def test_a_word_that_is_a_token_is_taken_whole_in_llama_3():
 def test_words_of_llama_3():
     words = splitter('llama-bpe').pre_tokenize_str("It's 12345\n\n  you'LL see:\n")
     expected = ['It', "'s", ' ', '123', '45', '\n\n', ' ', ' you', "'LL", ' see', ':\n']
-    spelt = {chr(byte): char for char, byte in BYTES.items()}
-    assert [word for word, _ in words] == [''.join(map(spelt.get, word)) for word in expected]
+    spelt = [''.join(BYTE[byte] for byte in word.encode()) for word in expected]
+    assert [word for word, _ in words] == spelt
 
 
 def test_characters_without_a_token_are_refused_not_dropped():
