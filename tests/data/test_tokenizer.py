@@ -211,3 +211,10 @@ def test_sizes_that_do_not_suit_the_text(modules):
         train(texts, vocab=50_000, kind='bpe')
     with pytest.raises(UserError, match='no text'):
         train([], vocab=1024, kind='bpe')
+
+
+def test_training_on_text_without_a_space_learns_the_space():
+    text = ''.join(CHINESE).replace(' ', '').replace('\n', '')
+    trained = train([text], vocab=512, kind='bpe')
+    for given in ('a b', ' 你  好 ', 'x\u2581y z'):
+        assert trained.decode(trained.encode(given)) == given
