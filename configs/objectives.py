@@ -135,7 +135,8 @@ def objectives_small() -> Grid:
 
     Launch: make compare, that is
             python -m experiments.compare objectives_small --workdir runs/compare
-    Expected: within 25 minutes on two CPU cores; docs/objectives.md has the figures.
+    Expected: 18 minutes on two idle CPU cores; causal leads in likelihood, masked in retrieval
+    between spans. docs/objectives.md has the figures.
     """
     base = _small()
     return Grid(

@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import make_dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
@@ -57,8 +57,9 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
     arguments = _arguments(script, description, 'GRID', configs.grids())
     grid = configs.grid(arguments[0])
     settings = common(grid.arms[0].experiment)
+    kinds = get_type_hints(Experiment)
     command = _parse(
-        [*_fields(options), *((name, type(value), value) for name, value in settings.items())],
+        [*_fields(options), *((name, kinds[name], value) for name, value in settings.items())],
         [*options, *_paths(settings)],
         script=script,
         description=description,

@@ -1,7 +1,7 @@
 """Measure a trained model: `python -m experiments.evaluate runs/NAME`.
 
-Prints every metric with its 95% interval and writes evaluation.json into the directory. What each
-of them is, and which do not apply to which objective: docs/evaluation.md.
+Prints every metric with its 95% interval and writes evaluation.json into the directory, or to
+--output. What each of them is, and which do not apply to which objective: docs/evaluation.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import tyro
 
 from experiments import cli
 from llama_jax import mesh as meshes
+from llama_jax.errors import UserError
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.suite import Suite, evaluate_trained
 from llama_jax.mesh import MeshConfig
@@ -27,16 +28,23 @@ from llama_jax.train.restore import load
 class Options:
     directory: tyro.conf.Positional[Path]
     """The --workdir of a training."""
+    output: Path | None = None
+    """File for the result; default: evaluation.json in the directory."""
     suite: Suite = field(default_factory=Suite)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 def main() -> None:
     options = tyro.cli(Options, prog='python -m experiments.evaluate', description=__doc__)
+    path = options.output or options.directory / 'evaluation.json'
+    if options.output is None and any((up / 'grid.json').exists() for up in path.parents[1:4]):
+        raise UserError(
+            f'{options.directory} is a run of a comparison, which takes it for finished once it '
+            'has an evaluation.json: give --output FILE'
+        )
     mesh = meshes.make(options.mesh)
     trained = load(options.directory, mesh)
     result = evaluate_trained(trained, trained.experiment, options.suite, mesh)
-    path = options.directory / 'evaluation.json'
     write_atomically(path, json.dumps(result, indent=1))
     print('\n'.join(table(result)))
     print(f'step {result["step"]}, {result["seconds"]:.0f} s: {path}')

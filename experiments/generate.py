@@ -2,13 +2,14 @@
 
 python -m experiments.generate --checkpoint DIRECTORY --prompt "def "
 python -m experiments.generate --weights smollm2 --chat "What is the capital of France?"
+python -m experiments.generate --checkpoint ENCODER_DECODER --source "def add(a, b): <mask> a + b"
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import tyro
@@ -34,6 +35,9 @@ class Options:
     """What the user says; the model answers."""
     system: str | None = None
     """What the system says before."""
+    source: str | None = None
+    """What the encoder of an encoder-decoder reads; <mask> and other control tokens by name. Then
+    --prompt is the beginning of what the decoder writes."""
     max_tokens: int = 128
     temperature: float = 0.8
     """0: always the most likely token."""
@@ -48,6 +52,10 @@ class Options:
 
 def main() -> None:
     options = tyro.cli(Options, prog='python -m experiments.generate', description=__doc__)
+    if options.source is not None:
+        if options.chat is not None:
+            raise UserError('--source and --chat: an encoder-decoder does not chat, leave one out')
+        options = replace(options, prompt=options.prompt or '')
     if (options.prompt is None) == (options.chat is None):
         raise UserError('give either --prompt TEXT or --chat TEXT')
     if options.system is not None and options.chat is None:
@@ -71,7 +79,10 @@ def main() -> None:
     # An answer is a text of its own, a continuation follows the space that ends the prompt.
     detokenize = Detokenizer(model.vocabulary.decode, prompt=prompt if before else ())
     settings = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
-    pieces = generator.stream(prompt, **{name: getattr(options, name) for name in settings})
+    source = None if options.source is None else model.source(options.source)
+    pieces = generator.stream(
+        prompt, source=source, **{name: getattr(options, name) for name in settings}
+    )
     begin, n_tokens = time.perf_counter(), 0
     print(before, end='', flush=True)
     for tokens in pieces:

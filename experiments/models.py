@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -55,6 +56,17 @@ class Pretrained:
             raise UserError(f'{self.name} has no token to begin with: give a --prompt with text')
         return ids or [self.vocabulary.bos_id]
 
+    def source(self, text: str) -> list[int]:
+        """Token ids that an encoder reads. What spells a control token, such as <mask>, is one."""
+        control = self.vocabulary.control
+        names = sorted(control, key=len, reverse=True)
+        parts = re.split(f'({"|".join(map(re.escape, names))})', text) if names else [text]
+        ids: list[int] = []
+        for i, part in enumerate(parts):
+            known = [control[part]] if i % 2 else self.vocabulary.encode(part, continues=i > 0)
+            ids.extend(int(token) for token in known)
+        return ids
+
     def messages(self, messages: Sequence[Message]) -> list[int]:
         """Token ids that ask for the next message of a chat. Raises UserError when it has none."""
         if self.chat is None:
@@ -73,7 +85,7 @@ def load(checkpoint: Path | None, weights: str | None, mesh: Mesh) -> Pretrained
 
 def from_run(workdir: Path, mesh: Mesh) -> Pretrained:
     """The newest checkpoint of a run; see `train.restore.load`."""
-    run = restore.load(workdir, mesh)
+    run = restore.load(workdir, mesh, shared_heads=True)
     tokenizer = run.tokenizer
     return Pretrained(
         name=workdir.name or str(workdir),
@@ -112,7 +124,7 @@ def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
             f'{name}: the embedding has {config.vocab} rows and the vocabulary '
             f'{text.vocabulary.vocab_size} tokens: they are of different models'
         )
-    layout.check(config.sizes(), mesh)
+    layout.check(config.sizes(), mesh, shared_heads=True)
     return Pretrained(
         name=name,
         config=config,

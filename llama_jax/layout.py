@@ -8,6 +8,7 @@ them, never written beside it.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
@@ -91,20 +92,34 @@ def letters_of(path: str, ndim: int) -> str:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """NamedSharding of every leaf of `tree`: by the letters of its name, scalars replicated.
+    """NamedSharding of every leaf of `tree`: by the letters of its name, scalars replicated; whole
+    along K where the mesh does not divide the key-value heads, which only generation allows.
 
     Works on parameters and on anything that holds copies of their tree (an optimizer state).
     """
 
     def place(path: str, leaf: Any) -> NamedSharding:
-        spec = param(letters_of(path, leaf.ndim)) if leaf.ndim else P()
-        return NamedSharding(mesh, spec)
+        letters = letters_of(path, leaf.ndim)
+        axes = list(param(letters))
+        for i, letter in enumerate(letters):
+            if letter == 'K' and axes[i] and leaf.shape[i] % mesh.shape[axes[i]]:
+                axes[i] = None
+        return NamedSharding(mesh, P(*axes))
 
     return map_named(place, tree)
 
 
-def check(sizes: dict[str, int], mesh: Mesh) -> None:
-    """Raise UserError when a size does not divide over its mesh axes. `sizes` is by letter."""
+def head_copies(kv_heads: int, mesh: Mesh) -> int:
+    """How often each key-value head has to be there for the mesh to divide them; 1: it does so."""
+    n_shards = mesh.shape[VOCAB_AXIS]
+    return n_shards // math.gcd(kv_heads, n_shards)
+
+
+def check(sizes: dict[str, int], mesh: Mesh, *, shared_heads: bool = False) -> None:
+    """Raise UserError when a size does not divide over its mesh axes. `sizes` is by letter.
+    `shared_heads`: a key-value head may be on several devices, each with some of its queries."""
+    if shared_heads:  # what divides the query heads divides some number of copies as well
+        sizes = {letter: size for letter, size in sizes.items() if letter != 'K'}
     for letter, size in sizes.items():
         for table in (_STORED, _IN_USE):
             axes = table.get(letter) or ()

@@ -1,8 +1,9 @@
 #!/bin/sh
 # Makes a virtual environment and installs the project there, with the pins that fit its Python.
-# usage: tools/venv.sh PYTHON VENV [EXTRAS]      for example: tools/venv.sh python3 .venv test
+# usage: tools/venv.sh PYTHON VENV [EXTRAS [ALONE]]    for example: tools/venv.sh python3 .venv test
+# ALONE: packages that are installed without what they depend on.
 set -eu
-python=$1 venv=$2 extras=${3:+[$3]}
+python=$1 venv=$2 extras=${3:+[$3]} alone=${4:-}
 
 fail() { echo "error: $1" >&2; exit 1; }
 
@@ -25,3 +26,7 @@ if [ "$have" != "$version" ]; then
 fi
 echo "installing llama_jax$extras into $venv with $pins"
 PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install --quiet -c "$pins" -e ".$extras"
+if [ -n "$alone" ]; then
+    # shellcheck disable=SC2086  # several packages are several words
+    PIP_DISABLE_PIP_VERSION_CHECK=1 "$venv/bin/python" -m pip install --quiet --no-deps -c "$pins" $alone
+fi

@@ -143,7 +143,7 @@ def check_names(grid: Grid) -> None:
 
 def common(experiment: Experiment) -> dict[str, Any]:
     """The settings that can be overridden for all arms at once, by field of an experiment."""
-    own = ('name', 'objective', 'seed', 'start')
+    own = ('name', 'objective', 'seed')
     fields = [field.name for field in dataclasses.fields(experiment) if field.name not in own]
     return {name: getattr(experiment, name) for name in fields}
 

@@ -191,7 +191,7 @@ def _tokenizer_json(
         raise UserError(f'{name} puts tokens behind a text, which is not supported')
     begin = tuple(marked[: len(marked) - len(plain)])
     vocabulary = Bpe(
-        {t: i for t, i in model['vocab'].items() if t not in control and t not in whole},
+        model['vocab'],
         [_pair(m.split(' ') if isinstance(m, str) else m) for m in model['merges']],
         splitter=theirs.pre_tokenizer,
         control=control,

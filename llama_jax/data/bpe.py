@@ -80,7 +80,8 @@ class Bpe:
         """A vocabulary as files hold it.
 
         Args:
-          tokens: id of each token that bytes are merged to, one character of BYTES per byte.
+          tokens: id of each token that bytes are merged to, one character of BYTES per byte; files
+            name those of the other kinds here as well, which are left out.
           merges: pairs of tokens, the first is merged first.
           splitter: sets words apart and spells them in BYTES.
           control: id of each control token by name.
@@ -95,6 +96,8 @@ class Bpe:
         from tokenizers import AddedToken, Tokenizer
         from tokenizers.models import BPE
 
+        # A word that is a control token's name must not be merged to it.
+        tokens = {t: i for t, i in tokens.items() if t not in control and t not in whole}
         self._pieces = [b''] * vocab_size
         for spell, kind in ((_bytes_of, tokens), (str.encode, whole)):
             for token, i in kind.items():

@@ -39,6 +39,10 @@ def train(
     sentences = _without_rare_characters(list(_sentences(texts)), most=room // 2)
     if not sentences:
         raise UserError('no text to train a tokenizer on: give a corpus that is not empty')
+    if not any(' ' in sentence for sentence in sentences):
+        # A space needs a piece: in bytes it would be spelled, and come back, as SentencePiece's
+        # mark for it. Chinese text may be without one.
+        sentences.append(f'{sentences[0][:1]} ')
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

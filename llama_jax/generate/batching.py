@@ -2,72 +2,39 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_jax import layout
 from llama_jax.errors import UserError
-from llama_jax.generate import decode as decode_lib
-from llama_jax.generate import rows as rows_lib
 from llama_jax.generate.decode import Drawn, State
+from llama_jax.generate.embed import Embedder
 from llama_jax.generate.engine import logprobs_of
-from llama_jax.generate.live import Live
+from llama_jax.generate.live import Live, Stats, Ticket
+from llama_jax.generate.prefill import padded
 from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
 from llama_jax.generate.queue import FairQueue, Prefixes
 from llama_jax.generate.request import (
-    MOST_LOGPROBS,
     Finish,
     Logprob,
     OnEvent,
     QueueFullError,
     Request,
 )
+from llama_jax.generate.rows import RowPrograms
 from llama_jax.generate.settings import Settings, history_of, rows_of
 from llama_jax.mesh import batch_shards
 from llama_jax.model.cache import slots_needed
 from llama_jax.model.patterns import Dense, Window
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Stats:
-    """What the engine is doing and has done; totals since it was made."""
-
-    rows: int
-    rows_busy: int
-    waiting: int
-    requests_total: dict[str, int]
-    """By finish reason."""
-    prompt_tokens_total: int
-    cached_tokens_total: int
-    """Of these, how many a row held already."""
-    generated_tokens_total: int
-    steps_total: int
-    """Steps of decoding, of all rows at once."""
-    uptime_seconds: float
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A request that was taken."""
-
-    _live: Live
-    _wake: Callable[[], None]
-
-    def cancel(self) -> None:
-        """Stop it, soon; its last event is Finish('cancelled') unless it has ended before."""
-        self._live.cancelled = True
-        self._wake()
 
 
 @dataclass
@@ -116,14 +83,16 @@ class Engine:
         decode: Callable[[list[int]], str],
         rows: int = 8,
         length: int = 2048,
+        source_length: int | None = None,
         queue: int = 256,
         prefill_chunk: int = 128,
         steps: int = 8,
     ):
         """`decode` gives the text of token ids (a tokenizer's). `queue`: requests that may wait.
         Prompts are read in pieces of `prefill_chunk` tokens (a power of two), `steps` tokens are
-        drawn between them. Memory is taken at once, and logged. Raises UserError for sizes that
-        cannot be."""
+        drawn between them. `source_length`: of the longest source, of an encoder-decoder; default:
+        `length`. Memory is taken at once, and logged. Raises UserError for sizes that cannot be.
+        """
         check_chunk(prefill_chunk)
         config = programs.config
         if batch_shards(programs.mesh) != 1:
@@ -131,9 +100,16 @@ class Engine:
                 f'an engine serves one replica, and the mesh divides a batch by '
                 f'{batch_shards(programs.mesh)}: use --mesh.fsdp 1 --mesh.tensor -1'
             )
+        if source_length is not None and not config.encoder_layers:
+            raise UserError('source_length is given, but this model has no encoder: leave it out')
+        self.source_length = source_length or (length if config.encoder_layers else 0)
         for name, value in (('rows', rows), ('queue', queue), ('steps', steps)):
             if value < 1:
                 raise UserError(f'{name} {value}: at least 1')
+        if self.source_length > config.context:
+            raise UserError(
+                f'source_length {self.source_length} exceeds the context of {config.context}'
+            )
         if not 2 <= length <= config.context:
             raise UserError(f'length {length} is not within 2 and the context of {config.context}')
         if not isinstance(config.pattern, Dense | Window):
@@ -145,10 +121,12 @@ class Engine:
         needed = slots_needed(config, length=length, piece=self._chunk)
         self._slots = -(-needed // self._chunk) * self._chunk
         self._ring = self._slots < length
-        self._compile()
+        self._on_rows = RowPrograms(programs.model, steps=steps)
+        self._embedder = Embedder(programs)
+        n_kept = self._slots + self.source_length
         log.info(
             'engine: %d rows of %d tokens, %.0f MB of keys and values beside %.0f MB of parameters',
-            *(rows, length, programs.cache_bytes(rows=rows, slots=self._slots) / 1e6),
+            *(rows, length, programs.cache_bytes(rows=rows, slots=n_kept) / 1e6),
             sum(x.nbytes for x in jax.tree.leaves(programs.params)) / 1e6,
         )
         self._began = time.monotonic()
@@ -169,6 +147,12 @@ class Engine:
         controls, n_prompt = request.controls, len(request.prompt)
         check_prompt(request.prompt, 'the prompt', vocab=self.config.vocab)
         controls.check(vocab=self.config.vocab)
+        self.programs.check_source(request.source, 'the source')
+        if request.source is not None and len(request.source) > self.source_length:
+            raise UserError(
+                f'the source ({len(request.source)} tokens) exceeds the {self.source_length} of a '
+                'row: shorten it'
+            )
         if request.grammar is not None and (controls.min_tokens or controls.ignore_end):
             raise UserError('a grammar says where the text ends: leave min_tokens, ignore_end out')
         if n_prompt + controls.max_tokens > self.length:
@@ -190,6 +174,11 @@ class Engine:
             self._waiting.append(live)
             self._changed.notify()
         return Ticket(live, self._wake)
+
+    def embed(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Vectors of unit length, float32 [n, D]; see Embedder. Takes its turns at the device with
+        the rows; returns when they are there."""
+        return self._embedder(texts)
 
     def stats(self) -> Stats:
         """What it is doing."""
@@ -272,10 +261,17 @@ class Engine:
         if self._reading is None:
             return
         live, row, programs = self._reading.live, self._reading.row, self.programs
+        if live.n_read == 0 and live.request.source is not None:
+            source = live.request.source
+            length = min(bucket(len(source)), self.source_length)
+            token_BS, _ = padded([source], 1, length, programs.model.pad_id)
+            self._state = self._on_rows.read_source(
+                programs.params, self._state, row, token_BS, len(source)
+            )
         at, n = live.n_read, min(len(live.prompt) - live.n_read, self._chunk)
         token_BT = np.full((1, min(bucket(n), self._chunk)), programs.model.pad_id, np.int32)
         token_BT[0, :n] = live.prompt[at : at + n]
-        self._state, x_BTD = self._read_row(
+        self._state, x_BTD = self._on_rows.read(
             programs.params, self._state, row, token_BT, at, first=at == 0
         )
         live.n_read += n
@@ -294,10 +290,12 @@ class Engine:
                 return
             live = self._waiting.pop()
         row, source, n_cached = free[0], free[0], 0
-        if not self._ring and live.controls.prompt_logprobs is None:
+        # What an encoder read is in the keys and values of a prompt too.
+        shares = not self._ring and not self.config.encoder_layers
+        if shares and live.controls.prompt_logprobs is None:
             row, source, n_cached = self._prefixes.find(live.prompt, free)
         if n_cached and source != row:
-            self._state = self._copy_row(self._state, source, row)
+            self._state = self._on_rows.copy(self._state, source, row)
         live.n_read = live.n_cached = n_cached
         self._prefixes.hold(row, live.prompt[:n_cached])
         self._totals.update(prompt=len(live.prompt), cached=n_cached)
@@ -321,7 +319,7 @@ class Engine:
                 live.finish('error', str(error))
                 return
         history = history_of([live.prompt], rows=1, vocab=vocab)
-        self._state, self._settings, drawn = self._begin_row(
+        self._state, self._settings, drawn = self._on_rows.begin(
             *(programs.params, self._state, self._settings, row, x_BTD, last, len(live.prompt)),
             *jax.tree.map(programs.place, (own, history)),
         )
@@ -334,7 +332,7 @@ class Engine:
             return
         dead_B = np.ones(self.rows, bool)
         dead_B[list(live_of)] = False
-        self._state, drawn = self._steps_of(
+        self._state, drawn = self._on_rows.steps(
             self.programs.params, self._state, self._settings, dead_B, n_steps
         )
         for x in jax.tree.leaves(drawn):
@@ -366,7 +364,7 @@ class Engine:
             live.finish('error', str(error))
             self._live[row] = None
             return
-        self._settings = self._put_bias(self._settings, bias_BV, row)
+        self._settings = self._on_rows.put_bias(self._settings, bias_BV, row)
 
     def _score(self, reading: _Reading, x_BTD: jax.Array, at: int, n: int) -> None:
         """Log-probabilities of the tokens that follow each of a piece."""
@@ -374,7 +372,7 @@ class Engine:
         following = live.prompt[at + 1 : at + n + 1]
         token_BT = np.zeros((1, x_BTD.shape[1]), np.int32)
         token_BT[0, : len(following)] = following
-        drawn = jax.device_get(self._scores(self.programs.params, x_BTD, token_BT))
+        drawn = jax.device_get(self._on_rows.scores(self.programs.params, x_BTD, token_BT))
         n_top = live.controls.prompt_logprobs
         reading.scores.extend(logprobs_of(drawn, 0, len(following), n_top))
         if at + n == len(live.prompt):
@@ -415,37 +413,10 @@ class Engine:
         )
         with jax.set_mesh(programs.mesh):
             cache = programs.empty(batch=self.rows, slots=self._slots)
+            if self.source_length:
+                cross = programs.empty_cross(batch=self.rows, slots=self.source_length)
+                cache = replace(cache, cross=cross)
         self._state = State(cache, zero_B, jnp.copy(zero_B), done_B, history)
-
-    def _compile(self) -> None:
-        """The programs that only an engine needs; each compiles at its first use."""
-        model = self.programs.model
-        jit = functools.partial(jax.jit, donate_argnums=1)
-        self._read_row = jit(functools.partial(rows_lib.read_row, model), static_argnames='first')
-        self._begin_row = jax.jit(
-            functools.partial(rows_lib.begin_row, model, n_top=MOST_LOGPROBS),
-            donate_argnums=(1, 2),
-        )
-        self._copy_row = jax.jit(rows_lib.copy_row, donate_argnums=0)
-        self._put_bias = jax.jit(rows_lib.put_bias, donate_argnums=0)
-
-        def steps(params, state, settings, dead_B, n_steps):
-            return decode_lib.decode(
-                *(model, params, state.without(dead_B), settings, n_steps),
-                slots=self._steps,
-                n_top=MOST_LOGPROBS,
-            )
-
-        def scores(params, x_BTD, token_BT):
-            logits_BTV = decode_lib.head(model, params, x_BTD)
-            whole = [jax.reshard(x, layout.rows()) for x in (logits_BTV, token_BT)]
-            return jax.shard_map(
-                functools.partial(decode_lib.scores, n_top=MOST_LOGPROBS),
-                in_specs=layout.rows(),
-                out_specs=layout.rows(),
-            )(*whole)
-
-        self._steps_of, self._scores = jit(steps), jax.jit(scores)
 
     def _counting(self, on_event: OnEvent) -> OnEvent:
         def counted(event: object) -> None:

@@ -3,6 +3,7 @@ write more in one loop."""
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import jax
@@ -13,14 +14,15 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.generate import columns
-from llama_jax.generate.quantized import Quantization, placements, quantized
+from llama_jax.generate.quantized import NOTHING, Quantization, placements, quantized
 from llama_jax.generate.sampling import sample
 from llama_jax.generate.settings import History, Settings, is_end, shaped
 from llama_jax.model import layers
-from llama_jax.model.cache import Cache
+from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.quantized import Quantized
+from llama_jax.trees import map_named
 
 
 @dataclass(frozen=True)
@@ -72,25 +74,55 @@ Carry = tuple[jax.Array, State, Drawn]
 
 
 def prepare(
-    model: Model, params: Params, *, mesh: Mesh, quantization: Quantization, whole_int4: bool
+    model: Model,
+    params: Params,
+    *,
+    mesh: Mesh,
+    head_copies: int,
+    quantization: Quantization,
+    whole_int4: bool,
 ) -> Params:
-    """Parameters for decoding only: layers apart, quantised or else in the type of the computation,
-    and gathered over the axes that a step would otherwise gather them over again and again."""
+    """Parameters for decoding only: `prepared`, and gathered over the axes that a step would
+    otherwise gather them over again and again."""
+    change = functools.partial(
+        prepared,
+        model,
+        head_copies=head_copies,
+        quantization=quantization,
+        whole_int4=whole_int4,
+    )
+    with jax.set_mesh(mesh):
+        placed = placements(jax.eval_shape(change, params), mesh)
+        return jax.jit(change, out_shardings=placed)(params)
+
+
+def prepared(
+    model: Model,
+    params: Params,
+    *,
+    head_copies: int,
+    quantization: Quantization = NOTHING,
+    whole_int4: bool = False,
+) -> Params:
+    """Parameters with layers apart, quantised or else in the type of the computation, and each
+    key-value head `head_copies` times."""
     dtype = precision.dtype(model.compute.precision)
 
-    def apart(params: Params) -> Params:
-        params = params if isinstance(params['blocks'], list) else layers.unstack(params)
-        params = quantized(params, quantization, whole_int4=whole_int4)
-        params = jax.tree.map(
-            lambda x: x if isinstance(x, Quantized) else x.astype(dtype),
-            params,
-            is_leaf=lambda x: isinstance(x, Quantized),
-        )
-        return columns.turn(params) if model.turned else params
+    def copied(path: str, x: jax.Array) -> jax.Array:
+        letters = layout.letters_of(path, x.ndim)
+        if head_copies == 1 or 'K' not in letters:
+            return x
+        # Query heads that follow each other share a head: its copies do so too.
+        return jnp.repeat(x, head_copies, axis=letters.index('K'))
 
-    with jax.set_mesh(mesh):
-        placed = placements(jax.eval_shape(apart, params), mesh)
-        return jax.jit(apart, out_shardings=placed)(params)
+    params = params if isinstance(params['blocks'], list) else layers.unstack(params)
+    params = quantized(map_named(copied, params), quantization, whole_int4=whole_int4)
+    params = jax.tree.map(
+        lambda x: x if isinstance(x, Quantized) else x.astype(dtype),
+        params,
+        is_leaf=lambda x: isinstance(x, Quantized),
+    )
+    return columns.turn(params) if model.turned else params
 
 
 def read(
@@ -112,6 +144,18 @@ def read(
         )
     assert written is not None  # given a cache, a model returns one
     return x_BTD, written
+
+
+def encode(
+    model: Model, params: Params, token_BS: Int[Array, 'B S'], length_B: Int[Array, ' B']
+) -> Cross:
+    """Read sources of these lengths, and compute what the decoder attends to at every step. A row
+    without a source has one token of padding, so that it is not without a key."""
+    with precision.matmuls(model.compute.precision):
+        bound = layers.bind(model.config, params)
+        segment_BS = jnp.arange(token_BS.shape[1]) < jnp.maximum(length_B, 1)[:, None]
+        segment_BS = segment_BS.astype(jnp.int32)
+        return bound.cross(bound.encode(token_BS, segment_BS=segment_BS, compute=model.compute))
 
 
 def last_features(
@@ -165,23 +209,21 @@ def decode(
     """
 
     def unfinished(carry: Carry) -> jax.Array:
-        step, state, _ = carry
-        return (step < n_steps) & ~state.done_B.all()
+        n, state, _ = carry
+        return (n < n_steps) & ~state.done_B.all()
 
     def one_step(carry: Carry) -> Carry:
-        step, state, drawn = carry
-        logits_BTV, cache = following(
-            model, params, state.cache, state.token_B[:, None], state.position_B
-        )
+        n, state, drawn = carry
+        logits_BV, cache = step(model, params, state.token_B, state.position_B, state.cache)
         position_B, live_B = state.position_B + 1, ~state.done_B
         one, ended_B, history = draw(
-            *(logits_BTV[:, 0], settings, state.history, position_B, live_B),
+            *(logits_BV, settings, state.history, position_B, live_B),
             pad_id=model.pad_id,
             n_top=n_top,
         )
         drawn = jax.tree.map(
             lambda all_, x: jax.lax.dynamic_update_slice_in_dim(
-                all_, jnp.expand_dims(x, 1), step, axis=1
+                all_, jnp.expand_dims(x, 1), n, axis=1
             ),
             *(drawn, one),
         )
@@ -192,11 +234,23 @@ def decode(
             done_B=state.done_B | ended_B,
             history=history,
         )
-        return step + 1, state, drawn
+        return n + 1, state, drawn
 
     nothing = _nothing(len(state.token_B), slots, model.pad_id, n_top)
     _, state, drawn = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, nothing))
     return state, drawn
+
+
+def step(
+    model: Model,
+    params: Params,
+    token_B: Int[Array, ' B'],
+    position_B: Int[Array, ' B'],
+    cache: Cache,
+) -> tuple[Float[Array, 'B V'], Cache]:
+    """Float32 logits after one more token in each row, and the cache with it."""
+    logits_BTV, cache = following(model, params, cache, token_B[:, None], position_B)
+    return logits_BTV[:, 0], cache
 
 
 def following(

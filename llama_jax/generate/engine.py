@@ -12,18 +12,11 @@ from jax.sharding import Mesh
 
 from llama_jax.errors import UserError
 from llama_jax.generate.decode import Drawn, State
-from llama_jax.generate.programs import (
-    Programs,
-    bucket,
-    check_chunk,
-    check_prompt,
-    power_of_two,
-)
+from llama_jax.generate.prefill import Shape, check_sources, prefill, shape_of
+from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.request import Controls, Logprob
 from llama_jax.generate.settings import Settings, has_penalties, history_of, rows_of
-from llama_jax.mesh import batch_shards
-from llama_jax.model.cache import slots_needed
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 
@@ -38,17 +31,6 @@ class Completion:
     """An end id, or max_tokens."""
     logprobs: tuple[Logprob, ...] = ()
     """One per token, where asked for."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes that programs are compiled for."""
-
-    rows: int
-    prompt: int
-    """Padded length of the prompts, in pieces of at most `prefill_chunk` tokens."""
-    slots: int
-    """Tokens that a row of the cache has room for."""
 
 
 class Generator:
@@ -90,8 +72,15 @@ class Generator:
         """Of the model."""
         return self.programs.config
 
-    def __call__(self, prompts: Sequence[Sequence[int]], **settings: Any) -> list[Completion]:
-        """Complete each prompt, in one loop on the device.
+    def __call__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        sources: Sequence[Sequence[int]] | None = None,
+        **settings: Any,
+    ) -> list[Completion]:
+        """Complete each prompt, in one loop on the device. `sources`: what an encoder reads for
+        each of them; an encoder-decoder needs it.
 
         Settings are the fields of Controls, one value for all rows or a sequence with one per row;
         the default temperature is 0. Rows of one seed and one prompt draw the same tokens: for
@@ -100,9 +89,9 @@ class Generator:
         """
         if not len(prompts):
             raise UserError('no prompts: give at least one')
-        controls, shape = self._checked(prompts, settings)
+        controls, shape = self._checked(prompts, settings, sources)
         with jax.set_mesh(self.programs.mesh):
-            state, first, rows, n_top = self._read(prompts, controls, shape)
+            state, first, rows, n_top = self._read(prompts, controls, shape, sources)
             drawn, n_more = [first], max(one.max_tokens for one in controls) - 1
             if n_more:
                 _, more = self.programs.decode(
@@ -115,7 +104,12 @@ class Generator:
         return [self._completion(whole, i, one) for i, one in enumerate(controls)]
 
     def stream(
-        self, prompt: Sequence[int], *, chunk: int = 16, **settings: Any
+        self,
+        prompt: Sequence[int],
+        *,
+        source: Sequence[int] | None = None,
+        chunk: int = 16,
+        **settings: Any,
     ) -> Iterator[list[int]]:
         """Complete one prompt; yields the first token, then `chunk` at a time, without the end id.
 
@@ -124,9 +118,10 @@ class Generator:
         """
         if chunk < 1:
             raise UserError(f'chunk {chunk}: a stream yields at least one token at a time')
-        controls, shape = self._checked([prompt], settings)
+        sources = None if source is None else [source]
+        controls, shape = self._checked([prompt], settings, sources)
         with jax.set_mesh(self.programs.mesh):
-            state, first, rows, n_top = self._read([prompt], controls, shape)
+            state, first, rows, n_top = self._read([prompt], controls, shape, sources)
         return self._pieces(state, first, rows, n_top, controls[0], chunk)
 
     def _pieces(
@@ -155,19 +150,22 @@ class Generator:
                 return
             ready, n_ready, n_left = following, n_next, n_left - n_next
 
-    def shape(self, n_prompts: int, longest: int, max_tokens: int) -> Shape:
+    def shape(self, n_prompts: int, longest: int, max_tokens: int, source: int = 0) -> Shape:
         """What a batch is padded to; for sizing memory (see Programs.cache_bytes)."""
-        shards = batch_shards(self.programs.mesh)
-        rows = shards * power_of_two(-(-n_prompts // shards))
-        prompt, chunk = bucket(longest), self.prefill_chunk
-        if prompt > chunk:
-            prompt = -(-longest // chunk) * chunk
-        length = prompt + max_tokens - 1
-        needed = slots_needed(self.config, length=length, piece=min(prompt, chunk))
-        return Shape(rows, prompt, bucket(needed))
+        return shape_of(
+            self.programs,
+            prompts=n_prompts,
+            longest=longest,
+            max_tokens=max_tokens,
+            prefill_chunk=self.prefill_chunk,
+            source=source,
+        )
 
     def _checked(
-        self, prompts: Sequence[Sequence[int]], settings: dict[str, Any]
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: dict[str, Any],
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> tuple[list[Controls], Shape]:
         controls = controls_of(len(prompts), {'temperature': 0.0, **settings})
         for i, (prompt, one) in enumerate(zip(prompts, controls, strict=True)):
@@ -178,24 +176,20 @@ class Generator:
                     'stop strings and prompt_logprobs are for requests of the Engine '
                     '(generate/batching.py), not for a Generator'
                 )
-            if len(prompt) + one.max_tokens > self.config.context:
-                raise UserError(
-                    f'prompt {i} ({len(prompt)} tokens) and max_tokens ({one.max_tokens}) exceed '
-                    f"the model's context of {self.config.context}: shorten one of them"
-                )
+            self.programs.check_length(len(prompt), one.max_tokens, f'prompt {i}')
         longest, most = max(map(len, prompts)), max(one.max_tokens for one in controls)
-        return controls, self.shape(len(prompts), longest, most)
+        source = check_sources(self.programs, prompts, sources)
+        return controls, self.shape(len(prompts), longest, most, source)
 
     def _read(
-        self, prompts: Sequence[Sequence[int]], controls: list[Controls], shape: Shape
+        self,
+        prompts: Sequence[Sequence[int]],
+        controls: list[Controls],
+        shape: Shape,
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> tuple[State, Drawn, Settings, int | None]:
         """Prefill: the state after the first tokens, and these; and the settings of all rows."""
         programs, vocab = self.programs, self.config.vocab
-        token_BT = np.full((shape.rows, shape.prompt), programs.model.pad_id, np.int32)
-        length_B = np.zeros(shape.rows, np.int32)
-        for i, prompt in enumerate(prompts):
-            token_BT[i, : len(prompt)] = prompt
-            length_B[i] = len(prompt)
         rows = rows_of(
             controls,
             lengths=[len(prompt) for prompt in prompts],
@@ -209,17 +203,8 @@ class Generator:
             history = history_of(prompts, rows=shape.rows, vocab=vocab)
         reported = [one.logprobs for one in controls if one.logprobs is not None]
         n_top = max(reported) if reported else None
-        rows, history, length = jax.tree.map(programs.place, (rows, history, length_B))
-
-        cache = programs.empty(batch=shape.rows, slots=shape.slots)
-        x_BD, chunk = programs.no_features(shape.rows), min(self.prefill_chunk, shape.prompt)
-        for start in range(0, shape.prompt, chunk):
-            x_BD, cache = programs.read(
-                *(programs.params, cache, x_BD),
-                programs.place(token_BT[:, start : start + chunk]),
-                *(length, start),
-                first=start == 0,
-            )
+        rows, history = jax.tree.map(programs.place, (rows, history))
+        x_BD, cache, length = prefill(programs, prompts, shape, sources)
         state, drawn = programs.begin(
             programs.params, cache, x_BD, length, rows, history, n_top=n_top
         )

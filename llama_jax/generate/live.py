@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from llama_jax.generate.request import (
     Finish,
@@ -119,6 +120,37 @@ class Live:
             self.finished = True
             n_prompt = len(self.prompt)
             self._on_event(Finish(reason, n_prompt, self._n_drawn, self.n_cached, message))
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the engine is doing and has done; totals since it was made."""
+
+    rows: int
+    rows_busy: int
+    waiting: int
+    requests_total: dict[str, int]
+    """By finish reason."""
+    prompt_tokens_total: int
+    cached_tokens_total: int
+    """Of these, how many a row held already."""
+    generated_tokens_total: int
+    steps_total: int
+    """Steps of decoding, of all rows at once."""
+    uptime_seconds: float
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """A request that was taken."""
+
+    _live: Live
+    _wake: Callable[[], None]
+
+    def cancel(self) -> None:
+        """Stop it, soon; its last event is Finish('cancelled') unless it has ended before."""
+        self._live.cancelled = True
+        self._wake()
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -18,7 +18,7 @@ from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Model
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.settings import END_IDS
-from llama_jax.model.cache import Cache
+from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 
@@ -53,12 +53,10 @@ class Programs:
 
         Raises UserError when the model does not fit the mesh, or ids are not of its vocabulary.
         """
-        layout.check(config.sizes(), mesh)
-        if config.encoder_layers:
-            raise UserError(
-                'the generator continues a text, which an encoder-decoder does not: use a model '
-                'with encoder_layers 0'
-            )
+        layout.check(config.sizes(), mesh, shared_heads=True)
+        # Where tensor parallelism exceeds the key-value heads, several devices hold the same one.
+        copies = layout.head_copies(config.kv_heads, mesh)
+        config = replace(config, kv_heads=config.kv_heads * copies)
         for name, ids in (('eos_ids', end_ids), ('pad_id', (pad_id,))):
             if any(not 0 <= i < config.vocab for i in ids):
                 raise UserError(
@@ -80,7 +78,12 @@ class Programs:
         if whole_int4:
             log.info('int4 on a CPU: matrices are rounded to it, and kept and used as float32')
         self.params = decode_lib.prepare(
-            model, params, mesh=mesh, quantization=quantization, whole_int4=whole_int4
+            model,
+            params,
+            mesh=mesh,
+            head_copies=copies,
+            quantization=quantization,
+            whole_int4=whole_int4,
         )
         self.empty = jax.jit(
             functools.partial(
@@ -88,6 +91,11 @@ class Programs:
             ),
             static_argnames=('batch', 'slots'),
         )
+        self.empty_cross = jax.jit(
+            functools.partial(Cross.empty, config, dtype=self.dtype),
+            static_argnames=('batch', 'slots'),
+        )
+        self.encode = jax.jit(functools.partial(decode_lib.encode, model))
         self.read = jax.jit(
             functools.partial(_read, model), static_argnames='first', donate_argnums=1
         )
@@ -105,6 +113,30 @@ class Programs:
         """Of the model."""
         return self.model.config
 
+    def check_length(self, n_prompt: int, max_tokens: int, name: str) -> None:
+        """Raise UserError when prompt and output together are longer than the context."""
+        if n_prompt + max_tokens > self.config.context:
+            raise UserError(
+                f'{name} ({n_prompt} tokens) and max_tokens ({max_tokens}) exceed the '
+                f"model's context of {self.config.context}: shorten one of them"
+            )
+
+    def check_source(self, source: object, name: str) -> None:
+        """Raise UserError unless it is a sequence for the encoder, or None where there is none."""
+        config = self.config
+        if source is None:
+            if config.encoder_layers:
+                raise UserError(
+                    f'{name} is missing: an encoder-decoder reads one for each prompt (--source)'
+                )
+            return
+        if not config.encoder_layers:
+            raise UserError(f'{name} is given, but this model has no encoder: leave it out')
+        check_prompt(source, name, vocab=config.vocab)
+        n = len(source)  # type: ignore[arg-type]
+        if n > config.context:
+            raise UserError(f"{name} ({n} tokens) exceeds the model's context of {config.context}")
+
     def place(self, x: np.ndarray) -> jax.Array:
         """An array of the host by row: its first dimension is the batch."""
         return jax.device_put(x, NamedSharding(self.mesh, layout.rows()))
@@ -115,7 +147,8 @@ class Programs:
         return jnp.zeros((batch, self.config.dim), self.dtype, device=placed)
 
     def cache_bytes(self, *, rows: int, slots: int) -> int:
-        """Memory of keys and values, over all devices."""
+        """Memory of keys and values, over all devices; `slots` of a row, those for the source of an
+        encoder-decoder included."""
         config = self.config
         per_head = config.head_dim * self.dtype.itemsize
         if self.quantization.cache:

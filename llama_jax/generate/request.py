@@ -105,6 +105,8 @@ class Request:
     prompt: Sequence[int]
     """Token ids, at least one."""
     controls: Controls = field(default_factory=Controls)
+    source: Sequence[int] | None = None
+    """Token ids that the encoder reads; an encoder-decoder needs it."""
     grammar: Grammar | None = None
     """Only text that it allows."""
     deadline: float | None = None

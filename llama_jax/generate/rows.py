@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,12 +15,43 @@ from jaxtyping import Array, Float, Int
 from llama_jax import layout
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Drawn, Model, State
+from llama_jax.generate.request import MOST_LOGPROBS
 from llama_jax.generate.settings import History, Settings
-from llama_jax.model.cache import Cache
+from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.layers import Params
 
 # Of a cache the batch and the key-value heads are divided; of all else the batch is.
 _CACHE, _ROWS = layout.act('BK'), layout.rows()
+
+
+class RowPrograms:
+    """The programs that a running batch needs, each compiled at its first use.
+
+    What they change is donated: the state, and the settings where these change.
+    """
+
+    def __init__(self, model: Model, *, steps: int):
+        """`steps` may be drawn per dispatch."""
+
+        def some(
+            params: Params, state: State, settings: Settings, dead_B: jax.Array, n: jax.Array
+        ) -> tuple[State, Drawn]:
+            return decode_lib.decode(
+                *(model, params, state.without(dead_B), settings, n),
+                slots=steps,
+                n_top=MOST_LOGPROBS,
+            )
+
+        state_goes = functools.partial(jax.jit, donate_argnums=1)
+        self.read = state_goes(functools.partial(read_row, model), static_argnames='first')
+        self.read_source = state_goes(functools.partial(read_source, model))
+        self.begin = jax.jit(
+            functools.partial(begin_row, model, n_top=MOST_LOGPROBS), donate_argnums=(1, 2)
+        )
+        self.copy = jax.jit(copy_row, donate_argnums=0)
+        self.put_bias = jax.jit(put_bias, donate_argnums=0)
+        self.steps = state_goes(some)
+        self.scores = jax.jit(functools.partial(scores_of, model))
 
 
 def read_row(
@@ -36,17 +69,38 @@ def read_row(
     The other rows go on between pieces. Their steps write this row too: at the place where its
     next piece begins, before that is written.
     """
-    own = _take(state.cache, row, _CACHE)
+    own = _take(state.cache, row, placed(state.cache))
     at_B = _batch_of_one(at)
     x_BTD, own = decode_lib.read(model, params, own, token_BT, None if first else at_B)
     state = State(
-        cache=_put(state.cache, own, row, _CACHE),
+        cache=replace(state.cache, layers=_put(state.cache.layers, own.layers, row, _CACHE)),
         token_B=state.token_B,
         position_B=_put(state.position_B, at_B + token_BT.shape[1], row, _ROWS),
         done_B=_put(state.done_B, _batch_of_one(jnp.array(True)), row, _ROWS),
         history=state.history,
     )
     return state, x_BTD
+
+
+def read_source(
+    model: Model,
+    params: Params,
+    state: State,
+    row: Int[Array, ''],
+    token_BS: Int[Array, '1 S'],
+    length: Int[Array, ''],
+) -> State:
+    """What the encoder makes of a source of `length` tokens in one row; the row is done until it
+    begins."""
+    kept = state.cache.cross
+    assert kept is not None  # an engine for an encoder-decoder makes room for it
+    own = decode_lib.encode(model, params, token_BS, _batch_of_one(length))
+    own = own.padded(kept.segment_BS.shape[1])
+    return replace(
+        state,
+        cache=replace(state.cache, cross=_put(kept, own, row, placed(kept))),
+        done_B=_put(state.done_B, _batch_of_one(jnp.array(True)), row, _ROWS),
+    )
 
 
 def begin_row(
@@ -82,8 +136,19 @@ def begin_row(
 
 def copy_row(state: State, source: Int[Array, ''], row: Int[Array, '']) -> State:
     """The keys and values of row `source` in another row too."""
-    cache = _put(state.cache, _take(state.cache, source, _CACHE), row, _CACHE)
-    return State(cache, state.token_B, state.position_B, state.done_B, state.history)
+    kept = state.cache.layers
+    kept = _put(kept, _take(kept, source, _CACHE), row, _CACHE)
+    return replace(state, cache=replace(state.cache, layers=kept))
+
+
+def scores_of(
+    model: Model, params: Params, x_BTD: Float[Array, '1 T D'], token_BT: Int[Array, '1 T']
+) -> Drawn:
+    """Log-probabilities of the tokens that follow each of a piece with these features."""
+    logits_BTV = decode_lib.head(model, params, x_BTD)
+    whole = [jax.reshard(x, _ROWS) for x in (logits_BTV, token_BT)]
+    scores = functools.partial(decode_lib.scores, n_top=MOST_LOGPROBS)
+    return jax.shard_map(scores, in_specs=_ROWS, out_specs=_ROWS)(*whole)
 
 
 def put_bias(settings: Settings, bias_BV: Float[Array, '1 V'], row: Int[Array, '']) -> Settings:
@@ -93,16 +158,21 @@ def put_bias(settings: Settings, bias_BV: Float[Array, '1 V'], row: Int[Array, '
     )
 
 
-def _take(tree: Any, row: jax.Array, placed: P) -> Any:
+def placed(cache: Cache | Cross) -> Any:
+    """How the arrays of a cache lie: keys and values, and what is by row."""
+    return jax.tree.map(lambda x: _CACHE if x.ndim == 4 else P(*_ROWS, None), cache)
+
+
+def _take(tree: Any, row: jax.Array, spec: Any) -> Any:
     """One row of every array, as a batch of one."""
 
     def local(tree: Any, row: jax.Array) -> Any:
         return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, row, 1), tree)
 
-    return _on_each_device(local, (placed, P()), placed)(tree, row)
+    return _on_each_device(local, (spec, P()), spec)(tree, row)
 
 
-def _put(tree: Any, one: Any, row: jax.Array, placed: P) -> Any:
+def _put(tree: Any, one: Any, row: jax.Array, spec: Any) -> Any:
     """Every array with one row replaced by that of a batch of one."""
 
     def local(tree: Any, one: Any, row: jax.Array) -> Any:
@@ -111,7 +181,7 @@ def _put(tree: Any, one: Any, row: jax.Array, placed: P) -> Any:
             *(tree, one),
         )
 
-    return _on_each_device(local, (placed, placed, P()), placed)(tree, one, row)
+    return _on_each_device(local, (spec, spec, P()), spec)(tree, one, row)
 
 
 def _batch_of_one(x: jax.Array) -> jax.Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
@@ -38,37 +39,51 @@ class Attention(nnx.Module):
         rope: Rotation | None,
         visible: Visibility,
         compute: Compute,
-        memory_BSD: jax.Array | None = None,
+        memory: jax.Array | LayerCache | None = None,
         cache: LayerCache | None = None,
         at_B: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Attend from `x_BTD` to `memory_BSD`, or to itself. A cache is written from place `at_B`
-        on, and what it held before is attended to as well; `at_B` None: it held nothing."""
+        """Attend from `x_BTD` to itself, or to a memory [B, S, D] or its `keys_and_values`. A cache
+        is written from place `at_B` on, and what it held before is attended to as well; `at_B`
+        None: it held nothing."""
         dtype = x_BTD.dtype
         q_DNH = in_use(self.q_DNH, 'DNH', dtype)
-        k_DKH = in_use(self.k_DKH, 'DKH', dtype)
-        v_DKH = in_use(self.v_DKH, 'DKH', dtype)
         out_NHD = in_use(self.out_NHD, 'NHD', dtype)
-
-        source_BSD = x_BTD if memory_BSD is None else memory_BSD
         q_BTNH = shifted(project(x_BTD, q_DNH, 'DNH'), self.q_bias_NH, 'NH')
-        k_BSKH = shifted(project(source_BSD, k_DKH, 'DKH'), self.k_bias_KH, 'KH')
-        v_BSKH = shifted(project(source_BSD, v_DKH, 'DKH'), self.v_bias_KH, 'KH')
         if rope is not None:
-            q_BTNH, k_BSKH = rotate(q_BTNH, rope), rotate(k_BSKH, rope)
+            q_BTNH = rotate(q_BTNH, rope)
         q_BTNH = checkpoint_name(q_BTNH, 'query')
-        k_BSKH = checkpoint_name(k_BSKH, 'key')
-        v_BSKH = checkpoint_name(v_BSKH, 'value')
-        if cache is not None:
-            cache = cache.write(k_BSKH, v_BSKH, at_B=at_B)
-        if cache is None or at_B is None:
+        kept = memory if isinstance(memory, LayerCache) else None
+        if not isinstance(memory, LayerCache):
+            k_BSKH, v_BSKH = self._projected(x_BTD if memory is None else memory, rope)
+            if cache is not None:
+                cache = cache.write(k_BSKH, v_BSKH, at_B=at_B)
+                kept = None if at_B is None else cache
+        if kept is None:
             attended_BTNH = kernels.attend(
                 q_BTNH, k_BSKH, v_BSKH, visible=visible, backend=compute.attention
             )
         else:
             attended_BTNH = kernels.attend_cached(
-                q_BTNH, cache.k_BKHS, cache.v_BKSH, visible=visible, backend=compute.attention
+                q_BTNH, kept.k_BKHS, kept.v_BKSH, visible=visible, backend=compute.attention
             )
         attended_BTNH = checkpoint_name(attended_BTNH, 'attended')
         out_BTD = close(attended_BTNH, out_NHD, 'NHD')
         return shifted(out_BTD, self.out_bias_D, 'D'), cache
+
+    def keys_and_values(self, memory_BSD: jax.Array) -> LayerCache:
+        """Of a memory that is attended to again and again."""
+        k_BSKH, v_BSKH = self._projected(memory_BSD, None)
+        return LayerCache(jnp.einsum('BSKH->BKHS', k_BSKH), jnp.einsum('BSKH->BKSH', v_BSKH))
+
+    def _projected(
+        self, source_BSD: jax.Array, rope: Rotation | None
+    ) -> tuple[jax.Array, jax.Array]:
+        dtype = source_BSD.dtype
+        k_DKH = in_use(self.k_DKH, 'DKH', dtype)
+        v_DKH = in_use(self.v_DKH, 'DKH', dtype)
+        k_BSKH = shifted(project(source_BSD, k_DKH, 'DKH'), self.k_bias_KH, 'KH')
+        v_BSKH = shifted(project(source_BSD, v_DKH, 'DKH'), self.v_bias_KH, 'KH')
+        if rope is not None:
+            k_BSKH = rotate(k_BSKH, rope)
+        return checkpoint_name(k_BSKH, 'key'), checkpoint_name(v_BSKH, 'value')

@@ -51,13 +51,13 @@ class Block(nnx.Module):
         rope: Rotation | None,
         visible: Visibility,
         compute: Compute,
-        memory: tuple[jax.Array, Visibility] | None = None,
+        memory: tuple[jax.Array | LayerCache, Visibility] | None = None,
         cache: LayerCache | None = None,
         at_B: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """Apply the layer; with a `key`, dropout is on. `memory` is what an encoder made [B, S, D],
-        and what of it is seen."""
+        or its keys and values, and what of it is seen."""
         n_sublayers = 2 if self.cross is None else 3
         keys = [None] * n_sublayers if key is None else list(jax.random.split(key, n_sublayers))
         with jax.named_scope('attention'):
@@ -75,7 +75,7 @@ class Block(nnx.Module):
                 update_BTD, _ = self.cross(
                     self._before(self.cross_norm, x_BTD),
                     rope=None,
-                    memory_BSD=memory[0],
+                    memory=memory[0],
                     visible=memory[1],
                     compute=compute,
                 )

@@ -81,6 +81,32 @@ def _write_rows(
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Cross:
+    """Keys and values of what an encoder read, by layer of the decoder: computed once."""
+
+    layers: list[LayerCache]
+    segment_BS: Int[Array, 'B S']
+    """1 for tokens, 0 for padding; no row is without a token."""
+
+    @staticmethod
+    def empty(config: ModelConfig, *, batch: int, slots: int, dtype: jnp.dtype) -> Cross:
+        """Zeros, all to be seen, on the mesh in use."""
+        layers = Cache.empty(config, batch=batch, slots=slots, dtype=dtype).layers
+        return Cross(layers, jnp.ones((batch, slots), jnp.int32, out_sharding=layout.act('BS')))
+
+    def padded(self, slots: int) -> Cross:
+        """The same with room for `slots` tokens."""
+
+        def widen(x: jax.Array, axis: int) -> jax.Array:
+            widths = [(0, slots - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
+            return jnp.pad(x, widths)
+
+        layers = [LayerCache(widen(x.k_BKHS, 3), widen(x.v_BKSH, 2)) for x in self.layers]
+        return Cross(layers, widen(self.segment_BS, 1))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class Cache:
     """A list of per-layer arrays, each updated in place when the whole is donated.
 
@@ -90,6 +116,8 @@ class Cache:
     """
 
     layers: list[LayerCache]
+    cross: Cross | None = None
+    """Of the decoder of an encoder-decoder."""
 
     @property
     def slots(self) -> int:

@@ -15,7 +15,7 @@ from llama_jax import layout, precision
 from llama_jax.errors import UserError
 from llama_jax.mesh import platform_in_use
 from llama_jax.model.block import Block, drop, rematerialized
-from llama_jax.model.cache import Cache
+from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
 from llama_jax.model.linear import in_use
@@ -97,7 +97,7 @@ class Transformer(nnx.Module):
           causal: tokens see only what does not come after them.
           prefix_BT: not 0 for tokens that the whole document sees, those before them included. With
             a cache it has to be in the first piece.
-          memory: of `encode`; a decoder with an encoder needs it.
+          memory: of `encode`; a decoder with an encoder needs it, or a cache with its `cross`.
           compute: precision, kernels and rematerialisation.
           cache: is written, and keeps what earlier pieces wrote; needs unrolled blocks (see
             layers.unstack). Each row is one document, and padding stands behind it.
@@ -108,10 +108,11 @@ class Transformer(nnx.Module):
         config = self.config
         if cache is not None and not causal:
             raise UserError('a cache holds what comes before a token: it needs causal attention')
-        if (memory is None) != (self.encoder_blocks is None):
+        cross = None if cache is None else cache.cross
+        if (memory is None and cross is None) != (self.encoder_blocks is None):
             raise UserError(
                 'an encoder-decoder needs the memory that its encoder makes: call encode first'
-                if memory is None
+                if memory is None and cross is None
                 else 'this model has no encoder to make a memory: set --model.encoder-layers'
             )
         if cache is None and at_B is not None:
@@ -140,6 +141,9 @@ class Transformer(nnx.Module):
         if memory is not None:
             segment_BS = jax.reshard(memory.segment_BS, layout.act('BS'))
             context['memory'] = memory.x_BSD, across(segment_BT, segment_BS)
+        elif cross is not None:
+            segment_BS = jax.reshard(cross.segment_BS, layout.act('BS'))
+            seen = Visibility(segment_BT, segment_BS, causal=False)  # no query is padding
 
         keys = None if key is None else jax.random.split(key, 1 + config.layers)
         x_BTD = self._embedded(token_BT, position_BT, compute, keys)
@@ -152,9 +156,11 @@ class Transformer(nnx.Module):
             written = []
             for i, (block, layer) in enumerate(zip(self.blocks, cache.layers, strict=True)):
                 layer_key = None if keys is None else keys[1 + i]
+                if cross is not None:
+                    context['memory'] = cross.layers[i], seen
                 x_BTD, layer = block(x_BTD, cache=layer, at_B=at_B, key=layer_key, **context)
                 written.append(layer)
-            cache = Cache(written)
+            cache = Cache(written, cross)
         return x_BTD if self.norm is None else self.norm(x_BTD), cache
 
     def encode(
@@ -171,6 +177,14 @@ class Transformer(nnx.Module):
             token_BS, position_BS, segment_BS, compute=compute, key=key
         )
         return Memory(x_BSD if self.encoder_norm is None else self.encoder_norm(x_BSD), segment_BS)
+
+    def cross(self, memory: Memory) -> Cross:
+        """What each layer of the decoder attends to in a memory of `encode`, for a cache to hold;
+        needs unrolled blocks."""
+        if not isinstance(self.blocks, nnx.List):
+            raise UserError('decoding with a cache needs unrolled layers: see layers.unstack')
+        layers = [block.cross.keys_and_values(memory.x_BSD) for block in self.blocks]
+        return Cross(layers, memory.segment_BS)
 
     def layer_features(
         self,

@@ -45,7 +45,8 @@ class Feed:
         self._begun: list[bool] = []
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """All or none. Raises ApiError when the engine refuses one or has no room."""
+        """Raises ApiError when the engine refuses one or has no room for it; `cancel` takes back
+        those before it."""
         now = time.perf_counter()
         self._last, self._begun = [now] * len(requests), [False] * len(requests)
         try:
@@ -53,10 +54,8 @@ class Feed:
                 ticket = self._engine.submit(request, functools.partial(self._put, i))
                 self._tickets.append(ticket)
         except UserError as error:
-            self.cancel()
             raise ApiError(400, str(error)) from None
         except QueueFullError as error:
-            self.cancel()
             raise full(str(error)) from None
         self._open = len(requests)
 

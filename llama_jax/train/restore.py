@@ -35,11 +35,11 @@ class Trained(NamedTuple):
         return self.experiment.model
 
 
-def load(workdir: Path, mesh: Mesh) -> Trained:
+def load(workdir: Path, mesh: Mesh, *, shared_heads: bool = False) -> Trained:
     """The newest readable checkpoint of the run in `workdir`, placed on `mesh`.
 
-    Only the parameters are read. Raises UserError when there is no run, or none of its checkpoints
-    can be read.
+    Only the parameters are read. `shared_heads`: for generation, see `layout.check`. Raises
+    UserError when there is no run, or none of its checkpoints can be read.
     """
     run = read_run(workdir)
     if run is None:
@@ -47,7 +47,7 @@ def load(workdir: Path, mesh: Mesh) -> Trained:
             f'{workdir} holds no run: give the --workdir of a training, such as runs/quickstart'
         )
     experiment = from_dict(run['experiment'])
-    layout.check(experiment.model.sizes(), mesh)
+    layout.check(experiment.model.sizes(), mesh, shared_heads=shared_heads)
     abstract = jax.eval_shape(
         lambda: initial_params(experiment.model, experiment.objective, jax.random.key(0))
     )

@@ -17,7 +17,8 @@ TEMPERATURE = 0.8
 def sampler(
     experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh
 ) -> Callable[[State], Iterator[tuple[str, str]]] | None:
-    """A function that continues the prompts of the configuration: pairs (prompt, text).
+    """A function that continues the prompts of the configuration: pairs (prompt, text). An encoder
+    reads them, where there is one, and the decoder writes from the beginning.
 
     None when there are no prompts, or several processes: samples are a look at the model, not
     worth a second program on every host.
@@ -36,8 +37,11 @@ def sampler(
             eos_ids=(tokenizer.eos_id,),
             pad_id=tokenizer.pad_id,
         )
+        begin, texts = [tokenizer.bos_id], [tokenizer.encode(prompt).tolist() for prompt in prompts]
+        reads = experiment.model.encoder_layers > 0
         completions = generator(
-            [[tokenizer.bos_id, *tokenizer.encode(prompt).tolist()] for prompt in prompts],
+            [begin] * len(texts) if reads else [[*begin, *text] for text in texts],
+            sources=[text or begin for text in texts] if reads else None,
             max_tokens=experiment.evaluation.sample_tokens,
             temperature=TEMPERATURE,
             seed=list(range(len(prompts))),

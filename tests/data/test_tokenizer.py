@@ -106,6 +106,16 @@ def test_control_block(tokenizer):
     assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode('ab'), tokenizer.mask_id]) == 'ab'
     shown = tokenizer.decode([tokenizer.control['[R]'], tokenizer.eos_id], show_control=True)
     assert shown == '[R]</s>'
+    assert tokenizer.end_ids == (tokenizer.eos_id,)
+
+
+def test_bytes_of_a_token(tokenizer):
+    text = f'def f(x):  return {CHINESE[0]}'
+    assert b''.join(tokenizer.token_bytes(i) for i in tokenizer.encode(text)) == text.encode()
+    assert tokenizer.token_bytes(tokenizer.eos_id) == b''
+    for bad in (-1, 1024):
+        with pytest.raises(UserError, match=f'token id {bad} is outside'):
+            tokenizer.token_bytes(bad)
 
 
 def test_pieces_hold_indentation_and_single_digits(tokenizer):
@@ -201,3 +211,10 @@ def test_sizes_that_do_not_suit_the_text(modules):
         train(texts, vocab=50_000, kind='bpe')
     with pytest.raises(UserError, match='no text'):
         train([], vocab=1024, kind='bpe')
+
+
+def test_training_on_text_without_a_space_learns_the_space():
+    text = ''.join(CHINESE).replace(' ', '').replace('\n', '')
+    trained = train([text], vocab=512, kind='bpe')
+    for given in ('a b', ' 你  好 ', 'x\u2581y z'):
+        assert trained.decode(trained.encode(given)) == given

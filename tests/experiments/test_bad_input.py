@@ -8,7 +8,7 @@ import os
 import pytest
 
 import configs
-from experiments import pretrain
+from experiments import evaluate, pretrain
 from llama_jax.train import run
 from llama_jax.train.experiment import to_dict
 
@@ -158,3 +158,13 @@ def test_an_error_of_ours_keeps_its_traceback(run_script):
 
     with pytest.raises(ZeroDivisionError):
         run_script(script)
+
+
+def test_a_run_of_a_grid_is_not_marked_as_finished(run_script, tmp_path):
+    run = tmp_path / 'grid' / 'causal' / 'seed-0'
+    run.mkdir(parents=True)
+    (tmp_path / 'grid' / 'grid.json').write_text('{}')
+    code, _, error = run_script(evaluate.main, run)
+    assert code == 2 and len(error) == 1 and 'give --output FILE' in error[0]
+    code, _, error = run_script(evaluate.main, run, '--output', tmp_path / 'own.json')
+    assert code == 2 and 'holds no run' in error[0]

@@ -335,11 +335,11 @@ def test_a_full_queue_and_bad_requests_are_refused(engine):
 
 def test_a_failure_ends_requests_and_not_the_engine(engine, monkeypatch):
     ours = engine()
-    steps = ours._steps_of
-    monkeypatch.setattr(ours, '_steps_of', lambda *args: 1 / 0)
+    steps = ours._on_rows.steps
+    monkeypatch.setattr(ours._on_rows, 'steps', lambda *args: 1 / 0)
     one = ask(ours, prompt_of(5)).wait()
     assert one.finish.reason == 'error' and 'ZeroDivisionError' in one.finish.message
-    monkeypatch.setattr(ours, '_steps_of', steps)
+    monkeypatch.setattr(ours._on_rows, 'steps', steps)
     assert ask(ours, prompt_of(5)).wait().tokens == uncached(prompt_of(5), 12)
 
 
@@ -385,7 +385,7 @@ def test_the_cache_stays_in_place(engine):
     state, place = ours._state, ours.programs.place
     dead_B = place(np.zeros(8, bool))
     with jax.set_mesh(ours.programs.mesh):
-        lowered = ours._steps_of.lower(ours.programs.params, state, ours._settings, dead_B, 4)
+        lowered = ours._on_rows.steps.lower(ours.programs.params, state, ours._settings, dead_B, 4)
         memory = lowered.compile().memory_analysis()
     cache_bytes = ours.programs.cache_bytes(rows=8, slots=256)
     assert memory.alias_size_in_bytes >= cache_bytes

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from llama_jax import layout, trees
-from llama_jax.errors import UserError
 from llama_jax.generate.engine import Generator
 from llama_jax.model import layers
 from llama_jax.model.cache import Cache
@@ -117,9 +116,3 @@ def test_a_prefix_read_into_the_cache_is_seen_by_all_of_it():
         first, rest = jax.jit(pieces)(params)
         found = np.concatenate([first, rest], axis=1)
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-4)
-
-
-def test_an_encoder_decoder_is_refused():
-    config = replace(CONFIG, encoder_layers=1)
-    with pytest.raises(UserError, match='encoder_layers 0'):
-        Generator(config, weights(config), mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)

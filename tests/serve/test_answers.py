@@ -244,6 +244,7 @@ def test_metrics(app):
     post(made, COMPLETIONS, {'prompt': 'ab', 'max_tokens': 5})
     post(made, COMPLETIONS, {'prompt': 'ab', 'bad"\n': 5})
     get(made, '/nowhere')
+    assert made.state.service.served.engine.idle(5.0)  # a row is free a moment after its last event
     answer = get(made, '/metrics')
     assert answer.headers['content-type'].startswith('text/plain; version=0.0.4')
     lines = answer.body.decode().splitlines()

@@ -122,7 +122,7 @@ def test_what_the_server_refuses_is_told_and_marked(page, opened):
 
 
 def test_key(page, opened):
-    opened(keys=('secret',), ready="!document.getElementById('key-label').hidden")
+    opened(keys=('secret',), ready="document.getElementById('key-label')?.hidden === false")
     page.run("$('key').value = 'secret'; $('key').dispatchEvent(new Event('change'))")
     page.wait(READY)
     send(page, 'x')

