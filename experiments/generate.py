@@ -18,6 +18,7 @@ from experiments import cli, models
 from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.generate.engine import Generator
+from llama_jax.generate.quantized import Quantization
 from llama_jax.generate.text import Detokenizer
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
@@ -48,6 +49,7 @@ class Options:
     seed: int = 0
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: Compute = field(default_factory=Compute)
+    quantization: Quantization = field(default_factory=Quantization)
 
 
 def main() -> None:
@@ -75,6 +77,7 @@ def main() -> None:
         compute=options.compute,
         eos_ids=model.end_ids,
         pad_id=model.pad_id,
+        quantization=options.quantization,
     )
     # An answer is a text of its own, a continuation follows the space that ends the prompt.
     detokenize = Detokenizer(model.vocabulary.decode, prompt=prompt if before else ())

@@ -20,6 +20,7 @@ from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.generate.batching import Engine
 from llama_jax.generate.programs import Programs
+from llama_jax.generate.quantized import Quantization
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 
@@ -51,6 +52,7 @@ class Options:
     """Seconds after which a request is cut off."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: Compute = field(default_factory=Compute)
+    quantization: Quantization = field(default_factory=Quantization)
 
 
 def main() -> None:
@@ -76,6 +78,7 @@ def main() -> None:
             compute=options.compute,
             end_ids=model.end_ids,
             pad_id=model.pad_id,
+            quantization=options.quantization,
         )
         engine = Engine(
             programs,

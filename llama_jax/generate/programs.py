@@ -54,6 +54,11 @@ class Programs:
         Raises UserError when the model does not fit the mesh, or ids are not of its vocabulary.
         """
         layout.check(config.sizes(), mesh, shared_heads=True)
+        if config.encoder_layers and quantization != NOTHING:
+            raise UserError(
+                'quantization is for models without an encoder: leave it out, or use a model with '
+                'encoder_layers 0'
+            )
         # Where tensor parallelism exceeds the key-value heads, several devices hold the same one.
         copies = layout.head_copies(config.kv_heads, mesh)
         config = replace(config, kv_heads=config.kv_heads * copies)
