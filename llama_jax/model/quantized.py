@@ -57,7 +57,7 @@ def dense(w: Weight, dtype: Any) -> jax.Array:
     for axis, (n, n_scales) in enumerate(zip(w.shape, scale.shape, strict=True)):
         if 1 < n_scales < n:
             scale = jnp.repeat(scale, n // n_scales, axis=axis)
-    return (w.value * scale).astype(dtype)
+    return (w.value.astype(scale.dtype) * scale).astype(dtype)  # int4 is not promoted
 
 
 def rows(w: Weight, index: Int[Array, ...], *, letters: str, dtype: Any) -> jax.Array:
