@@ -97,7 +97,8 @@ class Cross:
     def padded(self, slots: int) -> Cross:
         """The same with room for `slots` tokens."""
 
-        def widen(x: jax.Array, axis: int) -> jax.Array:
+        def widen(x: Weight, axis: int) -> jax.Array:
+            assert not isinstance(x, Quantized)
             widths = [(0, slots - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
             return jnp.pad(x, widths)
 
