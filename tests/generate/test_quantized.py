@@ -1,4 +1,4 @@
-"""Generation with fewer bits equals a plain model in float64 whose numbers are rounded the same way."""
+"""Generation with fewer bits equals a plain float64 model with the same numbers rounded.
 
 from dataclasses import replace
 
