@@ -147,10 +147,11 @@ class _Dot:
 
 
 def _scaled(of: _Dot, w: Quantized, x: jax.Array, dtype: Any) -> jax.Array:
-    n_scales = dict(zip(of.w, w.scale.shape, strict=True))
-    if any(1 < n < size for n, size in zip(w.scale.shape, w.shape, strict=True)):
+    sizes = list(zip(of.w, w.shape, w.scale.shape, strict=True))
+    inner = any(n > 1 for c, _, n in sizes if c in of.summed)
+    outer = any(n > 1 for c, _, n in sizes if c not in of.x)
+    if any(1 < n < size for _, size, n in sizes) or (inner and outer):
         return of(dense(w, x.dtype), x, dtype)  # in groups: the scale goes in with the integers
-    inner = any(n_scales[c] > 1 for c in of.summed)
     if inner:  # a scale for what is summed belongs to the other factor
         x = (x * _spread(w.scale, of.w, of.x)).astype(x.dtype)
     if platform_in_use() == 'cpu' and w.value.dtype == jnp.int8:

@@ -49,8 +49,9 @@ def test_a_ring_of_int8():
 
 def test_rows_do_not_depend_on_each_other():
     ours, prompts = generator(HOW['both'][0]), [prompt_of(n) for n in (30, 17, 3)]
-    together = tokens_of(ours(prompts, max_tokens=N))
-    assert together == [ours([prompt], max_tokens=N)[0].tokens for prompt in prompts]
+    together = tokens_of(ours(prompts, max_tokens=N, logprobs=3))
+    others = [prompt_of(20), *reversed(prompts)]
+    assert together[::-1] == tokens_of(ours(others, max_tokens=N, logprobs=3))[1:]
 
 
 @pytest.mark.parametrize(
