@@ -1,4 +1,4 @@
-"""Generation with fewer bits equals a plain float64 model with the same numbers rounded.
+"""Generation with fewer bits equals a plain float64 model with its numbers rounded."""
 
 from dataclasses import replace
 
