@@ -74,7 +74,7 @@ def step(
         w = block['attention']
         q_BTNH = rotate(_heads(w['q_NHD'], h_DBT), rope)
         k_BTKH = rotate(_heads(w['k_KHD'], h_DBT), rope)
-        layer = layer.write(k_BTKH, _heads(w['v_KHD'], h_DBT), at_B=at_B)
+        layer = layer.write(k_BTKH, _heads(w['v_KHD'], h_DBT), at_B=at_B, pattern=config.pattern)
         attended_BTNH = kernels.attend_cached(
             q_BTNH, layer.k_BKHS, layer.v_BKSH, visible=visible, backend=compute.attention
         )

@@ -236,8 +236,8 @@ def decode(
         )
         return n + 1, state, drawn
 
-    nothing = _nothing(len(state.token_B), slots, model.pad_id, n_top)
-    _, state, drawn = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, nothing))
+    empty = nothing(len(state.token_B), slots, model.pad_id, n_top)
+    _, state, drawn = jax.lax.while_loop(unfinished, one_step, (jnp.int32(0), state, empty))
     return state, drawn
 
 
@@ -305,7 +305,8 @@ def draw(
             row_B = jnp.arange(len(token_B))
             count_BV = history.count_BV.at[row_B, token_B].add(live_B.astype(jnp.int32))
             history = History(history.prompt_BV, count_BV)
-        return _scored(logits_BV, token_B, settings, n_top), ended_B, history
+        one = scored(logits_BV[:, None], token_B[:, None], settings, n_top)
+        return jax.tree.map(lambda x: x[:, 0], one), ended_B, history
 
     rows = layout.rows()
     return jax.shard_map(
@@ -324,27 +325,25 @@ def scores(logits_BTV: Float[Array, 'B T V'], token_BT: Int[Array, 'B T'], *, n_
     return Drawn(token_BT, logprob_BT1[..., 0], top_BTR, top_logprob_BTR)
 
 
-def _scored(
-    logits_BV: jax.Array, token_B: jax.Array, settings: Settings, n_top: int | None
+def scored(
+    logits_BTV: Float[Array, 'B T V'],
+    token_BT: Int[Array, 'B T'],
+    settings: Settings,
+    n_top: int | None,
 ) -> Drawn:
+    """`scores`, where some row wants them: else zeros, and tokens alone without `n_top`."""
     if n_top is None:
-        return Drawn(token_B)
-    B = len(token_B)
-    zero = jnp.zeros((B, n_top))
-
-    def scored() -> Drawn:
-        here = scores(logits_BV[:, None], token_B[:, None], n_top=n_top)
-        return jax.tree.map(lambda x: x[:, 0], here)
-
+        return Drawn(token_BT)
+    zero = jnp.zeros((*token_BT.shape, n_top))
     return jax.lax.cond(
         settings.reported_B.any(),
-        scored,
-        lambda: Drawn(token_B, zero[:, 0], zero.astype(jnp.int32), zero),
+        lambda: scores(logits_BTV, token_BT, n_top=n_top),
+        lambda: Drawn(token_BT, zero[..., 0], zero.astype(jnp.int32), zero),
     )
 
 
-def _nothing(B: int, T: int, pad_id: int, n_top: int | None) -> Drawn:
-    """Empty places for what is drawn."""
+def nothing(B: int, T: int, pad_id: int, n_top: int | None) -> Drawn:
+    """Empty places for `T` tokens of each row."""
 
     def full(value: float, dtype: type, *shape: int) -> jax.Array:
         placed = P(*layout.rows(), *[None] * len(shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import jax
@@ -12,11 +12,14 @@ from jax.sharding import Mesh
 
 from llama_jax.errors import UserError
 from llama_jax.generate.decode import Drawn, State
+from llama_jax.generate.guess import Draft, Lookup
+from llama_jax.generate.judge import Counts, Speculation
 from llama_jax.generate.prefill import Shape, check_sources, prefill, shape_of
 from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.request import Controls, Logprob
 from llama_jax.generate.settings import Settings, has_penalties, history_of, rows_of
+from llama_jax.generate.speculative import check, draw_rest
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 
@@ -31,6 +34,8 @@ class Completion:
     """An end id, or max_tokens."""
     logprobs: tuple[Logprob, ...] = ()
     """One per token, where asked for."""
+    speculation: Speculation | None = field(default=None, compare=False)
+    """How guessing went, where tokens were guessed."""
 
 
 class Generator:
@@ -77,10 +82,13 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         *,
         sources: Sequence[Sequence[int]] | None = None,
+        speculate: Lookup | Draft | None = None,
         **settings: Any,
     ) -> list[Completion]:
         """Complete each prompt, in one loop on the device. `sources`: what an encoder reads for
-        each of them; an encoder-decoder needs it.
+        each of them; an encoder-decoder needs it. `speculate`: how tokens are guessed, so that the
+        model runs less often; greedy rows draw the same tokens, others from the same distribution
+        (with Lookup the same tokens too).
 
         Settings are the fields of Controls, one value for all rows or a sequence with one per row;
         the default temperature is 0. Rows of one seed and one prompt draw the same tokens: for
@@ -89,19 +97,32 @@ class Generator:
         """
         if not len(prompts):
             raise UserError('no prompts: give at least one')
-        controls, shape = self._checked(prompts, settings, sources)
-        with jax.set_mesh(self.programs.mesh):
+        programs, n_draft = self.programs, 0
+        if speculate is not None:
+            check(programs, speculate)
+            n_draft = speculate.n_draft
+        controls, shape = self._checked(prompts, settings, sources, n_draft)
+        counts = None
+        with jax.set_mesh(programs.mesh):
             state, first, rows, n_top = self._read(prompts, controls, shape, sources)
             drawn, n_more = [first], max(one.max_tokens for one in controls) - 1
-            if n_more:
-                _, more = self.programs.decode(
-                    *(self.programs.params, state, rows, n_more),
+            if n_more and speculate is not None:
+                more, counts = draw_rest(
+                    *(programs, speculate, prompts, shape, state, first, rows),
+                    n_more=n_more,
+                    n_top=n_top,
+                )
+                drawn.append(more)
+            elif n_more:
+                _, more = programs.decode(
+                    *(programs.params, state, rows, n_more),
                     slots=bucket(n_more),
                     n_top=n_top,
                 )
                 drawn.append(more)
-        whole = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *jax.device_get(drawn))
-        return [self._completion(whole, i, one) for i, one in enumerate(controls)]
+        drawn, counts = jax.device_get((drawn, counts))
+        whole = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *drawn)
+        return [self._completion(whole, i, one, counts) for i, one in enumerate(controls)]
 
     def stream(
         self,
@@ -166,6 +187,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         settings: dict[str, Any],
         sources: Sequence[Sequence[int]] | None = None,
+        n_draft: int = 0,
     ) -> tuple[list[Controls], Shape]:
         controls = controls_of(len(prompts), {'temperature': 0.0, **settings})
         for i, (prompt, one) in enumerate(zip(prompts, controls, strict=True)):
@@ -179,7 +201,7 @@ class Generator:
             self.programs.check_length(len(prompt), one.max_tokens, f'prompt {i}')
         longest, most = max(map(len, prompts)), max(one.max_tokens for one in controls)
         source = check_sources(self.programs, prompts, sources)
-        return controls, self.shape(len(prompts), longest, most, source)
+        return controls, self.shape(len(prompts), longest, most + n_draft, source)
 
     def _read(
         self,
@@ -213,13 +235,16 @@ class Generator:
     def _ends(self, one: Controls) -> set[int]:
         return {*(() if one.ignore_end else self.programs.end_ids), *one.stop_ids}
 
-    def _completion(self, drawn: Drawn, row: int, one: Controls) -> Completion:
+    def _completion(
+        self, drawn: Drawn, row: int, one: Controls, counts: Counts | None
+    ) -> Completion:
         tokens = drawn.token_BT[row, : one.max_tokens].tolist()
         n_kept = _n_kept(tokens, self._ends(one))
         return Completion(
             tokens[:n_kept],
             'stop' if n_kept < len(tokens) else 'length',
             logprobs_of(drawn, row, n_kept, one.logprobs),
+            None if counts is None else counts.of(row),
         )
 
 

@@ -10,6 +10,10 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from llama_jax.generate.settings import Settings
 
+GUESS, TRIAL, INSTEAD = 1, 2, 3
+"""What else a row draws at a place when tokens are guessed: a guess, whether it holds, and what
+replaces one that does not."""
+
 
 def sample(
     logits_BV: Float[Array, 'B V'], settings: Settings, position_B: Int[Array, ' B']
@@ -32,6 +36,50 @@ def sample(
 
     drawn_B = jax.lax.cond(greedy_B.all(), lambda: best_B, draw)
     return jnp.where(greedy_B, best_B, drawn_B)
+
+
+def distribution(logits_BV: Float[Array, 'B V'], settings: Settings) -> Float[Array, 'B V']:
+    """Probabilities from which `sample` draws; 1 for the token of a greedy row."""
+    greedy_B = ~is_drawn(settings)
+    best_BV = jax.nn.one_hot(jnp.argmax(logits_BV, axis=-1), logits_BV.shape[-1])
+
+    def drawn() -> jax.Array:
+        scaled_BV = scale(logits_BV, settings.temperature_B)
+        kept_BV = keep(logits_BV, scaled_BV, settings)
+        return jax.nn.softmax(jnp.where(kept_BV, scaled_BV, -jnp.inf), axis=-1)
+
+    drawn_BV = jax.lax.cond(greedy_B.all(), lambda: best_BV, drawn)
+    return jnp.where(greedy_B[:, None], best_BV, drawn_BV)
+
+
+def draw_from(
+    probability_BV: Float[Array, 'B V'],
+    settings: Settings,
+    position_B: Int[Array, ' B'],
+    *,
+    purpose: int,
+) -> Int[Array, ' B']:
+    """A token of each row; the randomness is that of its seed, its position and the `purpose`, and
+    no one else's. Probabilities need not sum to 1."""
+
+    def one(probability_V: jax.Array, seed: jax.Array, position: jax.Array) -> jax.Array:
+        key = _key(seed, position, purpose)
+        return jax.random.categorical(key, jnp.log(probability_V)).astype(jnp.int32)
+
+    return jax.vmap(one)(probability_BV, settings.seed_B, position_B)
+
+
+def uniform(
+    settings: Settings, position_B: Int[Array, ' B'], *, purpose: int
+) -> Float[Array, ' B']:
+    """A number in [0, 1) of each row; see `draw_from`."""
+    return jax.vmap(lambda seed, at: jax.random.uniform(_key(seed, at, purpose)))(
+        settings.seed_B, position_B
+    )
+
+
+def _key(seed: jax.Array, position: jax.Array, purpose: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), position), purpose)
 
 
 def is_drawn(settings: Settings) -> Bool[Array, ' B']:

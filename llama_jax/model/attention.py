@@ -57,7 +57,7 @@ class Attention(nnx.Module):
         if not isinstance(memory, LayerCache):
             k_BSKH, v_BSKH = self._projected(x_BTD if memory is None else memory, rope)
             if cache is not None:
-                cache = cache.write(k_BSKH, v_BSKH, at_B=at_B)
+                cache = cache.write(k_BSKH, v_BSKH, at_B=at_B, pattern=visible.pattern)
                 kept = None if at_B is None else cache
         if kept is None:
             attended_BTNH = kernels.attend(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from llama_jax import layout
+from llama_jax.mesh import platform_in_use
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import Pattern, Window
@@ -30,8 +31,16 @@ class LayerCache:
     v_BKSH: Weight
     """Quantised: one scale for each token and head."""
 
-    def write(self, k_BTKH: jax.Array, v_BTKH: jax.Array, *, at_B: jax.Array | None) -> LayerCache:
-        """The same cache with T more tokens in each row, from place `at_B` on; None: the first."""
+    def write(
+        self,
+        k_BTKH: jax.Array,
+        v_BTKH: jax.Array,
+        *,
+        at_B: jax.Array | None,
+        pattern: Pattern,
+    ) -> LayerCache:
+        """The same cache with T more tokens in each row, from place `at_B` on; None: the first.
+        Under a window what does not fit behind the last slot goes on at the first."""
         k_BKHT = _like(self.k_BKHS, jnp.einsum('BTKH->BKHT', k_BTKH), head_axis=2)
         v_BKTH = _like(self.v_BKSH, jnp.einsum('BTKH->BKTH', v_BTKH), head_axis=3)
         if at_B is None:
@@ -42,7 +51,7 @@ class LayerCache:
             )
         letters = ('BKHS', 'BKSH', 'BKHS', 'BKSH', 'B')
         write = jax.shard_map(
-            _write_rows,
+            functools.partial(_write_rows, ring=isinstance(pattern, Window)),
             in_specs=tuple(map(layout.act, letters)),
             out_specs=(layout.act('BKHS'), layout.act('BKSH')),
         )
@@ -55,23 +64,38 @@ def _like(cache: Weight, x: jax.Array, *, head_axis: int) -> Weight:
 
 
 def _write_rows(
-    k_BKHS: Weight, v_BKSH: Weight, k_BKHT: Weight, v_BKTH: Weight, at_B: jax.Array
+    k_BKHS: Weight,
+    v_BKSH: Weight,
+    k_BKHT: Weight,
+    v_BKTH: Weight,
+    at_B: jax.Array,
+    *,
+    ring: bool,
 ) -> tuple[Weight, Weight]:
-    """T tokens of each row from its own slot on; past the last slot they go on at the first."""
+    """T tokens of each row from its own slot on."""
+    cpu, one_row = platform_in_use() == 'cpu', len(at_B) == 1
 
     def written(cache: jax.Array, new: jax.Array, *, axis: int) -> jax.Array:
         S, T = cache.shape[axis], new.shape[axis]
-        if T == 1:
-            # One small update after the other, each in place. As a scatter XLA:CPU loops over them.
+
+        def slices(cache: jax.Array) -> jax.Array:
+            """One small update after the other, each in place."""
             for b in range(len(at_B)):
                 at: list[Any] = [0] * cache.ndim
                 at[0], at[axis] = b, at_B[b] % S
                 cache = jax.lax.dynamic_update_slice(cache, new[b : b + 1], at)
             return cache
-        row_B1 = jnp.arange(len(at_B))[:, None]
-        slot_BT = (at_B[:, None] + jnp.arange(T)) % S
-        where = (row_B1, *[slice(None)] * (axis - 1), slot_BT)
-        return cache.at[where].set(jnp.moveaxis(new, axis, 1))
+
+        if T > 1 and (ring or not cpu):
+            row_B1 = jnp.arange(len(at_B))[:, None]
+            slot_BT = (at_B[:, None] + jnp.arange(T)) % S
+            where = (row_B1, *[slice(None)] * (axis - 1), slot_BT)
+            return cache.at[where].set(jnp.moveaxis(new, axis, 1))
+        if not (cpu and one_row):
+            return slices(cache)
+        # A loop of one turn. Without it XLA:CPU writes twice: into the cache, and into a copy of
+        # it for attention, which has no dimension of one row and is made anew at every step.
+        return jax.lax.fori_loop(0, jnp.minimum(at_B[0] + 1, 1), lambda _, x: slices(x), cache)
 
     return (
         jax.tree.map(functools.partial(written, axis=3), k_BKHS, k_BKHT),

@@ -35,13 +35,13 @@ def test_a_second_call_compiles_nothing():
         jax._src.monitoring.unregister_event_duration_listener(count)
 
 
-@pytest.mark.parametrize('n_top', [None, 3])
-def test_the_cache_stays_in_place(n_top):
+@pytest.mark.parametrize(('n_rows', 'n_top'), [(4, None), (4, 3), (1, None)])
+def test_the_cache_stays_in_place(n_rows, n_top):
     ours, programs = generator(), generator().programs
-    controls, _ = ours._checked([prompt_of(5)] * 4, {'logprobs': n_top})
-    shape = ours.shape(4, 30, 1000)
+    controls, _ = ours._checked([prompt_of(5)] * n_rows, {'logprobs': n_top})
+    shape = ours.shape(n_rows, 30, 1000)
     with jax.set_mesh(programs.mesh):
-        state, _, rows, _ = ours._read([prompt_of(5)] * 4, controls, shape)
+        state, _, rows, _ = ours._read([prompt_of(5)] * n_rows, controls, shape)
         kept = jax.tree.leaves(state.cache.layers)
         pointers = [x.unsafe_buffer_pointer() for x in kept]
         how = {'slots': 16, 'n_top': n_top}

@@ -1,0 +1,160 @@
+"""Speculative decoding: several tokens are guessed, and one run of the model says how many of them
+it would have drawn itself.
+
+A guess that is wrong costs nothing but its column: the cache is by place, and the next tokens
+overwrite it. All of it is one loop on the device; rows accept independently of each other.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax.errors import UserError
+from llama_jax.generate import decode as decode_lib
+from llama_jax.generate.decode import Drawn, Model, State
+from llama_jax.generate.guess import ByModel, Draft, Guess, Lookup, guess_by, look_up, on_rows
+from llama_jax.generate.judge import Counts, Rows, judge
+from llama_jax.generate.prefill import Shape, padded, prefill, shape_of
+from llama_jax.generate.programs import Programs, bucket
+from llama_jax.generate.settings import Settings
+from llama_jax.model.cache import Cache
+from llama_jax.model.layers import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class _Carry:
+    cache: Cache
+    own: Cache | None
+    """Of the small model: what the row holds before its newest token."""
+    rows: Rows
+
+
+def check(programs: Programs, how: Lookup | Draft) -> None:
+    """Raise UserError when `how` cannot guess for this model."""
+    if isinstance(how, Lookup):
+        return
+    ours, theirs = programs.config, how.programs.config
+    if theirs.encoder_layers:
+        raise UserError('speculate: the small model has an encoder: use one without')
+    if ours.vocab != theirs.vocab:
+        raise UserError(
+            f'speculate: the small model has a vocabulary of {theirs.vocab}, the large one of '
+            f'{ours.vocab}: they need the same tokenizer'
+        )
+    if programs.mesh != how.programs.mesh:
+        raise UserError('speculate: make the programs of the small model on the same mesh')
+
+
+def draw_rest(
+    programs: Programs,
+    how: Lookup | Draft,
+    prompts: Sequence[Sequence[int]],
+    shape: Shape,
+    state: State,
+    first: Drawn,
+    settings: Settings,
+    *,
+    n_more: int,
+    n_top: int | None,
+) -> tuple[Drawn, Counts]:
+    """What `decode` would draw after the `first` tokens, in fewer runs of the model; up to `n_more`
+    tokens a row. The cache has room for `how.n_draft` tokens behind them."""
+    text_BT, length_B = padded(
+        prompts, shape.rows, bucket(shape.prompt + n_more + 1), programs.model.pad_id
+    )
+    row_B = np.arange(shape.rows)
+    text_BT[row_B, length_B] = np.asarray(first.token_BT)[:, 0]
+    guesser: Lookup | ByModel
+    params, own = None, None
+    if isinstance(how, Lookup):
+        guesser = how
+    else:
+        guesser, params = ByModel(how.programs.model, how.n_draft), how.programs.params
+        small = shape_of(
+            how.programs,
+            prompts=len(prompts),
+            longest=max(map(len, prompts)),
+            max_tokens=n_more + 1 + how.n_draft,
+            prefill_chunk=shape.piece,
+        )
+        _, own, _ = prefill(how.programs, prompts, small)
+    done = _run(
+        *(programs.model, guesser, programs.params, params, state, programs.place(text_BT), own),
+        settings,
+        slots=bucket(n_more),
+        n_top=n_top,
+    )
+    return done.rows.drawn, done.rows.counts
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=('model', 'how', 'slots', 'n_top'),
+    donate_argnames=('state', 'text_BS', 'own'),
+)
+def _run(
+    model: Model,
+    how: Lookup | ByModel,
+    params: Params,
+    small: Params | None,
+    state: State,
+    text_BS: jax.Array,
+    own: Cache | None,
+    settings: Settings,
+    *,
+    slots: int,
+    n_top: int | None,
+) -> _Carry:
+    """Draw until every row is done; all that was donated comes back, so that it stays in place."""
+    start_B = state.position_B
+
+    def guessed(carry: _Carry) -> tuple[Guess, Cache | None]:
+        rows, own = carry.rows, carry.own
+        if isinstance(how, Lookup):
+            guess = on_rows(functools.partial(look_up, how), rows.text_BS, rows.position_B)
+        else:
+            assert small is not None and own is not None
+            guess, own = guess_by(how, small, own, rows.token_B, rows.position_B, settings)
+        left_B = jnp.where(rows.done_B, 0, settings.last_B - rows.position_B)
+        return replace(guess, n_B=jnp.minimum(guess.n_B, left_B)), own
+
+    def step(carry: _Carry, guess: Guess, own: Cache | None) -> _Carry:
+        rows = carry.rows
+        token_BT = jnp.concatenate([rows.token_B[:, None], guess.token_BK], axis=1)
+        logits_BTV, cache = decode_lib.following(
+            model, params, carry.cache, token_BT, rows.position_B
+        )
+        decide = functools.partial(judge, pad_id=model.pad_id, n_top=n_top)
+        return _Carry(cache, own, on_rows(decide, logits_BTV, guess, settings, start_B, rows))
+
+    def alone(carry: _Carry) -> jax.Array:
+        return unfinished(carry) & ~(guessed(carry)[0].n_B > 0).any()
+
+    def one_token(carry: _Carry) -> _Carry:
+        no_guess_BK = jnp.zeros_like(carry.rows.text_BS[:, :0])
+        return step(carry, Guess(no_guess_BK, jnp.zeros_like(start_B)), carry.own)
+
+    def unfinished(carry: _Carry) -> jax.Array:
+        return ~carry.rows.done_B.all()
+
+    def some_tokens(carry: _Carry) -> _Carry:
+        carry = step(carry, *guessed(carry))
+        if isinstance(how, Lookup):
+            # A loop of its own, for a condition whose branches hold the cache would copy it.
+            carry = jax.lax.while_loop(alone, one_token, carry)
+        return carry
+
+    zero_B = jnp.zeros_like(start_B)
+    rows = Rows(
+        *(state.token_B, state.position_B, state.done_B, state.history, text_BS),
+        drawn=decode_lib.nothing(len(start_B), slots, model.pad_id, n_top),
+        counts=Counts(zero_B, zero_B, zero_B, zero_B),
+    )
+    return jax.lax.while_loop(unfinished, some_tokens, _Carry(state.cache, own, rows))
