@@ -53,11 +53,12 @@ def dense(w: Weight, dtype: Any) -> jax.Array:
     """The array that this stands for."""
     if not isinstance(w, Quantized):
         return w.astype(dtype)
-    scale = w.scale
+    value, scale = w.value.astype(jnp.float32), w.scale  # int4 is not promoted
     for axis, (n, n_scales) in enumerate(zip(w.shape, scale.shape, strict=True)):
         if 1 < n_scales < n:
-            scale = jnp.repeat(scale, n // n_scales, axis=axis)
-    return (w.value.astype(scale.dtype) * scale).astype(dtype)  # int4 is not promoted
+            value, scale = _in_groups(value, axis, n // n_scales), jnp.expand_dims(scale, axis + 1)
+            return (value * scale).reshape(w.shape).astype(dtype)
+    return (value * scale).astype(dtype)
 
 
 def rows(w: Weight, index: Int[Array, ...], *, letters: str, dtype: Any) -> jax.Array:
@@ -80,18 +81,20 @@ def quantize(
     """
     most = 2 ** (bits - 1) - 1
     x = x.astype(jnp.float32)
-    size = jnp.abs(x)
-    if group is None:
-        largest = size.max(axis=summed, keepdims=True)
-    else:
-        axis = summed[-1]
-        n = x.shape[axis] // group
-        apart = size.reshape(*x.shape[:axis], n, group, *x.shape[axis + 1 :])
-        largest = apart.max(axis=axis + 1)
+    parts = x if group is None else _in_groups(x, summed[-1], group)
+    axes = summed if group is None else summed[-1] + 1
+    largest = jnp.abs(parts).max(axis=axes, keepdims=True)
     scale = jnp.maximum(largest, jnp.finfo(jnp.float32).tiny * most) / most
-    spread = scale if group is None else jnp.repeat(scale, group, axis=axis)
-    value = jnp.round(x / spread).astype(jnp.int8 if bits == 8 else jnp.int4)
-    return Quantized(value, scale)
+    value = jnp.round(parts / scale).astype(jnp.int8 if bits == 8 else jnp.int4)
+    if group is None:
+        return Quantized(value, scale)
+    return Quantized(value.reshape(x.shape), scale.squeeze(axes))
+
+
+def _in_groups(x: jax.Array, axis: int, group: int) -> jax.Array:
+    """One dimension as two: groups, and entries of a group."""
+    shape = (*x.shape[:axis], x.shape[axis] // group, group, *x.shape[axis + 1 :])
+    return x.reshape(shape)
 
 
 def product(expression: str, a: Weight, b: Weight, *, dtype: Any) -> jax.Array:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from llama_jax import layout
 from llama_jax.errors import UserError
 from llama_jax.generate import programs as programs_lib
 from llama_jax.generate.beam import beam_search
@@ -21,7 +22,8 @@ from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of, weights
 def sharded(quantization, **axes):
     settings = {'compute': COMPUTE, 'eos_ids': (), 'pad_id': 0, 'prefill_chunk': CHUNK}
     mesh = mesh_of(8, **axes)
-    return Generator(CONFIG, weights(), mesh=mesh, quantization=quantization, **settings)
+    params = jax.device_put(weights(), layout.shardings(weights(), mesh))
+    return Generator(CONFIG, params, mesh=mesh, quantization=quantization, **settings)
 
 
 def test_several_devices():
