@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -14,6 +13,8 @@ from llama_jax.errors import UserError
 MOST_LOGPROBS = 20
 """Likeliest tokens that are reported at a position, at most."""
 MOST_STOP_IDS = 16
+LARGEST = 2.0**63
+"""Numbers are below this."""
 
 FinishReason = Literal['stop', 'length', 'cancelled', 'deadline', 'error']
 
@@ -172,19 +173,20 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    number = isinstance(value, int | float | np.integer | np.floating)
-    return number and not isinstance(value, bool) and not math.isnan(value)  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return False
+    return bool(-LARGEST < value < LARGEST)  # not of nan either
 
 
 _RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
     'max_tokens': (lambda n: _is_integer(n) and n >= 1, 'a positive integer'),
     'min_tokens': (lambda n: _is_integer(n) and n >= 0, '0 (off) or a positive integer'),
-    'temperature': (lambda t: 0 <= t < math.inf, '0 (greedy) or a positive number'),
+    'temperature': (lambda t: 0 <= t <= 1e6, '0 (greedy) or a positive number up to 1e6'),
     'top_k': (lambda k: _is_integer(k) and 0 <= k < 2**31, '0 (off) or a positive integer'),
     'top_p': (lambda p: 0 < p <= 1, 'in (0, 1]'),
     'min_p': (lambda p: 0 <= p <= 1, 'in [0, 1]'),
     'typical_p': (lambda p: 0 < p <= 1, 'in (0, 1]'),
-    'repetition_penalty': (lambda r: 0 < r < math.inf, 'a positive number'),
+    'repetition_penalty': (lambda r: 0.01 <= r <= 100, 'within 0.01..100'),
     'presence_penalty': (lambda p: -100 <= p <= 100, 'within -100..100'),
     'frequency_penalty': (lambda p: -100 <= p <= 100, 'within -100..100'),
     'seed': (lambda s: _is_integer(s) and 0 <= s < 2**32, 'an integer in [0, 2^32)'),
