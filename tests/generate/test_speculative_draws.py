@@ -2,13 +2,13 @@
 
 import itertools
 
+import jax
 import numpy as np
 
 from llama_jax.generate.engine import Generator
 from llama_jax.generate.guess import Draft
-from tests.generate.guessing import SMALL, small_weights
 from tests.generate.test_sampling import kept_by_sort
-from tests.generate.tiny import COMPUTE, forward, generator, mesh_of, prompt_of
+from tests.generate.tiny import COMPUTE, CONFIG, forward, generator, mesh_of, prompt_of, weights
 
 GROUPS = (
     {'temperature': 3.0, 'top_k': 3},
@@ -44,7 +44,9 @@ def texts(prompt, controls):
 
 def test_the_distribution_is_that_of_the_model():
     prompt = prompt_of(4)
-    small = Generator(SMALL, small_weights(), mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)
+    rng = np.random.default_rng(0)
+    near = jax.tree.map(lambda x: np.float32(x + 0.15 * rng.normal(size=x.shape)), weights())
+    small = Generator(CONFIG, near, mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)
     how = Draft(small.programs, n_draft=2)
     done = [
         one
@@ -60,7 +62,7 @@ def test_the_distribution_is_that_of_the_model():
     ]
     accepted = sum(one.speculation.accepted for one in done)
     guessed = sum(one.speculation.guessed for one in done)
-    assert 0.02 < accepted / guessed < 0.9, 'guesses of both kinds'
+    assert 0.2 < accepted / guessed < 0.9, 'guesses of both kinds'
     for g, controls in enumerate(GROUPS):
         expected = texts(prompt, controls)
         drawn = [tuple(one.tokens) for one in done[g * EACH : (g + 1) * EACH]]
