@@ -74,7 +74,7 @@ class Options:
     batches: tuple[int, ...] = (1, 8)
     prompt: int = 64
     """Tokens of each prompt."""
-    tokens: int = 64
+    tokens: int = 63
     """Tokens that each row decodes after its first."""
     repeats: int = 5
     peers: bool = True
@@ -94,21 +94,18 @@ def main(options: Options) -> None:
         contestants['llama.cpp'] = peers.llama_cpp(model, params, n_threads=os.cpu_count() or 1)
     streams = bandwidth_streams(generator.programs.model.compute)
 
-    figures = {
+    figures: dict = {
         'command': 'python -m benchmarks.generate',
         'machine': f'{jax.devices()[0].device_kind}, {platform.machine()}, jax {jax.__version__}',
         'parameters': trees.size(layers.abstract(model)),
         'options': {'preset': options.preset, 'prompt': options.prompt, 'tokens': options.tokens},
-        'batches': {
-            str(batch): measure(
-                *(model, generator, of_batch(batch, generator, contestants, options)),
-                *(streams, rows[:batch], options),
-            )
-            for batch in options.batches
-        },
+        'batches': {},
     }
-    for batch, figure in figures['batches'].items():
+    for batch in options.batches:
+        taking_part = of_batch(batch, generator, contestants, options)
+        figure = measure(model, generator, taking_part, streams, rows[:batch], options)
         report(batch, figure)
+        figures['batches'][str(batch)] = figure
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=1) + '\n', encoding='utf-8')
@@ -128,6 +125,7 @@ def measure(
     whole: dict[str, list[float]] = {name: [] for name in contestants}
     rate: dict[str, list[float]] = {name: [] for name in streams}
     for repeat in range(options.repeats + 1):  # the first compiles and warms up
+        print(f'batch {len(prompts)}: {repeat} of {options.repeats} repeats done', flush=True)
         for name, complete in contestants.items():
             one = timed(lambda complete=complete: complete(prompts, 1))
             all_ = timed(lambda complete=complete: complete(prompts, 1 + options.tokens))
@@ -167,7 +165,7 @@ def step_bytes(model: ModelConfig, generator: Generator, batch: int, length: int
     return weights * itemsize + generator.programs.cache_bytes(rows=batch, slots=length)
 
 
-def report(batch: str, figure: dict) -> None:
+def report(batch: int, figure: dict) -> None:
     streams = ', '.join(
         f'{name} {rate / 1e9:.1f} GB/s' for name, rate in figure['bandwidth'].items()
     )
@@ -228,9 +226,10 @@ def llama_jax(model: ModelConfig, params: Params, compute: Compute) -> tuple[Gen
 
 
 def engine(batch: int, generator: Generator, options: Options) -> Complete:
-    """Requests that arrive together, one for each row; the cache as large as the generator's."""
-    shape = generator.shape(batch, options.prompt, 1 + options.tokens)
-    running = Engine(generator.programs, decode=lambda ids: '', rows=batch, length=shape.slots)
+    """Requests that arrive together, one for each row; by default its cache is as large as the
+    generator's."""
+    length = options.prompt + 1 + options.tokens
+    running = Engine(generator.programs, decode=lambda ids: '', rows=batch, length=length)
 
     def complete(prompts: np.ndarray, n: int) -> None:
         ended = threading.Semaphore(0)
