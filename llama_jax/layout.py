@@ -2,8 +2,8 @@
 
 Letters: B batch, T query position, S key position, D model, N query heads, K key-value heads,
 G query heads per key-value head, H head, F hidden, V vocabulary, C position of the context, L
-layers. An array's name ends in its letters (`q_DNH`, `x_BTD`), and its placement is computed from
-them, never written beside it.
+layers, J parts of a matrix that lie together. An array's name ends in its letters (`q_DNH`,
+`x_BTD`), and its placement is computed from them, never written beside it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ BATCH_AXES = (*REPLICA_AXES, SHARD_AXIS)
 VOCAB_AXIS = 'tensor'
 
 _STORED: dict[str, str | None] = {
-    **dict.fromkeys('LGHC', None),
+    **dict.fromkeys('LGHCJ', None),
     'D': 'fsdp',
     **dict.fromkeys('NKFV', 'tensor'),
 }
 _IN_USE: dict[str, str | tuple[str, ...] | None] = {
-    **dict.fromkeys('LTSDGHC', None),
+    **dict.fromkeys('LTSDGHCJ', None),
     'B': BATCH_AXES,
     **dict.fromkeys('NKFV', 'tensor'),
 }

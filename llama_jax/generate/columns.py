@@ -1,10 +1,11 @@
-"""One step of decoding on a CPU: weights first, a column for each token.
+"""The LLaMA decoder on a CPU: weights first, a column for each token.
 
 The same function as model/transformer.py for a model of the LLaMA family (`ModelConfig.llama`), in
 the order of operands that a CPU is fast at: weights lie with their outputs first, and multiply
 activations [D, B, T]. A product with few columns then reads its weight at the speed of memory. The
 order of training, x [B, T, D] times w [D, F], reads it at 0.8 of that speed for one row, and at
-half of it for 2 to 8 rows (XLA:CPU of jax 0.10.2, 2 cores).
+half of it for 2 to 8 rows; with 64 columns it takes a sixth longer (XLA:CPU of jax 0.10.2, 2
+cores). Small products cost more than their share: query, key and value are one, gate and up too.
 """
 
 from __future__ import annotations
@@ -13,91 +14,127 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_jax import precision
+from llama_jax import layout, precision
 from llama_jax.model import kernels
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.model.quantized import Weight, product, rows
+from llama_jax.model.masks import Visibility
+from llama_jax.model.quantized import product, rows
 from llama_jax.model.rope import rotate, rotation
 
 
-def turn(params: Params) -> Params:
-    """The matrices of unstacked blocks with D moved from their first place to the last, or from the
-    last to the first, and renamed so. Twice is the identity; inside a compiled program the second
-    time costs nothing."""
+def arrange(params: Params) -> Params:
+    """Parameters with unstacked blocks, as `features` takes them. The letter J is of parts that lie
+    together: the queries of a group, its key and its value; gate and up."""
 
-    def turned(tree: Params) -> Params:
-        found = {}
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                found[name] = turned(value)
-            elif value.ndim < 2:
-                found[name] = value
-            else:
-                stem, letters = name.rsplit('_', 1)
-                from_first = letters[0] == 'D'
-                order = (
-                    (*range(1, value.ndim), 0)
-                    if from_first
-                    else (value.ndim - 1, *range(value.ndim - 1))
-                )
-                found[f'{stem}_' + ''.join(letters[i] for i in order)] = value.transpose(order)
-        return found
+    def arranged(block: Params) -> Params:
+        attention, mlp = block['attention'], block['mlp']
+        qkv = [attention[name] for name in ('q_DNH', 'k_DKH', 'v_DKH')]
+        return {
+            'attention_norm': block['attention_norm'],
+            'attention': {
+                'qkv_KJHD': jax.tree.map(_join_heads, *qkv),
+                'out_DNH': jax.tree.map(_last_first, attention['out_NHD']),
+            },
+            'mlp_norm': block['mlp_norm'],
+            'mlp': {
+                'gate_up_JFD': jax.tree.map(
+                    lambda *xs: jnp.stack([x.T for x in xs]), mlp['gate_DF'], mlp['up_DF']
+                ),
+                'down_DF': jax.tree.map(_last_first, mlp['down_FD']),
+            },
+        }
 
-    return {**params, 'blocks': [turned(block) for block in params['blocks']]}
+    return {**params, 'blocks': [arranged(block) for block in params['blocks']]}
 
 
-def step(
+def _join_heads(q_DNH: jax.Array, k_DKH: jax.Array, v_DKH: jax.Array) -> jax.Array:
+    D, K, H = k_DKH.shape
+    parts = q_DNH.reshape(D, K, -1, H), k_DKH[:, :, None], v_DKH[:, :, None]
+    parts = [jax.reshard(x, layout.act('DKJH')) for x in parts]  # at rest K may lie whole
+    return jnp.concatenate(parts, axis=2).transpose(1, 2, 3, 0)
+
+
+def _last_first(w: jax.Array) -> jax.Array:
+    return jnp.moveaxis(w, -1, 0)
+
+
+def features(
     config: ModelConfig,
     params: Params,
     token_BT: Int[Array, 'B T'],
-    at_B: Int[Array, ' B'],
-    cache: Cache,
+    *,
+    cache: Cache | None,
+    at_B: Int[Array, ' B'] | None,
     compute: Compute,
-) -> tuple[Float[Array, 'B T V'], Cache]:
-    """Float32 logits after each of T more tokens in each row, from place `at_B` on, and the cache
-    with them; `params` turned."""
-    visible = cache.visible(at_B, token_BT.shape[1], pattern=config.pattern)
+) -> tuple[Float[Array, 'B T D'], Cache | None]:
+    """As those of a Transformer: T more tokens of each row, one document, from place `at_B` on;
+    None: the first. `params` arranged."""
+    B, T = token_BT.shape
+    start = 0 if at_B is None else at_B[:, None]
+    place_BT = jnp.broadcast_to(start + jnp.arange(T), (B, T))
+    if cache is None or at_B is None:
+        segment_BT = jnp.ones_like(token_BT)
+        visible = Visibility(segment_BT, segment_BT, pattern=config.pattern, whole=True)
+    else:
+        visible = cache.visible(at_B, T, pattern=config.pattern)
     rope = rotation(
-        at_B[:, None] + jnp.arange(token_BT.shape[1]),
+        place_BT,
         head_dim=config.head_dim,
         theta=config.rope_theta,
         scaling=config.rope_scaling,
     )
     dtype = precision.dtype(compute.precision)
-    x_BTD = rows(params['embed_VD'], token_BT, letters='BTD', dtype=dtype)
-    x_DBT = jnp.einsum('BTD->DBT', x_BTD)
+    token_BT = jax.reshard(token_BT, layout.act('BT'))
+    x_DBT = jnp.einsum('BTD->DBT', rows(params['embed_VD'], token_BT, letters='BTD', dtype=dtype))
     written = []
-    for block, layer in zip(params['blocks'], cache.layers, strict=True):
+    for i, block in enumerate(params['blocks']):
         h_DBT = _norm(x_DBT, block['attention_norm']['scale_D'], config.norm_eps)
         w = block['attention']
-        q_BTNH = rotate(_heads(w['q_NHD'], h_DBT), rope)
-        k_BTKH = rotate(_heads(w['k_KHD'], h_DBT), rope)
-        layer = layer.write(k_BTKH, _heads(w['v_KHD'], h_DBT), at_B=at_B, pattern=config.pattern)
-        attended_BTNH = kernels.attend_cached(
-            q_BTNH, layer.k_BKHS, layer.v_BKSH, visible=visible, backend=compute.attention
-        )
+        qkv_KJHBT = product('KJHD,DBT->KJHBT', w['qkv_KJHD'], h_DBT, dtype=dtype)
+        k_BTKH, v_BTKH = (jnp.einsum('KHBT->BTKH', qkv_KJHBT[:, j]) for j in (-2, -1))
+        q_BTNH = rotate(_heads(qkv_KJHBT[:, :-2]), rope)
+        k_BTKH = rotate(k_BTKH, rope)
+        kept = None
+        if cache is not None:
+            kept = cache.layers[i].write(k_BTKH, v_BTKH, at_B=at_B, pattern=config.pattern)
+            written.append(kept)
+        if kept is None or at_B is None:
+            attended_BTNH = kernels.attend(
+                q_BTNH, k_BTKH, v_BTKH, visible=visible, backend=compute.attention
+            )
+        else:
+            attended_BTNH = kernels.attend_cached(
+                q_BTNH, kept.k_BKHS, kept.v_BKSH, visible=visible, backend=compute.attention
+            )
         attended_NHBT = jnp.einsum('BTNH->NHBT', attended_BTNH)
         x_DBT += product('DNH,NHBT->DBT', w['out_DNH'], attended_NHBT, dtype=dtype)
         h_DBT = _norm(x_DBT, block['mlp_norm']['scale_D'], config.norm_eps)
         w = block['mlp']
-        gate_FBT = product('FD,DBT->FBT', w['gate_FD'], h_DBT, dtype=dtype)
-        up_FBT = product('FD,DBT->FBT', w['up_FD'], h_DBT, dtype=dtype)
-        hidden_FBT = jax.nn.silu(gate_FBT) * up_FBT
+        gate_up_JFBT = product('JFD,DBT->JFBT', w['gate_up_JFD'], h_DBT, dtype=dtype)
+        hidden_FBT = jax.nn.silu(gate_up_JFBT[0]) * gate_up_JFBT[1]
         x_DBT += product('DF,FBT->DBT', w['down_DF'], hidden_FBT, dtype=dtype)
-        written.append(layer)
     x_DBT = _norm(x_DBT, params['norm']['scale_D'], config.norm_eps)
+    return jnp.einsum('DBT->BTD', x_DBT), None if cache is None else Cache(written)
+
+
+def logits(
+    config: ModelConfig, params: Params, x_BTD: Float[Array, 'B T D']
+) -> Float[Array, 'B T V']:
+    """Float32 logits of `features`."""
     head_VD = params['embed_VD'] if config.tied else params['head_VD']
+    x_DBT = jnp.einsum('BTD->DBT', x_BTD)
     logits_VBT = product('VD,DBT->VBT', head_VD, x_DBT, dtype=jnp.float32)
     # Or XLA moves the transposition into the product, and computes that in the slow order.
     logits_VBT = jax.lax.optimization_barrier(logits_VBT)
-    return jnp.einsum('VBT->BTV', logits_VBT), Cache(written)
+    return jnp.einsum('VBT->BTV', logits_VBT)
 
 
-def _heads(w_NHD: Weight, x_DBT: jax.Array) -> jax.Array:
-    q_NHBT = product('NHD,DBT->NHBT', w_NHD, x_DBT, dtype=x_DBT.dtype)
-    return jnp.einsum('NHBT->BTNH', q_NHBT)
+def _heads(q_KGHBT: jax.Array) -> jax.Array:
+    K, G, H, B, T = q_KGHBT.shape
+    q_BTKGH = jnp.einsum('KGHBT->BTKGH', q_KGHBT)
+    return jnp.reshape(q_BTKGH, (B, T, K * G, H), out_sharding=layout.act('BTNH'))
 
 
 def _norm(x_DBT: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:

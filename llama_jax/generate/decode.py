@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +32,8 @@ class Model:
 
     config: ModelConfig
     compute: Compute
-    turned: bool
-    """Weights lie for the steps of columns.py."""
+    in_columns: bool
+    """It runs by columns.py, and weights are arranged for it."""
     pad_id: int
 
 
@@ -122,7 +123,28 @@ def prepared(
         params,
         is_leaf=lambda x: isinstance(x, Quantized),
     )
-    return columns.turn(params) if model.turned else params
+    return columns.arrange(params) if model.in_columns else params
+
+
+def features(
+    model: Model,
+    params: Params,
+    token_BT: Int[Array, 'B T'],
+    *,
+    cache: Cache | None = None,
+    at_B: Int[Array, ' B'] | None = None,
+) -> tuple[Float[Array, 'B T D'], Cache | None]:
+    """What the head reads, of tokens from place `at_B` on (None: the first), and the cache with
+    them.
+
+    Rows stand at the left: what a row has after its last token is padding, which nothing sees and
+    later tokens overwrite.
+    """
+    with precision.matmuls(model.compute.precision):
+        how: dict[str, Any] = {'cache': cache, 'at_B': at_B, 'compute': model.compute}
+        if model.in_columns:
+            return columns.features(model.config, params, token_BT, **how)
+        return layers.bind(model.config, params).features(token_BT, **how)
 
 
 def read(
@@ -132,16 +154,8 @@ def read(
     token_BT: Int[Array, 'B T'],
     at_B: Int[Array, ' B'] | None,
 ) -> tuple[Float[Array, 'B T D'], Cache]:
-    """Read a piece of the prompts into the cache, from place `at_B` on (None: the first piece).
-
-    Rows stand at the left: what a row has after its last token is padding, which nothing sees and
-    later tokens overwrite. Gives features, before the head.
-    """
-    with precision.matmuls(model.compute.precision):
-        params = columns.turn(params) if model.turned else params
-        x_BTD, written = layers.bind(model.config, params).features(
-            token_BT, compute=model.compute, cache=cache, at_B=at_B
-        )
+    """`features` of a piece of the prompts, which is written into the cache."""
+    x_BTD, written = features(model, params, token_BT, cache=cache, at_B=at_B)
     assert written is not None  # given a cache, a model returns one
     return x_BTD, written
 
@@ -261,17 +275,15 @@ def following(
     at_B: Int[Array, ' B'],
 ) -> tuple[Float[Array, 'B T V'], Cache]:
     """Float32 logits after each of a few more tokens, which are written from place `at_B` on."""
-    if not model.turned:
-        x_BTD, cache = read(model, params, cache, token_BT, at_B)
-        return head(model, params, x_BTD), cache
-    with precision.matmuls(model.compute.precision):
-        return columns.step(model.config, params, token_BT, at_B, cache, compute=model.compute)
+    x_BTD, cache = read(model, params, cache, token_BT, at_B)
+    return head(model, params, x_BTD), cache
 
 
 def head(model: Model, params: Params, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
     """Float32 logits."""
-    params = columns.turn(params) if model.turned else params
     with precision.matmuls(model.compute.precision):
+        if model.in_columns:
+            return columns.logits(model.config, params, x_BTD)
         return layers.bind(model.config, params).logits(x_BTD)
 
 

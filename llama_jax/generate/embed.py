@@ -10,13 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from llama_jax import precision
 from llama_jax.errors import UserError
-from llama_jax.generate import columns
+from llama_jax.generate import decode
 from llama_jax.generate.decode import Model
 from llama_jax.generate.programs import Programs, bucket, check_prompt, power_of_two
 from llama_jax.mesh import batch_shards
-from llama_jax.model import layers
 from llama_jax.model.layers import Params
 
 ROWS = 8
@@ -64,10 +62,6 @@ def _embed(
     model: Model, params: Params, token_BT: Int[Array, 'B T'], length_B: Int[Array, ' B']
 ) -> Float[Array, 'B D']:
     real_BT = jnp.arange(token_BT.shape[1]) < length_B[:, None]
-    with precision.matmuls(model.compute.precision):
-        params = columns.turn(params) if model.turned else params
-        x_BTD, _ = layers.bind(model.config, params).features(
-            token_BT, segment_BT=real_BT.astype(jnp.int32), compute=model.compute
-        )
+    x_BTD, _ = decode.features(model, params, token_BT)
     sum_BD = jnp.where(real_BT[:, :, None], x_BTD.astype(jnp.float32), 0).sum(axis=1)
     return sum_BD / jnp.maximum(jnp.linalg.norm(sum_BD, axis=-1, keepdims=True), 1e-12)

@@ -74,9 +74,9 @@ class Programs:
             # Ten times faster: a CPU turns a bfloat16 matrix into float32 for every single row.
             log.info('generation computes in float32 on a CPU, not in %s', compute.precision)
             compute = replace(compute, precision='float32')
-        turned = is_cpu(mesh) and config.llama
+        in_columns = is_cpu(mesh) and config.llama
         self.mesh, self.end_ids = mesh, tuple(end_ids)
-        self.model = model = Model(config, compute, turned, pad_id)
+        self.model = model = Model(config, compute, in_columns, pad_id)
         self.dtype = precision.dtype(compute.precision)
         self.quantization = quantization
         whole_int4 = is_cpu(mesh) and quantization.weights == 'int4'

@@ -72,8 +72,8 @@ def test_cached_equals_uncached(name):
     ours = Generator(config, weights(config), prefill_chunk=16, **settings)
     if name == 'window':
         assert ours.shape(3, 30, N).slots == 32, 'a ring, of less than the 45 tokens of a row'
-    turned = 'gate_FD' in ours.programs.params['blocks'][0]['mlp']
-    assert turned == config.llama, 'the step in columns is for the LLaMA family'
+    fused = 'gate_up_JFD' in ours.programs.params['blocks'][0]['mlp']
+    assert fused == config.llama, 'columns are for the LLaMA family'
     completions = ours(prompts, max_tokens=N)
     assert len({token for one in completions for token in one.tokens}) > 4  # else it says little
     for prompt, completion in zip(prompts, completions, strict=True):

@@ -99,8 +99,8 @@ def test_eight_devices_equal_one(axes):
     sharded = generator(tuple(axes.items()), n_devices=8)
     assert sharded(prompts, **settings) == generator()(prompts, **settings)
     whole, part = weights()['blocks']['mlp']['gate_DF'], sharded.programs.params['blocks'][0]
-    part = part['mlp']['gate_FD'].addressable_shards[0].data
-    assert part.size * axes.get('tensor', 1) == whole[0].size
+    part = part['mlp']['gate_up_JFD'].addressable_shards[0].data
+    assert part.size * axes.get('tensor', 1) == 2 * whole[0].size
 
 
 def test_an_accelerators_step_equals_a_cpus(monkeypatch):
@@ -113,11 +113,20 @@ def test_an_accelerators_step_equals_a_cpus(monkeypatch):
     assert plain(prompts, **settings) == generator()(prompts, **settings)
 
 
-def test_turning_twice_is_the_identity():
+def test_parts_of_fused_matrices_are_those_of_the_modules():
     params = layers.unstack(weights())
-    turned = columns.turn(params)
-    assert turned['blocks'][1]['attention']['out_DNH'].shape == (32, 4, 8)
-    jax.tree.map(np.testing.assert_array_equal, columns.turn(turned), params)
+    block, fused = params['blocks'][1], columns.arrange(params)['blocks'][1]
+    heads = fused['attention']['qkv_KJHD']  # of each key-value head: its queries, key and value
+    K, J, H, D = heads.shape
+    assert (CONFIG.kv_heads, CONFIG.heads // CONFIG.kv_heads + 2, 8, 32) == (K, J, H, D)
+    for n in range(CONFIG.heads):
+        expected = block['attention']['q_DNH'][:, n].T
+        np.testing.assert_array_equal(heads[n // (J - 2), n % (J - 2)], expected)
+    for k in range(K):
+        np.testing.assert_array_equal(heads[k, -2], block['attention']['k_DKH'][:, k].T)
+        np.testing.assert_array_equal(heads[k, -1], block['attention']['v_DKH'][:, k].T)
+    for j, name in enumerate(('gate_DF', 'up_DF')):
+        np.testing.assert_array_equal(fused['mlp']['gate_up_JFD'][j], block['mlp'][name].T)
 
 
 def test_parameters_already_apart():

@@ -31,7 +31,7 @@ def test_several_devices():
     ours = sharded(how, data=2, tensor=2)
     check(ours, how, bound)
     whole, part = weights()['blocks']['mlp']['gate_DF'], ours.programs.params['blocks'][0]
-    assert part['mlp']['gate_FD'].value.addressable_shards[0].data.size * 2 == whole[0].size
+    assert part['mlp']['gate_up_JFD'].value.addressable_shards[0].data.size == whole[0].size
 
 
 def test_an_accelerators_products(monkeypatch):
@@ -75,7 +75,8 @@ def test_beams_follow_a_cache_of_int8():
 def test_integers_are_arguments_of_the_program_and_stay_integers():
     programs = generator(HOW['both'][0]).programs
     block = programs.params['blocks'][0]
-    for w in (block['mlp']['gate_FD'], block['attention']['q_NHD'], programs.params['embed_VD']):
+    qkv_KJHD, embed_VD = block['attention']['qkv_KJHD'], programs.params['embed_VD']
+    for w in (block['mlp']['gate_up_JFD'], qkv_KJHD, embed_VD):
         assert w.value.dtype == np.int8 and w.scale.dtype == np.float32
     with jax.set_mesh(programs.mesh):
         cache = programs.empty(batch=1, slots=32)
@@ -83,9 +84,10 @@ def test_integers_are_arguments_of_the_program_and_stay_integers():
         length = programs.place(np.array([16], np.int32))
         arguments = (programs.params, cache, x_BD, token_BT, length, 0)
         text = programs.read.lower(*arguments, first=True).compile().as_text()
-    F, D = block['mlp']['gate_FD'].shape
+    J, F, D = block['mlp']['gate_up_JFD'].shape
     entry = text[text.index('\nENTRY') :]
-    assert f's8[{F},{D}]' in entry
-    assert f'f32[{F},{D}]' not in text and f'f32[{D},{F}]' not in text
+    assert f's8[{J},{F},{D}]' in entry
+    for shape in (f'{J},{F},{D}', f'{J * F},{D}', f'{D},{J * F}', f'{F},{D}', f'{D},{F}'):
+        assert f'f32[{shape}]' not in text
     kept = sum(x.nbytes for x in jax.tree.leaves(cache.layers))
     assert kept == programs.cache_bytes(rows=1, slots=32)

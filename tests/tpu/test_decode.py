@@ -31,7 +31,7 @@ def compiled(**axes):
     mesh = meshes.make(MeshConfig(**axes), topology.parse('v5e:2x2').devices())
     copies = layout.head_copies(K, mesh)
     config = replace(CONFIG, kv_heads=K * copies)
-    model = Model(config, Compute(precision='bfloat16'), turned=False, pad_id=0)
+    model = Model(config, Compute(precision='bfloat16'), in_columns=False, pad_id=0)
 
     def lying(x, sharding):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
