@@ -51,7 +51,7 @@ def arrange(params: Params) -> Params:
 
 def _join_heads(q_DNH: jax.Array, k_DKH: jax.Array, v_DKH: jax.Array) -> jax.Array:
     D, K, H = k_DKH.shape
-    parts = q_DNH.reshape(D, K, -1, H), k_DKH[:, :, None], v_DKH[:, :, None]
+    parts = [q_DNH.reshape(D, K, -1, H), k_DKH[:, :, None], v_DKH[:, :, None]]
     parts = [jax.reshard(x, layout.act('DKJH')) for x in parts]  # at rest K may lie whole
     return jnp.concatenate(parts, axis=2).transpose(1, 2, 3, 0)
 
