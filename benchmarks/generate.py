@@ -3,7 +3,7 @@
 Greedy decoding of the same shape, precision and prompts, side by side in one run. Repeats alternate
 between the contestants and a measurement of memory bandwidth, and medians are compared, so that a
 noisy machine disturbs all alike. A step of decoding reads every weight: bandwidth is its limit.
-Weights are random: they do not change the work. `engine` is continuous batching, every row busy.
+Weights are random: they do not change the work. The engine is that of continuous batching.
 The peers need the extra `parity` (PyTorch and transformers) and the packages cyllama (llama.cpp)
 and gguf; what is absent is left out. On an accelerator:
 `python -m benchmarks.generate --preset llama3_2_1b --compute.precision bfloat16`.
@@ -11,6 +11,7 @@ and gguf; what is absent is left out. On an accelerator:
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -34,7 +35,7 @@ from llama_jax import mesh as meshes
 from llama_jax import precision, trees
 from llama_jax.generate.batching import Engine
 from llama_jax.generate.engine import Generator
-from llama_jax.generate.request import Controls, Event, Finish, Request
+from llama_jax.generate.request import Controls, Event, Finish, Piece, Request
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
@@ -74,7 +75,7 @@ class Options:
     batches: tuple[int, ...] = (1, 8)
     prompt: int = 64
     """Tokens of each prompt."""
-    tokens: int = 63
+    tokens: int = 191
     """Tokens that each row decodes after its first."""
     repeats: int = 5
     peers: bool = True
@@ -102,7 +103,9 @@ def main(options: Options) -> None:
         'batches': {},
     }
     for batch in options.batches:
-        taking_part = of_batch(batch, generator, contestants, options)
+        taking_part = {name: one for name, one in contestants.items() if one}
+        if batch > 1:
+            taking_part.pop('llama.cpp', None)
         figure = measure(model, generator, taking_part, streams, rows[:batch], options)
         report(batch, figure)
         figures['batches'][str(batch)] = figure
@@ -124,6 +127,8 @@ def measure(
     first: dict[str, list[float]] = {name: [] for name in contestants}
     whole: dict[str, list[float]] = {name: [] for name in contestants}
     rate: dict[str, list[float]] = {name: [] for name in streams}
+    full: list[float] = []
+    running = engine(generator, len(prompts), options)
     for repeat in range(options.repeats + 1):  # the first compiles and warms up
         print(f'batch {len(prompts)}: {repeat} of {options.repeats} repeats done', flush=True)
         for name, complete in contestants.items():
@@ -136,6 +141,10 @@ def measure(
             seconds = min(timed(lambda s=stream: s().block_until_ready()) for _ in range(2))
             if repeat:
                 rate[name].append(n_bytes / seconds)
+        if running:
+            full.append(full_batch(running, prompts, 1 + options.tokens))
+    if running:
+        running.close()
 
     def step(name: str, of: Callable[[list[float]], float]) -> float:
         return (of(whole[name]) - of(first[name])) / options.tokens
@@ -145,6 +154,7 @@ def measure(
     return {
         'bandwidth': {name: statistics.median(rates) for name, rates in rate.items()},
         'bytes_per_step': read,
+        **({'engine_tokens_per_second': statistics.median(full[1:])} if running else {}),
         **{
             name: {
                 'prefill_tokens_per_second': prompts.size / statistics.median(first[name]),
@@ -170,17 +180,26 @@ def report(batch: int, figure: dict) -> None:
         f'{name} {rate / 1e9:.1f} GB/s' for name, rate in figure['bandwidth'].items()
     )
     print(f'batch {batch}: {figure["bytes_per_step"] / 1e6:.0f} MB per step; memory: {streams}')
-    names = [name for name in figure if name not in ('bandwidth', 'bytes_per_step')]
+    names = [name for name in figure if isinstance(figure[name], dict) and name != 'bandwidth']
     for name in names:
         row = figure[name]
-        ratio = row['decode_tokens_per_second'] / figure[names[-1]]['decode_tokens_per_second']
         print(
             f'  {name:14s} decode {row["decode_tokens_per_second"]:8.1f} tokens/s '
             f'(fastest {row["fastest_decode_tokens_per_second"]:.1f}), '
             f'{row["share_of_bandwidth"]:.0%} of the bandwidth; '
             f'prefill {row["prefill_tokens_per_second"]:8.1f} tokens/s'
-            + (f'; {ratio:.2f} times {names[-1]}' if name != names[-1] else '')
         )
+    ours = figure[names[0]]
+    for name in names[1:]:
+        kinds = ('decode', 'prefill')
+        ratios = [
+            ours[f'{k}_tokens_per_second'] / figure[name][f'{k}_tokens_per_second'] for k in kinds
+        ]
+        print(f'  {names[0]} / {name}: decode {ratios[0]:.2f}, prefill {ratios[1]:.2f}')
+    if 'engine_tokens_per_second' in figure:
+        rate = figure['engine_tokens_per_second']
+        share = rate / ours['decode_tokens_per_second']
+        print(f'  engine, all rows busy: {rate:.1f} tokens/s, {share:.2f} times the offline loop')
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -201,20 +220,6 @@ def bandwidth_streams(compute: Compute) -> dict[str, tuple[Callable[[], jax.Arra
     }
 
 
-def of_batch(
-    batch: int, generator: Generator, contestants: dict[str, Complete | None], options: Options
-) -> dict[str, Complete]:
-    """Those that take part at this batch size."""
-    there = {name: complete for name, complete in contestants.items() if complete is not None}
-    if batch == 1:
-        return there
-    there.pop('llama.cpp', None)
-    return {
-        'llama_jax': there.pop('llama_jax'),
-        'engine': engine(batch, generator, options),
-    } | there
-
-
 def llama_jax(model: ModelConfig, params: Params, compute: Compute) -> tuple[Generator, Complete]:
     mesh = meshes.make(MeshConfig())
     generator = Generator(model, params, mesh=mesh, compute=compute, eos_ids=(), pad_id=0)
@@ -225,28 +230,43 @@ def llama_jax(model: ModelConfig, params: Params, compute: Compute) -> tuple[Gen
     return generator, complete
 
 
-def engine(batch: int, generator: Generator, options: Options) -> Complete:
-    """Requests that arrive together, one for each row; by default its cache is as large as the
-    generator's."""
+def engine(generator: Generator, rows: int, options: Options) -> Engine | None:
+    """Of rows that are as long as the generator's; None where too few steps are taken for all rows
+    to be busy at a time."""
+    if rows == 1 or options.tokens < 16 * rows:
+        return None
     length = options.prompt + 1 + options.tokens
-    running = Engine(generator.programs, decode=lambda ids: '', rows=batch, length=length)
+    return Engine(generator.programs, decode=lambda ids: 'x' * len(ids), rows=rows, length=length)
 
-    def complete(prompts: np.ndarray, n: int) -> None:
-        ended = threading.Semaphore(0)
 
-        def hear(event: Event) -> None:
-            if isinstance(event, Finish):
-                assert event.completion_tokens == n, event
-                ended.release()
+def full_batch(running: Engine, prompts: np.ndarray, n: int) -> float:
+    """Tokens per second of continuous batching while every row is busy: requests arrive together,
+    and the last one to begin counts its tokens until the first one ends."""
+    last: list[tuple[float, int]] = []
+    first_end: list[float] = []
+    ended = threading.Semaphore(0)
 
-        for i, prompt in enumerate(prompts.tolist()):
-            # Another first token: a shared beginning would not be read again.
-            controls = Controls(temperature=0.0, max_tokens=n)
-            running.submit(Request([(prompt[0] + i) % 97, *prompt[1:]], controls), hear)
-        for _ in prompts:
-            ended.acquire()
+    def hear(mine: list[tuple[float, int]], event: Event) -> None:
+        now = time.perf_counter()
+        if isinstance(event, Finish):
+            assert event.completion_tokens == n, event
+            first_end.append(now)
+            ended.release()
+        elif isinstance(event, Piece):
+            mine.append((now, len(event.tokens)))
 
-    return complete
+    for i, prompt in enumerate(prompts.tolist()):
+        last = []
+        # Another first token: a shared beginning would not be read again.
+        request = Request(
+            [(prompt[0] + i) % 97, *prompt[1:]], Controls(temperature=0.0, max_tokens=n)
+        )
+        running.submit(request, functools.partial(hear, last))
+    for _ in prompts:
+        ended.acquire()
+    counted = [(at, n_tokens) for at, n_tokens in last[1:] if at < first_end[0]]
+    n_tokens = sum(n_tokens for _, n_tokens in counted[1:])
+    return len(prompts) * n_tokens / (counted[-1][0] - counted[0][0])
 
 
 if __name__ == '__main__':

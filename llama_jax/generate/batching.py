@@ -89,9 +89,10 @@ class Engine:
         steps: int = 8,
     ):
         """`decode` gives the text of token ids (a tokenizer's). `queue`: requests that may wait.
-        Prompts are read in pieces of `prefill_chunk` tokens (a power of two), `steps` tokens are
-        drawn between them. `source_length`: of the longest source, of an encoder-decoder; default:
-        `length`. Memory is taken at once, and logged. Raises UserError for sizes that cannot be.
+        Prompts are read in pieces of `prefill_chunk` tokens (a power of two); between them `steps`
+        tokens are drawn when all rows are busy, fewer when they are not. `source_length`: of the
+        longest source, of an encoder-decoder; default: `length`. Memory is taken at once, and
+        logged. Raises UserError for sizes that cannot be.
         """
         check_chunk(prefill_chunk)
         config = programs.config
@@ -230,7 +231,7 @@ class Engine:
         self._flights.clear()
         constrained = any(live and live.request.grammar for live in self._live)
         if not constrained:
-            self._start_steps(self._steps)
+            self._start_steps(self._n_steps())
         for flight in ready:
             self._deliver(flight)
         if constrained:  # what may come next is known once the token before is
@@ -325,6 +326,13 @@ class Engine:
         )
         self._live[row] = live
         self._flights.append(_Flight(drawn, {0: live}, 1))
+
+    def _n_steps(self) -> int:
+        """Steps before the next piece of a prompt: few, while few rows would share them."""
+        with self._changed:
+            others = self._reading is not None or len(self._waiting)
+        busy = sum(live is not None for live in self._live)
+        return max(1, self._steps * busy // self.rows) if others else self._steps
 
     def _start_steps(self, n_steps: int) -> None:
         live_of = {row: live for row, live in enumerate(self._live) if live and not live.finished}
