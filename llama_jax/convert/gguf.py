@@ -1,12 +1,12 @@
 """GGUF files of the architecture `llama`, quantised or not.
 
 Queries and keys are in the interleaved order of Meta's files. Every tensor is dequantised to
-float32. Needs the extra `weights` (`gguf`).
+float32. Needs the extra `weights` (`gguf`), which dequantises.
 """
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax.convert import gguf_header
 from llama_jax.convert import tensors as tensors_lib
 from llama_jax.convert.meta import half_split, interleaved
 from llama_jax.convert.tensors import Scheme
@@ -24,6 +25,8 @@ from llama_jax.model.rope import frequencies
 
 _LAYER = 'blk.{i}.'
 _ROPE_FACTORS = 'rope_freqs.weight'
+_ROW = 2**14
+"""A sixteenth of the entries that are dequantised at a time."""
 GGUF = Scheme(
     name='GGUF llama',
     table={
@@ -79,25 +82,48 @@ class File:
 
 def read(path: Path) -> File:
     """The file at `path`. Raises UserError when it is no whole GGUF file."""
-    from gguf import GGUFReader
-
     if not path.is_file():
         raise UserError(f'{path} is missing: name a .gguf file')
     try:
-        reader = GGUFReader(path)
-        settings = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError) as error:  # what it raises for other bytes
+        data = np.asarray(np.memmap(path, mode='r'))
+        settings, infos = gguf_header.parse(data.data)
+        tensors = {info.name: _tensor(data, info) for info in infos}
+        if len(tensors) < len(infos):
+            raise ValueError('two tensors have one name')
+    except ValueError as error:
         raise UserError(
             f'{path} is no whole GGUF file ({error}): copy it again from where it came'
         ) from None
     if settings.get('split.count', 0) > 1:
         raise UserError(f'{path} is one of {settings["split.count"]} parts: merge them first')
-    tensors = {
-        tensor.name: functools.partial(_float32, tensor.name, tensor.data, tensor.tensor_type)
-        for tensor in reader.tensors
-    }
     rope_factors = tensors.pop(_ROPE_FACTORS, None)
     return File(settings, _Lazy(tensors), None if rope_factors is None else rope_factors())
+
+
+def _tensor(data: np.ndarray, info: gguf_header.Info) -> Callable[[], np.ndarray]:
+    """Float32 when called."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
+
+    kind = GGMLQuantizationType(info.kind)
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    n_blocks, rest = divmod(math.prod(info.shape), block)
+    end = info.start + n_blocks * block_bytes
+    if rest or end > len(data):
+        raise ValueError(f'tensor {info.name!r} is cut off')
+
+    def float32() -> np.ndarray:
+        # Rows of another length than those of the matrix: the package takes 16 at a time.
+        row = math.gcd(n_blocks, _ROW // block)
+        raw = data[info.start : end].reshape(n_blocks // row, row * block_bytes)
+        try:
+            return dequantize(raw, kind).astype(np.float32, copy=False).reshape(info.shape)
+        except NotImplementedError:
+            raise UserError(
+                f'GGUF: tensor {info.name!r} is of type {kind.name}, which cannot be read: take '
+                'the model in another quantisation, such as Q8_0'
+            ) from None
+
+    return float32
 
 
 def load(path: Path) -> tuple[ModelConfig, Params, Mapping[str, Any]]:
@@ -197,18 +223,6 @@ def _scaling(
             'supported'
         )
     return rule
-
-
-def _float32(name: str, data: np.ndarray, kind: Any) -> np.ndarray:
-    from gguf import dequantize
-
-    try:
-        return dequantize(data, kind).astype(np.float32, copy=False)
-    except NotImplementedError:
-        raise UserError(
-            f'GGUF: tensor {name!r} is of type {kind.name}, which cannot be read: take '
-            'the model in another quantisation, such as Q8_0'
-        ) from None
 
 
 class _Lazy(Mapping[str, np.ndarray]):

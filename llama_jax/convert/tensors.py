@@ -8,7 +8,9 @@ tensor is called there and which of our letters make up each of its dimensions: 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +56,8 @@ def check_llama(config: ModelConfig) -> None:
 def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """Stacked float32 parameters (numpy, on the host) of `config` from `tensors`.
 
-    Raises UserError when a tensor is missing, left over or of another shape. `tensors` is read one
-    entry at a time, so that it may load them lazily.
+    Raises UserError when a tensor is missing, left over or of another shape. `tensors` may load its
+    entries lazily: few are read at a time, on several threads.
     """
     check_llama(config)
     sizes = _sizes(config)
@@ -82,11 +84,15 @@ def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelCo
         if '{i}' not in theirs:
             return np.ascontiguousarray(read(path, theirs, letters))
         stacked = np.empty(spec.shape, np.float32)
-        for i in range(config.layers):
+
+        def fill(i: int) -> None:
             stacked[i] = read(path, theirs.format(i=i), letters[1:])
+
+        list(pool.map(fill, range(config.layers)))
         return stacked
 
-    params = trees.map_named(leaf, layers.abstract(config))
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        params = trees.map_named(leaf, layers.abstract(config))
     _check_rest(scheme, tensors, list(unread), config, params)
     return params
 

@@ -10,23 +10,32 @@ cores). Small products cost more than their share: query, key and value are one,
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.model import kernels
-from llama_jax.model.cache import Cache
+from llama_jax.model.cache import Cache, LayerCache
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.masks import Visibility
 from llama_jax.model.quantized import product, rows
-from llama_jax.model.rope import rotate, rotation
+from llama_jax.model.rope import rotate_pairs, rotation
 
 
-def arrange(params: Params) -> Params:
+def arrange(config: ModelConfig, params: Params) -> Params:
     """Parameters with unstacked blocks, as `features` takes them. The letter J is of parts that lie
-    together: the queries of a group, its key and its value; gate and up."""
+    together: the queries of a group, its key and its value; gate and up. Cosines and sines of all
+    positions join them: left to a program, XLA computes them in every layer again."""
+    rope = rotation(
+        jnp.arange(config.context)[None],
+        head_dim=config.head_dim,
+        theta=config.rope_theta,
+        scaling=config.rope_scaling,
+    )
 
     def arranged(block: Params) -> Params:
         attention, mlp = block['attention'], block['mlp']
@@ -46,7 +55,11 @@ def arrange(params: Params) -> Params:
             },
         }
 
-    return {**params, 'blocks': [arranged(block) for block in params['blocks']]}
+    return {
+        **params,
+        'blocks': [arranged(block) for block in params['blocks']],
+        'rope': {'cos_CH': rope.cos_BTH[0, :, 0], 'sin_CH': rope.sin_BTH[0, :, 0]},
+    }
 
 
 def _join_heads(q_DNH: jax.Array, k_DKH: jax.Array, v_DKH: jax.Array) -> jax.Array:
@@ -79,44 +92,60 @@ def features(
         visible = Visibility(segment_BT, segment_BT, pattern=config.pattern, whole=True)
     else:
         visible = cache.visible(at_B, T, pattern=config.pattern)
-    rope = rotation(
-        place_BT,
-        head_dim=config.head_dim,
-        theta=config.rope_theta,
-        scaling=config.rope_scaling,
+    place_BT = jax.reshard(place_BT, layout.act('BT'))
+    rope = (params['rope'][name] for name in ('cos_CH', 'sin_CH'))
+    cos_HBT, sin_HBT = (
+        jnp.einsum('BTH->HBT', x_CH.at[place_BT].get(out_sharding=layout.act('BTH')))
+        for x_CH in rope
     )
     dtype = precision.dtype(compute.precision)
     token_BT = jax.reshard(token_BT, layout.act('BT'))
     x_DBT = jnp.einsum('BTD->DBT', rows(params['embed_VD'], token_BT, letters='BTD', dtype=dtype))
+    layer = jax.jit(functools.partial(_layer, config, compute))  # traced once for all layers
     written = []
     for i, block in enumerate(params['blocks']):
-        h_DBT = _norm(x_DBT, block['attention_norm']['scale_D'], config.norm_eps)
-        w = block['attention']
-        qkv_KJHBT = product('KJHD,DBT->KJHBT', w['qkv_KJHD'], h_DBT, dtype=dtype)
-        k_BTKH, v_BTKH = (jnp.einsum('KHBT->BTKH', qkv_KJHBT[:, j]) for j in (-2, -1))
-        q_BTNH = rotate(_heads(qkv_KJHBT[:, :-2]), rope)
-        k_BTKH = rotate(k_BTKH, rope)
-        kept = None
-        if cache is not None:
-            kept = cache.layers[i].write(k_BTKH, v_BTKH, at_B=at_B, pattern=config.pattern)
-            written.append(kept)
-        if kept is None or at_B is None:
-            attended_BTNH = kernels.attend(
-                q_BTNH, k_BTKH, v_BTKH, visible=visible, backend=compute.attention
-            )
-        else:
-            attended_BTNH = kernels.attend_cached(
-                q_BTNH, kept.k_BKHS, kept.v_BKSH, visible=visible, backend=compute.attention
-            )
-        attended_NHBT = jnp.einsum('BTNH->NHBT', attended_BTNH)
-        x_DBT += product('DNH,NHBT->DBT', w['out_DNH'], attended_NHBT, dtype=dtype)
-        h_DBT = _norm(x_DBT, block['mlp_norm']['scale_D'], config.norm_eps)
-        w = block['mlp']
-        gate_up_JFBT = product('JFD,DBT->JFBT', w['gate_up_JFD'], h_DBT, dtype=dtype)
-        hidden_FBT = jax.nn.silu(gate_up_JFBT[0]) * gate_up_JFBT[1]
-        x_DBT += product('DF,FBT->DBT', w['down_DF'], hidden_FBT, dtype=dtype)
+        kept = None if cache is None else cache.layers[i]
+        x_DBT, kept = layer(block, x_DBT, kept, at_B, cos_HBT, sin_HBT, visible)
+        written.append(kept)
     x_DBT = _norm(x_DBT, params['norm']['scale_D'], config.norm_eps)
     return jnp.einsum('DBT->BTD', x_DBT), None if cache is None else Cache(written)
+
+
+def _layer(
+    config: ModelConfig,
+    compute: Compute,
+    block: Params,
+    x_DBT: jax.Array,
+    kept: LayerCache | None,
+    at_B: jax.Array | None,
+    cos_HBT: jax.Array,
+    sin_HBT: jax.Array,
+    visible: Visibility,
+) -> tuple[jax.Array, LayerCache | None]:
+    dtype, backend = x_DBT.dtype, compute.attention
+    h_DBT = _norm(x_DBT, block['attention_norm']['scale_D'], config.norm_eps)
+    w = block['attention']
+    qkv_KJHBT = product('KJHD,DBT->KJHBT', w['qkv_KJHD'], h_DBT, dtype=dtype)
+    qk_KJHBT = rotate_pairs(qkv_KJHBT[:, :-1], cos_HBT, sin_HBT, axis=2)
+    q_BTNH = _heads(qk_KJHBT[:, :-1])
+    k_BTKH = jnp.einsum('KHBT->BTKH', qk_KJHBT[:, -1])
+    v_BTKH = jnp.einsum('KHBT->BTKH', qkv_KJHBT[:, -1])
+    if kept is not None:
+        kept = kept.write(k_BTKH, v_BTKH, at_B=at_B, pattern=config.pattern)
+    if kept is None or at_B is None:
+        attended_BTNH = kernels.attend(q_BTNH, k_BTKH, v_BTKH, visible=visible, backend=backend)
+    else:
+        attended_BTNH = kernels.attend_cached(
+            q_BTNH, kept.k_BKHS, kept.v_BKSH, visible=visible, backend=backend
+        )
+    attended_NHBT = jnp.einsum('BTNH->NHBT', attended_BTNH)
+    x_DBT += product('DNH,NHBT->DBT', w['out_DNH'], attended_NHBT, dtype=dtype)
+
+    h_DBT = _norm(x_DBT, block['mlp_norm']['scale_D'], config.norm_eps)
+    w = block['mlp']
+    gate_up_JFBT = product('JFD,DBT->JFBT', w['gate_up_JFD'], h_DBT, dtype=dtype)
+    hidden_FBT = jax.nn.silu(gate_up_JFBT[0]) * gate_up_JFBT[1]
+    return x_DBT + product('DF,FBT->DBT', w['down_DF'], hidden_FBT, dtype=dtype), kept
 
 
 def logits(

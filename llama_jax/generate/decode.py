@@ -123,7 +123,7 @@ def prepared(
         params,
         is_leaf=lambda x: isinstance(x, Quantized),
     )
-    return columns.arrange(params) if model.in_columns else params
+    return columns.arrange(model.config, params) if model.in_columns else params
 
 
 def features(

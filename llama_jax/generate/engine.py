@@ -148,27 +148,37 @@ class Generator:
     def _pieces(
         self,
         state: State,
-        ready: Drawn,
+        first: Drawn,
         rows: Settings,
         n_top: int | None,
         one: Controls,
         chunk: int,
     ) -> Iterator[list[int]]:
-        n_ready, n_left = 1, one.max_tokens - 1
-        while True:
-            n_next = min(chunk, n_left)
+        programs, ends = self.programs, self._ends(one)
+
+        def arrived(drawn: Drawn, n: int) -> tuple[list[int], bool]:
+            """Tokens before the end, and whether it is there."""
+            tokens = np.asarray(drawn.token_BT)[0, :n].tolist()
+            n_kept = _n_kept(tokens, ends)
+            return tokens[:n_kept], n_kept < n
+
+        # At once: it does not wait for the program of the others to be made.
+        tokens, ended = arrived(first, 1)
+        if tokens:
+            yield tokens
+        ready, n_ready, n_left = None, 0, one.max_tokens - 1
+        while not ended and (n_ready or n_left):
+            following, n_next = None, min(chunk, n_left)
             if n_next:
-                with jax.set_mesh(self.programs.mesh):
-                    state, following = self.programs.decode(
-                        self.programs.params, state, rows, n_next, slots=chunk, n_top=n_top
+                with jax.set_mesh(programs.mesh):
+                    state, following = programs.decode(
+                        programs.params, state, rows, n_next, slots=chunk, n_top=n_top
                     )
                 following.token_BT.copy_to_host_async()
-            tokens = np.asarray(ready.token_BT)[0, :n_ready].tolist()
-            n_kept = _n_kept(tokens, self._ends(one))
-            if n_kept:
-                yield tokens[:n_kept]
-            if n_kept < len(tokens) or not n_next:
-                return
+            if ready is not None:
+                tokens, ended = arrived(ready, n_ready)
+                if tokens:
+                    yield tokens
             ready, n_ready, n_left = following, n_next, n_left - n_next
 
     def shape(self, n_prompts: int, longest: int, max_tokens: int, source: int = 0) -> Shape:

@@ -33,12 +33,15 @@ def rotation(
 
 def rotate(x_BTNH: Float[Array, 'B T N H'], by: Rotation) -> Float[Array, 'B T N H']:
     """Rotate queries or keys by their positions; computed in float32, returned as given."""
-    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate(
-        [first * by.cos_BTH - second * by.sin_BTH, second * by.cos_BTH + first * by.sin_BTH],
-        axis=-1,
-    )
-    return turned.astype(x_BTNH.dtype)
+    return rotate_pairs(x_BTNH, by.cos_BTH, by.sin_BTH, axis=-1)
+
+
+def rotate_pairs(x: jax.Array, cos: jax.Array, sin: jax.Array, *, axis: int) -> jax.Array:
+    """`rotate` of an array whose heads lie along `axis`; `cos` and `sin` have half its size there
+    and go with its other dimensions."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=axis)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=axis)
+    return turned.astype(x.dtype)
 
 
 def frequencies(head_dim: int, *, theta: float, scaling: RopeScaling | None) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.convert import gguf, huggingface
+from llama_jax.convert import gguf, gguf_header, huggingface
 from llama_jax.errors import UserError
 from llama_jax.model.config import RopeScaling
 from llama_jax.model.rope import frequencies
@@ -164,3 +164,51 @@ def test_files_that_are_none(tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match='model.gguf is no whole GGUF file'):
             gguf.load(path)
+
+
+def test_the_header_is_what_the_package_reads(tmp_path):
+    from gguf import GGUFReader
+
+    settings = {
+        'tokenizer.ggml.tokens': ['a', '\u4e2d', '\U0001f600'],
+        'a.float': 0.1,
+        'a.flag': True,
+    }
+    settings |= {'tokenizer.ggml.scores': [0.5, -1.0], 'a.number': 7, 'a.text': '\u4e2d\u6587'}
+    path, _ = written(tmp_path, CONFIG, settings=settings)
+    theirs = GGUFReader(path)
+    ours, infos = gguf_header.parse(memoryview(path.read_bytes()))
+    expected = {name: field.contents() for name, field in theirs.fields.items()}
+    assert ours == {name: x for name, x in expected.items() if not name.startswith('GGUF.')}
+    for info, tensor in zip(infos, theirs.tensors, strict=True):
+        place = (info.name, info.kind, info.start)
+        assert place == (tensor.name, tensor.tensor_type, tensor.data_offset)
+        assert info.shape == tuple(reversed(tensor.shape.tolist()))
+
+
+def test_no_beginning_of_a_file_is_taken_for_a_whole_one(tmp_path):
+    path, _ = written(tmp_path, CONFIG)
+    content = memoryview(path.read_bytes())
+    n_header = gguf_header.parse(content)[1][0].start
+    for n in range(n_header - 32):
+        with pytest.raises(ValueError, match='ends too early|begin with GGUF'):
+            gguf_header.parse(content[:n])
+
+
+@pytest.mark.parametrize(
+    ('at', 'change', 'named'),
+    [
+        (4, (1).to_bytes(4, 'little'), 'version 1'),
+        (4, (3).to_bytes(4, 'big'), 'version 50331648'),
+        (8, (2**62).to_bytes(8, 'little'), 'is no whole GGUF file'),
+        (16, (2**62).to_bytes(8, 'little'), 'is no whole GGUF file'),
+        (24, (2**62).to_bytes(8, 'little'), 'ends too early'),
+    ],
+)
+def test_damaged_headers_are_refused_at_once(tmp_path, at, change, named):
+    path, _ = written(tmp_path, CONFIG)
+    content = bytearray(path.read_bytes())
+    content[at : at + len(change)] = change
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=named):
+        gguf.load(path)

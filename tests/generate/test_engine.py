@@ -116,7 +116,7 @@ def test_an_accelerators_step_equals_a_cpus(monkeypatch):
 def test_parts_of_fused_matrices_are_those_of_the_modules():
     params = layers.unstack(weights())
     with jax.set_mesh(mesh_of()):
-        block, fused = params['blocks'][1], columns.arrange(params)['blocks'][1]
+        block, fused = params['blocks'][1], columns.arrange(CONFIG, params)['blocks'][1]
     heads = fused['attention']['qkv_KJHD']  # of each key-value head: its queries, key and value
     K, J, H, D = heads.shape
     assert (CONFIG.kv_heads, CONFIG.heads // CONFIG.kv_heads + 2, 8, 32) == (K, J, H, D)

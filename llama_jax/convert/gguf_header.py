@@ -1,0 +1,92 @@
+"""What stands in front of the numbers of a GGUF file (versions 2 and 3, little-endian).
+
+The reader of the package gguf makes an array of every string: seconds for a vocabulary, at every
+start. This one makes plain values.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+_STRING, _ARRAY = 8, 9
+_NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), 'BbHhIif?Qqd', strict=True))
+"""Formats of `struct` by the type's number in the file."""
+
+
+@dataclass(frozen=True)
+class Info:
+    """Where a tensor lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    """Of its entries, as numpy counts them."""
+    kind: int
+    """The number of its type."""
+    start: int
+    """Byte of the file."""
+
+
+def parse(data: memoryview) -> tuple[dict[str, Any], list[Info]]:
+    """Settings and tensors of a file. Raises ValueError for what is none, or ends too early."""
+    reader = _Reader(data)
+    if bytes(data[:4]) != b'GGUF':
+        raise ValueError('it does not begin with GGUF')
+    reader.at = 4
+    (version,) = reader.numbers('I', 1)
+    if version not in (2, 3):
+        raise ValueError(f'version {version}, and there are 2 and 3')
+    n_tensors, n_settings = reader.numbers('Q', 2)
+    settings = {}
+    for _ in range(n_settings):
+        name = reader.string()
+        settings[name] = reader.value(reader.numbers('I', 1)[0])
+    found = []
+    for _ in range(n_tensors):
+        name = reader.string()
+        (n_dims,) = reader.numbers('I', 1)
+        shape = reader.numbers('Q', n_dims)[::-1]
+        kind, offset = reader.numbers('I', 1)[0], reader.numbers('Q', 1)[0]
+        found.append((name, shape, kind, offset))
+    alignment = settings.get('general.alignment', 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f'general.alignment is {alignment!r}')
+    begin = -(-reader.at // alignment) * alignment
+    return settings, [
+        Info(name, shape, kind, begin + offset) for name, shape, kind, offset in found
+    ]
+
+
+class _Reader:
+    def __init__(self, data: memoryview):
+        self._data, self.at = data, 0
+
+    def take(self, n: int) -> memoryview:
+        part = self._data[self.at : self.at + n]
+        if len(part) < n:
+            raise ValueError('it ends too early')
+        self.at += n
+        return part
+
+    def numbers(self, code: str, n: int) -> tuple[Any, ...]:
+        layout = f'<{n}{code}'
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))
+
+    def string(self) -> str:
+        (n,) = self.numbers('Q', 1)
+        return str(self.take(n), 'utf-8')
+
+    def value(self, kind: int) -> Any:
+        if kind == _STRING:
+            return self.string()
+        if kind in _NUMBERS:
+            return self.numbers(_NUMBERS[kind], 1)[0]
+        if kind != _ARRAY:
+            raise ValueError(f'a value of type {kind}')
+        (inner,), (n,) = self.numbers('I', 1), self.numbers('Q', 1)
+        if inner in _NUMBERS:
+            return list(self.numbers(_NUMBERS[inner], n))
+        one: Callable[[], Any] = self.string if inner == _STRING else lambda: self.value(inner)
+        return [one() for _ in range(n)]
