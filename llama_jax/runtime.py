@@ -44,7 +44,7 @@ def keep_programs(directory: Path) -> None:
 
     if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
         jax.config.update('jax_compilation_cache_dir', str(directory))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.02)
 
 
 def _number(variable: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from llama_jax.compare.grid import LOG, Planned
-from llama_jax.train.loop import Stopped
+from llama_jax.errors import Stopped
 from llama_jax.train.progress import say
 
 _POLL = 0.2

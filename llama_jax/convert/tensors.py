@@ -63,33 +63,32 @@ def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelCo
     sizes = _sizes(config)
     unread = dict.fromkeys(tensors)
 
-    def read(path: str, theirs: str, letters: str) -> np.ndarray:
+    def read(path: str, theirs: str) -> np.ndarray:
+        """With a dimension for each of our letters, in their order."""
         if theirs not in tensors:
             raise UserError(f'tensor {theirs!r} is missing: this is no whole {scheme.name} model')
         unread.pop(theirs)
         groups = scheme.table[path][1]
-        w = np.asarray(tensors[theirs]).astype(np.float32)
+        w = np.asarray(tensors[theirs]).astype(np.float32, copy=False)
         shape = _fused(groups, sizes)
         if w.shape != shape:
             raise UserError(f'tensor {theirs!r} has shape {w.shape}, the settings say {shape}')
-        apart = groups.replace(',', '')
-        w = w.reshape([sizes[letter] for letter in apart])
-        if path.endswith(_ROTATED):
-            w = scheme.from_pairs(w)
-        return w.transpose([apart.index(letter) for letter in letters])
+        w = w.reshape([sizes[letter] for letter in groups.replace(',', '')])
+        return scheme.from_pairs(w) if path.endswith(_ROTATED) else w
 
     def leaf(path: str, spec: Any) -> np.ndarray:
-        theirs = scheme.table[path][0]
-        letters = layout.letters_of(path, len(spec.shape))
+        theirs, groups = scheme.table[path]
+        letters, apart = layout.letters_of(path, len(spec.shape)), groups.replace(',', '')
         if '{i}' not in theirs:
-            return np.ascontiguousarray(read(path, theirs, letters))
-        stacked = np.empty(spec.shape, np.float32)
+            return read(path, theirs).transpose([apart.index(letter) for letter in letters])
+        # A view in our order: to turn the numbers around costs less on their way to a device.
+        stacked = np.empty([config.layers, *(sizes[letter] for letter in apart)], np.float32)
 
         def fill(i: int) -> None:
-            stacked[i] = read(path, theirs.format(i=i), letters[1:])
+            stacked[i] = read(path, theirs.format(i=i))
 
         list(pool.map(fill, range(config.layers)))
-        return stacked
+        return stacked.transpose([('L' + apart).index(letter) for letter in letters])
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         params = trees.map_named(leaf, layers.abstract(config))
@@ -139,6 +138,8 @@ def _check_rest(
     params: Params,
 ) -> None:
     """Tensors that hold nothing of their own may stand there, if they hold what they should."""
+    if not rest:
+        return
     expected = {}
     angles = np.asarray(
         frequencies(config.head_dim, theta=config.rope_theta, scaling=config.rope_scaling)

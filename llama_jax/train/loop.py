@@ -13,18 +13,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from llama_jax.errors import UserError
+from llama_jax.errors import Stopped, UserError
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.run import HostBatch, Measure, Run, prepare
 from llama_jax.train.step import Metrics, State
-
-
-class Stopped(Exception):  # noqa: N818  not an error: the run did as it was told
-    """The run was asked to stop by a signal, and has saved its state."""
-
-    def __init__(self, message: str, *, exit_code: int):
-        super().__init__(message)
-        self.exit_code = exit_code
 
 
 class Pending(NamedTuple):

@@ -129,7 +129,7 @@ def test_settings_survive_json():
 
 
 def test_a_signal_leaves_with_its_own_code(run_script):
-    from llama_jax.train.loop import Stopped
+    from llama_jax.errors import Stopped
 
     def script():
         raise Stopped('stopped by SIGTERM after step 7', exit_code=143)

@@ -14,7 +14,7 @@ import pytest
 from llama_jax import mesh as meshes
 from llama_jax.data.loader import Loader
 from llama_jax.data.sources import documents, load_tokenizer
-from llama_jax.errors import UserError
+from llama_jax.errors import Stopped, UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.train import loop, run
@@ -241,7 +241,7 @@ def test_a_signal_during_compilation_saves_the_first_steps(
 
     monkeypatch.setattr(run, 'train_step', struck)
     before = signal.getsignal(number)
-    with pytest.raises(loop.Stopped, match=f'stopped by {number.name} after step 2') as raised:
+    with pytest.raises(Stopped, match=f'stopped by {number.name} after step 2') as raised:
         loop.train(experiment, tmp_path)
     assert raised.value.exit_code == 128 + number
     assert str(tmp_path) in str(raised.value)
