@@ -18,6 +18,8 @@ from experiments import cli, models
 from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.generate.engine import Generator
+from llama_jax.generate.guess import Draft, Lookup
+from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
 from llama_jax.generate.text import Detokenizer
 from llama_jax.mesh import MeshConfig
@@ -50,6 +52,11 @@ class Options:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: Compute = field(default_factory=Compute)
     quantization: Quantization = field(default_factory=Quantization)
+    lookup: int = 0
+    """Guess so many tokens at a time: those that followed before where the text's last ones stood.
+    The text stays what it is, and comes as a whole."""
+    draft: Path | None = None
+    """The --workdir of a smaller model with the same tokenizer, which guesses."""
 
 
 def main() -> None:
@@ -62,6 +69,9 @@ def main() -> None:
         raise UserError('give either --prompt TEXT or --chat TEXT')
     if options.system is not None and options.chat is None:
         raise UserError('--system is part of a chat: give --chat TEXT as well')
+    if options.lookup and options.draft is not None:
+        raise UserError('--lookup and --draft: one of them guesses, leave the other out')
+    lookup = Lookup(n_draft=options.lookup) if options.lookup else None
     mesh = meshes.make(options.mesh)
     model = models.load(options.checkpoint, options.weights, mesh)
     if options.chat is None:
@@ -83,10 +93,17 @@ def main() -> None:
     detokenize = Detokenizer(model.vocabulary.decode, prompt=prompt if before else ())
     settings = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
     source = None if options.source is None else model.source(options.source)
-    pieces = generator.stream(
-        prompt, source=source, **{name: getattr(options, name) for name in settings}
-    )
+    draws = {name: getattr(options, name) for name in settings}
+    how = lookup if options.draft is None else by_model(options.draft, generator.programs)
+    guesses = ''
     begin, n_tokens = time.perf_counter(), 0
+    if how is None:
+        pieces = generator.stream(prompt, source=source, **draws)
+    else:
+        sources = None if source is None else [source]
+        (whole,) = generator([prompt], sources=sources, speculate=how, **draws)
+        pieces, went = iter([whole.tokens]), whole.speculation
+        guesses = f'{went.acceptance:.0%} of {went.guessed} guesses accepted; ' if went else ''
     print(before, end='', flush=True)
     for tokens in pieces:
         n_tokens += len(tokens)
@@ -94,7 +111,24 @@ def main() -> None:
     print(detokenize.finish())
     seconds = time.perf_counter() - begin
     step = '' if model.step is None else f'step {model.step}; '
-    print(f'[{step}{n_tokens} tokens in {seconds:.1f} s, compilation included]', file=sys.stderr)
+    print(
+        f'[{step}{guesses}{n_tokens} tokens in {seconds:.1f} s, compilation included]',
+        file=sys.stderr,
+    )
+
+
+def by_model(workdir: Path, large: Programs) -> Draft:
+    """Guesses of the model that was trained in `workdir`."""
+    small = models.load(workdir, None, large.mesh)
+    programs = Programs(
+        small.config,
+        small.params,
+        mesh=large.mesh,
+        compute=large.model.compute,
+        end_ids=small.end_ids,
+        pad_id=small.pad_id,
+    )
+    return Draft(programs)
 
 
 if __name__ == '__main__':

@@ -149,6 +149,17 @@ def test_the_script_continues_a_prompt_and_answers(run_script, run, gguf):
     assert error[-1].startswith('[4 tokens in ')
 
 
+@pytest.mark.parametrize('guesses', ['lookup', 'draft'])
+def test_guesses_leave_the_text_as_it_is(run_script, run, guesses):
+    options = ['--checkpoint', run, '--prompt', 'def 世', '--temperature', '0', *ONE[:-2]]
+    options += ['--max-tokens', 24]
+    _, expected, _ = run_script(generate.main, *options)
+    value = {'lookup': 3, 'draft': run}[guesses]
+    code, out, error = run_script(generate.main, *options, f'--{guesses}', value)
+    assert code == 0 and out == expected
+    assert 'guesses accepted; ' in error[-1] and '24 tokens in' in error[-1]
+
+
 @pytest.mark.parametrize(
     ('options', 'words'),
     [
@@ -157,6 +168,8 @@ def test_the_script_continues_a_prompt_and_answers(run_script, run, gguf):
         (['--weights', 'y'], 'either --prompt TEXT or --chat TEXT'),
         (['--weights', 'y', '--prompt', 'a', '--chat', 'b'], 'either --prompt'),
         (['--weights', 'y', '--prompt', 'a', '--system', 'b'], '--system is part of a chat'),
+        (['--prompt', 'a', '--lookup', '4', '--draft', 'z'], '--lookup and --draft'),
+        (['--prompt', 'a', '--lookup', '16'], 'n_draft 16: guess 1 to 15'),
         (['--weights', 'y', '--prompt', 'a'], "no weights are called 'y'"),
         (['--checkpoint', 'nowhere', '--prompt', 'a'], 'nowhere holds no run'),
     ],

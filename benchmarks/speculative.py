@@ -1,0 +1,110 @@
+"""What guessing is worth: `python -m benchmarks.speculative`.
+
+A model continues code and prose of Python itself, one row at a time, with and without guesses;
+ways take turns, and medians are compared. `int8 drafts` is the model itself with int8 weights as
+the small one: exact text at the price of guesses that are cheap, not small.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data import topics
+
+import numpy as np
+import tyro
+
+from experiments import cli, models
+from llama_jax import mesh as meshes
+from llama_jax.generate.engine import Completion, Generator
+from llama_jax.generate.guess import Draft, Lookup
+from llama_jax.generate.quantized import Quantization
+from llama_jax.mesh import MeshConfig
+from llama_jax.model.config import Compute
+
+
+@dataclass(frozen=True)
+class Options:
+    weights: str = 'smollm2'
+    """smollm2, a .gguf file, or the directory of a Hugging Face model."""
+    files: tuple[Path, ...] = (Path(argparse.__file__), Path(topics.__file__))
+    prompt: int = 448
+    """Tokens of each prompt."""
+    tokens: int = 64
+    """Tokens that are drawn, the likeliest."""
+    prompts: int = 4
+    """Places of each file."""
+    repeats: int = 3
+
+
+def main() -> None:
+    options = tyro.cli(Options, prog='python -m benchmarks.speculative', description=__doc__)
+    mesh = meshes.make(MeshConfig())
+    model = models.from_weights(options.weights, mesh)
+
+    def generator(how: Quantization) -> Generator:
+        return Generator(
+            model.config,
+            model.params,
+            mesh=mesh,
+            compute=Compute(),
+            eos_ids=(),
+            pad_id=model.pad_id,
+            quantization=how,
+        )
+
+    ours, int8 = generator(Quantization()), generator(Quantization(weights='int8'))
+    ways = {
+        'plain': None,
+        'lookup of 4': Lookup(n_draft=4),
+        'lookup of 8': Lookup(n_draft=8),
+        'int8 drafts 4': Draft(int8.programs, n_draft=4),
+    }
+    print('text | way | tokens/s | times plain | accepted | tokens a run')
+    for path in options.files:
+        ids = np.asarray(model.vocabulary.encode(path.read_text(encoding='utf-8'))).tolist()
+        starts = range(0, len(ids) - options.prompt, len(ids) // (1 + options.prompts))
+        prompts = [ids[at : at + options.prompt] for at in starts][1 : 1 + options.prompts]
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        last: dict[str, list[Completion]] = {}
+        for repeat in range(1 + options.repeats):  # the first compiles
+            for name, how in ways.items():
+                first, whole = 0.0, 0.0
+                last[name] = []
+                for prompt in prompts:
+                    first += timed(lambda p=prompt: ours([p], max_tokens=1))
+                    begin = time.perf_counter()
+                    last[name] += ours([prompt], max_tokens=1 + options.tokens, speculate=how)
+                    whole += time.perf_counter() - begin
+                if repeat:
+                    seconds[name].append(whole - first)
+        for name in ways:
+            assert [one.tokens for one in last[name]] == [one.tokens for one in last['plain']]
+            report(path.name, name, seconds, last[name], len(prompts) * options.tokens)
+
+
+def report(
+    text: str, name: str, seconds: dict[str, list[float]], done: list[Completion], n: int
+) -> None:
+    took, plain = statistics.median(seconds[name]), statistics.median(seconds['plain'])
+    row = f'{text} | {name} | {n / took:.1f} | {plain / took:.2f}'
+    counts = [one.speculation for one in done if one.speculation is not None]
+    if counts:
+        guessed, accepted = (sum(getattr(c, k) for c in counts) for k in ('guessed', 'accepted'))
+        tokens, steps = (sum(getattr(c, k) for c in counts) for k in ('tokens', 'steps'))
+        row += f' | {accepted / max(guessed, 1):.0%} | {tokens / steps:.2f}'
+    print(row, flush=True)
+
+
+def timed(run: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    run()
+    return time.perf_counter() - begin
+
+
+if __name__ == '__main__':
+    cli.main(main)
