@@ -91,7 +91,7 @@ def main() -> None:
         vocab, end_ids = model.config.vocab, model.end_ids
         grammars = Compiler(model.vocabulary, vocab=vocab, end_ids=end_ids)
         begin = time.perf_counter()
-        warm(engine, piece=PIECE)
+        warm(engine, piece=PIECE, source_length=engine.source_length)
         served = Served(
             options.name or model.name,
             engine,
@@ -99,6 +99,8 @@ def main() -> None:
             begin=model.begin,
             chat=model.chat,
             make_grammar=grammars.make_grammar,
+            read_source=model.source if model.config.encoder_layers else None,
+            source_length=engine.source_length,
         )
         made = app.build(served, keys=keys, limits=Limits(seconds=options.timeout))
         host, port = socket.getsockname()[:2]

@@ -27,7 +27,7 @@ _SHARED = {
     *_NUMBERS,
     *_INTEGERS,
 }
-COMPLETION_FIELDS = _SHARED | {'prompt', 'echo'}
+COMPLETION_FIELDS = _SHARED | {'prompt', 'source', 'echo'}
 CHAT_FIELDS = _SHARED | {'messages', 'top_logprobs', 'max_completion_tokens'}
 EMBEDDING_FIELDS = {'model', 'input', 'encoding_format'}
 
@@ -89,6 +89,7 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
     fields = Fields(body, known=COMPLETION_FIELDS, nothing=_NOTHING_ASKED['completion'])
     _model(fields, served)
     n = _n(fields)
+    source = _source(fields, served)
     prompts = tuple(_prompts(fields, 'prompt', served, most=limits.choices))
     if len(prompts) * n > limits.choices:
         fields.bad(
@@ -112,7 +113,7 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
         'completion',
         prompts,
         n,
-        _requests(fields, served, limits, [p.ids for p in prompts], n, controls, owner),
+        _requests(fields, served, limits, [p.ids for p in prompts], n, controls, owner, source),
         logprobs=logprobs,
         prompt_logprobs=fields.has('prompt_logprobs'),
         echo=echo,
@@ -196,11 +197,33 @@ def _n(fields: Fields) -> int:
     return n
 
 
+def _source(fields: Fields, served: Served) -> tuple[int, ...] | None:
+    """What the encoder reads for every prompt."""
+    given = fields.raw('source')
+    if served.read_source is None:
+        if given is not None:
+            fields.bad('source', 'is given, but this model has no encoder: leave it out')
+        return None
+    if isinstance(given, str):
+        ids = tuple(served.read_source(given))
+    elif isinstance(given, list):
+        ids = fields.check_ids('source', given, vocab=served.engine.config.vocab)
+    else:
+        fields.bad('source', 'is needed for the encoder: give a string or token ids')
+    if not ids:
+        fields.bad('source', 'has no tokens: give at least one')
+    if len(ids) > served.source_length:
+        fields.bad('source', f'has {len(ids)} tokens: at most {served.source_length}')
+    return ids
+
+
 def _prompts(
     fields: Fields, name: str, served: Served, *, most: int, begun: bool = True
 ) -> list[Prompt]:
     """A text, token ids, or an array of either. `begun`: texts begin as the model expects it."""
     given = fields.raw(name)
+    if given is None and served.read_source is not None and begun:
+        given = ''  # the decoder begins by itself
     if given is None:
         fields.bad(name, 'is missing: give a string, token ids, or an array of these')
     if isinstance(given, str) or (
@@ -348,6 +371,7 @@ def _requests(
     n: int,
     controls: Controls,
     owner: str,
+    source: tuple[int, ...] | None = None,
 ) -> tuple[Request, ...]:
     """For each prompt n requests, with one seed after the other."""
     seconds = fields.number('timeout', limits.seconds)
@@ -364,6 +388,7 @@ def _requests(
         Request(
             prompt,
             replace(controls, seed=(controls.seed + i) % 2**32),
+            source=source,
             grammar=grammar(served.make_grammar, wanted) if wanted else None,
             deadline=deadline,
             owner=owner,

@@ -64,6 +64,10 @@ class Served:
     """Ids before every prompt that is given as text (bos, where the model was trained with it)."""
     chat: ChatFormat | None = None
     make_grammar: MakeGrammar | None = None
+    read_source: Callable[[str], Sequence[int]] | None = None
+    """Text for the encoder to token ids; None: the model has no encoder."""
+    source_length: int = 0
+    """Tokens of the longest source."""
     created: int = field(default_factory=lambda: int(time.time()))
 
 

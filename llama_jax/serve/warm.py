@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -26,17 +27,26 @@ def lengths(*, piece: int, longest: int) -> list[int]:
     return [n for n in (*ends, *(piece + end for end in ends)) if n <= longest]
 
 
-def warm(engine: EngineLike, *, piece: int) -> None:
+def warm(engine: EngineLike, *, piece: int, source_length: int = 0) -> None:
     """Ask for what makes the engine compile; returns when it is done. `piece` is the tokens of a
-    prompt that the engine reads at a time. Raises UserError when the engine fails."""
+    prompt that the engine reads at a time, `source_length` those of the longest source of a model
+    with an encoder. Raises UserError when the engine fails."""
     few = max(1, min(8, engine.length - 2))
+    source = [0] if source_length else None
+
+    def ask(n: int, source: list[int] | None = source, **how: Any) -> Request:
+        grammar = how.pop('grammar', None)
+        return Request([0] * n, Controls(max_tokens=few, **how), source=source, grammar=grammar)
+
     for n in lengths(piece=piece, longest=engine.length - few):
-        _run(engine, [Request([0] * n, Controls(max_tokens=few, prompt_logprobs=0))])
-    anything = _Anything(np.ones(engine.config.vocab, bool))
-    _run(engine, [Request([0], Controls(max_tokens=few), grammar=anything)])
+        _run(engine, [ask(n, prompt_logprobs=0)])
+    n_source = 2 * _SMALLEST
+    while source and n_source < 2 * source_length:
+        _run(engine, [ask(1, [0] * min(n_source, source_length))])
+        n_source *= 2
+    _run(engine, [ask(1, grammar=_Anything(np.ones(engine.config.vocab, bool)))])
     # A prompt that another row holds is copied from there.
-    n = min(piece + 1, engine.length - few)
-    _run(engine, [Request([0] * n, Controls(max_tokens=few))] * 2)
+    _run(engine, [ask(min(piece + 1, engine.length - few))] * 2)
 
 
 class _Anything(Grammar):

@@ -23,6 +23,12 @@ def test_warm(engine):
         )
 
 
+def test_sources_of_every_shape(engine):
+    one = engine(length=100)
+    warm(one, piece=64, source_length=100)
+    assert {len(request.source) for request in one.requests} == {1, 32, 64, 100}
+
+
 def test_engine_that_fails(engine):
     one = engine()
     one._step = lambda row: one._end(row, 'error') or True
