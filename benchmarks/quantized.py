@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from experiments import cli, models
 from llama_jax import layout
 from llama_jax import mesh as meshes
+from llama_jax.errors import UserError
 from llama_jax.generate import decode
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
@@ -55,13 +56,15 @@ def main() -> None:
     options = tyro.cli(Options, prog='python -m benchmarks.quantized', description=__doc__)
     mesh = meshes.make(MeshConfig())
     model = models.from_weights(options.weights, mesh)
-    texts = {
-        path.name: np.asarray(model.vocabulary.encode(path.read_text(encoding='utf-8')))[
-            : options.tokens
-        ]
-        for path in options.files
-    }
-    base: dict[str, tuple[float, np.ndarray]] = {}
+    if not 2 <= options.length <= model.config.context:
+        raise UserError(f'--length {options.length}: from 2 to the context {model.config.context}')
+    texts = {}
+    for path in options.files:
+        ids = np.asarray(model.vocabulary.encode(path.read_text(encoding='utf-8')))
+        texts[path] = ids[: options.tokens]
+        if len(texts[path]) < 2:
+            raise UserError(f'{path} has {len(texts[path])} tokens: give a longer text')
+    base: dict[Path, tuple[float, np.ndarray]] = {}
     print('text | tokens | setting | perplexity | change | top-5 agreement | same first')
     for name, how in HOW.items():
         programs = Programs(
@@ -76,13 +79,13 @@ def main() -> None:
         for file, tokens in texts.items():
             length = min(options.length, len(tokens))
             token_BT = tokens[: len(tokens) // length * length].reshape(-1, length)
-            loss, top_BTR = read(programs, token_BT.astype(np.int32))
-            base_loss, base_BTR = base.setdefault(file, (loss, top_BTR))
-            agreement = (top_BTR[..., :, None] == base_BTR[..., None, :]).any(-1).mean()
-            first = (top_BTR[..., 0] == base_BTR[..., 0]).mean()
+            loss, top_TBR = read(programs, token_BT.astype(np.int32))
+            base_loss, base_TBR = base.setdefault(file, (loss, top_TBR))
+            agreement = (top_TBR[..., :, None] == base_TBR[..., None, :]).any(-1).mean()
+            first = (top_TBR[..., 0] == base_TBR[..., 0]).mean()
             change = np.exp(loss - base_loss) - 1
             print(
-                f'{file} | {token_BT.size} | {name} | {np.exp(loss):.3f} | {change:+.2%} | '
+                f'{file.name} | {token_BT.size} | {name} | {np.exp(loss):.3f} | {change:+.2%} | '
                 f'{agreement:.1%} | {first:.1%}',
                 flush=True,
             )

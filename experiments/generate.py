@@ -54,9 +54,10 @@ class Options:
     quantization: Quantization = field(default_factory=Quantization)
     lookup: int = 0
     """Guess so many tokens at a time: those that followed before where the text's last ones stood.
-    The text stays what it is, and comes as a whole."""
+    The text stays what it is, and comes as a whole. 0: none."""
     draft: Path | None = None
-    """The --workdir of a smaller model with the same tokenizer, which guesses."""
+    """The --workdir of a smaller model with the same tokenizer, which guesses. Drawn texts
+    are other ones of the same distribution; they come as a whole."""
 
 
 def main() -> None:
@@ -94,7 +95,9 @@ def main() -> None:
     settings = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
     source = None if options.source is None else model.source(options.source)
     draws = {name: getattr(options, name) for name in settings}
-    how = lookup if options.draft is None else by_model(options.draft, generator.programs)
+    how: Lookup | Draft | None = lookup
+    if options.draft is not None:
+        how = by_model(options.draft, model, like=generator.programs)
     guesses = ''
     begin, n_tokens = time.perf_counter(), 0
     if how is None:
@@ -117,14 +120,21 @@ def main() -> None:
     )
 
 
-def by_model(workdir: Path, large: Programs) -> Draft:
-    """Guesses of the model that was trained in `workdir`."""
-    small = models.load(workdir, None, large.mesh)
+def by_model(workdir: Path, large: models.Pretrained, *, like: Programs) -> Draft:
+    """Guesses of the model that was trained in `workdir`, for the large one, whose programs these
+    are."""
+    small = models.load(workdir, None, like.mesh)
+    ours, theirs = (
+        [model.vocabulary.token_bytes(token) for token in range(model.config.vocab)]
+        for model in (small, large)
+    )
+    if ours != theirs:
+        raise UserError(f'--draft {workdir}: the model has another tokenizer, so it cannot guess')
     programs = Programs(
         small.config,
         small.params,
-        mesh=large.mesh,
-        compute=large.model.compute,
+        mesh=like.mesh,
+        compute=like.model.compute,
         end_ids=small.end_ids,
         pad_id=small.pad_id,
     )

@@ -88,14 +88,15 @@ def read(path: Path) -> File:
         data = np.asarray(np.memmap(path, mode='r'))
         settings, infos = gguf_header.parse(data.data)
         tensors = {info.name: _tensor(data, info) for info in infos}
-        if len(tensors) < len(infos):
-            raise ValueError('two tensors have one name')
+    except UserError:
+        raise
     except ValueError as error:
         raise UserError(
             f'{path} is no whole GGUF file ({error}): copy it again from where it came'
         ) from None
-    if settings.get('split.count', 0) > 1:
-        raise UserError(f'{path} is one of {settings["split.count"]} parts: merge them first')
+    n_parts = settings.get('split.count', 0)
+    if n_parts not in (0, 1):
+        raise UserError(f'{path} is one of {n_parts} parts: merge them first')
     rope_factors = tensors.pop(_ROPE_FACTORS, None)
     return File(settings, _Lazy(tensors), None if rope_factors is None else rope_factors())
 
@@ -104,11 +105,14 @@ def _tensor(data: np.ndarray, info: gguf_header.Info) -> Callable[[], np.ndarray
     """Float32 when called."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
-    kind = GGMLQuantizationType(info.kind)
+    try:
+        kind = GGMLQuantizationType(info.kind)
+    except ValueError:
+        raise _unreadable(info.name, str(info.kind)) from None
     block, block_bytes = GGML_QUANT_SIZES[kind]
-    n_blocks, rest = divmod(math.prod(info.shape), block)
+    n_blocks = math.prod(info.shape) // block
     end = info.start + n_blocks * block_bytes
-    if rest or end > len(data):
+    if (info.shape and info.shape[-1] % block) or end > len(data):
         raise ValueError(f'tensor {info.name!r} is cut off')
 
     def float32() -> np.ndarray:
@@ -118,12 +122,16 @@ def _tensor(data: np.ndarray, info: gguf_header.Info) -> Callable[[], np.ndarray
         try:
             return dequantize(raw, kind).astype(np.float32, copy=False).reshape(info.shape)
         except NotImplementedError:
-            raise UserError(
-                f'GGUF: tensor {info.name!r} is of type {kind.name}, which cannot be read: take '
-                'the model in another quantisation, such as Q8_0'
-            ) from None
+            raise _unreadable(info.name, kind.name) from None
 
     return float32
+
+
+def _unreadable(name: str, kind: str) -> UserError:
+    return UserError(
+        f'GGUF: tensor {name!r} is of type {kind}, which cannot be read: take the model in another '
+        'quantisation, such as Q8_0, or a newer package gguf'
+    )
 
 
 def load(path: Path) -> tuple[ModelConfig, Params, Mapping[str, Any]]:
@@ -161,11 +169,14 @@ def config_from_gguf(file: File) -> ModelConfig:
         if value is None:
             raise UserError(f'GGUF: llama.{name} is missing')
         if isinstance(value, list):  # one value per layer
-            if len(set(value)) != 1:
+            if len(set(map(str, value))) != 1:
                 raise UserError(f'GGUF: llama.{name} differs from layer to layer: {value}')
             value = value[0]
+        if isinstance(value, bool | str) or not 0 < value < math.inf:
+            raise UserError(f'GGUF: llama.{name} = {value!r} is no positive number')
         return value
 
+    tokens = file.settings.get('tokenizer.ggml.tokens')
     dim, heads = get('embedding_length'), get('attention.head_count')
     head_dim = get('attention.key_length', dim // heads)
     for name in ('attention.value_length', 'rope.dimension_count'):
@@ -176,7 +187,7 @@ def config_from_gguf(file: File) -> ModelConfig:
             )
     theta = _as_written(get('rope.freq_base', 1e4))
     return ModelConfig(
-        vocab=get('vocab_size', len(file.settings.get('tokenizer.ggml.tokens', ())) or None),
+        vocab=get('vocab_size', len(tokens) if isinstance(tokens, list) and tokens else None),
         dim=dim,
         layers=get('block_count'),
         heads=heads,

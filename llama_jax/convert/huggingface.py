@@ -166,7 +166,7 @@ def params_to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.n
 def load(directory: Path) -> tuple[ModelConfig, Params]:
     """Settings and parameters (numpy, on the host) of a directory of config.json and safetensors.
 
-    Needs the extra `convert`. Tensors are read one at a time. Raises UserError when a file is
+    Needs the extra `convert`. Few tensors are read at a time. Raises UserError when a file is
     missing or the model is not supported.
     """
     path = directory / 'config.json'

@@ -44,6 +44,10 @@ class Scheme:
     """The inverse of `to_pairs`."""
 
 
+_THREADS = 4
+"""Tensors that are read at a time."""
+
+
 def check_llama(config: ModelConfig) -> None:
     """Raise UserError unless the architecture is one that files of LLaMA models can describe."""
     if not config.llama or config.pattern != Dense():
@@ -57,7 +61,7 @@ def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelCo
     """Stacked float32 parameters (numpy, on the host) of `config` from `tensors`.
 
     Raises UserError when a tensor is missing, left over or of another shape. `tensors` may load its
-    entries lazily: few are read at a time, on several threads.
+    entries lazily: up to four are read at a time.
     """
     check_llama(config)
     sizes = _sizes(config)
@@ -81,6 +85,11 @@ def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelCo
         letters, apart = layout.letters_of(path, len(spec.shape)), groups.replace(',', '')
         if '{i}' not in theirs:
             return read(path, theirs).transpose([apart.index(letter) for letter in letters])
+        read_last = theirs.format(i=config.layers - 1)
+        if read_last not in tensors:  # before room is made for so many layers
+            raise UserError(
+                f'tensor {read_last!r} is missing: this is no whole {scheme.name} model'
+            )
         # A view in our order: to turn the numbers around costs less on their way to a device.
         stacked = np.empty([config.layers, *(sizes[letter] for letter in apart)], np.float32)
 
@@ -90,7 +99,7 @@ def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelCo
         list(pool.map(fill, range(config.layers)))
         return stacked.transpose([('L' + apart).index(letter) for letter in letters])
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         params = trees.map_named(leaf, layers.abstract(config))
     _check_rest(scheme, tensors, list(unread), config, params)
     return params

@@ -23,19 +23,16 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.masks import Visibility
 from llama_jax.model.quantized import product, rows
-from llama_jax.model.rope import rotate_pairs, rotation
+from llama_jax.model.rope import Rotation, rotate_pairs, rotation
+
+LONGEST_TABLE = 2**17
+"""Positions whose cosines and sines are kept: 67 MB with heads of 128."""
 
 
 def arrange(config: ModelConfig, params: Params) -> Params:
     """Parameters with unstacked blocks, as `features` takes them. The letter J is of parts that lie
     together: the queries of a group, its key and its value; gate and up. Cosines and sines of all
     positions join them: left to a program, XLA computes them in every layer again."""
-    rope = rotation(
-        jnp.arange(config.context)[None],
-        head_dim=config.head_dim,
-        theta=config.rope_theta,
-        scaling=config.rope_scaling,
-    )
 
     def arranged(block: Params) -> Params:
         attention, mlp = block['attention'], block['mlp']
@@ -55,11 +52,11 @@ def arrange(config: ModelConfig, params: Params) -> Params:
             },
         }
 
-    return {
-        **params,
-        'blocks': [arranged(block) for block in params['blocks']],
-        'rope': {'cos_CH': rope.cos_BTH[0, :, 0], 'sin_CH': rope.sin_BTH[0, :, 0]},
-    }
+    tables = {}
+    if config.context <= LONGEST_TABLE:
+        rope = _rotation(config, jnp.arange(config.context)[None])
+        tables['rope'] = {'cos_CH': rope.cos_BTH[0, :, 0], 'sin_CH': rope.sin_BTH[0, :, 0]}
+    return {**params, 'blocks': [arranged(block) for block in params['blocks']], **tables}
 
 
 def _join_heads(q_DNH: jax.Array, k_DKH: jax.Array, v_DKH: jax.Array) -> jax.Array:
@@ -93,11 +90,12 @@ def features(
     else:
         visible = cache.visible(at_B, T, pattern=config.pattern)
     place_BT = jax.reshard(place_BT, layout.act('BT'))
-    rope = (params['rope'][name] for name in ('cos_CH', 'sin_CH'))
-    cos_HBT, sin_HBT = (
-        jnp.einsum('BTH->HBT', x_CH.at[place_BT].get(out_sharding=layout.act('BTH')))
-        for x_CH in rope
-    )
+    if 'rope' in params:
+        tables = (params['rope'][name] for name in ('cos_CH', 'sin_CH'))
+        rope_BTH = [x_CH.at[place_BT].get(out_sharding=layout.act('BTH')) for x_CH in tables]
+    else:
+        rope_BTH = [x_BTNH[:, :, 0] for x_BTNH in _rotation(config, place_BT)]
+    cos_HBT, sin_HBT = (jnp.einsum('BTH->HBT', x_BTH) for x_BTH in rope_BTH)
     dtype = precision.dtype(compute.precision)
     token_BT = jax.reshard(token_BT, layout.act('BT'))
     x_DBT = jnp.einsum('BTD->DBT', rows(params['embed_VD'], token_BT, letters='BTD', dtype=dtype))
@@ -164,6 +162,15 @@ def _heads(q_KGHBT: jax.Array) -> jax.Array:
     K, G, H, B, T = q_KGHBT.shape
     q_BTKGH = jnp.einsum('KGHBT->BTKGH', q_KGHBT)
     return jnp.reshape(q_BTKGH, (B, T, K * G, H), out_sharding=layout.act('BTNH'))
+
+
+def _rotation(config: ModelConfig, position_BT: jax.Array) -> Rotation:
+    return rotation(
+        position_BT,
+        head_dim=config.head_dim,
+        theta=config.rope_theta,
+        scaling=config.rope_scaling,
+    )
 
 
 def _norm(x_DBT: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:

@@ -35,7 +35,7 @@ class Completion:
     logprobs: tuple[Logprob, ...] = ()
     """One per token, where asked for."""
     speculation: Speculation | None = field(default=None, compare=False)
-    """How guessing went, where tokens were guessed."""
+    """How guessing went; None where there was nothing to guess."""
 
 
 class Generator:
@@ -97,12 +97,8 @@ class Generator:
         """
         if not len(prompts):
             raise UserError('no prompts: give at least one')
-        programs, n_draft = self.programs, 0
-        if speculate is not None:
-            check(programs, speculate)
-            n_draft = speculate.n_draft
-        controls, shape = self._checked(prompts, settings, sources, n_draft)
-        counts = None
+        programs, counts = self.programs, None
+        controls, shape = self._checked(prompts, settings, sources, speculate)
         with jax.set_mesh(programs.mesh):
             state, first, rows, n_top = self._read(prompts, controls, shape, sources)
             drawn, n_more = [first], max(one.max_tokens for one in controls) - 1
@@ -197,7 +193,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         settings: dict[str, Any],
         sources: Sequence[Sequence[int]] | None = None,
-        n_draft: int = 0,
+        speculate: Lookup | Draft | None = None,
     ) -> tuple[list[Controls], Shape]:
         controls = controls_of(len(prompts), {'temperature': 0.0, **settings})
         for i, (prompt, one) in enumerate(zip(prompts, controls, strict=True)):
@@ -210,6 +206,11 @@ class Generator:
                 )
             self.programs.check_length(len(prompt), one.max_tokens, f'prompt {i}')
         longest, most = max(map(len, prompts)), max(one.max_tokens for one in controls)
+        n_draft = 0
+        if speculate is not None:
+            texts = (len(p) + one.max_tokens for p, one in zip(prompts, controls, strict=True))
+            check(self.programs, speculate, longest=max(texts))
+            n_draft = speculate.n_draft
         source = check_sources(self.programs, prompts, sources)
         return controls, self.shape(len(prompts), longest, most + n_draft, source)
 

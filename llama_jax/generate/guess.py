@@ -41,10 +41,10 @@ class Lookup:
 
     def __post_init__(self) -> None:
         _check_n_draft(self.n_draft)
-        if not 1 <= self.least <= self.n_gram:
+        if not 1 <= self.least <= self.n_gram <= MOST:
             raise UserError(
                 f'lookup of {self.least} to {self.n_gram} tokens: least is 1 or more, and n_gram '
-                'is not below it'
+                f'from there to {MOST}'
             )
 
 

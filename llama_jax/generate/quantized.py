@@ -21,6 +21,7 @@ _SUMMED = {
     'out_NHD': 'NH',
     'down_FD': 'F',
 }
+_GROUP = 32
 _TABLES = ('embed_VD', 'head_VD')
 
 
@@ -33,8 +34,8 @@ class Quantization:
     embedding and the head have int8 then too."""
     cache: Literal['int8'] | None = None
     """Of keys and values: one scale per token and head."""
-    group: int = 32
-    """Inputs that share a scale with int4."""
+    group: int | None = None
+    """Inputs that share a scale with int4; 32 unless it is given."""
 
     def __post_init__(self) -> None:
         for name, known in (('weights', ('int8', 'int4')), ('cache', ('int8',))):
@@ -44,7 +45,9 @@ class Quantization:
                     f'quantization of {name} {value!r}: there is {" and ".join(known)}, '
                     'or none at all'
                 )
-        if self.group < 1:
+        if self.group is not None and self.weights != 'int4':
+            raise UserError(f'quantization group {self.group} is for weights int4: leave it out')
+        if self.group is not None and self.group < 1:
             raise UserError(f'quantization group {self.group}: at least one input shares a scale')
 
 
@@ -66,12 +69,13 @@ def quantized(params: Params, how: Quantization, *, whole_int4: bool) -> Params:
         summed = tuple(letters.index(letter) for letter in _SUMMED[name])
         if how.weights == 'int8' or name in _TABLES:
             return quantize(x, summed)
-        if x.shape[summed[-1]] % how.group:
+        group = how.group or _GROUP
+        if x.shape[summed[-1]] % group:
             raise UserError(
-                f'{path} {list(x.shape)} does not divide into groups of {how.group} inputs: set '
+                f'{path} {list(x.shape)} does not divide into groups of {group} inputs: set '
                 'another group of the quantization'
             )
-        w = quantize(x, summed, bits=4, group=how.group)
+        w = quantize(x, summed, bits=4, group=group)
         return dense(w, x.dtype) if whole_int4 else w
 
     return map_named(smaller, params)

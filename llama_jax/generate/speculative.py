@@ -36,10 +36,12 @@ class _Carry:
     rows: Rows
 
 
-def check(programs: Programs, how: Lookup | Draft) -> None:
-    """Raise UserError when `how` cannot guess for this model."""
+def check(programs: Programs, how: Lookup | Draft, *, longest: int) -> None:
+    """Raise UserError when `how` cannot guess for this model and texts of `longest` tokens."""
     if isinstance(how, Lookup):
         return
+    if not isinstance(how, Draft):
+        raise UserError(f'speculate {how!r}: give a Lookup or a Draft')
     ours, theirs = programs.config, how.programs.config
     if theirs.encoder_layers:
         raise UserError('speculate: the small model has an encoder: use one without')
@@ -47,6 +49,11 @@ def check(programs: Programs, how: Lookup | Draft) -> None:
         raise UserError(
             f'speculate: the small model has a vocabulary of {theirs.vocab}, the large one of '
             f'{ours.vocab}: they need the same tokenizer'
+        )
+    if longest > theirs.context:
+        raise UserError(
+            f'speculate: the small model has a context of {theirs.context}, and prompt and '
+            f'max_tokens are {longest}: shorten one of them'
         )
     if programs.mesh != how.programs.mesh:
         raise UserError('speculate: make the programs of the small model on the same mesh')

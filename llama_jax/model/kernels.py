@@ -25,10 +25,12 @@ from llama_jax.model import patterns, plain
 from llama_jax.model.config import AttentionBackend
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import Dense, Window
-from llama_jax.model.quantized import Weight, dense
+from llama_jax.model.quantized import Quantized, Weight, dense
 
 log = logging.getLogger(__name__)
 
+_FEW = 16
+"""Queries for which other backends would turn a whole cache around."""
 _Backend = Callable[[jax.Array, jax.Array, jax.Array, Visibility], jax.Array]
 
 
@@ -68,6 +70,8 @@ def attend_cached(
     platform, H, dtype = platform_in_use(), q_BTNH.shape[3], q_BTNH.dtype.name
     if backend == 'auto':
         backend = _choose(platform, visible, H, dtype)
+        if q_BTNH.shape[1] < _FEW or isinstance(k_BKHS, Quantized):  # the cache as it lies
+            backend = 'reference'
     if backend in ('reference', 'blocked'):  # no key of a cache is skipped before it is written
         _log_once('reference, cached', platform, q_BTNH.shape[1], v_BKSH.shape[2])
         return plain.cached(q_BTNH, k_BKHS, v_BKSH, visible)

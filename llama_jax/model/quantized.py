@@ -6,6 +6,7 @@ or one for each group of it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ from llama_jax.mesh import platform_in_use
 _MOST = 127
 _PART = 2 * _MOST
 """The second part of a split number counts in this fraction of the first."""
+_TERMS = 2**17
+"""So many products of two such integers can be summed in 32 bits."""
 
 
 @jax.tree_util.register_dataclass
@@ -157,7 +160,8 @@ def _scaled(of: _Dot, w: Quantized, x: jax.Array, dtype: Any) -> jax.Array:
         return of(dense(w, x.dtype), x, dtype)  # in groups: the scale goes in with the integers
     if inner:  # a scale for what is summed belongs to the other factor
         x = (x * _spread(w.scale, of.w, of.x)).astype(x.dtype)
-    if platform_in_use() == 'cpu' and w.value.dtype == jnp.int8:
+    n_terms = math.prod(n for c, n, _ in sizes if c in of.summed)
+    if platform_in_use() == 'cpu' and w.value.dtype == jnp.int8 and n_terms <= _TERMS:
         y = _in_two_parts(of, w.value, x)
     else:
         y = of(w.value.astype(x.dtype), x, jnp.float32)

@@ -1,5 +1,6 @@
 """GGUF files written here: what is read, bit for bit, and what is refused by name."""
 
+import struct
 from dataclasses import replace
 
 import jax
@@ -195,6 +196,65 @@ def test_no_beginning_of_a_file_is_taken_for_a_whole_one(tmp_path):
             gguf_header.parse(content[:n])
 
 
+def header(*settings, tensors=()):
+    """A file's beginning, from settings and tensors as bytes."""
+    counts = struct.pack('<IQQ', 3, len(tensors), len(settings))
+    return memoryview(b'GGUF' + counts + b''.join(settings) + b''.join(tensors))
+
+
+def text(value):
+    return struct.pack('<Q', len(value)) + value
+
+
+def array(inner, n):
+    return text(b'a') + struct.pack('<IIQ', 9, inner, n)
+
+
+def tensor(name, *, dims=(32, 32), offset=0):
+    shape = struct.pack(f'<I{len(dims)}Q', len(dims), *dims)
+    return text(name) + shape + struct.pack('<IQ', 0, offset)
+
+
+@pytest.mark.parametrize(
+    ('content', 'named'),
+    [
+        (header(array(5, 2**62)), 'ends too early'),
+        (header(array(0, 2**63)), 'ends too early'),
+        (header(array(8, 2**62)), 'ends too early'),
+        (header(array(9, 1), b'0' * 99), 'an array of type 9'),
+        (header(text(b'a') + struct.pack('<I', 99), b'0' * 99), 'a value of type 99'),
+        (header(*[text(b'a') + struct.pack('<II', 4, 1)] * 2), "two settings 'a'"),
+        (header(tensors=[tensor(b't'), tensor(b't')]), "'t' is there twice"),
+        (header(tensors=[tensor(b't', dims=(1,) * 5)]), '5 dimensions'),
+        (header(tensors=[tensor(b't', offset=33)]), "'t' is at 33"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
+def test_headers_that_say_what_cannot_be(content, named):
+    with pytest.raises(ValueError, match=named):
+        gguf_header.parse(content)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('attention.head_count', 0),
+        ('context_length', 'x'),
+        ('rope.freq_base', 0.0),
+        ('attention.layer_norm_rms_epsilon', float('nan')),
+    ],
+)
+def test_settings_that_are_no_positive_number(tmp_path, name, value):
+    message = refused(tmp_path, settings={f'llama.{name}': value})
+    assert f'llama.{name} = ' in message and 'is no positive number' in message
+
+
+def test_more_layers_than_there_are(tmp_path):
+    message = refused(tmp_path, settings={'llama.block_count': 10**9})
+    assert 'blk.999999999.' in message and 'is missing' in message
+    assert 'is one of x parts' in refused(tmp_path, settings={'split.count': 'x'})
+
+
 @pytest.mark.parametrize(
     ('at', 'change', 'named'),
     [
@@ -204,6 +264,7 @@ def test_no_beginning_of_a_file_is_taken_for_a_whole_one(tmp_path):
         (16, (2**62).to_bytes(8, 'little'), 'is no whole GGUF file'),
         (24, (2**62).to_bytes(8, 'little'), 'ends too early'),
     ],
+    ids=str,
 )
 def test_damaged_headers_are_refused_at_once(tmp_path, at, change, named):
     path, _ = written(tmp_path, CONFIG)

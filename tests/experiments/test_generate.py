@@ -160,6 +160,12 @@ def test_guesses_leave_the_text_as_it_is(run_script, run, guesses):
     assert 'guesses accepted; ' in error[-1] and '24 tokens in' in error[-1]
 
 
+def test_a_small_model_of_another_tokenizer(run_script, run, gguf):
+    options = ['--weights', gguf, '--prompt', 'a', *ONE]
+    code, _, error = run_script(generate.main, *options, '--draft', run)
+    assert code == 2 and 'the model has another tokenizer' in error[-1]
+
+
 @pytest.mark.parametrize(
     ('options', 'words'),
     [

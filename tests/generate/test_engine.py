@@ -130,6 +130,14 @@ def test_parts_of_fused_matrices_are_those_of_the_modules():
         np.testing.assert_array_equal(fused['mlp']['gate_up_JFD'][j], block['mlp'][name].T)
 
 
+def test_a_context_too_long_for_a_table_of_rotations(monkeypatch):
+    monkeypatch.setattr(columns, 'LONGEST_TABLE', 10)
+    ours = Generator(CONFIG, weights(), mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)
+    assert 'rope' not in ours.programs.params and 'rope' in generator().programs.params
+    prompts = [prompt_of(n) for n in LENGTHS]
+    assert ours(prompts, max_tokens=N) == generator()(prompts, max_tokens=N)
+
+
 def test_parameters_already_apart():
     apart = layers.unstack(weights())
     ours = Generator(CONFIG, apart, mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)

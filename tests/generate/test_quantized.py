@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import pytest
 from llama_jax.errors import UserError
 from llama_jax.generate.quantized import Quantization
 from llama_jax.model.patterns import Window
-from llama_jax.model.quantized import dense, quantize
+from llama_jax.model.quantized import dense, product, quantize
 from tests.generate.rounded import HOW, N, check, generator
-from tests.generate.tiny import CONFIG, prompt_of, tokens_of
+from tests.generate.tiny import CONFIG, mesh_of, prompt_of, tokens_of
 
 
 @pytest.mark.parametrize(('bits', 'group'), [(8, None), (4, None), (4, 8)])
@@ -40,6 +41,15 @@ def test_equals_the_rounded_model_in_float64(name):
         assert not np.allclose(ours, whole, atol=1e-5), 'something was rounded'
 
 
+@pytest.mark.parametrize('n', [2**17, 140_000])
+def test_sums_too_long_for_integers(n):
+    """All of one sign and as large as can be."""
+    value = quantize(jnp.ones((1, 1, n, 2)), (3,))
+    with jax.set_mesh(mesh_of()):
+        found = product('BKGTS,BKSH->BKGTH', jnp.full((1, 1, 1, 1, n), 1 / n), value, dtype=float)
+    np.testing.assert_allclose(found, 1, rtol=1e-3)
+
+
 def test_a_ring_of_int8():
     how, bound = HOW['cache']
     ours = generator(how, replace(CONFIG, pattern=Window(5)))
@@ -59,7 +69,8 @@ def test_rows_do_not_depend_on_each_other():
     [
         (lambda: Quantization(weights='int3'), "weights 'int3': there is int8 and int4"),
         (lambda: Quantization(cache='int4'), "cache 'int4': there is int8"),
-        (lambda: Quantization(group=0), 'group 0'),
+        (lambda: Quantization('int4', group=0), 'group 0'),
+        (lambda: Quantization('int8', group=32), 'group 32 is for weights int4'),
         (lambda: generator(Quantization(weights='int4', group=7)), 'groups of 7 inputs'),
         (
             lambda: generator(Quantization(cache='int8'), replace(CONFIG, encoder_layers=1)),

@@ -62,6 +62,8 @@ def test_a_ring():
         (lambda: Lookup(n_draft=0), 'n_draft 0: guess 1 to 15'),
         (lambda: Lookup(n_draft=16), 'n_draft 16'),
         (lambda: Lookup(n_gram=2, least=3), 'lookup of 3 to 2'),
+        (lambda: Lookup(n_gram=16), 'lookup of 1 to 16 tokens'),
+        (lambda: generator()(PROMPTS[:1], max_tokens=3, speculate=Lookup), 'give a Lookup or'),
         (lambda: Draft(generator().programs, n_draft=16), 'n_draft 16'),
         (
             lambda: generator(config=SMALL, small=True, axes=(('data', 2),), n=2)(
@@ -84,6 +86,14 @@ def test_another_vocabulary_is_refused():
     ).programs
     with pytest.raises(UserError, match='vocabulary of 64, the large one of 96'):
         generator()(PROMPTS[:1], max_tokens=3, speculate=Draft(theirs))
+
+
+def test_a_text_longer_than_the_small_models_context_is_refused():
+    short = generator(config=replace(SMALL, context=16), small=True).programs
+    ours, how = generator(), Draft(short, n_draft=2)
+    assert ours([[1] * 8], max_tokens=8, speculate=how)[0].speculation.steps
+    with pytest.raises(UserError, match='context of 16, and prompt and max_tokens are 17'):
+        ours([[1] * 8, [1]], max_tokens=[9, 2], speculate=how)
 
 
 def test_tokens_alone_say_nothing_of_guesses():
