@@ -2,8 +2,9 @@
 
 Greedy decoding of the same shape and prompts, side by side in one run; the peers in float32.
 Repeats alternate between the contestants and a measurement of memory bandwidth, and medians are
-compared, so that a noisy machine disturbs all alike. A step of decoding reads every weight: bandwidth is its limit.
-Weights are random: they do not change the work. The engine is that of continuous batching.
+compared, so that a noisy machine disturbs all alike. A step of decoding reads every weight:
+bandwidth is its limit. Weights are random: they do not change the work. The engine is that of
+continuous batching, in steps that every row shares.
 The peers need the extra `parity` (PyTorch and transformers) and the packages cyllama (llama.cpp)
 and gguf; what is absent is left out. On an accelerator:
 `python -m benchmarks.generate --preset llama3_2_1b --compute.precision bfloat16`.
