@@ -35,6 +35,7 @@ import configs
 from benchmarks import peers
 from benchmarks.peers import Complete
 from benchmarks.text import token_rows
+from benchmarks.timing import timed
 from llama_jax import mesh as meshes
 from llama_jax import precision, trees
 from llama_jax.errors import UserError
@@ -233,12 +234,6 @@ def report(batch: int, figure: dict) -> None:
         rate = figure['engine_tokens_per_second']
         share = rate / ours['decode_tokens_per_second']
         print(f'  engine, all rows busy: {rate:.1f} tokens/s, {share:.2f} times the offline loop')
-
-
-def timed(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
 
 
 def bandwidth_streams(compute: Compute) -> dict[str, tuple[Callable[[], jax.Array], int]]:

@@ -9,10 +9,8 @@ and prose of Python itself: the module `argparse`, and the topics of its help.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from pydoc_data import topics
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +18,7 @@ import numpy as np
 import tyro
 from jax.sharding import PartitionSpec as P
 
+from benchmarks.text import CODE_AND_PROSE, encoded
 from experiments import cli, models
 from llama_jax import layout
 from llama_jax import mesh as meshes
@@ -45,7 +44,7 @@ HOW = {
 class Options:
     weights: str = 'smollm2'
     """smollm2, a .gguf file, or the directory of a Hugging Face model."""
-    files: tuple[Path, ...] = (Path(argparse.__file__), Path(topics.__file__))
+    files: tuple[Path, ...] = CODE_AND_PROSE
     tokens: int = 2048
     """At most so many of each file."""
     length: int = 256
@@ -58,24 +57,15 @@ def main() -> None:
     model = models.from_weights(options.weights, mesh)
     if not 2 <= options.length <= model.config.context:
         raise UserError(f'--length {options.length}: from 2 to the context {model.config.context}')
-    texts = {}
-    for path in options.files:
-        ids = np.asarray(model.vocabulary.encode(path.read_text(encoding='utf-8')))
-        texts[path] = ids[: options.tokens]
-        if len(texts[path]) < 2:
-            raise UserError(f'{path} has {len(texts[path])} tokens: give a longer text')
+    if options.tokens < 2:
+        raise UserError(f'--tokens {options.tokens}: give 2 or more')
+    texts = {
+        path: encoded(path, model.vocabulary, least=2)[: options.tokens] for path in options.files
+    }
     base: dict[Path, tuple[float, np.ndarray]] = {}
     print('text | tokens | setting | perplexity | change | top-5 agreement | same first')
     for name, how in HOW.items():
-        programs = Programs(
-            model.config,
-            model.params,
-            mesh=mesh,
-            compute=Compute(),
-            end_ids=model.end_ids,
-            pad_id=model.pad_id,
-            quantization=how,
-        )
+        programs = model.programs(mesh, Compute(), how)
         for file, tokens in texts.items():
             length = min(options.length, len(tokens))
             token_BT = tokens[: len(tokens) // length * length].reshape(-1, length)

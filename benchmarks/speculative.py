@@ -8,20 +8,17 @@ prompt too counts.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from pydoc_data import topics
 
-import numpy as np
 import tyro
 
+from benchmarks.text import CODE_AND_PROSE, encoded
+from benchmarks.timing import timed
 from experiments import cli, models
 from llama_jax import mesh as meshes
-from llama_jax.errors import UserError
 from llama_jax.generate.engine import Completion, Generator
 from llama_jax.generate.guess import Draft, Lookup
 from llama_jax.generate.quantized import Quantization
@@ -33,7 +30,7 @@ from llama_jax.model.config import Compute
 class Options:
     weights: str = 'smollm2'
     """smollm2, a .gguf file, or the directory of a Hugging Face model."""
-    files: tuple[Path, ...] = (Path(argparse.__file__), Path(topics.__file__))
+    files: tuple[Path, ...] = CODE_AND_PROSE
     prompt: int = 448
     """Tokens of each prompt."""
     tokens: int = 64
@@ -68,9 +65,8 @@ def main() -> None:
     }
     print('text | way | tokens/s | times plain | accepted | tokens a run')
     for path in options.files:
-        ids = np.asarray(model.vocabulary.encode(path.read_text(encoding='utf-8'))).tolist()
-        if len(ids) < options.prompt + options.prompts:
-            raise UserError(f'{path} has {len(ids)} tokens: give a longer text')
+        least = options.prompt + options.prompts
+        ids = encoded(path, model.vocabulary, least=least).tolist()
         starts = range(0, len(ids) - options.prompt, len(ids) // (1 + options.prompts))
         prompts = [ids[at : at + options.prompt] for at in starts][1 : 1 + options.prompts]
         seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -104,12 +100,6 @@ def report(
         tokens, steps = (sum(getattr(c, k) for c in counts) for k in ('tokens', 'steps'))
         row += f' | {accepted / max(guessed, 1):.0%} | {tokens / steps:.2f}'
     print(row, flush=True)
-
-
-def timed(run: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
 
 
 if __name__ == '__main__':

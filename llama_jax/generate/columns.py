@@ -23,7 +23,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.masks import Visibility
 from llama_jax.model.quantized import product, rows
-from llama_jax.model.rope import Rotation, rotate_pairs, rotation
+from llama_jax.model.rope import rotate_pairs, rotation_of
 
 LONGEST_TABLE = 2**17
 """Positions whose cosines and sines are kept: 67 MB with heads of 128."""
@@ -54,7 +54,7 @@ def arrange(config: ModelConfig, params: Params) -> Params:
 
     tables = {}
     if config.context <= LONGEST_TABLE:
-        rope = _rotation(config, jnp.arange(config.context)[None])
+        rope = rotation_of(config, jnp.arange(config.context)[None])
         tables['rope'] = {'cos_CH': rope.cos_BTH[0, :, 0], 'sin_CH': rope.sin_BTH[0, :, 0]}
     return {**params, 'blocks': [arranged(block) for block in params['blocks']], **tables}
 
@@ -94,7 +94,7 @@ def features(
         tables = (params['rope'][name] for name in ('cos_CH', 'sin_CH'))
         rope_BTH = [x_CH.at[place_BT].get(out_sharding=layout.act('BTH')) for x_CH in tables]
     else:
-        rope_BTH = [x_BTNH[:, :, 0] for x_BTNH in _rotation(config, place_BT)]
+        rope_BTH = [x_BTNH[:, :, 0] for x_BTNH in rotation_of(config, place_BT)]
     cos_HBT, sin_HBT = (jnp.einsum('BTH->HBT', x_BTH) for x_BTH in rope_BTH)
     dtype = precision.dtype(compute.precision)
     token_BT = jax.reshard(token_BT, layout.act('BT'))
@@ -162,15 +162,6 @@ def _heads(q_KGHBT: jax.Array) -> jax.Array:
     K, G, H, B, T = q_KGHBT.shape
     q_BTKGH = jnp.einsum('KGHBT->BTKGH', q_KGHBT)
     return jnp.reshape(q_BTKGH, (B, T, K * G, H), out_sharding=layout.act('BTNH'))
-
-
-def _rotation(config: ModelConfig, position_BT: jax.Array) -> Rotation:
-    return rotation(
-        position_BT,
-        head_dim=config.head_dim,
-        theta=config.rope_theta,
-        scaling=config.rope_scaling,
-    )
 
 
 def _norm(x_DBT: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:

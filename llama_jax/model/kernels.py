@@ -69,9 +69,8 @@ def attend_cached(
     """`attend` over a cache, which keeps keys and values as a matrix product reads them."""
     platform, H, dtype = platform_in_use(), q_BTNH.shape[3], q_BTNH.dtype.name
     if backend == 'auto':
-        backend = _choose(platform, visible, H, dtype)
-        if q_BTNH.shape[1] < _FEW or isinstance(k_BKHS, Quantized):  # the cache as it lies
-            backend = 'reference'
+        as_it_lies = q_BTNH.shape[1] < _FEW or isinstance(k_BKHS, Quantized)
+        backend = 'reference' if as_it_lies else _choose(platform, visible, H, dtype)
     if backend in ('reference', 'blocked'):  # no key of a cache is skipped before it is written
         _log_once('reference, cached', platform, q_BTNH.shape[1], v_BKSH.shape[2])
         return plain.cached(q_BTNH, k_BKHS, v_BKSH, visible)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from llama_jax.model.config import RopeScaling
+from llama_jax.model.config import ModelConfig, RopeScaling
 
 
 class Rotation(NamedTuple):
@@ -29,6 +29,16 @@ def rotation(
     """Rotation for tokens at `position_BT`; computed once and used by every layer."""
     angle = position_BT[..., None, None] * frequencies(head_dim, theta=theta, scaling=scaling)
     return Rotation(jnp.cos(angle), jnp.sin(angle))
+
+
+def rotation_of(config: ModelConfig, position_BT: Int[Array, 'B T']) -> Rotation:
+    """`rotation` with the settings of a model."""
+    return rotation(
+        position_BT,
+        head_dim=config.head_dim,
+        theta=config.rope_theta,
+        scaling=config.rope_scaling,
+    )
 
 
 def rotate(x_BTNH: Float[Array, 'B T N H'], by: Rotation) -> Float[Array, 'B T N H']:

@@ -23,7 +23,7 @@ from llama_jax.model.masks import Visibility, across
 from llama_jax.model.norm import norm
 from llama_jax.model.positions import sinusoidal
 from llama_jax.model.quantized import product, rows
-from llama_jax.model.rope import Rotation, rotation
+from llama_jax.model.rope import Rotation, rotation_of
 
 Blocks = Block | nnx.List
 
@@ -267,15 +267,7 @@ class Transformer(nnx.Module):
         return drop(x_BTD, config.dropout, None if keys is None else keys[0])
 
     def _rotation(self, position_BT: jax.Array) -> Rotation | None:
-        config = self.config
-        if config.positions != 'rope':
-            return None
-        return rotation(
-            position_BT,
-            head_dim=config.head_dim,
-            theta=config.rope_theta,
-            scaling=config.rope_scaling,
-        )
+        return rotation_of(self.config, position_BT) if self.config.positions == 'rope' else None
 
     def logits(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
         """Float32 logits of `features`. Training never forms them whole: objectives/softmax.py."""

@@ -90,7 +90,8 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
     _model(fields, served)
     n = _n(fields)
     source = _source(fields, served)
-    prompts = tuple(_prompts(fields, 'prompt', served, most=limits.choices))
+    alone = None if source is None else ''  # a decoder with an encoder begins by itself
+    prompts = tuple(_prompts(fields, 'prompt', served, most=limits.choices, default=alone))
     if len(prompts) * n > limits.choices:
         fields.bad(
             'n', f'is {shown(n)} for {len(prompts)} prompts: at most {limits.choices} in all'
@@ -218,12 +219,16 @@ def _source(fields: Fields, served: Served) -> tuple[int, ...] | None:
 
 
 def _prompts(
-    fields: Fields, name: str, served: Served, *, most: int, begun: bool = True
+    fields: Fields,
+    name: str,
+    served: Served,
+    *,
+    most: int,
+    begun: bool = True,
+    default: str | None = None,
 ) -> list[Prompt]:
     """A text, token ids, or an array of either. `begun`: texts begin as the model expects it."""
-    given = fields.raw(name)
-    if given is None and served.read_source is not None and begun:
-        given = ''  # the decoder begins by itself
+    given = fields.raw(name) if fields.has(name) else default
     if given is None:
         fields.bad(name, 'is missing: give a string, token ids, or an array of these')
     if isinstance(given, str) or (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,21 +32,18 @@ def warm(engine: EngineLike, *, piece: int, source_length: int = 0) -> None:
     prompt that the engine reads at a time, `source_length` those of the longest source of a model
     with an encoder. Raises UserError when the engine fails."""
     few = max(1, min(8, engine.length - 2))
-    source = [0] if source_length else None
-
-    def ask(n: int, source: list[int] | None = source, **how: Any) -> Request:
-        grammar = how.pop('grammar', None)
-        return Request([0] * n, Controls(max_tokens=few, **how), source=source, grammar=grammar)
+    plain = Request([0], Controls(max_tokens=few), source=[0] if source_length else None)
 
     for n in lengths(piece=piece, longest=engine.length - few):
-        _run(engine, [ask(n, prompt_logprobs=0)])
+        scored = replace(plain.controls, prompt_logprobs=0)
+        _run(engine, [replace(plain, prompt=[0] * n, controls=scored)])
     n_source = 2 * _SMALLEST
-    while source and n_source < 2 * source_length:
-        _run(engine, [ask(1, [0] * min(n_source, source_length))])
+    while n_source < 2 * source_length:
+        _run(engine, [replace(plain, source=[0] * min(n_source, source_length))])
         n_source *= 2
-    _run(engine, [ask(1, grammar=_Anything(np.ones(engine.config.vocab, bool)))])
+    _run(engine, [replace(plain, grammar=_Anything(np.ones(engine.config.vocab, bool)))])
     # A prompt that another row holds is copied from there.
-    _run(engine, [ask(min(piece + 1, engine.length - few))] * 2)
+    _run(engine, [replace(plain, prompt=[0] * min(piece + 1, engine.length - few))] * 2)
 
 
 class _Anything(Grammar):

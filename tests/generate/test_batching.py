@@ -116,6 +116,24 @@ MIXED = [
 ]
 
 
+def test_fewer_steps_while_few_rows_share_them(engine, monkeypatch):
+    """Rows that fill one after the other: steps grow with the rows that are busy."""
+    ours, steps = engine(rows=4, steps=8), []
+    start = ours._start_steps
+
+    def count(n_steps):
+        waits = ours._reading is not None or len(ours._waiting) > 0
+        steps.append((waits, sum(live is not None for live in ours._live), n_steps))
+        start(n_steps)
+
+    monkeypatch.setattr(ours, '_start_steps', count)
+    long = replace(GREEDY, max_tokens=60)
+    for heard in [ask(ours, prompt_of(40 + i), long) for i in range(5)]:
+        assert len(heard.wait().tokens) == 60
+    assert all(n == (max(1, 2 * busy) if waits else 8) for waits, busy, n in steps)
+    assert {(True, 1, 2), (True, 3, 6), (True, 4, 8)} <= set(steps)
+
+
 def test_greedy_equals_the_uncached_forward(engine):
     """More requests than rows, prompts of one piece and of several."""
     ours = engine()

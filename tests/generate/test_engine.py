@@ -130,6 +130,16 @@ def test_parts_of_fused_matrices_are_those_of_the_modules():
         np.testing.assert_array_equal(fused['mlp']['gate_up_JFD'][j], block['mlp'][name].T)
 
 
+def test_the_first_token_of_a_stream_does_not_wait_for_the_program_of_the_others(monkeypatch):
+    ours, prompt = generator(), prompt_of(9)
+    expected = ours([prompt], max_tokens=9)[0].tokens
+    monkeypatch.setattr(ours.programs, 'decode', lambda *_, **__: 1 / 0)
+    pieces = ours.stream(prompt, max_tokens=9)
+    assert next(pieces) == expected[:1]
+    with pytest.raises(ZeroDivisionError):
+        next(pieces)
+
+
 def test_a_context_too_long_for_a_table_of_rotations(monkeypatch):
     monkeypatch.setattr(columns, 'LONGEST_TABLE', 10)
     ours = Generator(CONFIG, weights(), mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)

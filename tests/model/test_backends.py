@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from llama_jax.errors import UserError
+from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import kernels
+from llama_jax.model.cache import Cache, LayerCache
 from llama_jax.model.masks import Visibility, across
 from llama_jax.model.patterns import Dense, Window
+from llama_jax.model.quantized import quantize
 from tests.model.test_patterns import (
     LETTERS,
     PATTERNS,
@@ -105,3 +108,29 @@ def test_backend_refuses_what_it_cannot_honour(backend, rest, named, one_device)
     with pytest.raises(UserError) as refused:
         kernels.attend(q_BTNH, q_BTNH[:, :, :K], q_BTNH[:, :, :K], visible=visible, backend=backend)
     assert named in str(refused.value) and repr(backend) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ('length', 'integers', 'turned'), [(1, False, 0), (15, False, 0), (16, False, 1), (16, True, 0)]
+)
+def test_few_queries_and_integers_read_a_cache_as_it_lies(monkeypatch, length, integers, turned):
+    """Whatever else `auto` would choose here."""
+    monkeypatch.setattr(kernels, '_choose', lambda *_: 'xla')
+    calls, attend = [], kernels.attend
+    monkeypatch.setattr(kernels, 'attend', lambda *a, **k: calls.append(a) or attend(*a, **k))
+    S, rng = 32, np.random.default_rng(0)
+    q_BTNH, k_BKHS, v_BKSH = (
+        jnp.asarray(rng.normal(size=shape).astype(np.float32))
+        for shape in ((B, length, N, H), (B, K, H, S), (B, K, S, H))
+    )
+    if integers:
+        k_BKHS, v_BKSH = quantize(k_BKHS, (2,)), quantize(v_BKSH, (3,))
+    cache = Cache([LayerCache(k_BKHS, v_BKSH)])
+    with jax.set_mesh(make(MeshConfig(), jax.devices()[:1])):
+        visible = cache.visible(jnp.full(B, 9), length, pattern=Dense())
+        found, plain = (
+            kernels.attend_cached(q_BTNH, k_BKHS, v_BKSH, visible=visible, backend=backend)
+            for backend in ('auto', 'reference')
+        )
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+    assert len(calls) == turned
