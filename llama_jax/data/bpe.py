@@ -100,8 +100,8 @@ class Bpe:
         tokens = {t: i for t, i in tokens.items() if t not in control and t not in whole}
         self._pieces = [b''] * vocab_size
         for spell, kind in ((_bytes_of, tokens), (str.encode, whole)):
-            for token, i in kind.items():
-                self._pieces[inside([i], vocab_size)[0]] = spell(token)
+            for token, i in zip(kind, inside(kind.values(), vocab_size), strict=True):
+                self._pieces[i] = spell(token)
         inside(control.values(), vocab_size)
         self._names = {i: name for name, i in control.items()}
         self._unspelt = frozenset(b for char, b in BYTES.items() if char not in tokens)
@@ -160,7 +160,7 @@ class Bpe:
 
 def _bytes_of(token: str) -> bytes:
     try:
-        return bytes(BYTES[char] for char in token)
+        return bytes(map(BYTES.__getitem__, token))
     except KeyError:
         raise UserError(
             f'token {token!r} is not spelled in bytes: only byte-level vocabularies are supported'
