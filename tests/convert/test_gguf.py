@@ -50,6 +50,14 @@ def test_architecture_and_parameters_come_back_as_they_were(tmp_path, config):
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
 
 
+def test_parameters_do_not_change_with_the_file(tmp_path):
+    path, expected = written(tmp_path, CONFIG)
+    _, params, _ = gguf.load(path)
+    with path.open('r+b') as file:
+        file.write(bytes(path.stat().st_size))
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
 def test_settings_that_a_file_may_leave_out(tmp_path):
     config = replace(CONFIG, head_dim=8, kv_heads=8, rope_theta=1e4)
     left_out = ('attention.head_count_kv', 'attention.key_length', 'rope.dimension_count')
