@@ -221,9 +221,9 @@ def test_stops_when_too_many_steps_in_a_row_are_not_finite(experiment, tmp_path,
     message = str(raised.value)
     assert 'stopped at step 3' in message and '3 steps in a row' in message
     assert '\n' not in message
-    kept = np.load(tmp_path / 'nonfinite-batch-3-process-0.npz')
     assert str(tmp_path / 'nonfinite-batch-3-process-0.npz') in message
-    assert kept['inputs'].shape == (8, 32) and 'cursor' in kept
+    with np.load(tmp_path / 'nonfinite-batch-3-process-0.npz') as kept:
+        assert kept['inputs'].shape == (8, 32) and 'cursor' in kept
     texts = [line['text'] for line in lines(tmp_path, 'event')]
     assert [text.split(':')[0] for text in texts] == ['step 1', 'step 2', 'step 3']
     assert [line['loss'] for line in lines(tmp_path, 'train')] == [None] * 3  # JSON has no NaN
