@@ -13,13 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from llama_jax.errors import UserError
+from llama_jax.generate.admission import check_request, check_sizes
 from llama_jax.generate.decode import Drawn, State
 from llama_jax.generate.embed import Embedder
 from llama_jax.generate.engine import logprobs_of
 from llama_jax.generate.live import Live, Stats, Ticket
 from llama_jax.generate.prefill import padded
-from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
+from llama_jax.generate.programs import Programs, bucket
 from llama_jax.generate.queue import FairQueue, Prefixes
 from llama_jax.generate.request import (
     Finish,
@@ -30,7 +30,6 @@ from llama_jax.generate.request import (
 )
 from llama_jax.generate.rows import RowPrograms
 from llama_jax.generate.settings import Settings, history_of, rows_of
-from llama_jax.mesh import batch_shards
 from llama_jax.model.cache import slots_needed
 from llama_jax.model.patterns import Dense, Window
 
@@ -94,25 +93,17 @@ class Engine:
         longest source, of an encoder-decoder; default: `length`. Memory is taken at once, and
         logged. Raises UserError for sizes that cannot be.
         """
-        check_chunk(prefill_chunk)
+        check_sizes(
+            programs,
+            rows=rows,
+            length=length,
+            source_length=source_length,
+            queue=queue,
+            prefill_chunk=prefill_chunk,
+            steps=steps,
+        )
         config = programs.config
-        if batch_shards(programs.mesh) != 1:
-            raise UserError(
-                f'an engine serves one replica, and the mesh divides a batch by '
-                f'{batch_shards(programs.mesh)}: use --mesh.fsdp 1 --mesh.tensor -1'
-            )
-        if source_length is not None and not config.encoder_layers:
-            raise UserError('source_length is given, but this model has no encoder: leave it out')
         self.source_length = source_length or (length if config.encoder_layers else 0)
-        for name, value in (('rows', rows), ('queue', queue), ('steps', steps)):
-            if value < 1:
-                raise UserError(f'{name} {value}: at least 1')
-        if self.source_length > config.context:
-            raise UserError(
-                f'source_length {self.source_length} exceeds the context of {config.context}'
-            )
-        if not 2 <= length <= config.context:
-            raise UserError(f'length {length} is not within 2 and the context of {config.context}')
         if not isinstance(config.pattern, Dense | Window):
             log.info('pattern %s: the cache holds whole rows', config.pattern)
         self.programs, self.config = programs, config
@@ -145,22 +136,7 @@ class Engine:
 
         Raises UserError for one that cannot be served, QueueFullError when too many wait.
         """
-        controls, n_prompt = request.controls, len(request.prompt)
-        check_prompt(request.prompt, 'the prompt', vocab=self.config.vocab)
-        controls.check(vocab=self.config.vocab)
-        self.programs.check_source(request.source, 'the source')
-        if request.source is not None and len(request.source) > self.source_length:
-            raise UserError(
-                f'the source ({len(request.source)} tokens) exceeds the {self.source_length} of a '
-                'row: shorten it'
-            )
-        if request.grammar is not None and (controls.min_tokens or controls.ignore_end):
-            raise UserError('a grammar says where the text ends: leave min_tokens, ignore_end out')
-        if n_prompt + controls.max_tokens > self.length:
-            raise UserError(
-                f'the prompt ({n_prompt} tokens) and max_tokens ({controls.max_tokens}) exceed the '
-                f'{self.length} tokens of a row: shorten one of them'
-            )
+        check_request(self.programs, request, length=self.length, source_length=self.source_length)
         live = Live(
             request,
             self._counting(on_event),
@@ -169,7 +145,7 @@ class Engine:
         )
         with self._changed:
             if self._closing:
-                raise QueueFullError('the engine is closing')
+                raise QueueFullError('the engine is closing, or has stopped')
             if len(self._waiting) >= self._queue:
                 raise QueueFullError(f'{self._queue} requests wait already')
             self._waiting.append(live)
@@ -180,6 +156,11 @@ class Engine:
         """Vectors of unit length, float32 [n, D]; see Embedder. Takes its turns at the device with
         the rows; returns when they are there."""
         return self._embedder(texts)
+
+    @property
+    def alive(self) -> bool:
+        """It takes requests: neither closed, nor stopped by a failure that it could not mend."""
+        return not self._closing and self._thread.is_alive()
 
     def stats(self) -> Stats:
         """What it is doing."""
@@ -207,21 +188,29 @@ class Engine:
     # What follows runs on the engine's thread, but for `_wake` and `_counting`.
 
     def _run(self) -> None:
-        with jax.set_mesh(self.programs.mesh):
-            while True:
-                with self._changed:
-                    while not (self._busy() or self._closing):
-                        self._changed.wait()
-                    if self._closing:
-                        break
-                try:
-                    self._turn()
-                except Exception as error:
-                    # The state was donated to a program that failed: nobody's rows are whole.
-                    log.exception('the engine failed and starts again, empty')
-                    self._drop_all('error', f'{type(error).__name__}: {error}')
-                    self._reset()
-            self._drop_all('cancelled')
+        try:
+            with jax.set_mesh(self.programs.mesh):
+                while self._wait():
+                    try:
+                        self._turn()
+                    except Exception as error:
+                        # The state was donated to a program that failed: nobody's rows are whole.
+                        log.exception('the engine failed and starts again, empty')
+                        self._drop_all('error', f'{type(error).__name__}: {error}')
+                        self._reset()
+        except BaseException:  # no memory for an empty state, say
+            log.exception('the engine has stopped')
+        finally:
+            with self._changed:
+                asked, self._closing = self._closing, True
+            self._drop_all(*(('cancelled',) if asked else ('error', 'the engine has stopped')))
+
+    def _wait(self) -> bool:
+        """For something to do; False: it is to end."""
+        with self._changed:
+            while not (self._busy() or self._closing):
+                self._changed.wait()
+            return not self._closing
 
     def _turn(self) -> None:
         """One round: the device gets its work first, then the host does its own."""
@@ -295,12 +284,12 @@ class Engine:
         shares = not self._ring and not self.config.encoder_layers
         if shares and live.controls.prompt_logprobs is None:
             row, source, n_cached = self._prefixes.find(live.prompt, free)
+        live.n_read = live.n_cached = n_cached
+        self._reading = _Reading(live, row)  # before the copy: should it fail, all know of it
         if n_cached and source != row:
             self._state = self._on_rows.copy(self._state, source, row)
-        live.n_read = live.n_cached = n_cached
         self._prefixes.hold(row, live.prompt[:n_cached])
         self._totals.update(prompt=len(live.prompt), cached=n_cached)
-        self._reading = _Reading(live, row)
 
     def _begin(self, live: Live, row: int, x_BTD: jax.Array, last: int) -> None:
         """The prompt is read: draw its first token."""
@@ -404,6 +393,7 @@ class Engine:
         dropped += [live for live in self._live if live is not None]
         if self._reading:
             dropped.append(self._reading.live)
+        self._live, self._reading = [None] * self.rows, None
         for live in dropped:
             live.finish(reason, message)  # type: ignore[arg-type]
 

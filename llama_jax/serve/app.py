@@ -19,7 +19,7 @@ from llama_jax.errors import UserError
 from llama_jax.serve import body, schema
 from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, to_json
 from llama_jax.serve.feed import ClientGoneError, Feed, full, while_connected
-from llama_jax.serve.gate import Gate, owner_of
+from llama_jax.serve.gate import Gate, Status, owner_of
 from llama_jax.serve.metrics import CONTENT_TYPE, Metrics
 from llama_jax.serve.responses import Reply, embedding_list
 from llama_jax.serve.schema import Ask
@@ -53,6 +53,12 @@ class Service:
         self._feeds: set[Feed] = set()
         self._embedding = asyncio.Lock()
         self._embeddings_waiting = 0
+
+    @property
+    def status(self) -> Status:
+        if self.closing:
+            return 'closing'
+        return 'ok' if self.served.engine.alive else 'stopped'
 
     def close_streams(self) -> None:
         """What still runs ends now, as 'cancelled'; nothing new begins."""
@@ -141,8 +147,8 @@ class Service:
         }
 
     async def health(self, request: Request) -> Response:
-        status = 'closing' if self.closing else 'ok'
-        return json_response({'status': status}, status=503 if self.closing else 200)
+        status = self.status
+        return json_response({'status': status}, status=200 if status == 'ok' else 503)
 
     async def prometheus(self, request: Request) -> Response:
         text = self.metrics.text(self.served.engine.stats())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import time
-from typing import Protocol
+from typing import Literal, Protocol
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,12 +13,24 @@ from llama_jax.serve.metrics import Metrics
 
 _OWNER = 'llama_jax.owner'
 
+Status = Literal['ok', 'closing', 'stopped']
+_REFUSED = {
+    'closing': ('the server is shutting down: try again', 'shutting_down'),
+    'stopped': (
+        'the engine has stopped: its log tells why, start the server again',
+        'engine_stopped',
+    ),
+}
+
 
 class Counts(Protocol):
     """What the gate needs of the service."""
 
     metrics: Metrics
-    closing: bool
+
+    @property
+    def status(self) -> Status:
+        """Of the server and its engine."""
 
 
 class Gate:
@@ -67,8 +79,9 @@ class Gate:
                     headers={'WWW-Authenticate': 'Bearer'},
                 )
             scope[_OWNER] = f'key {place}'
-        if self._service.closing:
-            return ApiError(503, 'the server is shutting down: try again', code='shutting_down')
+        if (status := self._service.status) != 'ok':
+            message, code = _REFUSED[status]
+            return ApiError(503, message, code=code)
         return None
 
     def _key(self, scope: Scope) -> int | None:

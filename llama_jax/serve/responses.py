@@ -15,7 +15,8 @@ import numpy as np
 from llama_jax.generate.request import Event, Finish, Logprob, PromptScores
 from llama_jax.generate.text import Vocabulary
 from llama_jax.serve.errors import ApiError
-from llama_jax.serve.schema import Ask, Prompt
+from llama_jax.serve.prompts import Prompt
+from llama_jax.serve.schema import Ask
 from llama_jax.serve.served import Served
 
 Json = dict[str, Any]

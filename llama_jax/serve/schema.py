@@ -14,6 +14,7 @@ from llama_jax.generate.request import Controls, Request
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.constrain import grammar, wanted_format
 from llama_jax.serve.errors import ApiError
+from llama_jax.serve.prompts import Prompt, messages_of, prompts_of, source_of
 from llama_jax.serve.served import Limits, Served
 
 _NUMBERS = (
@@ -43,16 +44,8 @@ _NOTHING_ASKED = {
 _COMPLETION_TOKENS = 16
 """max_tokens of a completion that names none, as at OpenAI; a chat goes on to the end."""
 _LONGEST_MESSAGE = 300
-_ROLES = {'system': 'system', 'developer': 'system', 'user': 'user', 'assistant': 'assistant'}
 
 Kind = Literal['completion', 'chat']
-
-
-@dataclass(frozen=True)
-class Prompt:
-    ids: tuple[int, ...]
-    text: str | None
-    """As it was given, where it was text."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +82,9 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
     fields = Fields(body, known=COMPLETION_FIELDS, nothing=_NOTHING_ASKED['completion'])
     _model(fields, served)
     n = _n(fields)
-    source = _source(fields, served)
+    source = source_of(fields, served)
     alone = None if source is None else ''  # a decoder with an encoder begins by itself
-    prompts = tuple(_prompts(fields, 'prompt', served, most=limits.choices, default=alone))
+    prompts = tuple(prompts_of(fields, 'prompt', served, most=limits.choices, default=alone))
     if len(prompts) * n > limits.choices:
         fields.bad(
             'n', f'is {shown(n)} for {len(prompts)} prompts: at most {limits.choices} in all'
@@ -136,7 +129,7 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
     n = _n(fields)
     if n > limits.choices:
         fields.bad('n', f'is {shown(n)}: give at most {limits.choices}')
-    messages = _messages(fields)
+    messages = messages_of(fields)
     try:
         ids = tuple(int(i) for i in served.chat.encode(messages, served.vocabulary))
     except UserError as error:
@@ -174,7 +167,7 @@ def embeddings(served: Served, limits: Limits, body: Mapping[str, Any]) -> Embed
     encoding = fields.text('encoding_format', 'float')
     if encoding not in ('float', 'base64'):
         fields.bad('encoding_format', f"is {shown(encoding)}: give 'float' or 'base64'")
-    inputs = _prompts(fields, 'input', served, most=limits.embeddings, begun=False)
+    inputs = prompts_of(fields, 'input', served, most=limits.embeddings, begun=False)
     for prompt in inputs:
         _fits(served, 'input', prompt.ids, 0)
     return EmbeddingAsk(tuple(prompt.ids for prompt in inputs), encoding == 'base64')
@@ -196,109 +189,6 @@ def _n(fields: Fields) -> int:
     if n < 1:
         fields.bad('n', f'is {shown(n)}: give 1 or more')
     return n
-
-
-def _source(fields: Fields, served: Served) -> tuple[int, ...] | None:
-    """What the encoder reads for every prompt."""
-    given = fields.raw('source')
-    if served.read_source is None:
-        if given is not None:
-            fields.bad('source', 'is given, but this model has no encoder: leave it out')
-        return None
-    if isinstance(given, str):
-        ids = tuple(served.read_source(given))
-    elif isinstance(given, list):
-        ids = fields.check_ids('source', given, vocab=served.engine.config.vocab)
-    else:
-        fields.bad('source', 'is needed for the encoder: give a string or token ids')
-    if not ids:
-        fields.bad('source', 'has no tokens: give at least one')
-    if len(ids) > served.source_length:
-        fields.bad('source', f'has {len(ids)} tokens: at most {served.source_length}')
-    return ids
-
-
-def _prompts(
-    fields: Fields,
-    name: str,
-    served: Served,
-    *,
-    most: int,
-    begun: bool = True,
-    default: str | None = None,
-) -> list[Prompt]:
-    """A text, token ids, or an array of either. `begun`: texts begin as the model expects it."""
-    given = fields.raw(name) if fields.has(name) else default
-    if given is None:
-        fields.bad(name, 'is missing: give a string, token ids, or an array of these')
-    if isinstance(given, str) or (
-        isinstance(given, list) and given and not isinstance(given[0], str | list)
-    ):
-        given = [given]
-    if not isinstance(given, list):
-        fields.bad(name, 'is neither text nor token ids: give a string or an array')
-    if not given:
-        fields.bad(name, 'is an empty array: give at least one')
-    if len(given) > most:
-        fields.bad(name, f'holds {len(given)} prompts: at most {most}')
-    prompts = []
-    for item in given:
-        if isinstance(item, str):
-            try:
-                ids = _encoded(served, item) if begun else _plain(served, item)
-            except UserError as error:
-                raise ApiError(400, str(error), param=name) from None
-            prompts.append(Prompt(ids, item))
-        elif isinstance(item, list):
-            ids = fields.check_ids(name, item, vocab=served.engine.config.vocab)
-            prompts.append(Prompt(ids, None))
-        else:
-            fields.bad(name, 'mixes kinds: give strings, or arrays of token ids')
-        if not prompts[-1].ids:
-            fields.bad(name, 'holds a prompt without tokens: give at least one')
-    return prompts
-
-
-def _encoded(served: Served, text: str) -> tuple[int, ...]:
-    """A text to continue; a document's beginning where it is empty."""
-    ids = (*served.begin, *_plain(served, text))
-    bos_id = served.vocabulary.bos_id
-    return ids if ids or bos_id is None else (bos_id,)
-
-
-def _plain(served: Served, text: str) -> tuple[int, ...]:
-    return tuple(served.vocabulary.encode(text).tolist())
-
-
-def _messages(fields: Fields) -> list[dict[str, str]]:
-    given = fields.array('messages')
-    if not given:
-        fields.bad('messages', 'is empty: give at least one message')
-    messages = []
-    for i, item in enumerate(given):
-        path = f'messages[{i}].'
-        if not isinstance(item, dict):
-            fields.bad(f'messages[{i}]', 'is no object: give role and content')
-        message = Fields(item, known={'role', 'content'}, path=path)
-        role = message.text('role', '')
-        if role not in _ROLES:
-            message.bad('role', f"is {shown(role)}: give 'system', 'user' or 'assistant'")
-        content = message.raw('content')
-        if isinstance(content, list):
-            content = ''.join(_part(part, f'{path}content[{j}].') for j, part in enumerate(content))
-        elif not isinstance(content, str):
-            message.bad('content', 'is no text: give a string, or parts of type text')
-        messages.append({'role': _ROLES[role], 'content': content})
-    return messages
-
-
-def _part(part: Any, path: str) -> str:
-    if not isinstance(part, dict):
-        raise ApiError(400, f'{path[:-1]} is no object: give type and text', param=path[:-1])
-    fields = Fields(part, known={'type', 'text'}, path=path)
-    if fields.text('type', '') != 'text':
-        fields.bad('type', f"is {shown(fields.raw('type'))}: only 'text' is supported")
-    return fields.text('text', '')
 
 
 def _controls(

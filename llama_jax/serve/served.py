@@ -40,6 +40,10 @@ class EngineLike(Protocol):
     def length(self) -> int:
         """Longest prompt and output together."""
 
+    @property
+    def alive(self) -> bool:
+        """It takes requests."""
+
     def submit(self, request: Request, on_event: OnEvent) -> Ticket:
         """Returns at once. Raises UserError for a request that cannot be met, QueueFullError."""
 

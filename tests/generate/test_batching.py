@@ -351,14 +351,41 @@ def test_a_full_queue_and_bad_requests_are_refused(engine):
         one.wait()
 
 
-def test_a_failure_ends_requests_and_not_the_engine(engine, monkeypatch):
-    ours = engine()
-    steps = ours._on_rows.steps
-    monkeypatch.setattr(ours._on_rows, 'steps', lambda *args: 1 / 0)
-    one = ask(ours, prompt_of(5)).wait()
-    assert one.finish.reason == 'error' and 'ZeroDivisionError' in one.finish.message
-    monkeypatch.setattr(ours._on_rows, 'steps', steps)
-    assert ask(ours, prompt_of(5)).wait().tokens == uncached(prompt_of(5), 12)
+@pytest.mark.parametrize('program', ['read', 'begin', 'steps', 'copy'])
+def test_a_failure_ends_requests_and_not_the_engine(engine, monkeypatch, program):
+    ours, prompt = engine(steps=1), prompt_of(40)
+    running = ask(ours, prompt, replace(GREEDY, max_tokens=80))
+    while not running:
+        time.sleep(0.001)
+    with monkeypatch.context() as broken:  # the second request copies what the first has read
+        broken.setattr(ours._on_rows, program, lambda *args, **named: 1 / 0)
+        heard = (
+            [running.wait(), ask(ours, prompt).wait()]
+            if program == 'steps'
+            else [ask(ours, prompt).wait(), running.wait()]
+        )
+    for one in heard:
+        assert one.finish.reason == 'error' and 'ZeroDivisionError' in one.finish.message
+    assert ask(ours, prompt).wait().tokens == uncached(prompt, 12)
+
+
+def test_a_failure_that_cannot_be_mended_ends_all_requests_and_the_engine(engine, monkeypatch):
+    ours = engine(rows=1)
+
+    def no_memory():
+        raise MemoryError('no memory for keys and values')
+
+    held = threading.Event()
+    monkeypatch.setattr(ours, '_reset', no_memory)
+    monkeypatch.setattr(ours._on_rows, 'steps', lambda *args: held.wait() and 1 / 0)
+    heard = [ask(ours, prompt_of(5)) for _ in range(3)]
+    assert ours.alive
+    held.set()
+    assert [one.wait().finish.reason for one in heard] == ['error'] * 3
+    ours._thread.join()
+    assert not ours.alive
+    with pytest.raises(QueueFullError, match='stopped'):
+        ask(ours, prompt_of(5))
 
 
 def test_nothing_compiles_over_200_mixed_requests(engine):

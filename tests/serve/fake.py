@@ -128,6 +128,10 @@ class FakeEngine:
         vectors = np.array([np.bincount(p, minlength=VOCAB) + 1.0 for p in prompts], np.float32)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
+    @property
+    def alive(self) -> bool:
+        return not self._closed
+
     def stats(self) -> Stats:
         with self._wake:
             reasons = {k: v for k, v in self._count.items() if not k.endswith('tokens')}

@@ -353,7 +353,11 @@ def test_embeddings(parts):
 
 @pytest.fixture
 def with_encoder(engine):
-    read = {'a<mask>b': (97, 3, 98), '': (), 'long': (97,) * 9}.get
+    known = {'a<mask>b': (97, 3, 98), '': (), 'long': (97,) * 9}
+
+    def read(text):
+        return known[text] if text in known else fake.Bytes().encode(text)
+
     return fake.served(engine(length=64), read_source=read, source_length=8), Limits()
 
 
@@ -380,6 +384,12 @@ def test_bad_sources(with_encoder, source, message):
     with pytest.raises(ApiError, match=f'source {message}') as error:
         completion(with_encoder, source=source)
     assert error.value.param == 'source'
+
+
+def test_a_source_that_is_no_text(with_encoder):
+    with pytest.raises(ApiError, match='lone surrogate') as error:
+        completion(with_encoder, source='\ud800')
+    assert (error.value.status, error.value.param) == (400, 'source')
 
 
 def test_a_source_without_an_encoder(parts):

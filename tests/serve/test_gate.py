@@ -179,6 +179,16 @@ def test_closing(app):
     assert answer.status == 503 and answer.error['code'] == 'shutting_down'
 
 
+def test_a_stopped_engine(app):
+    made = app()
+    made.state.service.served.engine.close()
+    health = get(made, '/health')
+    assert (health.status, health.json()) == (503, {'status': 'stopped'})
+    answer = post(made, PATHS[0], {'prompt': 'a'})
+    assert answer.status == 503 and answer.error['code'] == 'engine_stopped'
+    assert get(made, '/metrics').status == 200
+
+
 def test_page(app):
     made = app()
     for path, kind in (('/', 'text/html'), ('/page.css', 'text/css'), ('/page.js', 'javascript')):

@@ -1,0 +1,126 @@
+"""What clients send as text or token ids: prompts, sources of an encoder, messages of a chat."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from llama_jax.errors import UserError
+from llama_jax.serve.body import Fields, shown
+from llama_jax.serve.errors import ApiError
+from llama_jax.serve.served import Served
+
+_ROLES = {'system': 'system', 'developer': 'system', 'user': 'user', 'assistant': 'assistant'}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    ids: tuple[int, ...]
+    text: str | None
+    """As it was given, where it was text."""
+
+
+def source_of(fields: Fields, served: Served) -> tuple[int, ...] | None:
+    """What the encoder reads for every prompt."""
+    given = fields.raw('source')
+    if served.read_source is None:
+        if given is not None:
+            fields.bad('source', 'is given, but this model has no encoder: leave it out')
+        return None
+    if isinstance(given, str):
+        try:
+            ids = tuple(served.read_source(given))
+        except UserError as error:
+            raise ApiError(400, str(error), param='source') from None
+    elif isinstance(given, list):
+        ids = fields.check_ids('source', given, vocab=served.engine.config.vocab)
+    else:
+        fields.bad('source', 'is needed for the encoder: give a string or token ids')
+    if not ids:
+        fields.bad('source', 'has no tokens: give at least one')
+    if len(ids) > served.source_length:
+        fields.bad('source', f'has {len(ids)} tokens: at most {served.source_length}')
+    return ids
+
+
+def prompts_of(
+    fields: Fields,
+    name: str,
+    served: Served,
+    *,
+    most: int,
+    begun: bool = True,
+    default: str | None = None,
+) -> list[Prompt]:
+    """A text, token ids, or an array of either. `begun`: texts begin as the model expects it."""
+    given = fields.raw(name) if fields.has(name) else default
+    if given is None:
+        fields.bad(name, 'is missing: give a string, token ids, or an array of these')
+    if isinstance(given, str) or (
+        isinstance(given, list) and given and not isinstance(given[0], str | list)
+    ):
+        given = [given]
+    if not isinstance(given, list):
+        fields.bad(name, 'is neither text nor token ids: give a string or an array')
+    if not given:
+        fields.bad(name, 'is an empty array: give at least one')
+    if len(given) > most:
+        fields.bad(name, f'holds {len(given)} prompts: at most {most}')
+    prompts = []
+    for item in given:
+        if isinstance(item, str):
+            try:
+                ids = _encoded(served, item) if begun else _plain(served, item)
+            except UserError as error:
+                raise ApiError(400, str(error), param=name) from None
+            prompts.append(Prompt(ids, item))
+        elif isinstance(item, list):
+            ids = fields.check_ids(name, item, vocab=served.engine.config.vocab)
+            prompts.append(Prompt(ids, None))
+        else:
+            fields.bad(name, 'mixes kinds: give strings, or arrays of token ids')
+        if not prompts[-1].ids:
+            fields.bad(name, 'holds a prompt without tokens: give at least one')
+    return prompts
+
+
+def _encoded(served: Served, text: str) -> tuple[int, ...]:
+    """A text to continue; a document's beginning where it is empty."""
+    ids = (*served.begin, *_plain(served, text))
+    bos_id = served.vocabulary.bos_id
+    return ids if ids or bos_id is None else (bos_id,)
+
+
+def _plain(served: Served, text: str) -> tuple[int, ...]:
+    return tuple(served.vocabulary.encode(text).tolist())
+
+
+def messages_of(fields: Fields) -> list[dict[str, str]]:
+    given = fields.array('messages')
+    if not given:
+        fields.bad('messages', 'is empty: give at least one message')
+    messages = []
+    for i, item in enumerate(given):
+        path = f'messages[{i}].'
+        if not isinstance(item, dict):
+            fields.bad(f'messages[{i}]', 'is no object: give role and content')
+        message = Fields(item, known={'role', 'content'}, path=path)
+        role = message.text('role', '')
+        if role not in _ROLES:
+            message.bad('role', f"is {shown(role)}: give 'system', 'user' or 'assistant'")
+        content = message.raw('content')
+        if isinstance(content, list):
+            content = ''.join(_part(part, f'{path}content[{j}].') for j, part in enumerate(content))
+        elif not isinstance(content, str):
+            message.bad('content', 'is no text: give a string, or parts of type text')
+        messages.append({'role': _ROLES[role], 'content': content})
+    return messages
+
+
+def _part(part: Any, path: str) -> str:
+    if not isinstance(part, dict):
+        raise ApiError(400, f'{path[:-1]} is no object: give type and text', param=path[:-1])
+    fields = Fields(part, known={'type', 'text'}, path=path)
+    if fields.text('type', '') != 'text':
+        fields.bad('type', f"is {shown(fields.raw('type'))}: only 'text' is supported")
+    return fields.text('text', '')
