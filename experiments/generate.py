@@ -67,7 +67,9 @@ def main() -> None:
             raise UserError('--source and --chat: an encoder-decoder does not chat, leave one out')
         options = replace(options, prompt=options.prompt or '')
     if (options.prompt is None) == (options.chat is None):
-        raise UserError('give either --prompt TEXT or --chat TEXT')
+        raise UserError(
+            'give either --prompt TEXT or --chat TEXT; an encoder-decoder takes --source TEXT'
+        )
     if options.system is not None and options.chat is None:
         raise UserError('--system is part of a chat: give --chat TEXT as well')
     if options.lookup and options.draft is not None:

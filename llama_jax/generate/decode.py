@@ -23,6 +23,7 @@ from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.quantized import Quantized
+from llama_jax.model.transformer import Memory
 from llama_jax.trees import map_named
 
 
@@ -163,13 +164,22 @@ def read(
 def encode(
     model: Model, params: Params, token_BS: Int[Array, 'B S'], length_B: Int[Array, ' B']
 ) -> Cross:
-    """Read sources of these lengths, and compute what the decoder attends to at every step. A row
-    without a source has one token of padding, so that it is not without a key."""
+    """Read sources of these lengths, and compute what the decoder attends to at every step."""
+    memory = understood(model, params, token_BS, length_B)
     with precision.matmuls(model.compute.precision):
-        bound = layers.bind(model.config, params)
-        segment_BS = jnp.arange(token_BS.shape[1]) < jnp.maximum(length_B, 1)[:, None]
-        segment_BS = segment_BS.astype(jnp.int32)
-        return bound.cross(bound.encode(token_BS, segment_BS=segment_BS, compute=model.compute))
+        return layers.bind(model.config, params).cross(memory)
+
+
+def understood(
+    model: Model, params: Params, token_BS: Int[Array, 'B S'], length_B: Int[Array, ' B']
+) -> Memory:
+    """What the encoder makes of sources of these lengths. A row without a source has one token of
+    padding, so that it is not without a key."""
+    segment_BS = jnp.arange(token_BS.shape[1]) < jnp.maximum(length_B, 1)[:, None]
+    with precision.matmuls(model.compute.precision):
+        return layers.bind(model.config, params).encode(
+            token_BS, segment_BS=segment_BS.astype(jnp.int32), compute=model.compute
+        )
 
 
 def last_features(

@@ -1,4 +1,4 @@
-"""Texts to vectors by a decoder: the mean over its tokens' features, of unit length."""
+"""Texts to vectors: the mean over their tokens' features, of unit length."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ ROWS = 8
 
 
 class Embedder:
-    """Makes vectors with the parameters of `programs`. Any thread may call it."""
+    """Makes vectors with the parameters of `programs`, of an encoder-decoder with its encoder. Any
+    thread may call it."""
 
     def __init__(self, programs: Programs):
         self._programs = programs
@@ -62,6 +63,9 @@ def _embed(
     model: Model, params: Params, token_BT: Int[Array, 'B T'], length_B: Int[Array, ' B']
 ) -> Float[Array, 'B D']:
     real_BT = jnp.arange(token_BT.shape[1]) < length_B[:, None]
-    x_BTD, _ = decode.features(model, params, token_BT)
+    if model.config.encoder_layers:
+        x_BTD = decode.understood(model, params, token_BT, length_B).x_BSD
+    else:
+        x_BTD, _ = decode.features(model, params, token_BT)
     sum_BD = jnp.where(real_BT[:, :, None], x_BTD.astype(jnp.float32), 0).sum(axis=1)
     return sum_BD / jnp.maximum(jnp.linalg.norm(sum_BD, axis=-1, keepdims=True), 1e-12)

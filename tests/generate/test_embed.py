@@ -1,6 +1,7 @@
 """Vectors of texts against the plain forward pass."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -10,13 +11,16 @@ from llama_jax.errors import UserError
 from llama_jax.generate.embed import Embedder
 from llama_jax.generate.programs import Programs
 from llama_jax.model import layers
-from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of, weights
+from tests.generate.test_cached_architectures import weights
+from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of
+
+BOTH = replace(CONFIG, layers=1, encoder_layers=2)
 
 
-def embedder(n_devices=1, **axes):
+def embedder(n_devices=1, config=CONFIG, **axes):
     return Embedder(
         Programs(
-            *(CONFIG, weights()),
+            *(config, weights(config)),
             mesh=mesh_of(n_devices, **axes),
             compute=COMPUTE,
             end_ids=(),
@@ -29,7 +33,7 @@ def embedder(n_devices=1, **axes):
 def alone(length):
     """Oracle: one text without padding, pooled in numpy."""
     mesh = mesh_of()
-    params = jax.device_put(weights(), jax.NamedSharding(mesh, jax.P()))
+    params = jax.device_put(weights(CONFIG), jax.NamedSharding(mesh, jax.P()))
     with jax.set_mesh(mesh):
         x_BTD, _ = layers.bind(CONFIG, params).features(
             np.asarray([prompt_of(length)]), compute=COMPUTE
@@ -48,6 +52,21 @@ def test_vectors_are_those_of_texts_alone(axes):
     assert vectors.shape == (10, CONFIG.dim) and vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, [alone(n) for n in LENGTHS], rtol=0, atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_an_encoder_decoder_reads_with_its_encoder():
+    lengths, params = (30, 1, 17), weights(BOTH)
+    mesh = mesh_of()
+    vectors = embedder(config=BOTH)([prompt_of(n) for n in lengths])
+    params = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    for n, vector in zip(lengths, vectors, strict=True):
+        token_BT = np.asarray([prompt_of(n)])
+        with jax.set_mesh(mesh):
+            memory = layers.bind(BOTH, params).encode(
+                token_BT, segment_BS=np.ones_like(token_BT), compute=COMPUTE
+            )
+        mean = np.asarray(memory.x_BSD, np.float64)[0].mean(axis=0)
+        np.testing.assert_allclose(vector, mean / np.linalg.norm(mean), rtol=0, atol=2e-6)
 
 
 def test_bad_texts_are_named():
