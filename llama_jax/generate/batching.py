@@ -17,6 +17,8 @@ from llama_jax.generate.admission import check_request, check_sizes
 from llama_jax.generate.decode import Drawn, State
 from llama_jax.generate.embed import Embedder
 from llama_jax.generate.engine import logprobs_of
+from llama_jax.generate.guess import Lookup
+from llama_jax.generate.judge import Counts
 from llama_jax.generate.live import Live, Stats, Ticket
 from llama_jax.generate.prefill import padded
 from llama_jax.generate.programs import Programs, bucket
@@ -43,7 +45,10 @@ class _Flight:
     drawn: Drawn
     live_of: dict[int, Live]
     """By row of `drawn`."""
-    n_steps: int
+    n_tokens: int
+    """Of each row, where nothing was guessed."""
+    counts: Counts | None = None
+    """Else so many as are counted here."""
 
 
 @dataclass
@@ -86,12 +91,15 @@ class Engine:
         queue: int = 256,
         prefill_chunk: int = 128,
         steps: int = 8,
+        lookup: Lookup | None = None,
     ):
         """`decode` gives the text of token ids (a tokenizer's). `queue`: requests that may wait.
         Prompts are read in pieces of `prefill_chunk` tokens (a power of two); between them `steps`
         tokens are drawn when all rows are busy, fewer when they are not. `source_length`: of the
-        longest source, of an encoder-decoder; default: `length`. Memory is taken at once, and
-        logged. Raises UserError for sizes that cannot be.
+        longest source, of an encoder-decoder; default: `length`. With `lookup` tokens are guessed:
+        rows that repeat themselves need fewer steps, and whether others guess can then change the
+        last bits of a row's probabilities. Memory is taken at once, and logged. Raises UserError
+        for sizes that cannot be.
         """
         check_sizes(
             programs,
@@ -110,10 +118,12 @@ class Engine:
         self.rows, self.length = rows, length
         self._decode_text, self._queue, self._steps = decode, queue, steps
         self._chunk = min(prefill_chunk, bucket(length))
-        needed = slots_needed(config, length=length, piece=self._chunk)
+        n_guessed = lookup.n_draft if lookup else 0
+        needed = slots_needed(config, length=length + n_guessed, piece=self._chunk)
         self._slots = -(-needed // self._chunk) * self._chunk
         self._ring = self._slots < length
-        self._on_rows = RowPrograms(programs.model, steps=steps)
+        self._lookup = lookup
+        self._on_rows = RowPrograms(programs.model, steps=steps, lookup=lookup)
         self._embedder = Embedder(programs)
         n_kept = self._slots + self.source_length
         log.info(
@@ -146,8 +156,8 @@ class Engine:
         with self._changed:
             if self._closing:
                 raise QueueFullError('the engine is closing, or has stopped')
-            if len(self._waiting) >= self._queue:
-                raise QueueFullError(f'{self._queue} requests wait already')
+            if not self._waiting.has_room(request.owner, self._queue):
+                raise QueueFullError(f'{len(self._waiting)} requests wait already')
             self._waiting.append(live)
             self._changed.notify()
         return Ticket(live, self._wake)
@@ -175,6 +185,8 @@ class Engine:
                 cached_tokens_total=self._totals['cached'],
                 generated_tokens_total=self._totals['generated'],
                 steps_total=self._totals['steps'],
+                guessed_tokens_total=self._totals['guessed'],
+                accepted_tokens_total=self._totals['accepted'],
                 uptime_seconds=time.monotonic() - self._began,
             )
 
@@ -224,7 +236,7 @@ class Engine:
         for flight in ready:
             self._deliver(flight)
         if constrained:  # what may come next is known once the token before is
-            self._start_steps(1)
+            self._start_steps(1, may_guess=False)
             while self._flights:
                 self._deliver(self._flights.popleft())
 
@@ -309,9 +321,12 @@ class Engine:
                 live.finish('error', str(error))
                 return
         history = history_of([live.prompt], rows=1, vocab=vocab)
+        text_BS = None
+        if self._lookup:
+            text_BS, _ = padded([live.prompt], 1, self.length, programs.model.pad_id)
         self._state, self._settings, drawn = self._on_rows.begin(
             *(programs.params, self._state, self._settings, row, x_BTD, last, len(live.prompt)),
-            *jax.tree.map(programs.place, (own, history)),
+            *jax.tree.map(programs.place, (own, history, text_BS)),
         )
         self._live[row] = live
         self._flights.append(_Flight(drawn, {0: live}, 1))
@@ -323,26 +338,31 @@ class Engine:
         busy = sum(live is not None for live in self._live)
         return max(1, self._steps * busy // self.rows) if others else self._steps
 
-    def _start_steps(self, n_steps: int) -> None:
+    def _start_steps(self, n_steps: int, *, may_guess: bool = True) -> None:
         live_of = {row: live for row, live in enumerate(self._live) if live and not live.finished}
         if not live_of:
             return
         dead_B = np.ones(self.rows, bool)
         dead_B[list(live_of)] = False
-        self._state, drawn = self._on_rows.steps(
-            self.programs.params, self._state, self._settings, dead_B, n_steps
+        self._state, drawn, counts = self._on_rows.steps(
+            self.programs.params, self._state, self._settings, dead_B, n_steps, may_guess
         )
-        for x in jax.tree.leaves(drawn):
+        for x in jax.tree.leaves((drawn, counts)):
             x.copy_to_host_async()
-        self._flights.append(_Flight(drawn, live_of, n_steps))
+        self._flights.append(_Flight(drawn, live_of, n_steps, counts))
         self._totals['steps'] += n_steps
 
     def _deliver(self, flight: _Flight) -> None:
         """Wait for tokens, and hand them out."""
-        drawn: Drawn = jax.tree.map(np.asarray, flight.drawn)
+        drawn, counts = jax.tree.map(np.asarray, (flight.drawn, flight.counts))
         owed = [(row, live) for row, live in flight.live_of.items() if not live.finished]
         for row, live in owed:
-            tokens = drawn.token_BT[row, : flight.n_steps].tolist()
+            n_tokens = flight.n_tokens
+            if counts is not None:
+                how = counts.of(row)
+                self._totals.update(guessed=how.guessed, accepted=how.accepted)
+                n_tokens = how.tokens
+            tokens = drawn.token_BT[row, :n_tokens].tolist()
             logprobs = logprobs_of(drawn, row, len(tokens), live.controls.logprobs)
             self._totals['generated'] += live.add(tokens, logprobs)
             if live.finished:
@@ -406,15 +426,16 @@ class Engine:
         settings = rows_of([], lengths=[], rows=self.rows, end_ids=(), vocab=vocab, bias=True)
         zeros = np.zeros(self.rows, np.int32)
         nothing = history_of([], rows=self.rows, vocab=vocab)
-        self._settings, zero_B, done_B, history = jax.tree.map(
-            programs.place, (settings, zeros, np.ones(self.rows, bool), nothing)
+        text_BS = np.zeros((self.rows, self.length), np.int32) if self._lookup else None
+        self._settings, zero_B, done_B, history, text_BS = jax.tree.map(
+            programs.place, (settings, zeros, np.ones(self.rows, bool), nothing, text_BS)
         )
         with jax.set_mesh(programs.mesh):
             cache = programs.empty(batch=self.rows, slots=self._slots)
             if self.source_length:
                 cross = programs.empty_cross(batch=self.rows, slots=self.source_length)
                 cache = replace(cache, cross=cross)
-        self._state = State(cache, zero_B, jnp.copy(zero_B), done_B, history)
+        self._state = State(cache, zero_B, jnp.copy(zero_B), done_B, history, text_BS)
 
     def _counting(self, on_event: OnEvent) -> OnEvent:
         def counted(event: object) -> None:

@@ -51,6 +51,8 @@ class State:
     done_B: Bool[Array, ' B']
     """The row has met an end id, has all its tokens, or holds no prompt."""
     history: History | None
+    text_BS: Int[Array, 'B S'] | None = None
+    """Tokens by place, where guesses are looked up in a running batch; else None."""
 
     def without(self, dead_B: Bool[Array, ' B']) -> State:
         """The same, with these rows done as well."""
@@ -251,8 +253,9 @@ def decode(
             ),
             *(drawn, one),
         )
-        state = State(
-            cache,
+        state = replace(
+            state,
+            cache=cache,
             token_B=jnp.where(live_B, one.token_BT, state.token_B),
             position_B=jnp.where(live_B, position_B, state.position_B),
             done_B=state.done_B | ended_B,

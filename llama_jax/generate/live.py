@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llama_jax.generate.request import (
+    Event,
     Finish,
     FinishReason,
     Logprob,
@@ -15,6 +17,8 @@ from llama_jax.generate.request import (
     Request,
 )
 from llama_jax.generate.text import Detokenizer
+
+log = logging.getLogger(__name__)
 
 
 class StopStrings:
@@ -82,7 +86,7 @@ class Live:
 
     def scored(self, logprobs: Sequence[Logprob]) -> None:
         """Log-probabilities of the prompt are known."""
-        self._on_event(PromptScores(tuple(logprobs)))
+        self._tell(PromptScores(tuple(logprobs)))
 
     def add(self, tokens: Sequence[int], logprobs: Sequence[Logprob] = ()) -> int:
         """Take tokens that were drawn, up to the end of the text; how many were kept."""
@@ -103,23 +107,38 @@ class Live:
             if self._n_drawn == self.controls.max_tokens:
                 reason = 'length'
                 break
-        if reason and not self._stop.found:
-            text += self._stop(self._text.finish())
-            if not self._stop.found:
-                text += self._stop.finish()
-        if text or (reason and self._tokens):
-            self._on_event(Piece(text, tuple(self._tokens), tuple(self._logprobs)))
-            self._tokens, self._logprobs = [], []
         if reason:
-            self.finish(reason)
+            self.finish(reason, text=text)
+        elif text:
+            self._tell_piece(text)
         return n_kept
 
-    def finish(self, reason: FinishReason, message: str = '') -> None:
-        """The last event; a second call does nothing."""
-        if not self.finished:
-            self.finished = True
-            n_prompt = len(self.prompt)
-            self._on_event(Finish(reason, n_prompt, self._n_drawn, self.n_cached, message))
+    def finish(self, reason: FinishReason, message: str = '', *, text: str = '') -> None:
+        """The last events, `text` and what was held back among them; a second call does nothing."""
+        if self.finished:
+            return
+        self.finished = True
+        if self._n_drawn and not self._stop.found:
+            text += self._stop(self._text.finish())
+        if not self._stop.found:
+            text += self._stop.finish()
+        if text or self._tokens:
+            self._tell_piece(text)
+        n_prompt = len(self.prompt)
+        self._tell(Finish(reason, n_prompt, self._n_drawn, self.n_cached, message))
+
+    def _tell_piece(self, text: str) -> None:
+        self._tell(Piece(text, tuple(self._tokens), tuple(self._logprobs)))
+        self._tokens, self._logprobs = [], []
+
+    def _tell(self, event: Event) -> None:
+        """Whoever does not want to hear ends its own request, and no other."""
+        try:
+            self._on_event(event)
+        except Exception:
+            if not self.cancelled:
+                log.exception('on_event of a request failed: the request is cancelled')
+            self.cancelled = True
 
 
 @dataclass(frozen=True)
@@ -137,6 +156,9 @@ class Stats:
     generated_tokens_total: int
     steps_total: int
     """Steps of decoding, of all rows at once."""
+    guessed_tokens_total: int
+    accepted_tokens_total: int
+    """Guesses that are part of a text."""
     uptime_seconds: float
 
 

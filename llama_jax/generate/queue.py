@@ -18,6 +18,11 @@ class Owned(Protocol):
 T = TypeVar('T', bound=Owned)
 
 
+def open_to_one(most: int) -> int:
+    """Places of a queue of `most` that one owner may fill, at least."""
+    return -(-most * 3 // 4)
+
+
 class FairQueue(Generic[T]):
     """First in, first out for each owner; owners take turns, so that one with many requests does
     not hold up the others."""
@@ -31,6 +36,12 @@ class FairQueue(Generic[T]):
     def __iter__(self) -> Iterator[T]:
         for waiting in self._of.values():
             yield from waiting
+
+    def has_room(self, owner: str, most: int) -> bool:
+        """For one more, of `most` in all: the last quarter is for owners with less than a quarter
+        of them, so that one with many does not shut the others out."""
+        n, own = len(self), len(self._of.get(owner, ()))
+        return n < most and (n < open_to_one(most) or own < most / 4)
 
     def append(self, item: T) -> None:
         """Last of its owner's."""

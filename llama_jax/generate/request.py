@@ -90,6 +90,9 @@ class Controls:
                 raise UserError(f'logit_bias: token id {token!r} is outside the {vocab} ids')
             if not (_is_number(bias) and -100 <= bias <= 100):
                 raise UserError(f'logit_bias of token {token}: {bias!r} is not within -100..100')
+        for name in ('stop_ids', 'stop'):
+            if not isinstance(getattr(self, name), tuple | list):
+                raise UserError(f'{name} {getattr(self, name)!r} is no tuple: give one')
         for token in self.stop_ids:
             if not (_is_integer(token) and 0 <= token < vocab):
                 raise UserError(f'stop_ids: token id {token!r} is outside the {vocab} ids')

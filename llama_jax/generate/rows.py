@@ -15,8 +15,11 @@ from jaxtyping import Array, Float, Int
 from llama_jax import layout
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Drawn, Model, State
+from llama_jax.generate.guess import Lookup
+from llama_jax.generate.judge import Counts
 from llama_jax.generate.request import MOST_LOGPROBS
 from llama_jax.generate.settings import History, Settings
+from llama_jax.generate.speculative import draw_some
 from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.layers import Params
 
@@ -30,17 +33,23 @@ class RowPrograms:
     What they change is donated: the state, and the settings where these change.
     """
 
-    def __init__(self, model: Model, *, steps: int):
-        """`steps` may be drawn per dispatch."""
+    def __init__(self, model: Model, *, steps: int, lookup: Lookup | None = None):
+        """`steps` may be done per dispatch, each of one token a row or, with `lookup`, of some."""
 
         def some(
-            params: Params, state: State, settings: Settings, dead_B: jax.Array, n: jax.Array
-        ) -> tuple[State, Drawn]:
-            return decode_lib.decode(
-                *(model, params, state.without(dead_B), settings, n),
-                slots=steps,
-                n_top=MOST_LOGPROBS,
-            )
+            params: Params,
+            state: State,
+            settings: Settings,
+            dead_B: jax.Array,
+            n: jax.Array,
+            may_guess: jax.Array,
+        ) -> tuple[State, Drawn, Counts | None]:
+            given = (params, state.without(dead_B), settings, n)
+            if lookup is None:
+                drawn = decode_lib.decode(model, *given, slots=steps, n_top=MOST_LOGPROBS)
+                return *drawn, None
+            slots = steps * (lookup.n_draft + 1)
+            return draw_some(model, lookup, *given, may_guess, slots=slots, n_top=MOST_LOGPROBS)
 
         state_goes = functools.partial(jax.jit, donate_argnums=1)
         self.read = state_goes(functools.partial(read_row, model), static_argnames='first')
@@ -72,12 +81,11 @@ def read_row(
     own = _take(state.cache, row, placed(state.cache))
     at_B = _batch_of_one(at)
     x_BTD, own = decode_lib.read(model, params, own, token_BT, None if first else at_B)
-    state = State(
+    state = replace(
+        state,
         cache=replace(state.cache, layers=_put(state.cache.layers, own.layers, row, _CACHE)),
-        token_B=state.token_B,
         position_B=_put(state.position_B, at_B + token_BT.shape[1], row, _ROWS),
         done_B=_put(state.done_B, _batch_of_one(jnp.array(True)), row, _ROWS),
-        history=state.history,
     )
     return state, x_BTD
 
@@ -114,11 +122,12 @@ def begin_row(
     length: Int[Array, ''],
     own: Settings,
     history: History,
+    text_BS: Int[Array, '1 S'] | None,
     *,
     n_top: int,
 ) -> tuple[State, Settings, Drawn]:
     """Draw the first token of a row whose prompt of `length` tokens is read, from the features of
-    its last piece, at `last`; `own` and `history` are of this row alone."""
+    its last piece, at `last`; `own`, `history` and `text_BS` are of this row alone."""
     last_B, length_B = _batch_of_one(last), _batch_of_one(length)
     x_BD = decode_lib.last_features(jnp.zeros_like(x_BTD[:, 0]), x_BTD, last_B)
     begun, drawn = decode_lib.begin(
@@ -130,6 +139,9 @@ def begin_row(
         position_B=_put(state.position_B, begun.position_B, row, _ROWS),
         done_B=_put(state.done_B, begun.done_B, row, _ROWS),
         history=_put(state.history, begun.history, row, _ROWS),
+        text_BS=None
+        if text_BS is None
+        else _put(state.text_BS, _written(text_BS, begun.token_B, length), row, _ROWS),
     )
     return state, _put(settings, own, row, _ROWS), drawn
 
@@ -161,6 +173,11 @@ def put_bias(settings: Settings, bias_BV: Float[Array, '1 V'], row: Int[Array, '
 def placed(cache: Cache | Cross) -> Any:
     """How the arrays of a cache lie: keys and values, and what is by row."""
     return jax.tree.map(lambda x: _CACHE if x.ndim == 4 else P(*_ROWS, None), cache)
+
+
+def _written(text_BS: jax.Array, token_B: jax.Array, place: jax.Array) -> jax.Array:
+    """The text of a batch of one with a token at a place."""
+    return jnp.where(jnp.arange(text_BS.shape[1]) == place, token_B[:, None], text_BS)
 
 
 def _take(tree: Any, row: jax.Array, spec: Any) -> Any:

@@ -2,7 +2,8 @@
 it would have drawn itself.
 
 A guess that is wrong costs nothing but its column: the cache is by place, and the next tokens
-overwrite it. All of it is one loop on the device; rows accept independently of each other.
+overwrite it. All of it is one loop on the device; rows accept independently of each other. A
+running batch does some steps of it at a time (`draw_some`).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Int
 
 from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
@@ -120,7 +122,66 @@ def _run(
     n_top: int | None,
 ) -> _Carry:
     """Draw until every row is done; all that was donated comes back, so that it stays in place."""
-    start_B = state.position_B
+    state = replace(state, text_BS=text_BS)
+    carry = _begun(state, own, pad_id=model.pad_id, slots=slots, n_top=n_top)
+    return _loop(model, how, params, small, carry, settings, n_top=n_top)
+
+
+def draw_some(
+    model: Model,
+    how: Lookup,
+    params: Params,
+    state: State,
+    settings: Settings,
+    n_steps: Int[Array, ''],
+    may_guess: Bool[Array, ''],
+    *,
+    slots: int,
+    n_top: int | None,
+) -> tuple[State, Drawn, Counts]:
+    """Run the model up to `n_steps` times for a batch that goes on: up to `how.n_draft` tokens more
+    each time, `slots` in all. The cache has room for `how.n_draft` tokens behind the longest row.
+    Where no row has a guess, or none `may_guess`, it is an ordinary step."""
+    carry = _begun(state, None, pad_id=model.pad_id, slots=slots, n_top=n_top)
+    done = _loop(
+        *(model, how, params, None, carry, settings),
+        n_top=n_top,
+        n_steps=n_steps,
+        may_guess=may_guess,
+    )
+    rows = done.rows
+    state = State(
+        done.cache, rows.token_B, rows.position_B, rows.done_B, rows.history, rows.text_BS
+    )
+    return state, rows.drawn, rows.counts
+
+
+def _begun(
+    state: State, own: Cache | None, *, pad_id: int, slots: int, n_top: int | None
+) -> _Carry:
+    assert state.text_BS is not None
+    zero_B = jnp.zeros_like(state.position_B)
+    rows = Rows(
+        *(state.token_B, state.position_B, state.done_B, state.history, state.text_BS),
+        drawn=decode_lib.nothing(len(zero_B), slots, pad_id, n_top),
+        counts=Counts(zero_B, zero_B, zero_B, zero_B),
+    )
+    return _Carry(state.cache, own, rows)
+
+
+def _loop(
+    model: Model,
+    how: Lookup | ByModel,
+    params: Params,
+    small: Params | None,
+    carry: _Carry,
+    settings: Settings,
+    *,
+    n_top: int | None,
+    n_steps: jax.Array | None = None,
+    may_guess: jax.Array | None = None,
+) -> _Carry:
+    start_B = carry.rows.position_B
 
     def guessed(carry: _Carry) -> tuple[Guess, Cache | None]:
         rows, own = carry.rows, carry.own
@@ -130,6 +191,8 @@ def _run(
             assert small is not None and own is not None
             guess, own = guess_by(how, small, own, rows.token_B, rows.position_B, settings)
         left_B = jnp.where(rows.done_B, 0, settings.last_B - rows.position_B)
+        if may_guess is not None:
+            left_B = jnp.where(may_guess, left_B, 0)
         return replace(guess, n_B=jnp.minimum(guess.n_B, left_B)), own
 
     def step(carry: _Carry, guess: Guess, own: Cache | None) -> _Carry:
@@ -141,27 +204,28 @@ def _run(
         decide = functools.partial(judge, pad_id=model.pad_id, n_top=n_top)
         return _Carry(cache, own, on_rows(decide, logits_BTV, guess, settings, start_B, rows))
 
-    def alone(carry: _Carry) -> jax.Array:
-        return unfinished(carry) & ~(guessed(carry)[0].n_B > 0).any()
+    def unfinished(carry: _Carry) -> jax.Array:
+        goes_on = ~carry.rows.done_B.all()
+        return goes_on if n_steps is None else goes_on & (carry.rows.counts.step_B.max() < n_steps)
+
+    def some_guess(carry: _Carry) -> jax.Array:
+        return (guessed(carry)[0].n_B > 0).any()
 
     def one_token(carry: _Carry) -> _Carry:
         no_guess_BK = jnp.zeros_like(carry.rows.text_BS[:, :0])
         return step(carry, Guess(no_guess_BK, jnp.zeros_like(start_B)), carry.own)
 
-    def unfinished(carry: _Carry) -> jax.Array:
-        return ~carry.rows.done_B.all()
-
     def some_tokens(carry: _Carry) -> _Carry:
-        carry = step(carry, *guessed(carry))
-        if isinstance(how, Lookup):
-            # A loop of its own, for a condition whose branches hold the cache would copy it.
-            carry = jax.lax.while_loop(alone, one_token, carry)
-        return carry
+        return step(carry, *guessed(carry))
 
-    zero_B = jnp.zeros_like(start_B)
-    rows = Rows(
-        *(state.token_B, state.position_B, state.done_B, state.history, text_BS),
-        drawn=decode_lib.nothing(len(start_B), slots, model.pad_id, n_top),
-        counts=Counts(zero_B, zero_B, zero_B, zero_B),
-    )
-    return jax.lax.while_loop(unfinished, some_tokens, _Carry(state.cache, own, rows))
+    def as_guessed(carry: _Carry) -> _Carry:
+        # Loops, for a condition whose branches hold the cache would copy it.
+        carry = jax.lax.while_loop(
+            lambda carry: unfinished(carry) & ~some_guess(carry), one_token, carry
+        )
+        return jax.lax.while_loop(
+            lambda carry: unfinished(carry) & some_guess(carry), some_tokens, carry
+        )
+
+    body = as_guessed if isinstance(how, Lookup) else some_tokens
+    return jax.lax.while_loop(unfinished, body, carry)

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from llama_jax.errors import UserError
 from llama_jax.serve import body, schema
+from llama_jax.serve.constrain import asks_for_grammar
 from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, to_json
 from llama_jax.serve.feed import ClientGoneError, Feed, full, while_connected
 from llama_jax.serve.gate import Gate, Status, owner_of
@@ -24,12 +25,15 @@ from llama_jax.serve.metrics import CONTENT_TYPE, Metrics
 from llama_jax.serve.responses import Reply, embedding_list
 from llama_jax.serve.schema import Ask
 from llama_jax.serve.served import Limits, Served
+from llama_jax.serve.threads import Threads
 
 _DRAINED = 16
 """Bodies that are too long are read, and dropped, up to so many times the limit: a client that is
 still writing does not see the answer."""
 _INLINE_BYTES = 8192
 """Bodies up to this size are read on the event loop; longer ones may take a while."""
+_COMPILING = 2
+"""Grammars that are compiled at a time."""
 _PAGE = {
     'index.html': 'text/html',
     'page.css': 'text/css',
@@ -51,6 +55,7 @@ class Service:
         self.metrics = Metrics()
         self.closing = False
         self._feeds: set[Feed] = set()
+        self._compiling = Threads(_COMPILING)
         self._embedding = asyncio.Lock()
         self._embeddings_waiting = 0
 
@@ -118,9 +123,29 @@ class Service:
 
     async def _read(self, request: Request, check: Callable[[dict[str, Any]], Any]) -> Any:
         data = await _body(request, self.limits)
-        if len(data) <= _INLINE_BYTES and self.served.make_grammar is None:
-            return check(body.parse(data))
-        return await asyncio.to_thread(lambda: check(body.parse(data)))
+        if len(data) <= _INLINE_BYTES:
+            fields = body.parse(data)
+        else:
+            fields = await asyncio.to_thread(body.parse, data)
+        if self.served.make_grammar is not None and asks_for_grammar(fields):
+            return await self._compiled(lambda: check(fields))
+        if len(data) <= _INLINE_BYTES:
+            return check(fields)
+        return await asyncio.to_thread(check, fields)
+
+    async def _compiled(self, check: Callable[[], Any]) -> Any:
+        """There are grammars that take for ever, and no way to tell them by their looks."""
+        seconds = self.limits.grammar_seconds
+        try:
+            await self._compiling.wait(seconds=seconds)
+        except TimeoutError:
+            raise full('grammars of others are being compiled') from None
+        try:
+            return await self._compiling.run(check, seconds=seconds)
+        except TimeoutError:
+            raise ApiError(
+                400, f'the grammar takes more than {seconds:g} s to compile: simplify it'
+            ) from None
 
     async def models(self, request: Request) -> Response:
         return json_response({'object': 'list', 'data': [self._model()]})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from llama_jax.errors import UserError
@@ -9,6 +10,11 @@ from llama_jax.generate.request import Grammar
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.served import MakeGrammar
+
+
+def asks_for_grammar(body: Mapping[str, Any]) -> bool:
+    """Whether a body, not checked yet, names something to compile."""
+    return any(body.get(name) is not None for name in ('response_format', 'regex'))
 
 
 def wanted_format(fields: Fields) -> dict[str, Any] | None:

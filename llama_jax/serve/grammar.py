@@ -64,7 +64,11 @@ class Compiler:
 
         Raises UserError for a pattern that is none.
         """
-        return self._new('regular expression', llguidance.LLMatcher.grammar_from_regex(pattern))
+        try:
+            grammar = llguidance.LLMatcher.grammar_from_regex(pattern)
+        except ValueError as error:  # half a surrogate pair, which no UTF-8 text can hold
+            raise UserError(f'this is no regular expression ({_line(error)}): correct it') from None
+        return self._new('regular expression', grammar)
 
     def make_grammar(self, wanted: Mapping[str, Any]) -> Grammar:
         """What a server takes as `Served.make_grammar`."""

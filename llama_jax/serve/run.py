@@ -13,16 +13,20 @@ from llama_jax.errors import UserError
 GRACE_SECONDS = 10.0
 """From the signal to the end. Streams go on for most of it, then they are cut off."""
 _BACKLOG = 2048
+_LAST_PORT = 2**16 - 1
 
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes a free one. Raises UserError when it cannot be had."""
+    if not 0 <= port <= _LAST_PORT:
+        raise UserError(f'--port {port} is none: choose one up to {_LAST_PORT}, 0 for a free one')
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, 'strerror', None) or error
         raise UserError(
-            f'cannot listen on {host}:{port} ({error.strerror}): choose another --port or --host'
+            f'cannot listen on {host}:{port} ({why}): choose another --port or --host'
         ) from None
 
 

@@ -88,6 +88,8 @@ class Limits:
     """Texts of one request for embeddings."""
     embeddings_waiting: int = 16
     """Requests for embeddings, after which more are told to come back."""
+    grammar_seconds: float = 10.0
+    """To compile a grammar."""
     stop: int = 16
     stop_characters: int = 256
     seconds: float = 600.0

@@ -24,7 +24,8 @@ def lengths(*, piece: int, longest: int) -> list[int]:
         ends.append(size)
         size *= 2
     ends.append(piece)
-    return [n for n in (*ends, *(piece + end for end in ends)) if n <= longest]
+    shapes = (*ends, *(piece + end for end in ends))
+    return sorted({min(n, longest) for n in shapes})
 
 
 def warm(engine: EngineLike, *, piece: int, source_length: int = 0) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from llama_jax.errors import UserError
 from llama_jax.generate.batching import Engine
+from llama_jax.generate.guess import Lookup
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.request import (
     Controls,
@@ -320,6 +321,52 @@ def test_cancelled_and_late_requests_leave_at_once(engine):
     assert ours.stats().requests_total == {'cancelled': 2, 'deadline': 1, 'length': 1}
 
 
+def test_what_was_held_back_comes_with_the_end(engine):
+    ours = engine(rows=1, steps=1, length=256)
+    controls = replace(GREEDY, max_tokens=200, ignore_end=True)
+    whole = ask(ours, prompt_of(5), replace(controls, max_tokens=12)).wait().text
+    # All of the text may be the beginning of this string.
+    held = replace(controls, stop=(whole + 'x',), logprobs=0)
+    one = ask(ours, prompt_of(5), held)
+    while ours.stats().generated_tokens_total < 12 + 3:
+        time.sleep(0.001)
+    one.ticket.cancel()
+    assert one.wait().finish.reason == 'cancelled'
+    n = one.finish.completion_tokens
+    assert 0 < n < 200 and len(one.tokens) == len(one.logprobs) == n
+    assert one.text[:12] == whole[:n] and len(one.text) == n
+
+
+def test_a_caller_that_fails_to_hear_ends_its_own_request(engine, caplog):
+    ours = engine()
+
+    def deaf(event):
+        raise ValueError('the queue of this caller is full')
+
+    ours.submit(Request(prompt_of(9), replace(GREEDY, max_tokens=90)), deaf)
+    assert ask(ours, prompt_of(5)).wait().tokens == uncached(prompt_of(5), 12)
+    while ours.stats().rows_busy:
+        time.sleep(0.001)
+    assert ours.alive and ours.stats().requests_total == {'cancelled': 1, 'length': 1}
+    assert 'on_event of a request failed' in caplog.text
+
+
+def test_an_owner_with_many_leaves_room_for_others(engine):
+    ours = engine(rows=1, queue=8)
+    running = ask(ours, prompt_of(5), replace(GREEDY, max_tokens=100), owner='a')
+    while not running:
+        time.sleep(0.001)
+    heard = [ask(ours, prompt_of(6), owner='a') for _ in range(6)]
+    with pytest.raises(QueueFullError, match='6 requests wait'):
+        ask(ours, prompt_of(6), owner='a')
+    heard += [ask(ours, prompt_of(6), owner='b') for _ in range(2)]
+    with pytest.raises(QueueFullError, match='8 requests wait'):
+        ask(ours, prompt_of(6), owner='c')
+    running.ticket.cancel()
+    for one in heard:
+        assert one.wait().finish.reason == 'length'
+
+
 def test_owners_take_turns(engine):
     ours, ended = engine(rows=1, queue=9), []
     ask(ours, prompt_of(5), replace(GREEDY, max_tokens=60))
@@ -343,6 +390,7 @@ def test_a_full_queue_and_bad_requests_are_refused(engine):
         ((prompt_of(100), replace(GREEDY, max_tokens=29)), 'exceed the 128 tokens of a row'),
         (([], GREEDY), 'the prompt is empty'),
         (([96], GREEDY), 'token id 96'),
+        (([1], replace(GREEDY, stop='END')), "stop 'END' is no tuple"),
         (([1], replace(GREEDY, top_p=0)), 'top_p 0'),
     ):
         with pytest.raises(UserError, match=message):
@@ -425,16 +473,20 @@ def test_nothing_compiles_over_200_mixed_requests(engine):
         jax._src.monitoring.unregister_event_duration_listener(count)
 
 
-def test_the_cache_stays_in_place(engine):
-    ours = engine(length=256, rows=8, prefill_chunk=64)
+@pytest.mark.parametrize('lookup', [None, Lookup(n_draft=5)])
+def test_the_cache_stays_in_place(engine, lookup):
+    ours = engine(length=256, rows=8, prefill_chunk=64, lookup=lookup)
     state, place = ours._state, ours.programs.place
     dead_B = place(np.zeros(8, bool))
     with jax.set_mesh(ours.programs.mesh):
-        lowered = ours._on_rows.steps.lower(ours.programs.params, state, ours._settings, dead_B, 4)
+        given = (ours.programs.params, state, ours._settings, dead_B, 4, True)
+        lowered = ours._on_rows.steps.lower(*given)
         memory = lowered.compile().memory_analysis()
-    cache_bytes = ours.programs.cache_bytes(rows=8, slots=256)
+    cache_bytes = ours.programs.cache_bytes(rows=8, slots=ours._slots)
     assert memory.alias_size_in_bytes >= cache_bytes
-    assert memory.temp_size_in_bytes < cache_bytes / 4
+    # Scores of every column; of the cache no second one.
+    n_columns = 1 if lookup is None else 1 + lookup.n_draft
+    assert memory.temp_size_in_bytes < n_columns * cache_bytes / 4
 
 
 @pytest.mark.parametrize(

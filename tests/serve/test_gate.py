@@ -1,7 +1,9 @@
 """What is turned away, and how: keys, paths, methods, bodies, a full queue."""
 
 import asyncio
+import dataclasses
 import json
+import threading
 
 import pytest
 
@@ -137,6 +139,35 @@ def test_embeddings_wait_in_turn(app, monkeypatch):
 
     statuses = [answer.status for answer in asyncio.run(several())]
     assert sorted(statuses) == [200, 200, 429, 429, 429] and most == 1
+
+
+def test_a_grammar_that_compiles_for_ever_holds_up_nothing_else(app):
+    held = threading.Event()
+
+    def make_grammar(wanted):
+        if wanted.get('regex') == 'slow':
+            held.wait(60)
+        return None
+
+    limits = dataclasses.replace(fake.SMALL, grammar_seconds=0.3)
+    made = app(limits=limits, parts={'make_grammar': make_grammar})
+    slow, quick = {'prompt': 'a', 'regex': 'slow'}, {'prompt': 'a', 'regex': 'quick'}
+
+    async def asked():
+        stuck = await asyncio.gather(*[call(made, 'POST', PATHS[0], slow) for _ in range(2)])
+        full = await call(made, 'POST', PATHS[0], quick)
+        free = [await call(made, 'POST', PATHS[0], {'prompt': text}) for text in ('a', 'a' * 9000)]
+        held.set()
+        await asyncio.sleep(0.1)
+        return stuck, full, free, await call(made, 'POST', PATHS[0], quick)
+
+    stuck, full, free, after = asyncio.run(asked())
+    for answer in stuck:
+        assert answer.status == 400 and 'takes more than 0.3 s' in answer.error['message']
+    assert full.status == 429 and 'being compiled' in full.error['message']
+    assert free[0].status == 200
+    assert free[1].error['code'] == 'context_length_exceeded'
+    assert after.status == 200
 
 
 def test_refusal_of_the_engine(app, monkeypatch):

@@ -263,6 +263,7 @@ def test_what_a_server_asks_for(wanted, text):
     [
         ({'type': 'regex', 'regex': 'a(b'}, 'regular expression cannot be held .unclosed group'),
         ({'type': 'regex', 'regex': '(?=a)b'}, 'look-around'),
+        ({'type': 'regex', 'regex': '\ud800'}, 'no regular expression .*surrogates not allowed'),
         ({'type': 'regex', 'regex': r'(a)\1'}, 'backreferences are not supported'),
         ({'type': 'regex', 'regex': r'\bx'}, 'lookarounds not supported'),
         ({'type': 'json_schema', 'schema': {'type': 'foo'}}, 'Invalid type: foo'),

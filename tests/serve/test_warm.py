@@ -8,8 +8,10 @@ from llama_jax.serve.warm import lengths, warm
 
 def test_lengths_have_every_shape():
     assert lengths(piece=64, longest=512) == [16, 32, 64, 80, 96, 128]
-    assert lengths(piece=64, longest=90) == [16, 32, 64, 80]
-    assert lengths(piece=16, longest=20) == [16]
+    # What does not fit is cut off, not left out: 100 tokens are 64 and a piece of 36, padded to 64.
+    assert lengths(piece=64, longest=100) == [16, 32, 64, 80, 96, 100]
+    assert lengths(piece=16, longest=20) == [16, 20]
+    assert lengths(piece=64, longest=20) == [16, 20]
 
 
 def test_warm(engine):

@@ -214,7 +214,8 @@ async function answer() {
   toEnd();
   const { text: content, done } = await write(article, 'v1/chat/completions', chatBody());
   if (!done) {
-    input.value ||= messages.pop().content; // to be sent again
+    const { content: unanswered } = messages.pop();
+    input.value ||= unanswered; // to be sent again
     return;
   }
   const place = messages.push({ role: 'assistant', content }) - 1;

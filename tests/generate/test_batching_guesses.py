@@ -1,0 +1,127 @@
+"""An engine that guesses gives every request what one without guesses gives it, in fewer steps."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llama_jax.errors import UserError
+from llama_jax.generate.batching import Engine
+from llama_jax.generate.guess import Lookup
+from llama_jax.generate.request import Controls
+from llama_jax.model.patterns import Window
+from tests.generate import test_sources as sources
+from tests.generate.guessing import generator
+from tests.generate.test_batching import GREEDY, Only, ask, text_of
+from tests.generate.tiny import CONFIG, prompt_of
+
+LOOKUP = Lookup(n_draft=5)
+MIXED = [
+    (5, replace(GREEDY, max_tokens=60)),
+    (40, replace(GREEDY, max_tokens=30, logprobs=2, prompt_logprobs=1)),
+    (16, Controls(temperature=0.9, top_p=0.9, seed=3, max_tokens=40)),
+    (1, Controls(temperature=0.5, top_k=9, seed=5, max_tokens=25, repetition_penalty=1.3)),
+    (33, replace(GREEDY, max_tokens=31, presence_penalty=1.0, frequency_penalty=0.5)),
+    (23, Controls(temperature=1.0, max_tokens=40, min_tokens=6, stop_ids=tuple(range(40, 56)))),
+    (68, replace(GREEDY, max_tokens=60, ignore_end=True)),  # a whole row
+    (17, replace(GREEDY, max_tokens=1)),
+]
+
+
+@pytest.fixture
+def engines():
+    """Makes two engines of one model: with guesses, and without."""
+    made = []
+
+    def make(programs, **sizes):
+        sizes = {'rows': 3, 'length': 128, 'prefill_chunk': 16, 'steps': 4, **sizes}
+        pair = [Engine(programs, decode=text_of, lookup=how, **sizes) for how in (LOOKUP, None)]
+        made.extend(pair)
+        return pair
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def check_equal(guesses, plain, requests):
+    both = [[ask(ours, prompt_of(n), how) for n, how in requests] for ours in (guesses, plain)]
+    for guessed, one in zip(*both, strict=True):
+        assert guessed.wait().tokens == one.wait().tokens
+        assert (guessed.text, guessed.finish) == (one.text, one.finish)
+        assert len(guessed.logprobs) == len(one.logprobs)
+        for a, b in zip(guessed.logprobs, one.logprobs, strict=True):
+            np.testing.assert_allclose(a.logprob, b.logprob, atol=1e-4)
+
+
+def test_mixed_requests_and_fewer_steps(engines):
+    guesses, plain = engines(generator().programs)
+    check_equal(guesses, plain, MIXED)
+    check_equal(guesses, plain, MIXED[::-1])  # rows that held others, and shared beginnings
+    stats = guesses.stats()
+    assert stats.guessed_tokens_total > stats.accepted_tokens_total > 100
+    assert plain.stats().guessed_tokens_total == 0
+
+
+def test_text_without_repetition(engines):
+    check_equal(*engines(generator(loops=False).programs), MIXED)
+
+
+def test_alone_a_row_that_repeats_itself_takes_few_steps(engines):
+    guesses, _ = engines(generator().programs, rows=1)
+    ask(guesses, prompt_of(5), replace(GREEDY, max_tokens=100, ignore_end=True)).wait()
+    stats = guesses.stats()
+    # Of 99 tokens after the first, those that were not guessed took a step each.
+    assert stats.accepted_tokens_total > 60
+    assert stats.steps_total < 60
+
+
+def test_a_stop_string_within_guesses(engines):
+    guesses, plain = engines(generator().programs)
+    whole = ask(plain, prompt_of(5), replace(GREEDY, max_tokens=60)).wait().text
+    for at in (3, 20, 41):
+        stop = replace(GREEDY, max_tokens=60, stop=(whole[at : at + 2],))
+        check_equal(guesses, plain, [(5, stop)])
+
+
+def test_a_constrained_row_is_not_guessed_for(engines):
+    guesses, plain = engines(generator().programs)
+    heard = []
+    for ours in (guesses, plain):
+        free = ask(ours, prompt_of(5), replace(GREEDY, max_tokens=40))
+        grammar = Only({11, 12}, {60, 61, 62})
+        bound = ask(ours, prompt_of(8), Controls(max_tokens=12, seed=1), grammar=grammar)
+        after = ask(ours, prompt_of(9), replace(GREEDY, max_tokens=40))
+        heard.append([one.wait().tokens for one in (free, bound, after)])
+    assert heard[0] == heard[1]
+
+
+def test_a_ring_and_several_devices(engines):
+    config = replace(CONFIG, pattern=Window(6))
+    axes = (('tensor', 2),)
+    check_equal(*engines(generator(config=config, axes=axes, n=2).programs), MIXED)
+
+
+def test_an_encoder_decoder(engines):
+    pair = engines(sources.ours('llama').programs, source_length=32)
+    for ours in pair:
+        heard = [
+            ask(ours, prompt_of(n), replace(GREEDY, max_tokens=40), source=prompt_of(n, seed=1))
+            for n in (1, 17, 3)
+        ]
+        if ours is pair[0]:
+            guessed = [one.wait().tokens for one in heard]
+    assert guessed == [one.wait().tokens for one in heard]
+
+
+def test_nothing_compiles_once_it_is_warm(engines):
+    guesses, plain = engines(generator().programs)
+    check_equal(guesses, plain, MIXED)
+    compiled = guesses._on_rows.steps._cache_size()
+    check_equal(guesses, plain, [(n, replace(how, seed=9)) for n, how in MIXED[::2]])
+    assert guesses._on_rows.steps._cache_size() == compiled == 1
+
+
+def test_bad_numbers_of_guesses():
+    with pytest.raises(UserError, match='n_draft 16: guess 1 to 15'):
+        Engine(generator().programs, decode=text_of, lookup=Lookup(n_draft=16))
