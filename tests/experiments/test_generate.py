@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+import configs
 from experiments import generate, models
 from llama_jax.convert import huggingface
 from llama_jax.data.tokenizer import bytes_tokenizer
@@ -14,6 +15,7 @@ from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.generate.chat import ChatML
 from llama_jax.mesh import MeshConfig, make
+from llama_jax.objectives.masked import MaskedLM
 from llama_jax.train import restore
 from tests.convert import written
 from tests.data.corpus import CHINESE
@@ -118,12 +120,22 @@ def run(monkeypatch, tmp_path):
     config = replace(CONFIG, vocab=tokenizer.vocab_size)
     params = huggingface.params_from_huggingface(weights(config, seed=3), config)
 
-    class Run:
-        model = config
+    experiment = replace(configs.get('quickstart'), model=config)
 
-    trained = restore.Trained(Run(), params, {}, tokenizer, 30)
-    monkeypatch.setattr(restore, 'load', lambda workdir, mesh, **how: trained)
+    def load(workdir, mesh, **how):
+        masked = replace(experiment, objective=MaskedLM())
+        trained_by = masked if workdir.name == 'masked' else experiment
+        return restore.Trained(trained_by, params, {}, tokenizer, 30)
+
+    monkeypatch.setattr(restore, 'load', load)
     return tmp_path / 'quick'
+
+
+def test_a_run_that_did_not_learn_to_continue_texts(run, mesh, caplog):
+    models.from_run(run, mesh)
+    assert not caplog.text
+    models.from_run(run.parent / 'masked', mesh)
+    assert 'trained by MaskedLM, which does not teach to continue a text' in caplog.text
 
 
 def test_model_of_a_run(run, mesh):
