@@ -118,10 +118,10 @@ class Engine:
         self.rows, self.length = rows, length
         self._decode_text, self._queue, self._steps = decode, queue, steps
         self._chunk = min(prefill_chunk, bucket(length))
-        n_guessed = lookup.n_draft if lookup else 0
-        needed = slots_needed(config, length=length + n_guessed, piece=self._chunk)
+        longest = length + (lookup.n_draft if lookup else 0)  # guesses are written too
+        needed = slots_needed(config, length=longest, piece=self._chunk)
         self._slots = -(-needed // self._chunk) * self._chunk
-        self._ring = self._slots < length
+        self._ring = self._slots < longest
         self._lookup = lookup
         self._on_rows = RowPrograms(programs.model, steps=steps, lookup=lookup)
         self._embedder = Embedder(programs)

@@ -102,6 +102,17 @@ def test_a_ring_and_several_devices(engines):
     check_equal(*engines(generator(config=config, axes=axes, n=2).programs), MIXED)
 
 
+def test_guesses_that_go_round_leave_shared_beginnings_whole(engines):
+    config = replace(CONFIG, pattern=Window(17))
+    guesses, plain = engines(generator(config=config).programs, rows=1, length=32)
+    prompt, other = prompt_of(20), [*prompt_of(20)[:16], *prompt_of(3)]
+    for controls in (replace(GREEDY, max_tokens=12, ignore_end=True), replace(GREEDY, logprobs=0)):
+        heard = [ask(ours, prompt, controls).wait() for ours in (guesses, plain)]
+        assert heard[0].tokens == heard[1].tokens
+        heard = [ask(ours, other, replace(GREEDY, logprobs=0)).wait() for ours in (guesses, plain)]
+        np.testing.assert_allclose(*[[x.logprob for x in one.logprobs] for one in heard], atol=1e-4)
+
+
 def test_an_encoder_decoder(engines):
     pair = engines(sources.ours('llama').programs, source_length=32)
     for ours in pair:
