@@ -7,13 +7,12 @@ each stream in a row of its own, and segment k of one belongs to segment k of th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import numpy as np
 
+from llama_jax.data.pieces import Maker
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
@@ -35,13 +34,8 @@ class Loss(NamedTuple):
     objective has a likelihood: negative log-likelihood in nats."""
 
 
-class Objective(Protocol):
+class Objective(Maker, Protocol):
     """A frozen dataclass with pure functions. `Base` has the usual answers."""
-
-    @property
-    def splittable(self) -> bool:
-        """Whether an example may be cut at any token and go on in the next row."""
-        ...
 
     @property
     def causal(self) -> bool:
@@ -59,25 +53,6 @@ class Objective(Protocol):
     def has_likelihood(self) -> bool:
         """Whether metrics['nll'] over 'targets' of positive 'weights' is the likelihood of text as
         it stands."""
-        ...
-
-    def lengths(self, seq_len: int) -> dict[str, int]:
-        """Length of a row of each stream. Their sum is the positions that the backbone processes
-        per row, `seq_len`, so that objectives of one batch size process equally many."""
-        ...
-
-    def segments(self, seq_len: int) -> int:
-        """Most examples that a row may hold. 0: as many as fit."""
-        ...
-
-    def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """Examples made of one document (host, numpy): arrays [n] by name, of one length n in a
-        stream.
-
-        `tokenizer` gives the ids of control tokens; all chance comes from `rng`.
-        """
         ...
 
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
@@ -115,7 +90,7 @@ class Base:
     """The usual answers: one stream, whole examples, no parameters of its own."""
 
     @property
-    def splittable(self) -> bool:
+    def ends(self) -> bool:
         return False
 
     @property
@@ -160,9 +135,3 @@ def of_stream(stream: str, arrays: dict[str, Any]) -> dict[str, Any]:
         for key, value in arrays.items()
         if key.startswith(f'{stream}/')
     }
-
-
-def chunks(tokens: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """The document in pieces of at most `size` tokens, as equal as can be; none of no token."""
-    n = -(-len(tokens) // size)
-    yield from np.array_split(tokens, n) if n else ()
