@@ -2,7 +2,10 @@
 
 import dataclasses
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from llama_jax.data.tokenizer import TokenizerConfig
 
@@ -15,7 +18,11 @@ class Source:
     """`python_corpus/stdlib_code`, `text_files`, any tensorflow-datasets name such as
     `wikipedia/20231101.en`, or a directory with a prepared builder."""
     weight: float = 1.0
-    """Share of the documents of the mixture, relative to the other weights."""
+    """Share in the mixture, relative to the other weights; `DataConfig.share` says of what."""
+    label: str = ''
+    """What figures of this source are called. Default: its name, or that of its first file."""
+    split: str | None = None
+    """Instead of the split of the configuration, e.g. 'all', 'test', 'train[:50%]'."""
     data_dir: str | None = None
     """Where the data set is (or gets) prepared, local or gs://; None: a cache directory."""
     files: tuple[str, ...] = ()
@@ -29,6 +36,11 @@ class DataConfig:
     """Where documents come from and how they are tokenised and read ahead."""
 
     sources: tuple[Source, ...] = (Source('python_corpus/stdlib_code'),)
+    share: Literal['tokens', 'documents'] = 'tokens'
+    """What the weights of sources are shares of."""
+    validation: tuple[Source, ...] = ()
+    """Named sets to validate on, in place of the held-out splits of `sources`. The split of each is
+    `validation_split` where it names none."""
     train_split: str = 'train'
     """Slices work too, such as `train[:99%]`."""
     validation_split: str = 'validation'
@@ -41,6 +53,22 @@ class DataConfig:
     def split(self, split: str) -> str:
         """The data sets' name of the split 'train' or 'validation'."""
         return {'train': self.train_split, 'validation': self.validation_split}[split]
+
+    def of(self, split: str) -> tuple[Source, ...]:
+        """The sources that are read in 'train' or 'validation'."""
+        return self.validation if split == 'validation' and self.validation else self.sources
+
+
+def labels(sources: Sequence[Source]) -> list[str]:
+    """A label for each source, of which no two are alike."""
+    found: list[str] = []
+    for source in sources:
+        files = Path(source.files[0]).name if source.files else ''
+        label = source.label or files.strip('*?').partition('.')[0] or source.name.replace('/', '_')
+        label = re.sub(r'[^\w.-]+', '_', label) or 'source'
+        same = sum(other == label or other.startswith(f'{label}-') for other in found)
+        found.append(f'{label}-{same + 1}' if same else label)
+    return found
 
 
 def cache_dir() -> Path:

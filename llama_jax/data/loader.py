@@ -1,101 +1,122 @@
 """Global batches of packed rows, read ahead of the training step.
 
-Training runs in lanes. Lane r of B reads documents r, r + B, r + 2B, ... of one endless shuffled
-stream, packs them one after another, and gives row r of every global batch. So a batch depends
-neither on the number of hosts, nor of workers, nor on how far they read ahead, and the state to
-resume from is two integers per lane which travel with the batch. Evaluation is one lane, whose rows
-are dealt out to the batch, so that no row waits for a long document and all hosts see equally many
-batches.
+Every host plans the same rows of the whole run (plan.py), from the lengths of documents alone, and
+makes the examples of its own rows. So a batch depends neither on the number of hosts, nor of
+workers, nor on how far they read ahead, and the cursor to resume from travels with the batch.
 """
+
+from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import grain
 import numpy as np
 from absl import flags
 
-from llama_jax.data import order, packing, sources
-from llama_jax.data.config import DataConfig
+from llama_jax.data import order, packing, sources, tokens
+from llama_jax.data.config import DataConfig, labels
+from llama_jax.data.pieces import Example, Maker, Piece
+from llama_jax.data.plan import Cursor, Plan
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
 
-Batch = dict[str, np.ndarray]
+log = logging.getLogger(__name__)
 
+Batch = dict[str, Any]
 
-class MakeExamples(Protocol):
-    """`objective.example`: what an objective makes of one document."""
-
-    def __call__(
-        self, tokens: np.ndarray, *, tokenizer: Tokenizer, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """Examples (1-D arrays of one length, the same keys always) of the document `tokens`."""
+_VERSION = 2
+"""Of the order of rows: a cursor of another one leads elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """All that makes rows from documents; travels to worker processes."""
 
-    corpus: sources.Corpus
+    texts: tuple[tokens.Texts, ...]
+    weights: tuple[float, ...]
+    share: Literal['tokens', 'documents']
     tokenizer: Tokenizer
-    example: MakeExamples
+    maker: Maker
+    batch: int
     seq_len: int
-    splittable: bool
     seed: int
-    lengths: packing.Lengths
-    segments: int
+    epochs: int | None
     layout: packing.Layout = dataclasses.field(default_factory=dict)
 
-    def examples(self, entry: order.Entry) -> list[dict[str, np.ndarray]]:
-        """The examples of one document. Its randomness is keyed by seed, epoch and record."""
-        source, epoch, record = entry
-        return self.example(
-            self.tokenizer.encode(self.corpus.sources[source][record]),
-            tokenizer=self.tokenizer,
-            seq_len=self.seq_len,
-            rng=np.random.default_rng([self.seed, epoch, source, record]),
+    def stream(self) -> order.Stream:
+        """The blocks of all sources, in the order of this run."""
+        return order.Stream(
+            [blocks_of(text, self.seq_len) for text in self.texts],
+            self.weights,
+            seed=self.seed,
+            share=self.share,
+            epochs=self.epochs,
         )
 
-    def packer(
-        self, examples: Callable[[int], list[packing.Example] | None], cursor: Sequence[int]
-    ) -> packing.Packer:
-        """A packer of these examples into rows of this recipe."""
-        return packing.Packer(
-            examples,
-            layout=self.layout,
-            lengths=self.lengths,
-            splittable=self.splittable,
-            segments=self.segments,
-            patience=sum(self.corpus.sizes),
-            cursor=(int(cursor[0]), int(cursor[1])),
+    def plan(self) -> Plan:
+        return Plan(
+            self.stream(),
+            packing.Packer(self.maker, seq_len=self.seq_len, seed=self.seed),
+            self.texts,
+            ends=self.maker.ends,
+            batch=self.batch,
+            seq_len=self.seq_len,
+            seed=self.seed,
         )
+
+    def examples(self, row: packing.Row) -> list[Example]:
+        """The examples of a row. Randomness is keyed by seed, epoch, source, document and place."""
+        made = []
+        for block, draw, sizes in row:
+            texts = self.texts[block.source]
+            piece = Piece(
+                texts[block.document],
+                block.start,
+                block.stop,
+                draw,
+                sizes,
+                texts.identity(block.document),
+            )
+            key = [self.seed, block.epoch, block.source, block.document, block.start]
+            example = self.maker.example(
+                piece,
+                tokenizer=self.tokenizer,
+                seq_len=self.seq_len,
+                rng=np.random.default_rng(key),
+            )
+            made += [] if example is None else [example]
+        return made
+
+    def empty(self, rows: int) -> Batch:
+        """Padding rows."""
+        lengths = self.maker.lengths(self.seq_len)
+        return packing.empty_rows(self.layout, rows=rows, lengths=lengths)
 
 
 class Loader:
     """This host's share of the global batches, as dicts of numpy arrays.
 
     `rows` are those of the global batch to make here, where other hosts make the rest; default:
-    all. A batch holds [B_local, T] arrays: every key that `example` yields (integers as int32, the
-    rest as float32; `inputs` and `targets` padded with pad_id, the rest with 0), `segments` (1, 2,
-    ... for each piece of a document in the row, 0 for padding) and `positions` (from 0 in a
-    segment). `lengths` gives the T of each stream (default: one stream of `seq_len`), whose arrays
-    are named 'STREAM/inputs', 'STREAM/segments'; `segments` the most examples of a row.
-    `cursor` int32 [B_local, 2] is the state after this batch: documents consumed by the lane, and
-    tokens taken of the next one. Give the global [B, 2] array back as `cursor` to go on from there,
-    with any number of hosts and workers.
+    all. A batch holds [B_local, T] arrays: every key that examples of `maker` have (integers as
+    int32, the rest as float32; `inputs` and `targets` padded with pad_id, the rest with 0),
+    `segments` (1, 2, ... for each piece of a document in the row, 0 for padding) and `positions`
+    (from 0 in a segment); arrays of another stream are named 'STREAM/inputs', 'STREAM/segments'.
+    `cursor`, a text of constant size and the same on all hosts, is the place behind this batch:
+    give it back to go on from there, with any number of hosts and workers.
 
-    `epochs=None` is training: endless and shuffled. `epochs=n` is evaluation: every document n
-    times in stored order, sources one after another, and the last batch is filled up with padding
-    rows; all hosts get equally many batches.
+    `epochs=None` is training: endless. `epochs=n` is evaluation: every document n times, the last
+    batch is filled up with padding rows. Both are shuffled by `seed`.
 
     Attributes:
-        corpus: the open sources.
-        digest: hash of everything that decides the batches apart from `example`; a cursor makes
-            sense for an equal digest only.
+        texts: the tokenised sources.
+        digest: hash of everything that decides the batches apart from the objective's own settings;
+            a cursor makes sense for an equal digest only.
         seconds_waited: time that `next` spent waiting for a batch, since the start.
     """
 
@@ -105,40 +126,42 @@ class Loader:
         *,
         split: Literal['train', 'validation'],
         tokenizer: Tokenizer,
-        example: MakeExamples,
-        splittable: bool,
+        maker: Maker,
         batch: int,
         seq_len: int,
         seed: int,
-        lengths: packing.Lengths | None = None,
-        segments: int = 0,
         rows: Sequence[int] | None = None,
-        cursor: np.ndarray | None = None,
+        cursor: str | None = None,
         epochs: int | None = None,
     ) -> None:
         if batch < 1 or seq_len < 1:
             raise UserError(f'a batch of {batch} rows of {seq_len} tokens: set both to 1 or more')
         if config.workers < 0 or config.prefetch < 0:
             raise UserError('data.workers and data.prefetch must be 0 or more')
-        cursor = _checked(cursor, batch)
-        self.corpus = sources.open_sources(config, split)
-        lengths = lengths or {'': seq_len}
+        corpus = sources.open_sources(config, split)
+        self.texts = tokens.tokenised(corpus, tokenizer)
+        self._labels = labels(config.sources)
+        # Read to the end, sources get the shares that they have.
+        weights = corpus.weights if epochs is None else tuple(max(t.tokens, 1) for t in self.texts)
         recipe = Recipe(
-            self.corpus, tokenizer, example, seq_len, splittable, seed, lengths, segments
+            self.texts, weights, config.share, tokenizer, maker, batch, seq_len, seed, epochs
         )
-        # One document tells which arrays there are, so that a host without documents knows as well.
-        self._recipe = dataclasses.replace(recipe, layout=_layout(recipe))
-        facts = (self.corpus.digest, tokenizer.digest, batch, seq_len, seed, splittable, epochs)
+        self._plan = recipe.plan()
+        # One example tells which arrays there are, so that a host without rows knows as well.
+        self._recipe = dataclasses.replace(recipe, layout=_layout(recipe, self._plan))
+        facts = (
+            *(_VERSION, [text.digest for text in self.texts], weights, config.share),
+            *(batch, seq_len, seed, epochs),
+        )
         self.digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         self.seconds_waited = 0.0
         mine = list(range(batch)) if rows is None else list(rows)
         self._rows = len(mine)
         self._workers = min(config.workers, self._rows) if epochs is None else 0
-        dataset: grain.IterDataset
+        begin = self._plan.beginning() if cursor is None else _read(cursor, len(self.texts))
+        dataset: grain.IterDataset = _Rows(self._recipe, mine, begin)
         if epochs is None:
-            dataset = _LaneRows(self._recipe, mine, cursor)
-        else:
-            dataset = _DealtRows(self._recipe, batch, mine, epochs, cursor)
+            self._warn_of_repetition()
         if self._workers:
             _allow_grain_outside_of_absl()
             options = grain.MultiprocessingOptions(
@@ -153,7 +176,7 @@ class Loader:
         # Also when nobody closes it: grain must end its processes before Python's modules go.
         self._finalizer = weakref.finalize(self, self._iterator.close)
 
-    def __iter__(self) -> 'Loader':
+    def __iter__(self) -> Loader:
         return self
 
     def __next__(self) -> Batch:
@@ -169,94 +192,88 @@ class Loader:
             self.seconds_waited += time.perf_counter() - start
 
     def empty_batch(self) -> Batch:
-        """A batch of padding rows only, of the shapes of every batch."""
-        batch = packing.empty_rows(
-            self._recipe.layout, rows=self._rows, lengths=self._recipe.lengths
-        )
-        return batch | {'cursor': np.zeros((self._rows, 2), np.int32)}
+        """A batch of padding rows only, of the shapes of every batch, at the beginning."""
+        return self._recipe.empty(self._rows) | {'cursor': self._plan.beginning().dumps()}
+
+    def read(self, cursor: str) -> dict[str, float]:
+        """What was read up to the cursor: 'epochs' and 'documents'; of several sources for each, as
+        'epochs/LABEL', and 'share/LABEL' of all tokens."""
+        counts = Cursor.loads(cursor).read
+        whole = sum(units for units, _ in counts)
+        told: dict[str, float] = {}
+        for label, texts, (units, documents) in zip(self._labels, self.texts, counts, strict=True):
+            end = f'/{label}' if len(counts) > 1 else ''
+            told[f'epochs{end}'] = units / (texts.tokens + self._recipe.maker.ends * len(texts))
+            told[f'documents{end}'] = documents
+            if end:
+                told[f'share{end}'] = units / max(whole, 1)
+        return told
 
     def close(self) -> None:
         """Ends the thread or the processes. A second call does nothing."""
         self._iterator = None
         self._finalizer()
 
-    def __enter__(self) -> 'Loader':
+    def __enter__(self) -> Loader:
         return self
 
     def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _merge(self, parts: list[Batch]) -> Batch:
-        """Worker i has lanes i, i + n, i + 2n, ... of this host."""
-        merged = {}
+        """Worker i has rows i, i + n, i + 2n, ... of this host."""
+        merged: Batch = {'cursor': parts[0]['cursor']}
         for key, first in parts[0].items():
+            if key == 'cursor':
+                continue
             merged[key] = np.empty((self._rows, *first.shape[1:]), first.dtype)
             for i, part in enumerate(parts):
                 merged[key][i :: self._workers] = part[key]
         return merged
 
-
-class _LaneRows(grain.IterDataset):
-    """Endless; row by lane. Grain gives every worker process a slice of the lanes."""
-
-    def __init__(self, recipe: Recipe, lanes: list[int], cursor: np.ndarray) -> None:
-        super().__init__()
-        self._recipe, self._lanes, self._cursor = recipe, lanes, cursor
-
-    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
-        """Keeps the lanes of one worker (grain calls this on a worker's copy)."""
-        del sequential_slice
-        self._lanes = self._lanes[sl]
-
-    def __iter__(self) -> grain.DatasetIterator:
-        recipe, lanes, cursor = self._recipe, self._lanes, self._cursor
-        stream = order.training_order(recipe.corpus.sizes, recipe.corpus.weights, seed=recipe.seed)
-
-        def packer(lane: int) -> packing.Packer:
-            return recipe.packer(
-                lambda k: recipe.examples(stream[lane + k * len(cursor)]), cursor[lane]
+    def _warn_of_repetition(self) -> None:
+        """Say where a batch holds more than all of the text."""
+        batch, seq_len = self._recipe.batch, self._recipe.seq_len
+        units = sum(text.tokens + len(text) for text in self.texts)
+        if units < batch * seq_len:
+            log.warning(
+                'the training text has %s tokens, less than a batch of %s x %s: rows of a batch '
+                'repeat the same text; give more text, or lower --train.batch',
+                f'{units:,}',
+                batch,
+                seq_len,
             )
 
-        packers = [packer(lane) for lane in lanes]
 
-        def batches() -> Iterator[Batch]:
-            while True:
-                batch = packing.empty_rows(recipe.layout, rows=len(lanes), lengths=recipe.lengths)
-                for index, lane_packer in enumerate(packers):
-                    lane_packer.fill(batch, index)
-                batch['cursor'] = np.array([p.cursor for p in packers], np.int32)
-                yield batch
+class _Rows(grain.IterDataset):
+    """The rows of this host in every batch. Grain gives every worker process a slice of them."""
 
-        return _Stateless(batches())
-
-
-class _DealtRows(grain.IterDataset):
-    """Finite; the rows of one stream, of which this host keeps its share of every batch."""
-
-    def __init__(
-        self, recipe: Recipe, batch: int, mine: list[int], epochs: int, cursor: np.ndarray
-    ) -> None:
+    def __init__(self, recipe: Recipe, mine: list[int], cursor: Cursor) -> None:
         super().__init__()
-        self._recipe, self._batch, self._mine = recipe, batch, mine
-        self._epochs, self._cursor = epochs, cursor
+        self._recipe, self._mine, self._cursor = recipe, mine, cursor
+
+    def set_slice(self, sl: slice, sequential_slice: bool = False) -> None:
+        """Keeps the rows of one worker (grain calls this on a worker's copy)."""
+        del sequential_slice
+        self._mine = self._mine[sl]
 
     def __iter__(self) -> grain.DatasetIterator:
-        recipe, mine = self._recipe, self._mine
-        entries = order.evaluation_order(recipe.corpus.sizes, epochs=self._epochs)
-        packer = recipe.packer(
-            lambda k: recipe.examples(entries[k]) if k < len(entries) else None, self._cursor[0]
-        )
+        return _Stateless(self._batches())
 
-        def batches() -> Iterator[Batch]:
-            while True:
-                batch = packing.empty_rows(recipe.layout, rows=self._batch, lengths=recipe.lengths)
-                if not [True for index in range(self._batch) if packer.fill(batch, index)]:
-                    return
-                # The state of the one stream, in every row.
-                batch['cursor'] = np.tile(np.array(packer.cursor, np.int32), (self._batch, 1))
-                yield {key: rows[mine] for key, rows in batch.items()}
-
-        return _Stateless(batches())
+    def _batches(self) -> Iterator[Batch]:
+        recipe = self._recipe
+        place = {row: index for index, row in enumerate(self._mine)}
+        lengths = recipe.maker.lengths(recipe.seq_len)
+        batch, filled = recipe.empty(len(place)), 0
+        for row, cursor in recipe.plan().rows(self._cursor):
+            if filled in place:
+                packing.lay(batch, place[filled], recipe.examples(row), lengths=lengths)
+            filled += 1
+            if filled == recipe.batch:
+                yield batch | {'cursor': cursor.dumps()}
+                batch, filled = recipe.empty(len(place)), 0
+        if filled:
+            yield batch | {'cursor': cursor.dumps()}
 
 
 class _Stateless(grain.DatasetIterator):
@@ -276,23 +293,33 @@ class _Stateless(grain.DatasetIterator):
         raise NotImplementedError('resume with the cursor of a batch')
 
 
-def _layout(recipe: Recipe) -> packing.Layout:
-    for entry in order.evaluation_order(recipe.corpus.sizes, epochs=1):
-        for example in recipe.examples(entry):
+def blocks_of(texts: tokens.Texts, seq_len: int) -> order.Blocks:
+    """The documents of a source in blocks, for rows of `seq_len`: the same for every objective."""
+    size = order.BLOCK_ROWS * seq_len
+    return order.Blocks(texts.offsets, size, cache=texts.directory / f'blocks-{size}.npy')
+
+
+def _layout(recipe: Recipe, plan: Plan) -> packing.Layout:
+    for row, _ in plan.rows(plan.beginning()):
+        for example in recipe.examples(row):
             return packing.layout_of(example, pad_id=recipe.tokenizer.pad_id)
     raise UserError('no document gives an example for this objective: use other data')
 
 
-def _checked(cursor: np.ndarray | None, batch: int) -> np.ndarray:
-    if cursor is None:
-        return np.zeros((batch, 2), np.int32)
-    cursor = np.asarray(cursor)
-    if cursor.shape != (batch, 2):
+def _read(cursor: str, n_sources: int) -> Cursor:
+    try:
+        found = Cursor.loads(cursor)
+    except (ValueError, TypeError) as error:
         raise UserError(
-            f'the saved data cursor has shape {list(cursor.shape)} and not [{batch}, 2]: go on '
-            'with the batch size it was saved with'
+            f'the saved place in the data cannot be read ({error}): an older version wrote it; '
+            'begin again in another --workdir, with --start to keep what was learnt'
+        ) from None
+    if len(found.places) != n_sources:
+        raise UserError(
+            f'the saved place in the data is of {len(found.places)} sources, and there are '
+            f'{n_sources}: go on with the sources that the run began with'
         )
-    return cursor
+    return found
 
 
 def _allow_grain_outside_of_absl() -> None:

@@ -1,46 +1,182 @@
-"""The order of documents: which (source, epoch, record) stands at each position of the stream."""
+"""The order of text: which block of which document stands where in the stream that a run reads.
 
-from collections.abc import Sequence
+Documents are cut into blocks, so that a long one is spread over the epoch; the blocks of a source
+are shuffled anew in every epoch; and the next block is always of the source that is furthest behind
+its share. All of it follows from the lengths of documents and a few integers, on every host alike,
+at any place in constant time and memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol
 
 import grain
 import numpy as np
 
-Entry = tuple[int, int, int]  # number of the source, epoch of that source, record in it
+from llama_jax.errors import UserError
+
+BLOCK_ROWS = 8
+"""Rows' worth of text in a block: a document is cut where it is longer."""
+_GROUP = 1024
+_MOST_BLOCKS = 2**32 - 1  # of grain's index shuffle
 
 
-class _Numbered(grain.experimental.MapWithIndexTransform):
-    """Puts the source's number and its epoch beside a record number."""
+class Block(NamedTuple):
+    """Units `start` to `stop` of a document, in an epoch of its source.
 
-    def __init__(self, source: int, size: int) -> None:
-        self._source, self._size = source, size
-
-    def map_with_index(self, index: int, record: int) -> Entry:
-        return self._source, index // self._size, int(record)
-
-
-def training_order(
-    sizes: Sequence[int], weights: Sequence[float], *, seed: int
-) -> grain.MapDataset:
-    """The endless stream of training documents; `[i]` gives an Entry without any state.
-
-    Each source is shuffled anew in every epoch by `seed`; sources alternate by `weights`.
+    A document of n tokens has n + 1 units: its tokens, and its end.
     """
-    sources = []
-    for number, size in enumerate(sizes):
+
+    source: int
+    epoch: int
+    document: int
+    start: int
+    stop: int
+
+
+class Offsets(Protocol):
+    """Where documents begin in the tokens of a source: of D documents [D + 1], from 0 on."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice) -> np.ndarray: ...
+
+
+class Blocks:
+    """The documents of a source in blocks of `size` units or fewer, found by number.
+
+    A longer document is cut into blocks as equal as can be. In memory are 8 bytes for every 1,024
+    documents; `cache` is a file to keep them in.
+    """
+
+    def __init__(self, offsets: Offsets, size: int, *, cache: Path | None = None) -> None:
+        self._offsets, self._size = offsets, size
+        self.documents = len(offsets) - 1
+        if cache is not None and cache.exists():
+            self._before = np.load(cache)
+        else:
+            self._before = self._count()
+            if cache is not None:
+                _save(cache, self._before)
+        if len(self) > _MOST_BLOCKS:
+            raise UserError(
+                f'{len(self):,} blocks of text in one source are more than can be shuffled '
+                f'({_MOST_BLOCKS:,}): divide it into several sources, or raise --train.seq-len'
+            )
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    def __getitem__(self, number: int) -> tuple[int, int, int]:
+        """(document, start, stop) of a block."""
+        group = int(np.searchsorted(self._before, number, side='right')) - 1
+        units_D = self._units(group)
+        ends_D = np.cumsum(self._blocks(units_D))
+        inside = number - int(self._before[group])
+        place = int(np.searchsorted(ends_D, inside, side='right'))
+        units = int(units_D[place])
+        n = -(-units // self._size)
+        part = inside - (int(ends_D[place]) - n)
+        return group * _GROUP + place, part * units // n, (part + 1) * units // n
+
+    def _units(self, group: int) -> np.ndarray:
+        return np.diff(self._offsets[group * _GROUP : (group + 1) * _GROUP + 1]) + 1
+
+    def _blocks(self, units_D: np.ndarray) -> np.ndarray:
+        return -(-units_D // self._size)
+
+    def _count(self) -> np.ndarray:
+        """Blocks before each group of documents, and in all."""
+        groups = -(-self.documents // _GROUP)
+        counts = np.fromiter(
+            (int(self._blocks(self._units(group)).sum()) for group in range(groups)), np.int64
+        )
+        return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+class Place(NamedTuple):
+    """How far a source has been read: all that going on needs."""
+
+    blocks: int
+    spent: int
+    """Units, or documents where shares are of documents: what the shares are kept by."""
+
+
+class Stream:
+    """The blocks of all sources in one stream, endless or for a number of epochs.
+
+    The next block is of the source that has got least for its weight. So at every place each source
+    has its share to within one block, whatever the batch or the number of hosts.
+
+    Args:
+      weights: shares of the sources, relative to each other.
+      share: of what: 'tokens' or 'documents'.
+      epochs: None for endless; else every source is read so often and then left out.
+      shuffled: False for the stored order.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Blocks],
+        weights: Sequence[float],
+        *,
+        seed: int,
+        share: Literal['tokens', 'documents'] = 'tokens',
+        epochs: int | None = None,
+    ) -> None:
+        self.sources, self._weights, self._share, self._epochs = sources, weights, share, epochs
         # A seed for each source, so that equal sources do not march in step; hashed, because grain
         # adds the epoch to it, and seed 1 in epoch 1 must not be seed 2 in epoch 0.
-        mixed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-        shuffled = grain.MapDataset.range(size).shuffle(seed=mixed)
-        sources.append(shuffled.repeat(None).map_with_index(_Numbered(number, size)))
-    total = sum(weights)
-    return grain.MapDataset.mix(sources, [weight / total for weight in weights])
+        seeds = [np.random.SeedSequence([seed, n]).generate_state(1) for n in range(len(sources))]
+        self._shuffled = [
+            grain.MapDataset.range(len(blocks)).shuffle(seed=int(mixed[0]))
+            for blocks, mixed in zip(sources, seeds, strict=True)
+        ]
+
+    def beginning(self) -> tuple[Place, ...]:
+        """Where every stream begins."""
+        return (Place(0, 0),) * len(self.sources)
+
+    def following(self, places: Sequence[Place]) -> tuple[Block, tuple[Place, ...]] | None:
+        """The block that comes next, and where the sources are behind it; None at the end."""
+        behind = [
+            (place.spent / weight, number)
+            for number, (place, weight) in enumerate(zip(places, self._weights, strict=True))
+            if self._epochs is None or place.blocks < self._epochs * len(self.sources[number])
+        ]
+        if not behind:
+            return None
+        _, number = min(behind)
+        blocks, spent = places[number]
+        epoch = blocks // len(self.sources[number])
+        document, start, stop = self.sources[number][int(self._shuffled[number][blocks])]
+        cost = stop - start if self._share == 'tokens' else int(start == 0)
+        moved = (*places[:number], Place(blocks + 1, spent + cost), *places[number + 1 :])
+        return Block(number, epoch, document, start, stop), moved
+
+    def __iter__(self) -> Iterator[Block]:
+        places = self.beginning()
+        while (found := self.following(places)) is not None:
+            block, places = found
+            yield block
 
 
-def evaluation_order(sizes: Sequence[int], *, epochs: int) -> list[Entry]:
-    """Every document of every source, in stored order, `epochs` times."""
-    return [
-        (number, epoch, record)
-        for epoch in range(epochs)
-        for number, size in enumerate(sizes)
-        for record in range(size)
-    ]
+def uniform(*numbers: int) -> float:
+    """A number in [0, 1) that follows from these alone; quicker than a generator."""
+    data = struct.pack(f'<{len(numbers)}q', *numbers)
+    return (int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little') >> 11) / 2**53
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Keep an array for the next start, where there is room and leave to write."""
+    partial = path.with_name(f'{path.name}.{np.random.default_rng().integers(2**31)}.partial')
+    try:
+        with partial.open('wb') as file:
+            np.save(file, array)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ class Piece(NamedTuple):
     """
 
     tokens: np.ndarray
-    """All of the document's [n]."""
+    """All of the document's [n], of any type of integer."""
     start: int
     stop: int
     draw: float
@@ -43,8 +43,8 @@ class Piece(NamedTuple):
 
     @property
     def text(self) -> np.ndarray:
-        """The tokens of the piece."""
-        return self.tokens[self.start : self.stop]
+        """The tokens of the piece, int32."""
+        return self.tokens[self.start : self.stop].astype(np.int32)
 
     def predicted(self, tokenizer: Any) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets [stop - start] of next-token prediction: the targets are the units of

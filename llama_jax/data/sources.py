@@ -31,6 +31,7 @@ class Documents:
     records: Sequence[dict[str, Any]]
     field: str
     digest: str  # of the data set's name, version, split and size
+    bytes: int  # of the records on disk, about
 
     def __len__(self) -> int:
         return len(self.records)
@@ -66,14 +67,15 @@ def open_sources(config: DataConfig, split: str) -> Corpus:
     Raises UserError for a data set, split, field or file that is not there, for one that is not
     stored as array_record, and for a split without documents.
     """
-    if not config.sources:
+    chosen = config.of(split)
+    if not chosen:
         raise UserError('no data: data.sources is empty, give at least one source')
-    for source in config.sources:
+    for source in chosen:
         if not source.weight > 0:
             raise UserError(f'the weight of {source.name!r} is {source.weight}: set one above 0')
     name = config.split(split)
-    sources = tuple(_documents(_builder(source), source, name) for source in config.sources)
-    return Corpus(sources, tuple(source.weight for source in config.sources))
+    sources = tuple(_documents(_builder(source), source, source.split or name) for source in chosen)
+    return Corpus(sources, tuple(source.weight for source in chosen))
 
 
 def documents(config: DataConfig, split: str) -> Iterator[str]:
@@ -205,9 +207,10 @@ def _find(source: Source) -> epath.Path | None:
 
 def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) -> Documents:
     known = builder.info.splits
-    base = split.partition('[')[0]
+    bases = [part.partition('[')[0] for part in split.split('+')]
+    bases = list(known) if bases == ['all'] else bases
     total = sum(known[name].num_examples for name in known)
-    if base not in known or known[split].num_examples == 0:
+    if not set(bases) <= set(known) or known[split].num_examples == 0:
         raise UserError(
             f'{source.name!r} has no documents in the split {split!r} ({total} in '
             f'{", ".join(known)}): give more text, or set data.train_split and '
@@ -226,10 +229,14 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
         info.full_name,
         split,
         known[split].num_examples,
-        known[base].num_bytes,
-        known[base].shard_lengths,
+        [(known[base].num_bytes, known[base].shard_lengths) for base in bases],
     )
     records = builder.as_data_source(split)
+    share = known[split].num_examples / sum(known[base].num_examples for base in bases)
     return Documents(
-        source.name, records, field, hashlib.sha256(repr(identity).encode()).hexdigest()
+        source.name,
+        records,
+        field,
+        hashlib.sha256(repr(identity).encode()).hexdigest(),
+        round(share * sum(known[base].num_bytes or 0 for base in bases)),
     )

@@ -1,0 +1,236 @@
+"""The tokenised cache: token ids of every document of a source, on disk, read by index.
+
+A source is tokenised once per tokenizer, part by part. What is finished stays, also after kill -9,
+and the next start goes on with the rest. Rows are planned from the lengths that are kept here, and
+only the text of one's own rows is read.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from llama_jax.data.config import cache_dir
+from llama_jax.data.prepare import locked
+from llama_jax.data.sources import Corpus, Documents
+from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.errors import UserError
+
+_PART_BYTES = 8 * 2**20
+_MOST_PARTS = 1024
+_VERSION = 1
+_FACTS, _OFFSETS, _IDENTITIES = 'tokens.json', 'offsets', 'identities'
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The documents of one source and split as token ids.
+
+    Travels to worker processes, where its files are opened anew.
+    """
+
+    name: str
+    directory: Path
+    digest: str
+    """Of the documents and the tokenizer."""
+    parts: tuple[int, ...]
+    """Number of the first document of each part, and of all documents."""
+    tokens: int
+    """Of all documents."""
+    bytes: int
+    """UTF-8 bytes of all documents."""
+    dtype: str
+
+    def __len__(self) -> int:
+        return self.parts[-1]
+
+    def __getitem__(self, document: int) -> np.ndarray:
+        """Token ids [n] of a document, as they lie on disk."""
+        if not 0 <= document < len(self):
+            raise IndexError(document)
+        part = bisect.bisect_right(self.parts, document) - 1
+        begin, start, stop = (
+            int(self.offsets[i]) for i in (self.parts[part], document, document + 1)
+        )
+        return self._part(part)[start - begin : stop - begin]
+
+    @functools.cached_property
+    def offsets(self) -> np.ndarray:
+        """Tokens before each document, and in all: int64 [D + 1], on disk."""
+        return _mapped(self.directory / _OFFSETS, 'int64', len(self) + 1)
+
+    def length(self, document: int) -> int:
+        """Tokens of a document."""
+        return int(self.offsets[document + 1] - self.offsets[document])
+
+    def identity(self, document: int) -> int:
+        """A number in [0, 2^31) that equal documents share, and hardly any others."""
+        return int(self._identities[document])
+
+    @functools.cached_property
+    def _identities(self) -> np.ndarray:
+        return _mapped(self.directory / _IDENTITIES, 'int32', len(self))
+
+    @functools.cached_property
+    def _opened(self) -> dict[int, np.ndarray]:
+        return {}
+
+    def _part(self, part: int) -> np.ndarray:
+        if part not in self._opened:
+            first, last = self.parts[part : part + 2]
+            size = int(self.offsets[last] - self.offsets[first])
+            self._opened[part] = _mapped(self.directory / f'{part:05}.tokens', self.dtype, size)
+        return self._opened[part]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def tokenised(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Texts, ...]:
+    """The sources of a corpus as token ids; those that are not there yet are made first."""
+    return tuple(_tokenised(source, tokenizer) for source in corpus.sources)
+
+
+def _tokenised(documents: Documents, tokenizer: Tokenizer) -> Texts:
+    digest = hashlib.sha256(f'{_VERSION} {documents.digest} {tokenizer.digest}'.encode())
+    directory = cache_dir() / 'tokens' / digest.hexdigest()[:32]
+    if not directory.exists():
+        try:
+            with locked(directory.with_name(f'{directory.name}.lock')):
+                if not directory.exists():
+                    _make(documents, tokenizer, directory)
+        except OSError as error:
+            raise UserError(
+                f'cannot keep the tokens of {documents.name} in {directory.parent} '
+                f'({error.strerror}): make room there or set LLAMA_JAX_CACHE to another directory'
+            ) from error
+    try:
+        facts = json.loads((directory / _FACTS).read_text())
+        facts['parts'] = tuple(facts['parts'])
+        texts = Texts(documents.name, directory, digest.hexdigest(), **facts)
+        if len(texts) != len(documents):
+            raise ValueError(f'{len(texts)} documents, and not {len(documents)}')
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(directory / _FACTS, str(error)) from error
+    return texts
+
+
+def _make(documents: Documents, tokenizer: Tokenizer, directory: Path) -> None:
+    """Tokenise the parts that no killed start has left behind; then the directory is there."""
+    partial = directory.with_name(f'{directory.name}.partial')
+    partial.mkdir(parents=True, exist_ok=True)
+    n = max(1, min(_MOST_PARTS, len(documents), -(-documents.bytes // _PART_BYTES)))
+    parts = [part * len(documents) // n for part in range(n + 1)]
+    dtype = 'uint16' if tokenizer.vocab_size <= 2**16 else 'int32'
+    tasks = [
+        Part(documents, tokenizer, partial / f'{i:05}', range(parts[i], parts[i + 1]), dtype)
+        for i in range(n)
+    ]
+    missing = [task for task in tasks if not task.finished]
+    with tqdm(
+        desc=f'tokenising {documents.name}',
+        total=documents.bytes,
+        initial=documents.bytes * (n - len(missing)) // n,
+        unit='B',
+        unit_scale=True,
+        file=sys.stderr,
+        mininterval=0.5,
+        leave=False,
+    ) as bar:
+        for task in missing:
+            for size in task.write():
+                bar.update(size)
+    lengths = np.concatenate([task.lengths for task in tasks])
+    np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64).tofile(partial / _OFFSETS)
+    np.concatenate([task.identities for task in tasks]).tofile(partial / _IDENTITIES)
+    facts = {
+        'parts': parts,
+        'tokens': int(lengths.sum()),
+        'bytes': sum(task.bytes for task in tasks),
+        'dtype': dtype,
+    }
+    (partial / _FACTS).write_text(json.dumps(facts))
+    for task in tasks:
+        task.index.unlink()
+    os.rename(partial, directory)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Some documents of a source, to be tokenised by one process."""
+
+    documents: Documents
+    tokenizer: Tokenizer
+    path: Path
+    numbers: range
+    dtype: str
+
+    @property
+    def index(self) -> Path:
+        """Length, identity and bytes of each document. It is written last."""
+        return self.path.with_suffix('.index.npy')
+
+    @property
+    def finished(self) -> bool:
+        return self.index.exists()
+
+    def write(self) -> Iterator[int]:
+        """Tokenise the documents one after another; yields the UTF-8 bytes of each."""
+        rows = np.zeros((len(self.numbers), 3), np.int64)
+        with self.path.with_suffix('.tokens').open('wb') as file:
+            for row, number in zip(rows, self.numbers, strict=True):
+                text = self.documents[number]
+                ids = self.tokenizer.encode(text)
+                ids.astype(self.dtype).tofile(file)
+                row[:] = len(ids), identity_of(ids), len(text.encode())
+                yield int(row[2])
+        partial = self.path.with_suffix('.partial.npy')
+        np.save(partial, rows)
+        partial.replace(self.index)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.load(self.index)[:, 0]
+
+    @property
+    def identities(self) -> np.ndarray:
+        return np.load(self.index)[:, 1].astype(np.int32)
+
+    @property
+    def bytes(self) -> int:
+        return int(np.load(self.index)[:, 2].sum())
+
+
+def identity_of(tokens: np.ndarray) -> int:
+    """A number in [0, 2^31) that equal documents share, and hardly any others."""
+    return zlib.crc32(tokens.astype('<i4').tobytes()) & 0x7FFFFFFF
+
+
+def _mapped(path: Path, dtype: str, size: int) -> np.ndarray:
+    """An array [size] that stays on disk. Raises UserError where it is not whole."""
+    kind = np.dtype(dtype)
+    try:
+        found = path.stat().st_size
+        if found != size * kind.itemsize:
+            raise ValueError(f'{found:,} bytes, and not {size * kind.itemsize:,}')
+        return np.memmap(path, kind, 'r', shape=(size,)) if size else np.zeros(0, kind)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(
+        f'{path} is damaged ({why}): delete {path.parent}; the same command tokenises anew'
+    )
