@@ -65,7 +65,7 @@ def labels(sources: Sequence[Source]) -> list[str]:
     for source in sources:
         files = Path(source.files[0]).name if source.files else ''
         label = source.label or files.strip('*?').partition('.')[0] or source.name.replace('/', '_')
-        label = re.sub(r'[^\w.-]+', '_', label) or 'source'
+        label = re.sub(r'[^\w.-]+', '_', label).strip('_') or 'source'
         same = sum(other == label or other.startswith(f'{label}-') for other in found)
         found.append(f'{label}-{same + 1}' if same else label)
     return found

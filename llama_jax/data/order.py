@@ -19,7 +19,7 @@ import numpy as np
 
 from llama_jax.errors import UserError
 
-BLOCK_ROWS = 8
+BLOCK_ROWS = 4
 """Rows' worth of text in a block: a document is cut where it is longer."""
 _GROUP = 1024
 _MOST_BLOCKS = 2**32 - 1  # of grain's index shuffle

@@ -13,9 +13,10 @@ from llama_jax.data.order import Block, Place, Stream
 from llama_jax.data.packing import Packer, Row
 from llama_jax.errors import UserError
 
-_WINDOW_ROWS = 512
+_WINDOW_ROWS = 1024
 _WINDOW_BATCHES = 8
 _WINDOW_BLOCKS = 2048
+"""A window has text for so many rows, and for so many batches, but no more blocks than these."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +77,8 @@ class Plan:
     ) -> None:
         self._stream, self._packer, self._lengths, self._ends = stream, packer, lengths, ends
         self._seed = seed
-        self._target = max(_WINDOW_ROWS, _WINDOW_BATCHES * batch) * seq_len
+        self._batch = batch * seq_len
+        self._target = max(_WINDOW_ROWS * seq_len, _WINDOW_BATCHES * self._batch)
 
     def beginning(self) -> Cursor:
         """The cursor before the first row."""
@@ -118,14 +120,22 @@ class Plan:
         return rows, Cursor(places, tuple(carried), cursor.window + 1), len(blocks)
 
     def _blocks(self, places: tuple[Place, ...]) -> tuple[list[Block], tuple[Place, ...]]:
-        """Blocks for a window, which ends with the epoch where there is one source."""
+        """Blocks for a window. Of one source, it ends with an epoch; of several, none is read more
+        than once in it, where a batch can be had so."""
+        sizes, begin = [len(source) for source in self._stream.sources], places
         blocks: list[Block] = []
         units = 0
         while units < self._target and len(blocks) < _WINDOW_BLOCKS:
             found = self._stream.following(places)
-            if found is None or (blocks and len(places) == 1 and found[0].epoch != blocks[0].epoch):
+            if found is None:
                 break
-            block, places = found
+            block, behind = found
+            if len(sizes) == 1 and blocks and block.epoch != blocks[0].epoch:
+                break
+            read = places[block.source].blocks - begin[block.source].blocks
+            if units > self._batch and read >= sizes[block.source]:
+                break
+            places = behind
             blocks.append(block)
             units += block.stop - block.start
         return blocks, places

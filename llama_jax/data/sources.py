@@ -11,7 +11,7 @@ import sentencepiece
 import tensorflow_datasets as tfds
 from etils import epath
 
-from llama_jax.data import order, prepare, python_corpus, text_files
+from llama_jax.data import prepare, python_corpus, text_files
 from llama_jax.data.config import DataConfig, Source, cache_dir
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.data.train_tokenizer import train
@@ -107,19 +107,20 @@ def load_tokenizer(config: DataConfig) -> Tokenizer:
 
 
 def _sample(corpus: Corpus, most_bytes: int) -> Iterator[str]:
-    """Documents of the shuffled mixture, each at most once, up to `most_bytes` in all."""
-    stream = order.training_order(corpus.sizes, corpus.weights, seed=0)
-    # The mixture repeats a small source; four times its length also brings the rare ones in.
-    seen: set[order.Entry] = set()
-    for position in range(4 * sum(corpus.sizes)):
-        source, _, record = stream[position]
-        if most_bytes <= 0 or len(seen) == sum(corpus.sizes):
-            return
-        if (source, 0, record) in seen:
+    """Documents in random order, mixed by the weights, each at most once: `most_bytes` in all."""
+    orders = [iter(np.random.default_rng(0).permutation(size)) for size in corpus.sizes]
+    taken = [0.0] * len(orders)
+    while orders and most_bytes > 0:
+        source = min(range(len(orders)), key=lambda s: taken[s] / corpus.weights[s])
+        record = next(orders[source], None)
+        if record is None:
+            taken[source] = float('inf')
+            if min(taken) == float('inf'):
+                return
             continue
-        seen.add((source, 0, record))
-        text = corpus.sources[source][record].encode()[:most_bytes].decode('utf-8', 'ignore')
+        text = corpus.sources[source][int(record)].encode()[:most_bytes].decode('utf-8', 'ignore')
         most_bytes -= len(text.encode())
+        taken[source] += len(text.encode())
         yield text
 
 

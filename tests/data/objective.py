@@ -1,50 +1,93 @@
-"""The smallest objective: next-token prediction, as a module so that worker processes find it."""
+"""The smallest makers of examples, as a module so that worker processes find them."""
+
+import dataclasses
 
 import numpy as np
 
 
-def causal(tokens, *, tokenizer, seq_len, rng):
+@dataclasses.dataclass(frozen=True)
+class Causal:
     """`[bos, *x, eos]` shifted by one; all targets count."""
-    del seq_len, rng
-    ids = np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(np.int32)
-    weights = np.ones(len(ids) - 1, np.float32)
-    return [{'inputs': ids[:-1], 'targets': ids[1:], 'weights': weights}]
+
+    ends: bool = True
+
+    def lengths(self, seq_len):
+        return {'': seq_len}
+
+    def segments(self, seq_len):
+        return 0
+
+    def sizes(self, n, *, seq_len, draw):
+        return (n,)
+
+    def example(self, piece, *, tokenizer, seq_len, rng):
+        inputs, targets = piece.predicted(tokenizer)
+        weights = np.ones(len(inputs), np.float32)
+        return {'inputs': inputs, 'targets': targets, 'weights': weights}
 
 
-def chunks(tokens, *, tokenizer, seq_len, rng):
-    """Whole examples of random length, some of them random tokens: a denoiser's shape of data."""
-    del tokenizer
-    examples = []
-    start = 0
-    while start < len(tokens):
-        length = int(rng.integers(1, seq_len + 1))
-        piece = tokens[start : start + length]
-        noise = rng.integers(0, 99, len(piece)).astype(np.int32)
-        examples.append({'inputs': noise, 'targets': piece, 'weights': np.ones(len(piece))})
-        start += length
-    return examples
-
-
-def too_long(tokens, *, tokenizer, seq_len, rng):
-    """One example longer than any row."""
-    del tokens, tokenizer, rng
-    return [{'inputs': np.zeros(seq_len + 1, np.int32)}]
-
-
-def nothing(tokens, *, tokenizer, seq_len, rng):
-    """No example, as of documents that are too short for an objective."""
-    del tokens, tokenizer, seq_len, rng
-    return []
-
-
-class FailsLater:
-    """Fails at the third document it sees in this process."""
+class Noisy(Causal):
+    """Text of two tokens or more and a mark of one or two positions, by chance; inputs are random:
+    a denoiser's shape of data."""
 
     def __init__(self):
-        self.seen = 0
+        super().__init__(ends=False)
 
-    def __call__(self, tokens, *, tokenizer, seq_len, rng):
-        self.seen += 1
-        if self.seen > 3:
-            raise RuntimeError('document four is cursed')
-        return causal(tokens, tokenizer=tokenizer, seq_len=seq_len, rng=rng)
+    def sizes(self, n, *, seq_len, draw):
+        return (n + 1 + (draw < 0.5),) if n > 1 else None
+
+    def example(self, piece, *, tokenizer, seq_len, rng):
+        (size,) = piece.sizes
+        marks = size - len(piece.text)
+        return {
+            'inputs': rng.integers(0, 99, size).astype(np.int32),
+            'targets': np.concatenate([piece.text, np.zeros(marks, np.int32)]),
+            'weights': np.repeat([1.0, 0.0], [len(piece.text), marks]),
+        }
+
+
+class Streams(Causal):
+    """Two streams: one takes twice what the other does, or the other way round."""
+
+    def lengths(self, seq_len):
+        return {'a': seq_len // 2, 'b': seq_len // 2}
+
+    def sizes(self, n, *, seq_len, draw):
+        return (n, -(-n // 2)) if draw < 0.5 else (-(-n // 2), n)
+
+    def example(self, piece, *, tokenizer, seq_len, rng):
+        return {
+            f'{stream}/inputs': np.full(size, stream == 'b', np.int32)
+            for stream, size in zip('ab', piece.sizes, strict=True)
+        }
+
+
+class Nothing(Causal):
+    """No example, as of documents that are too short for an objective."""
+
+    def sizes(self, n, *, seq_len, draw):
+        return None
+
+
+class Few(Causal):
+    """At most three examples of at most four units in a row."""
+
+    def segments(self, seq_len):
+        return 3
+
+    def sizes(self, n, *, seq_len, draw):
+        return (n,) if n <= 4 else None
+
+
+class FailsLater(Causal):
+    """Fails at the twentieth piece that it sees in this process."""
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, 'seen', [])
+
+    def example(self, piece, **context):
+        self.seen.append(piece.start)
+        if len(self.seen) > 20:
+            raise RuntimeError('this piece is cursed')
+        return super().example(piece, **context)
