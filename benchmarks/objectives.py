@@ -150,7 +150,7 @@ def host_speed(experiment: Experiment, tokenizer: Tokenizer, seconds: float = 2.
 def steps(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[int], float]:
     """Takes so many training steps on one batch of real text, and returns the last loss."""
     devices = meshes.make(MeshConfig())
-    tx = optimizer(experiment.optimizer, experiment.train.steps)
+    tx = optimizer(experiment.optimizer)
     state = initial_state(experiment.model, experiment.objective, tx, seed=0, mesh=devices)
     step = train_step(
         experiment.model,

@@ -124,7 +124,7 @@ def ours(model: ModelConfig, options: Options, rows_BT: np.ndarray) -> Steps:
     """The step that experiments.pretrain runs, on one batch."""
     mesh = meshes.make(MeshConfig())
     config = OptimizerConfig(schedule=ScheduleConfig(peak=3e-4, warmup_steps=10, kind='constant'))
-    tx = optimizer(config, 1000)
+    tx = optimizer(config)
     state = initial_state(model, CausalLM(), tx, seed=0, mesh=mesh)
     step = train_step(
         model,

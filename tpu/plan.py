@@ -85,7 +85,7 @@ def plan(experiment: Experiment, where: topology.Slice, say: Any = lambda line: 
     """
     mesh = meshes.make(experiment.mesh, where.devices())
     check(experiment, mesh)
-    transform = optimizer(experiment.optimizer, experiment.train.steps)
+    transform = optimizer(experiment.optimizer)
     step = train_step(
         experiment.model,
         experiment.objective,

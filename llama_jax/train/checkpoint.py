@@ -192,15 +192,21 @@ def _first_line(error: BaseException) -> str:
 
 
 def checksum(tree: Any) -> int:
-    """Sum of all 32-bit words of the arrays modulo 2^32: the same on every mesh."""
+    """Sum of the bits of all elements, as words, modulo 2^32: the same on every mesh."""
     return int(_sum_words(jax.tree.leaves(tree)))
 
 
 @jax.jit
 def _sum_words(leaves: list[jax.Array]) -> jax.Array:
-    words = [jax.lax.bitcast_convert_type(x, jnp.uint32) for x in leaves]
+    words = [_words(x).astype(jnp.uint32) for x in leaves]
     # Each array counts with its own odd factor, so that two exchanged arrays are noticed.
     return sum(jnp.sum(x) * jnp.uint32(2 * i + 1) for i, x in enumerate(words))
+
+
+def _words(x: jax.Array) -> jax.Array:
+    """The bits of each element; of one with 64 bits, both halves."""
+    n_bits = min(8 * x.dtype.itemsize, 32)
+    return jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{n_bits}'))
 
 
 def _is_key(leaf: Any) -> bool:

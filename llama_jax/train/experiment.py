@@ -19,6 +19,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.schedule import schedule
 from llama_jax.train.plain import from_plain, to_plain
 
 
@@ -132,7 +133,8 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
     objective = experiment.objective
     extra = jax.eval_shape(lambda: objective.extra(model, jax.random.key(0)))
     layout.check_params({'objective': extra}, device_mesh)
-    optimizer(experiment.optimizer, train.steps)
+    optimizer(experiment.optimizer)
+    schedule(experiment.optimizer.schedule, train.steps)
 
 
 def check_vocabulary(experiment: Experiment, vocab_size: int) -> None:

@@ -116,7 +116,7 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
     tokenizer = load_tokenizer(experiment.data)
     check_vocabulary(experiment, tokenizer.vocab_size)
 
-    tx = optimizer(experiment.optimizer, train.steps)
+    tx = optimizer(experiment.optimizer)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -106,6 +106,8 @@ def train_step(
 ) -> jax.stages.Wrapped:
     """A compiled step (state, batch) -> (state, metrics) which reuses the memory of `state`.
 
+    It subtracts `learning_rate(steps taken)` times what the optimizer makes of the gradient.
+
     The loss is the sum over the global batch divided by its global weight, whatever the number of
     devices and microbatches. A step whose loss or gradient is not finite changes no parameter.
     """
@@ -141,8 +143,9 @@ def train_step(
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss.total) & jnp.isfinite(grad_norm)
 
-        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
-        params = optax.apply_updates(state.params, updates)
+        rate = learning_rate(state.step)
+        directions, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
         params, optimizer_state = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
             (params, optimizer_state),
@@ -162,7 +165,7 @@ def train_step(
             **{name: total / weight for name, total in loss.metrics.items()},
             'weight': loss.weight,
             'grad_norm': grad_norm,
-            'learning_rate': learning_rate(state.step),
+            'learning_rate': rate,
             'skipped': new_state.skipped,
             'skipped_in_a_row': new_state.skipped_in_a_row,
         }

@@ -97,7 +97,7 @@ def test_twenty_steps_give_the_losses_of_the_golden_file():
     """
     steps = 20
     config = OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4))
-    tx, objective = optimizer(config, steps), CausalLM()
+    tx, objective = optimizer(config), CausalLM()
     devices = mesh.make(MeshConfig(), jax.devices()[:1])
     state = initial_state(CONFIG, CausalLM(), tx, seed=0, mesh=devices)
     step = train_step(

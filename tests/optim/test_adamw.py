@@ -5,15 +5,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.model.config import ModelConfig
 from llama_jax.optim.adamw import OptimizerConfig, decayed, optimizer
-from llama_jax.optim.schedule import ScheduleConfig
-from llama_jax.trees import named
+from llama_jax.optim.schedule import ScheduleConfig, schedule
+from llama_jax.trees import n_bytes, named
 
 STEPS = 12
 CONFIG = OptimizerConfig(
@@ -71,6 +70,22 @@ def reference(params, gradients, decayed_names):
     return params, n_clipped
 
 
+def trained(config, start, gradients):
+    """Parameters and the optimizer's state after all `gradients`."""
+    tx, rate = optimizer(config), schedule(config.schedule, STEPS)
+    params = tree(start)
+    state = tx.init(params)
+
+    @jax.jit
+    def update(params, state, grads, step):
+        directions, state = tx.update(grads, state, params)
+        return jax.tree.map(lambda p, d: p - rate(step) * d, params, directions), state
+
+    for step, grads in enumerate(gradients):
+        params, state = update(params, state, tree(grads), step)
+    return params, state
+
+
 @pytest.mark.parametrize('embeddings', [False, True])
 def test_equals_a_float64_adamw(embeddings):
     rng = np.random.default_rng(0)
@@ -84,17 +99,7 @@ def test_equals_a_float64_adamw(embeddings):
     wanted, n_clipped = reference(dict(start), gradients, with_decay)
     assert 0 < n_clipped < STEPS
 
-    tx = optimizer(dataclasses.replace(CONFIG, decay_embeddings=embeddings), STEPS)
-    params = tree(start)
-    state = tx.init(params)
-
-    @jax.jit
-    def update(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    for grads in gradients:
-        params, state = update(params, state, tree(grads))
+    params, _ = trained(dataclasses.replace(CONFIG, decay_embeddings=embeddings), start, gradients)
     for name, value in named(params):
         np.testing.assert_allclose(value, wanted[name], rtol=2e-5, atol=2e-6, err_msg=name)
 
@@ -122,8 +127,47 @@ def test_norms_and_embeddings_do_not_decay():
         ({'eps': 0.0}, 'eps'),
         ({'weight_decay': -1.0}, 'weight-decay'),
         ({'clip': 0.0}, 'clip'),
+        ({'moments': 'bfloat16', 'beta2': 0.999}, 'optimizer.beta2 0.99 or less'),
     ],
 )
 def test_nonsense_is_refused_by_name(settings, named):
     with pytest.raises(UserError, match=named):
-        optimizer(dataclasses.replace(CONFIG, **settings), STEPS)
+        optimizer(dataclasses.replace(CONFIG, **settings))
+
+
+def test_moments_of_bfloat16_take_half_the_memory_and_train_alike():
+    rng = np.random.default_rng(1)
+    start = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
+    gradients = [
+        {name: rng.normal(size=shape) for name, shape in SHAPES.items()} for _ in range(STEPS)
+    ]
+    exact, wide = trained(CONFIG, start, gradients)
+    rounded, narrow = trained(dataclasses.replace(CONFIG, moments='bfloat16'), start, gradients)
+    of_params = n_bytes(tree(start))
+    assert n_bytes(wide) == 2 * of_params + 4 and n_bytes(narrow) == of_params + 4
+    for (name, got), (_, wanted) in zip(named(rounded), named(exact), strict=True):
+        moved = np.linalg.norm(wanted - start[name])
+        assert 0 < np.linalg.norm(got - wanted) < 0.01 * moved, name
+
+
+def test_the_second_moment_of_bfloat16_falls():
+    """At the largest beta2 that is taken, once the gradients have become small."""
+    config = dataclasses.replace(CONFIG, moments='bfloat16', beta2=0.99)
+    tx = optimizer(config)
+    params = {'norm': {'scale_D': jnp.ones(4)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+    _, state = tx.update(grads, tx.init(params), params)
+    before = float(state[1].nu['norm']['scale_D'][0])
+    tiny = jax.tree.map(lambda g: 1e-4 * g, grads)
+    for _ in range(100):
+        _, state = tx.update(tiny, state, params)
+    assert float(state[1].nu['norm']['scale_D'][0]) == pytest.approx(before * 0.99**100, rel=0.35)
+
+
+def test_the_state_has_one_form_whatever_may_change():
+    params = tree({name: np.ones(shape) for name, shape in SHAPES.items()})
+    other = dataclasses.replace(
+        CONFIG, clip=9.0, weight_decay=0.0, decay_embeddings=True, beta1=0.0, beta2=0.5, eps=1.0
+    )
+    first, second = (optimizer(config).init(params) for config in (CONFIG, other))
+    jax.tree.map(np.testing.assert_array_equal, first, second)

@@ -257,6 +257,9 @@ def test_checksum_notices_any_bit_and_exchanged_arrays():
     assert checksum([jnp.asarray(one_bit)]) == 0
     one_bit[3, 4] = -0.0
     assert checksum([jnp.asarray(one_bit)]) == 2**31
+    for narrow in ('bfloat16', 'int8', 'float16'):
+        array = jnp.zeros(8, narrow)
+        assert checksum([array]) == 0 != checksum([array.at[3].set(1)])
     a, b = jnp.arange(4.0), jnp.ones(4)
     assert checksum([a, b]) != checksum([b, a])
     assert checksum(items(5)['params']) == checksum(items(5, mesh.make(MeshConfig()))['params'])

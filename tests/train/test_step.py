@@ -14,7 +14,6 @@ from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig, optimizer
-from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.train.run import place
 from llama_jax.train.step import abstract_state, initial_state, train_step
 from tests.train.conftest import MODEL
@@ -49,7 +48,7 @@ def recorder():
 
 # Adam divides a gradient by its own size; only its epsilon keeps the rounding of small gradients
 # from becoming large updates.
-ADAMW = optimizer(OptimizerConfig(schedule=ScheduleConfig(warmup_steps=0), eps=1e-2), 100)
+ADAMW = optimizer(OptimizerConfig(eps=1e-2))
 
 TX = optax.chain(recorder(), ADAMW, recorder())
 
@@ -195,6 +194,34 @@ def test_a_batch_that_is_not_finite_changes_nothing_but_the_count(bad):
     state, (metrics,) = take(batches=[batch(2)], state=state)
     assert int(metrics['skipped']) == 2 and int(metrics['skipped_in_a_row']) == 0
     assert not np.array_equal(state.params['embed_VD'], before[0]['embed_VD'])
+
+
+def test_the_rate_logged_is_the_rate_applied_also_after_a_skipped_step():
+    """A skipped step does not hold the schedule up: what is subtracted is that rate times what the
+    optimizer makes of the gradient."""
+    devices = make_mesh('one device')
+    tx = optax.chain(ADAMW, recorder())  # its state keeps the direction
+    step = train_step(
+        MODEL,
+        CausalLM(),
+        tx,
+        learning_rate=lambda step: 1e-3 * (1.0 + step),
+        accumulate=1,
+        compute=Compute(),
+    )
+    state = initial_state(MODEL, CausalLM(), tx, seed=0, mesh=devices)
+    poisoned = batch(1)
+    poisoned['weights'][0, 0] = np.nan
+    for number, one in enumerate((poisoned, batch(0), batch(2)), start=1):
+        before = np.asarray(state.params['embed_VD'], np.float64)
+        with jax.set_mesh(devices):
+            state, metrics = step(state, place(one, devices))
+        assert float(metrics['learning_rate']) == pytest.approx(1e-3 * number)
+        if number > 1:
+            direction = np.asarray(state.optimizer[1]['embed_VD'], np.float64)
+            moved = before - np.asarray(state.params['embed_VD'], np.float64)
+            np.testing.assert_allclose(moved, 1e-3 * number * direction, atol=2e-7)
+            assert np.abs(moved).max() > 1e-5
 
 
 def test_a_batch_without_weight_has_no_loss():
