@@ -119,15 +119,12 @@ def arm(base: Experiment, objective: AnyObjective, name: str) -> Experiment:
 
 
 def loader_of(experiment: Experiment, tokenizer: Tokenizer) -> Loader:
-    objective, train = experiment.objective, experiment.train
+    train = experiment.train
     return Loader(
         experiment.data,
         split='train',
         tokenizer=tokenizer,
-        example=objective.example,
-        splittable=objective.splittable,
-        lengths=objective.lengths(train.seq_len),
-        segments=objective.segments(train.seq_len),
+        maker=experiment.objective,
         batch=train.batch,
         seq_len=train.seq_len,
         seed=0,

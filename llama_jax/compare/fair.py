@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -24,6 +25,7 @@ from llama_jax.compare.budget import MATCHED, Budget, Text, budget, tokens
 from llama_jax.compare.grid import Arm, Grid, check_names
 from llama_jax.data import order
 from llama_jax.data.config import DataConfig
+from llama_jax.data.loader import blocks_of
 from llama_jax.data.sources import load_tokenizer, open_sources
 from llama_jax.errors import UserError
 from llama_jax.evaluate import suite as suites
@@ -183,9 +185,15 @@ def _text(data: DataConfig) -> Text:
 
 
 def _order(text: Callable[[DataConfig], Text], seed: int, experiment: Experiment) -> str:
-    corpus = text(experiment.data).corpus
-    stream = order.training_order(corpus.sizes, corpus.weights, seed=seed)
-    return _hash([stream[i] for i in range(min(ORDER, 2 * sum(corpus.sizes)))])
+    data, seq_len = text(experiment.data), experiment.train.seq_len
+    stream = order.Stream(
+        [blocks_of(texts, seq_len) for texts in data.texts],
+        data.corpus.weights,
+        seed=seed,
+        share=experiment.data.share,
+    )
+    blocks = min(ORDER, 2 * sum(len(source) for source in stream.sources))
+    return _hash(list(itertools.islice(stream, blocks)))
 
 
 def _initial_weights(grid: Grid) -> dict[str, str]:

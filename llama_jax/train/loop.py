@@ -81,6 +81,7 @@ def _finish(run: Run, pending: Pending | None) -> int:
     if pending is None:
         return 0
     metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+    metrics |= run.loader.read(pending.batch['cursor'])
     run.progress.log(pending.step, metrics, seconds_waited=run.loader.seconds_waited)
     in_a_row = int(metrics['skipped_in_a_row'])
     lanes = f'batch {pending.step} of the data order'

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,14 @@ from llama_jax.train import records as record_files
 from llama_jax.train.checkpoint import Checkpoints, Items
 from llama_jax.train.experiment import Experiment, check, check_vocabulary, to_dict
 from llama_jax.train.peak import CONVENTION, peak_flops
+from llama_jax.train.place import HostBatch, local_rows, place
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
 from llama_jax.train.restore import adapted
 from llama_jax.train.sample import sampler
 from llama_jax.train.step import Metrics, State, abstract_state, initial_state, train_step
-from llama_jax.train.validate import loss_step, validate
+from llama_jax.train.validate import Validation
 
-HostBatch = dict[str, np.ndarray]
 Measure = Callable[[Experiment, Params, Tokenizer, Mesh], dict[str, float]]
 """What a caller wants measured of the parameters during a run, such as evaluate/light.py."""
 
@@ -48,14 +48,14 @@ class Run:
     experiment: Experiment
     mesh: Mesh
     state: State
-    cursor: np.ndarray
-    """Place in the data of this process's rows, after the last step taken."""
+    cursor: str
+    """Place in the data after the last step taken."""
     step: Callable[[State, Batch], tuple[State, Metrics]]
     """The compiled training step."""
     loader: Loader
     records: Records
     checkpoints: Checkpoints
-    validate: Callable[[State], dict[str, Any]] | None
+    validate: Validation | None
     sample: Callable[[State], Iterator[tuple[str, str]]] | None
     measure: Callable[[State], dict[str, float]] | None
     progress: Progress
@@ -76,16 +76,14 @@ class Run:
 
     def save(self, step: int, bits_per_byte: float | None) -> None:
         """Begin to save a checkpoint after `step`."""
-        sharding = NamedSharding(self.mesh, layout.rows())
-        cursor = jax.make_array_from_process_local_data(sharding, self.cursor)
-        metadata = {**self.metadata, 'step': step}
-        items = _items(self.state, cursor)
+        metadata = {**self.metadata, 'step': step, 'cursor': self.cursor}
+        items = _items(self.state)
         self.checkpoints.save(step, items, metadata=metadata, bits_per_byte=bits_per_byte)
 
     def evaluate(self, step: int) -> float | None:
         """Validate and sample after `step`, and record both; bits per byte where defined."""
         assert self.validate is not None
-        result = self.validate(self.state)
+        result = self.validate(self.state.params)
         self.progress.validated(step, result)
         if self.measure is not None:
             self.progress.measured(step, self.measure(self.state))
@@ -142,12 +140,13 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
         state = adapted(state, experiment, tokenizer, device_mesh)
         cursor, start = None, 0
     else:
-        rest = restored.items['rest']
-        state = State(params=restored.items['params'], **rest['state'])
-        cursor, start = _whole(rest['cursor']), restored.step
+        state = State(params=restored.items['params'], **restored.items['rest'])
+        cursor, start = restored.metadata['cursor'], restored.step
         notes += [*restored.damaged, f'resumed from the checkpoint of step {start}']
 
-    loader = _loader(experiment, tokenizer, device_mesh, 'train', cursor=cursor)
+    loader = _loader(experiment, tokenizer, device_mesh, cursor)
+    validates = experiment.evaluation.every > 0
+    validation = Validation(experiment, tokenizer, device_mesh) if validates else None
     if restored is not None and restored.metadata['data'] != loader.digest:
         loader.close()
         raise UserError(
@@ -201,7 +200,7 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
         loader=loader,
         records=records,
         checkpoints=checkpoints,
-        validate=_validation(experiment, tokenizer, device_mesh),
+        validate=validation,
         sample=sampler(experiment, tokenizer, device_mesh),
         measure=measure
         and (lambda state: measure(experiment, state.params, tokenizer, device_mesh)),
@@ -211,78 +210,26 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
     )
 
 
-def place(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Arrays [B, T] of the global batch, from each process's rows of it."""
-    sharding = NamedSharding(mesh, layout.act('BT'))
-    return {
-        name: jax.make_array_from_process_local_data(sharding, rows)
-        for name, rows in batch.items()
-        if name != 'cursor'
-    }
-
-
-def local_rows(mesh: Mesh, batch: int) -> list[int]:
-    """Rows of a global batch that this process's devices hold, in order.
-
-    On a pod these need not be neighbours, and where tensor parallelism spans hosts, several
-    processes hold the same.
-    """
-    places = NamedSharding(mesh, layout.rows()).addressable_devices_indices_map((batch,))
-    slices = [index[0] for index in places.values() if index]
-    return sorted({row for rows in slices for row in range(*rows.indices(batch))})
-
-
 def _loader(
     experiment: Experiment,
     tokenizer: Tokenizer,
     mesh: Mesh,
-    split: Literal['train', 'validation'],
-    *,
-    cursor: np.ndarray | None = None,
-    epochs: int | None = None,
+    cursor: str | None,
 ) -> Loader:
     return Loader(
         experiment.data,
-        split=split,
+        split='train',
         tokenizer=tokenizer,
-        example=experiment.objective.example,
-        splittable=experiment.objective.splittable,
-        lengths=experiment.objective.lengths(experiment.train.seq_len),
-        segments=experiment.objective.segments(experiment.train.seq_len),
+        maker=experiment.objective,
         batch=experiment.train.batch,
         seq_len=experiment.train.seq_len,
         seed=experiment.seed,
         rows=local_rows(mesh, experiment.train.batch),
         cursor=cursor,
-        epochs=epochs,
     )
 
 
-def _validation(
-    experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh
-) -> Callable[[State], dict[str, Any]] | None:
-    config = experiment.evaluation
-    if config.every == 0:
-        return None
-    step = loss_step(experiment.model, experiment.objective, experiment.compute)
-
-    def run(state: State) -> dict[str, Any]:
-        with _loader(experiment, tokenizer, mesh, 'validation', epochs=1) as loader:
-            batches = (b for i, b in enumerate(loader) if not config.batches or i < config.batches)
-            return validate(
-                step,
-                state.params,
-                batches,
-                place=lambda batch: place(batch, mesh),
-                byte_lengths=(
-                    tokenizer.byte_lengths if experiment.objective.has_likelihood else None
-                ),
-            )
-
-    return run
-
-
-def _items(state: Any, cursor: Any) -> Items:
+def _items(state: Any) -> Items:
     """The state by what is loaded together: generation wants the parameters alone."""
     rest = {
         'optimizer': state.optimizer,
@@ -291,7 +238,7 @@ def _items(state: Any, cursor: Any) -> Items:
         'skipped': state.skipped,
         'skipped_in_a_row': state.skipped_in_a_row,
     }
-    return {'params': state.params, 'rest': {'state': rest, 'cursor': cursor}}
+    return {'params': state.params, 'rest': rest}
 
 
 def _abstract_items(experiment: Experiment, tx: Any, mesh: Mesh) -> Items:
@@ -301,21 +248,16 @@ def _abstract_items(experiment: Experiment, tx: Any, mesh: Mesh) -> Items:
         abstract,
         layout.shardings(abstract, mesh),
     )
-    cursor = jax.ShapeDtypeStruct(
-        (experiment.train.batch, 2),
-        np.int32,
-        sharding=NamedSharding(mesh, jax.sharding.PartitionSpec()),
-    )
-    return _items(placed, cursor)
-
-
-def _whole(array: jax.Array) -> np.ndarray:
-    """A replicated global array on this host."""
-    return np.asarray(array.addressable_data(0))
+    return _items(placed)
 
 
 def _check_metadata(saved: dict[str, Any], wanted: dict[str, Any], workdir: Path) -> None:
     wanted = json.loads(json.dumps(wanted))
+    if 'cursor' not in saved:
+        raise UserError(
+            f'the checkpoints in {workdir} are of an older version, which read data in another '
+            f'order: begin in another --workdir with --start {workdir}, which keeps the parameters'
+        )
     fixed, _ = record_files.fixed_difference(saved['experiment'], wanted['experiment'])
     if fixed:
         raise UserError(

@@ -1,64 +1,165 @@
-"""Validation: likelihood of held-out text in bits per byte."""
+"""Validation: the loss on held-out text, and its likelihood in bits per byte, set by set."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from llama_jax import precision
+from llama_jax import layout, precision
+from llama_jax.data.config import labels
+from llama_jax.data.loader import Loader
+from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch, Loss, Objective
+from llama_jax.train.experiment import Experiment
+from llama_jax.train.place import local_rows, place
 from llama_jax.train.step import loss_of
 
 LossStep = Callable[[Params, Batch], Loss]
+SEED = 0
+"""Of the sample and of its corruption: the same for all runs and at every validation."""
 
 
-def loss_step(config: ModelConfig, objective: Objective, compute: Compute) -> LossStep:
-    """A compiled function (params, batch) -> loss sums, without dropout."""
+def loss_step(
+    config: ModelConfig, objective: Objective, compute: Compute, *, accumulate: int = 1
+) -> LossStep:
+    """A compiled function (params, batch) -> loss sums, without dropout.
+
+    `accumulate`: microbatches, as in training, so that it takes no more memory than training does.
+    """
+
+    def sums(params: Params, batch: Batch) -> Loss:
+        return loss_of(config, objective, params, batch, compute=compute, key=None)
 
     def step(params: Params, batch: Batch) -> Loss:
         with precision.matmuls(compute.precision):
-            return loss_of(config, objective, params, batch, compute=compute, key=None)
+            if accumulate == 1:
+                return sums(params, batch)
+            parts = {name: layout.interleaved(x, accumulate) for name, x in batch.items()}
+            each = jax.lax.map(functools.partial(sums, params), parts)
+            return jax.tree.map(functools.partial(jnp.sum, axis=0), each)
 
     return jax.jit(step)
 
 
-def validate(
+class Validation:
+    """The validation of a run: each of its sets, and all of them together.
+
+    Every set is read in a fixed random order: whole, or, where `evaluation.batches` says how many
+    batches are used, a sample that is shared out by the tokens of the sets, one batch each at
+    least. A batch is of one set, so that each has figures of its own.
+    """
+
+    def __init__(self, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> None:
+        """Open all sets, which raises UserError for what is not there, before any step."""
+        self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
+        self._sources = experiment.data.of('validation')
+        self.labels = labels(self._sources)
+        tokens = []
+        for index in range(len(self._sources)):
+            with self._open(index) as loader:
+                tokens.append(sum(text.tokens for text in loader.texts))
+        self.batches = shared_out(experiment.evaluation.batches, tokens)
+        self._step = loss_step(
+            experiment.model,
+            experiment.objective,
+            experiment.compute,
+            accumulate=experiment.train.accumulate,
+        )
+
+    def __call__(self, params: Params, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Figures over all sets, and 'NAME/LABEL' for each of several.
+
+        `stop` is asked before every batch; the figures are of what was read until then.
+        """
+        likelihood = self._experiment.objective.has_likelihood
+        sums = []
+        for index, batches in enumerate(self.batches):
+            with self._open(index) as loader:
+                chosen = itertools.islice(loader, batches)
+                sums.append(
+                    loss_sums(
+                        self._step,
+                        params,
+                        itertools.takewhile(lambda _: not stop(), chosen),
+                        place=lambda batch: place(batch, self._mesh),
+                        byte_lengths=self._tokenizer.byte_lengths if likelihood else None,
+                    )
+                )
+        result = figures(added(sums))
+        if len(sums) > 1:
+            for label, of_set in zip(self.labels, map(figures, sums), strict=True):
+                result |= {f'{name}/{label}': value for name, value in of_set.items()}
+        return result
+
+    def _open(self, index: int) -> Loader:
+        experiment = self._experiment
+        data = dataclasses.replace(
+            experiment.data, sources=(self._sources[index],), validation=(), workers=0
+        )
+        return Loader(
+            data,
+            split='validation',
+            tokenizer=self._tokenizer,
+            maker=experiment.objective,
+            batch=experiment.train.batch,
+            seq_len=experiment.train.seq_len,
+            seed=SEED,
+            rows=local_rows(self._mesh, experiment.train.batch),
+            epochs=1,
+        )
+
+
+def shared_out(batches: int, tokens: Sequence[int]) -> list[int | None]:
+    """How many batches each set gets, by its tokens: one or more. None is all, for 0 batches."""
+    if not batches:
+        return [None] * len(tokens)
+    exact = [batches * n / max(sum(tokens), 1) for n in tokens]
+    given = [max(1, int(share)) for share in exact]
+    for i in sorted(range(len(exact)), key=lambda i: int(exact[i]) - exact[i]):
+        given[i] += sum(given) < batches and exact[i] >= 1
+    return list(given)
+
+
+def loss_sums(
     step: LossStep,
     params: Params,
-    batches: Iterable[dict[str, np.ndarray]],
+    batches: Iterable[dict[str, Any]],
     *,
-    place: Callable[[dict[str, np.ndarray]], dict[str, jax.Array]],
+    place: Callable[[dict[str, Any]], dict[str, jax.Array]],
     byte_lengths: np.ndarray | None,
-) -> dict[str, Any]:
-    """Loss over all `batches`, and bits per byte where the objective has a likelihood.
+) -> dict[str, float]:
+    """Sums over all `batches`: 'loss', 'weight', the objective's metrics, and 'bytes'.
 
     Args:
       batches: this process's share of each global batch.
       place: puts a share on the devices as part of the global batch.
       byte_lengths: UTF-8 bytes of each token [V]; None for an objective without a likelihood.
-
-    Returns 'loss' and the objective's metrics per unit of weight; with a likelihood also 'bytes'
-    and 'bits_per_byte'.
     """
     sums: dict[str, float] = {}
-    pending: tuple[Loss, jax.Array] | None = None
+    pending: tuple[Loss, jax.Array | None] | None = None
 
-    def collect(pending: tuple[Loss, jax.Array] | None) -> None:
+    def collect(pending: tuple[Loss, jax.Array | None] | None) -> None:
         if pending is not None:
             loss, n_bytes = pending
-            values = {'loss': loss.total, 'weight': loss.weight, 'bytes': n_bytes, **loss.metrics}
+            values = {'loss': loss.total, 'weight': loss.weight, **loss.metrics}
+            if n_bytes is not None:
+                values['bytes'] = n_bytes
             for name, value in jax.device_get(values).items():  # one transfer; adds in float64
                 sums[name] = sums.get(name, 0.0) + float(value)
 
     for batch in batches:
-        n_bytes = jnp.zeros(())
+        n_bytes = None
         if byte_lengths is not None:
             bytes_BT = np.where(batch['weights'] > 0, byte_lengths[batch['targets']], 0)
             # Summed on the devices: they know which rows are held by several processes.
@@ -67,12 +168,26 @@ def validate(
         collect(pending)  # while the devices compute this batch
         pending = loss, n_bytes
     collect(pending)
+    return sums
 
-    weight, total_bytes = sums.pop('weight', 0.0), int(sums.pop('bytes', 0))
-    result: dict[str, Any] = {name: total / max(weight, 1.0) for name, total in sums.items()}
-    if byte_lengths is None:
-        return result
-    result['bytes'] = total_bytes
-    if total_bytes:
-        result['bits_per_byte'] = sums['nll'] / math.log(2) / total_bytes
+
+def added(sums: Iterable[dict[str, float]]) -> dict[str, float]:
+    """The sums of several sets together."""
+    total: dict[str, float] = {}
+    for of_set in sums:
+        for name, value in of_set.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def figures(sums: dict[str, float]) -> dict[str, Any]:
+    """'loss' and the objective's metrics per unit of weight; with a likelihood also 'bytes' and
+    'bits_per_byte'."""
+    weight = max(sums.get('weight', 0.0), 1.0)
+    means = {name: x / weight for name, x in sums.items() if name not in ('weight', 'bytes')}
+    if 'bytes' not in sums:
+        return means
+    result: dict[str, Any] = {**means, 'bytes': int(sums['bytes'])}
+    if result['bytes']:
+        result['bits_per_byte'] = sums['nll'] / math.log(2) / result['bytes']
     return result

@@ -1,20 +1,19 @@
 """A grid whose arms differ in more than is compared is refused, for each kind of difference; what
 is proved is what training does."""
 
+import itertools
 import json
 import shutil
 from dataclasses import dataclass, replace
 
 import jax
-import numpy as np
 import optax
 import pytest
 
 from llama_jax import mesh
 from llama_jax.compare import budget, fair
 from llama_jax.compare.grid import Arm
-from llama_jax.data import order
-from llama_jax.data.sources import open_sources
+from llama_jax.data.loader import Loader
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.objectives.causal import CausalLM
@@ -171,10 +170,19 @@ def test_initial_weights_are_those_of_training(grid, proof):
 
 
 def test_document_order_is_that_of_training(grid, proof):
-    corpus = open_sources(grid.arms[0].experiment.data, 'train')
-    stream = order.training_order(corpus.sizes, corpus.weights, seed=1)
-    entries = [stream[i] for i in range(2 * sum(corpus.sizes))]
-    assert proof.held_fixed['document order, seed 1'] == fair._hash(entries)
+    experiment = grid.arms[0].experiment
+    with Loader(
+        experiment.data,
+        split='train',
+        tokenizer=fair.load_tokenizer(experiment.data),
+        maker=experiment.objective,
+        batch=8,
+        seq_len=experiment.train.seq_len,
+        seed=1,
+    ) as loader:
+        stream = loader._recipe.stream()
+    blocks = list(itertools.islice(stream, 2 * len(stream.sources[0])))
+    assert proof.held_fixed['document order, seed 1'] == fair._hash(blocks)
 
 
 def test_arms_of_another_shape_are_compared_among_themselves(grid):
@@ -257,21 +265,9 @@ def test_unique_tokens_of_many_epochs_are_those_of_the_corpus(grid, text):
     long = changed(grid.arms[0].experiment, 'train', steps=1000)
     found = fair._text(long.data)
     row = budget.budget(Arm('long', long), found)
-    (size,) = found.corpus.sizes
-    assert row.unique_tokens == sum(found.length((0, 0, i)) for i in range(size))
+    (documents,) = found.corpus.sources
+    assert row.unique_tokens == sum(len(found.tokenizer.encode(text)) for text in documents)
     assert row.tokens > 2 * row.unique_tokens
-
-
-def test_raw_tokens_are_counted_into_the_document_at_the_cursor(grid):
-    experiment = grid.arms[0].experiment
-    found = fair._text(experiment.data)
-    stream = order.training_order(found.corpus.sizes, (1.0,), seed=0)
-    first, second = (found.length(stream[i]) for i in (0, 2))
-    # Lane 0 of 2 has read its first document and half of its next; lane 1 nothing. An example is a
-    # token longer than its document.
-    cursor = np.array([[1, (second + 1) // 2], [0, 0]])
-    read = budget._raw_tokens(experiment, found, cursor)
-    assert read == pytest.approx(first + second * ((second + 1) // 2) / (second + 1))
 
 
 def test_table_shows_every_row(proof):

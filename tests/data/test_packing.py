@@ -18,11 +18,11 @@ LAYOUT = packing.layout_of(example(2, 1), pad_id=9)
 
 
 def test_layout_of_an_example():
-    assert LAYOUT == {
+    assert {
         'inputs': (np.int32, 9),
         'weights': (np.float32, 0),
         'encoder/inputs': (np.int32, 9),
-    }
+    } == LAYOUT
     assert packing.layout_of({'targets': np.zeros(1, np.uint16)}, pad_id=3) == {
         'targets': (np.int32, 3)
     }

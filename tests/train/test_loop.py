@@ -19,8 +19,10 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.train import loop, run
 from llama_jax.train.experiment import digest, to_dict
+from llama_jax.train.place import place
 from llama_jax.train.records import read_metrics, read_run
 from llama_jax.train.restore import load
+from llama_jax.train.validate import Validation
 from tests.train.conftest import changed
 
 pytestmark = pytest.mark.filterwarnings(
@@ -104,15 +106,13 @@ def test_bits_per_byte_equals_a_count_from_text_and_logits(finished, experiment)
     devices = meshes.make(MeshConfig())
     model = load(finished, devices)
     with jax.set_mesh(devices):
-        validate = run._validation(changed(experiment, 'evaluation', batches=0), tokenizer, devices)
-        state = type('State', (), {'params': model.params})
-        result = validate(state)
+        whole = changed(experiment, 'evaluation', batches=0)
+        result = Validation(whole, tokenizer, devices)(model.params)
         with Loader(
             experiment.data,
             split='validation',
             tokenizer=tokenizer,
-            example=experiment.objective.example,
-            splittable=True,
+            maker=experiment.objective,
             batch=8,
             seq_len=32,
             seed=0,
@@ -131,7 +131,7 @@ def test_bits_per_byte_equals_a_count_from_text_and_logits(finished, experiment)
 
         nats = 0.0
         for batch in batches:
-            logit_BTV = np.asarray(logits(model.params, run.place(batch, devices)), np.float64)
+            logit_BTV = np.asarray(logits(model.params, place(batch, devices)), np.float64)
             log_p_BTV = logit_BTV - np.log(np.exp(logit_BTV).sum(-1, keepdims=True))
             of_target_BT = np.take_along_axis(log_p_BTV, batch['targets'][..., None], -1)[..., 0]
             nats -= (batch['weights'] * of_target_BT).sum()
