@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding
 from experiments import cli
 from llama_jax import layout
 from llama_jax import mesh as meshes
-from llama_jax.data import packing
+from llama_jax.data import packing, pieces
 from llama_jax.data.tokenizer import bytes_tokenizer
 from llama_jax.errors import UserError
 from llama_jax.optim.adamw import optimizer
@@ -128,8 +128,12 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
     """Shapes of a batch: the arrays that the objective makes of a document, and their packing."""
     tokens = np.arange(32, dtype=np.int32)
     seq_len = experiment.train.seq_len
-    example = experiment.objective.example(
-        tokens, tokenizer=bytes_tokenizer(), seq_len=seq_len, rng=np.random.default_rng(0)
+    example = pieces.examples(
+        experiment.objective,
+        tokens,
+        tokenizer=bytes_tokenizer(),
+        seq_len=seq_len,
+        rng=np.random.default_rng(0),
     )[0]
     rows = packing.empty_rows(
         packing.layout_of(example, pad_id=0),

@@ -12,6 +12,7 @@ row of its own, and segment k of one belongs to segment k of the others.
 from __future__ import annotations
 
 import bisect
+import zlib
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -96,6 +97,11 @@ class Maker(Protocol):
         ...
 
 
+def identity_of(tokens: np.ndarray) -> int:
+    """`Piece.identity` of a document: a checksum of its token ids."""
+    return zlib.crc32(tokens.astype('<i4').tobytes()) & 0x7FFFFFFF
+
+
 def longest(maker: Maker, n: int, *, room: Sizes, seq_len: int, draw: float) -> int:
     """Most of `n` units whose example fits in `room`; 0 where none does."""
 
@@ -118,6 +124,7 @@ def examples(
     """Examples of one document by itself: pieces as long as a row takes, and the rest."""
     room = tuple(maker.lengths(seq_len).values())
     made: list[Example] = []
+    identity = identity_of(tokens)
     start, end = 0, len(tokens) + maker.ends
     while start < end:
         draw = rng.random()
@@ -125,7 +132,7 @@ def examples(
         sizes = maker.sizes(n, seq_len=seq_len, draw=draw) if n else None
         if sizes is None:
             break
-        piece = Piece(tokens, start, start + n, draw, sizes, identity=1)
+        piece = Piece(tokens, start, start + n, draw, sizes, identity)
         example = maker.example(piece, tokenizer=tokenizer, seq_len=seq_len, rng=rng)
         made += [] if example is None else [example]
         start += n

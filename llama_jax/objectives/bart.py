@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.objectives.base import chunks
 from llama_jax.objectives.flops import encoder_decoder_flops
 from llama_jax.objectives.prediction import (
     ENCODER,
@@ -34,7 +36,7 @@ SENTENCE_END = re.compile(
 class Bart(TokenPrediction):
     """The corrupted text -> all of the text, and an end token (Lewis et al. 2020, section 2.2).
 
-    The sentences of each piece of the document are put in random order; then spans, of lengths
+    The sentences of a piece of a document are put in random order; then spans, of lengths
     drawn from a Poisson distribution, each become one <mask>, until `rate` of the tokens are gone.
     A span of length 0 inserts a <mask>.
     """
@@ -56,35 +58,34 @@ class Bart(TokenPrediction):
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         """In the proportion of the room for inputs to the targets."""
-        share = self._inputs_per_token()
+        share = _inputs_per_token(self.rate, self.mean_span)
         inputs = round(share / (share + 1) * seq_len)
-        if min(inputs, seq_len - inputs) < 3:
+        least, _ = self._sizes(1)
+        if inputs < max(least, 3) or seq_len - inputs < 3:
             raise UserError(
                 f'a row of {seq_len} positions has no room for a text and its copy: raise the '
                 'sequence length'
             )
         return {ENCODER: inputs, '': seq_len - inputs}
 
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        return self._sizes(n)
+
     def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """Pieces whose targets fit the decoder; the lengths of spans are drawn until the inputs fit
-        the encoder."""
-        lengths = self.lengths(seq_len)
-        ends = sentence_ends(tokens, tokenizer=tokenizer) if self.permute else np.zeros(0, int)
-        examples, start = [], 0
-        longest = min(lengths[''] - 1, max(1, int(lengths[ENCODER] / self._inputs_per_token())))
-        for text in chunks(tokens, longest):
-            inside = ends[(ends > start) & (ends < start + len(text))] - start
-            shuffled = permuted(text, inside, rng)
-            spans = span_lengths(
-                len(text), rate=self.rate, mean=self.mean_span, most=lengths[ENCODER], rng=rng
-            )
-            inputs = infilled(shuffled, spans, mask_id=tokenizer.mask_id, rng=rng)
-            targets = np.append(text, tokenizer.eos_id)
-            examples.append(denoising(inputs, targets, tokenizer=tokenizer, encoder=True))
-            start += len(text)
-        return examples
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        """The lengths of spans are drawn until the inputs are no longer than `piece.sizes`."""
+        text = shuffled = piece.text
+        if not len(text):
+            return None
+        if self.permute:
+            ends = sentence_ends(text, tokenizer=tokenizer)
+            shuffled = permuted(text, ends[ends < len(text)], rng)
+        most, _ = piece.sizes
+        spans = span_lengths(len(text), rate=self.rate, mean=self.mean_span, most=most, rng=rng)
+        inputs = infilled(shuffled, spans, mask_id=tokenizer.mask_id, rng=rng)
+        targets = np.append(text, tokenizer.eos_id)
+        return denoising(inputs, targets, tokenizer=tokenizer, encoder=True)
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         return encoder_decoder_flops(model, *self.lengths(seq_len).values())
@@ -92,9 +93,28 @@ class Bart(TokenPrediction):
     def check(self, model: ModelConfig) -> None:
         check_architecture(model, 'BART', encoder=True)
 
-    def _inputs_per_token(self) -> float:
-        """Room for inputs: kept tokens and the mean number of spans, and some more."""
-        return SPARE * (1 - self.rate + self.rate / self.mean_span)
+    def _sizes(self, n: int) -> tuple[int, int]:
+        return granted(n, self.rate, self.mean_span), n + 1
+
+
+def _inputs_per_token(rate: float, mean_span: float) -> float:
+    """Room for inputs: kept tokens and the mean number of spans, and some more."""
+    return SPARE * (1 - rate + rate / mean_span)
+
+
+def masked_tokens(n: int, rate: float) -> int:
+    """How many of `n` tokens are in spans."""
+    return max(1, round(rate * n))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def granted(n: int, rate: float, mean_span: float) -> int:
+    """Inputs that a text of `n` tokens may take, of which more are rarely drawn: the share of the
+    row, and for short texts at least the median number of spans (renewal theory: the spans that
+    cover m tokens are m / mean + 1/2 on average)."""
+    masked = masked_tokens(n, rate)
+    median = n - masked + math.ceil(masked / mean_span + 0.5)
+    return max(math.ceil(_inputs_per_token(rate, mean_span) * n), median)
 
 
 def sentence_ends(tokens: np.ndarray, *, tokenizer: Any) -> np.ndarray:
@@ -119,7 +139,7 @@ def span_lengths(
 ) -> np.ndarray:
     """Poisson lengths that sum to round(rate n), 1 or more, the last one cut short; as many as
     leave at most `most` of `n` tokens and masks."""
-    masked = max(1, round(rate * n))
+    masked = masked_tokens(n, rate)
     while True:
         lengths = np.zeros(0, np.int64)
         while lengths.sum() < masked:

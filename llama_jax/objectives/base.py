@@ -13,12 +13,13 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from llama_jax.data.pieces import Maker
+from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 
 Batch = dict[str, Any]
-"""Arrays [B, T] of one global batch: what `example` yields, and 'segments' and 'positions' of each
+"""Arrays [B, T] of one global batch: what `example` gives, and 'segments' and 'positions' of each
 stream."""
 
 
@@ -116,6 +117,17 @@ class Base:
 
     def check(self, model: ModelConfig) -> None:
         return
+
+
+def after_begin(seq_len: int) -> dict[str, int]:
+    """`lengths` of an objective with a begin token before each piece. Raises UserError where a row
+    holds no more than that."""
+    if seq_len < 2:
+        raise UserError(
+            f'a row of {seq_len} positions has no room for a token after the begin token: raise '
+            'the sequence length'
+        )
+    return {'': seq_len}
 
 
 def stream_of(key: str) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.model.config import ModelConfig
 from llama_jax.objectives.flops import decoder_flops
-from llama_jax.objectives.prediction import TokenPrediction, check_architecture
+from llama_jax.objectives.prediction import TokenPrediction, check_architecture, predicted
 
 
 @dataclass(frozen=True)
@@ -17,20 +18,21 @@ class CausalLM(TokenPrediction):
     """Maximum likelihood of every token of a document and of its end (Radford et al. 2018)."""
 
     @property
-    def splittable(self) -> bool:
+    def ends(self) -> bool:
         return True
 
     @property
     def has_likelihood(self) -> bool:
         return True
 
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        return (n,)
+
     def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """The document after a begin token, and its tokens and an end token to predict."""
-        ids = np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(np.int32)
-        weights = np.ones(len(ids) - 1, np.float32)
-        return [{'inputs': ids[:-1], 'targets': ids[1:], 'weights': weights}]
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        """What stands before each unit of the piece, and the unit to predict."""
+        return predicted(*piece.predicted(tokenizer))
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         return decoder_flops(model, seq_len, causal=True)

@@ -7,7 +7,6 @@ Letters of this file: M places for a pair in a row; C, N a row and a place of th
 from __future__ import annotations
 
 import math
-import zlib
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -18,11 +17,12 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax import layout, mesh
+from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Base, Batch, Loss, chunks, in_stream
+from llama_jax.objectives.base import Base, Batch, Loss, in_stream
 from llama_jax.objectives.flops import features_flops
 from llama_jax.objectives.prediction import check_architecture
 
@@ -30,12 +30,14 @@ TEXT = 256
 """Tokens of a document from which one pair is made (Izacard et al. 2022, section 3)."""
 CROP = 0.05, 0.5
 """Shortest and longest crop as a share of that text (same, appendix A.1)."""
-SPARE = 4
-"""A row has places for this many times the pairs of longest views that fit."""
+PLACE = 12
+"""Positions of a row's view for each of its places for a pair, so that short documents fill it."""
 MIN_TEMPERATURE = 0.01
 """Lower bound of a learned temperature (Radford et al. 2021, section 2.5)."""
 DOCUMENT = 'document'
 """The array with the document's id, which tells texts that are no negatives of each other."""
+SPLIT = 1 << 26
+"""Values of the first of the two numbers that a draw is split into."""
 NEVER = -1e30
 """Logit of what is no candidate: finite, so that a place without a pair has a gradient of 0."""
 
@@ -87,26 +89,32 @@ class InfoNCE(Base):
 
     def segments(self, seq_len: int) -> int:
         """Places for pairs, which are few: each is a row and a column of the table of cosines."""
-        return SPARE * -(-(seq_len // 2) // self._longest(seq_len))
+        return max(1, seq_len // 2 // PLACE)
+
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        """Views 'dropout': the text. 'spans': lengths of crops, uniform as `draw` is."""
+        longest = self._longest(seq_len)
+        if self.views == 'dropout':
+            return (n, n) if n <= longest else None
+        if n > TEXT:
+            return None
+        shortest, longest = (max(1, min(round(share * n), longest)) for share in CROP)
+        lengths = longest - shortest + 1
+        # One number in [0, 1) is two: its first binary digits, and those that follow.
+        b, a = math.modf(draw * SPLIT)
+        return shortest + int(a / SPLIT * lengths), shortest + int(b * lengths)
 
     def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """A pair of views of each piece of the document, and the document's id."""
-        longest = self._longest(seq_len)
-        size = TEXT if self.views == 'spans' else longest
-        identity = document_id(tokens)
-        examples = []
-        for text in chunks(tokens, size):
-            text = text.astype(np.int32)
-            a = b = text
-            if self.views == 'spans':
-                a, b = crop(text, longest, rng), crop(text, longest, rng)
-            document = np.full(len(a), identity, np.int32)
-            examples.append(
-                in_stream('a', {'inputs': a, DOCUMENT: document}) | in_stream('b', {'inputs': b})
-            )
-        return examples
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        """A pair of views of the piece, and the document's id."""
+        a = b = text = piece.text
+        if not len(text):
+            return None
+        if self.views == 'spans':
+            a, b = (crop(text, length, rng) for length in piece.sizes)
+        document = np.full(len(a), piece.identity, np.int32)
+        return in_stream('a', {'inputs': a, DOCUMENT: document}) | in_stream('b', {'inputs': b})
 
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
         return {'log_temperature': jnp.log(self.temperature)} if self.learned else {}
@@ -200,17 +208,10 @@ class InfoNCE(Base):
         return _joined(jax.lax.map(lambda piece: jax.checkpoint(encode)(*piece), (pieces, keys)))
 
 
-def crop(text: np.ndarray, longest: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part of `text`, of 5% to 50% of its length and of at most `longest` tokens."""
-    low, high = (max(1, min(round(share * len(text)), longest)) for share in CROP)
-    length = int(rng.integers(low, high + 1))
-    start = int(rng.integers(len(text) - length + 1))
+def crop(text: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
+    """A random part of `text`, of `length` tokens or of all that there are."""
+    start = int(rng.integers(max(len(text) - length, 0) + 1))
     return text[start : start + length]
-
-
-def document_id(tokens: np.ndarray) -> int:
-    """A number that equal documents share, and hardly any others: in [0, 2^31)."""
-    return zlib.crc32(tokens.astype('<i4').tobytes()) & 0x7FFFFFFF
 
 
 def places(segment_BT: Int[Array, 'B T'], n_places: int) -> Bool[Array, 'B M T']:

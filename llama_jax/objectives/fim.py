@@ -7,26 +7,31 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.objectives.flops import decoder_flops
-from llama_jax.objectives.prediction import TokenPrediction, check_architecture
-from llama_jax.objectives.prefix import pieces
+from llama_jax.objectives.prediction import TokenPrediction, check_architecture, predicted
 
-SPARE = 16
-"""Positions of a row that a piece of text leaves free: five control tokens, and what a text takes
-more when it is encoded in three parts."""
+CONTROLS = 4
+"""Positions of the control tokens of a transformed piece."""
+GROWTH = 5
+"""Positions for what a text takes more when it is encoded in three parts. BPE takes more than that
+for 1 of 100 pairs of places to split at, unigram for 8."""
+TRIES = 16
+"""Pairs of places that are drawn until one fits."""
 
 
 @dataclass(frozen=True)
 class FillInMiddle(TokenPrediction):
     """Likelihood of all sections of a document in an order of infilling (Bavarian et al. 2022).
 
-    PSM: <prefix> P <suffix> S <middle> M <eom>. SPM: <prefix> <suffix> S <middle> P M <eom>. A
-    document that is longer than a row is cut first, so that no part of an infilling stands in
-    another row than the rest (context level, section 2.1 there). The two splits are uniform over
-    the places between characters, and the parts are encoded each by itself. A piece that is not
-    transformed is one of the causal example; at rate 0 all are, cut as objectives/prefix.py does.
+    PSM: <prefix> P <suffix> S <middle> M <eom>. SPM: <prefix> <suffix> S <middle> P M <eom>. It is
+    pieces of documents that are transformed, so that no part of an infilling stands in another row
+    than the rest (context level, section 2.1 there). The two splits are uniform over the places
+    between characters, and the parts are encoded each by itself. What the piece has of characters
+    that it cuts stays where it is, at the front of the prefix and at the end of the suffix. A piece
+    that is not transformed is that of causal language modelling.
     """
 
     rate: float = 0.5
@@ -39,28 +44,31 @@ class FillInMiddle(TokenPrediction):
             if not 0 <= share <= 1:
                 raise UserError(f'a share of {share} must be in [0, 1]')
 
+    @property
+    def ends(self) -> bool:
+        return True
+
+    def lengths(self, seq_len: int) -> dict[str, int]:
+        if self.rate and seq_len <= CONTROLS + GROWTH:
+            raise UserError(
+                f'a row of {seq_len} positions has no room for a text and the {CONTROLS + GROWTH} '
+                'that its transformation takes: raise the sequence length'
+            )
+        return super().lengths(seq_len)
+
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        return (n + CONTROLS + GROWTH if draw < self.rate else n,)
+
     def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """Pieces of the document, cut between characters. One that would be longer than a row after
-        all, or that is not text, stays causal."""
-        if not self.rate:
-            causal = pieces(tokens, tokenizer=tokenizer, size=seq_len)
-            return [predicted(inputs, targets) for inputs, targets in causal]
-        ids = np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(np.int32)
-        examples = []
-        places = cuts(tokens, tokenizer=tokenizer, size=max(seq_len - SPARE, (seq_len + 1) // 2))
-        for start, stop in zip(places[:-1], places[1:], strict=True):
-            inputs, targets = ids[start:stop], ids[start + 1 : stop + 1]
-            if rng.random() < self.rate and len(text := tokens[start:stop]):
-                moved = self._moved(text, tokenizer, rng)
-                if moved is not None:
-                    moved = moved if stop <= len(tokens) else [*moved, tokenizer.eos_id]
-                    if len(moved) <= seq_len + 1:
-                        row = np.array(moved, np.int32)
-                        inputs, targets = row[:-1], row[1:]
-            examples.append(predicted(inputs, targets))
-        return examples
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        """A piece that has no text, or is longer than `piece.sizes` wherever it is split, stays
+        causal."""
+        if piece.draw < self.rate:
+            moved = self._moved(piece, tokenizer, rng)
+            if moved is not None:
+                return predicted(moved[:-1], moved[1:])
+        return predicted(*piece.predicted(tokenizer))
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         return decoder_flops(model, seq_len, causal=True)
@@ -68,45 +76,51 @@ class FillInMiddle(TokenPrediction):
     def check(self, model: ModelConfig) -> None:
         check_architecture(model, 'filling in the middle', encoder=False)
 
-    def _moved(
-        self, tokens: np.ndarray, tokenizer: Any, rng: np.random.Generator
-    ) -> list[int] | None:
-        """Begin token, sections and controls of a piece; None where it is not whole characters."""
-        try:
-            text = tokenizer.to_bytes(tokens).decode('utf-8')
-        except UnicodeDecodeError:
+    def _moved(self, piece: Piece, tokenizer: Any, rng: np.random.Generator) -> np.ndarray | None:
+        """Begin token, sections and controls, and the end token where the document ends."""
+        ids = piece.text
+        if not len(ids):
             return None
-        first, second = np.sort(rng.integers(0, len(text) + 1, 2))
-        parts = text[:first], text[first:second], text[second:]
-        prefix, middle, suffix = (tokenizer.encode(part, continues=True) for part in parts)
-        control = tokenizer.control
-        if rng.random() < self.spm:
-            order = [*suffix, control['<middle>'], *prefix, *middle]
-            head = [control['<prefix>'], control['<suffix>']]
-        else:
-            order = [*prefix, control['<suffix>'], *suffix, control['<middle>'], *middle]
-            head = [control['<prefix>']]
-        return [tokenizer.bos_id, *head, *order, control['<eom>']]
+        names = '<prefix>', '<suffix>', '<middle>', '<eom>'
+        P, S, M, eom = ([tokenizer.control[name]] for name in names)
+        end = [tokenizer.eos_id] if piece.stop > len(piece.tokens) else []
+        before, text, after = whole_characters(ids, tokenizer=tokenizer)
+        spm = rng.random() < self.spm
+        for _ in range(TRIES):
+            first, second = np.sort(rng.integers(0, len(text) + 1, 2))
+            parts = text[:first], text[first:second], text[second:]
+            prefix, middle, suffix = (tokenizer.encode(part, continues=True) for part in parts)
+            prefix, suffix = np.concatenate([before, prefix]), np.concatenate([suffix, after])
+            order = [P, S, suffix, M, prefix, middle] if spm else [P, prefix, S, suffix, M, middle]
+            moved = np.concatenate([[tokenizer.bos_id], *order, eom, end])
+            if len(moved) <= piece.sizes[0] + 1:
+                return moved.astype(np.int32)
+        return None
 
 
-def predicted(inputs: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
-    """Example with weight on every target."""
-    return {'inputs': inputs, 'targets': targets, 'weights': np.ones(len(targets), np.float32)}
+def whole_characters(tokens: np.ndarray, *, tokenizer: Any) -> tuple[np.ndarray, str, np.ndarray]:
+    """Tokens with the rest of a character that begins before them all, the text of those that are
+    whole characters, and tokens with the beginning of a character that ends after them all.
 
-
-def cuts(tokens: np.ndarray, *, tokenizer: Any, size: int) -> list[int]:
-    """Places between which the pieces of a document lie, the end token counted as its last: equal
-    pieces of at most `size` tokens and the few that complete a character."""
-    data = np.frombuffer(tokenizer.to_bytes(tokens), np.uint8)
-    before = np.concatenate([[0], np.cumsum(tokenizer.byte_lengths[tokens])])
-    end = len(tokens) + 1
-    n = -(-end // size)
-    places = [0]
-    for k in range(1, n):
-        place = k * end // n
-        # A byte 10xxxxxx is the inside of a character in UTF-8.
-        while place < len(tokens) and data[before[place]] & 0xC0 == 0x80:
-            place += 1
-        if place > places[-1]:
-            places.append(place)
-    return [*places, end] if places[-1] < end else places
+    Of bytes that are no UTF-8 no text is made: they all come first.
+    """
+    data = tokenizer.to_bytes(tokens)
+    try:
+        return tokens[:0], data.decode(), tokens[:0]
+    except UnicodeDecodeError:
+        pass
+    start = np.concatenate([[0], np.cumsum(tokenizer.byte_lengths[tokens])])  # of each, in bytes
+    # In UTF-8 a byte 10xxxxxx is the inside of a character.
+    begins = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
+    places = np.flatnonzero(np.append(begins, True)[start])  # between tokens and characters
+    whole = len(data)
+    if begins.any():
+        last = int(np.flatnonzero(begins)[-1])
+        length = sum(data[last] >= least for least in (0, 0xC0, 0xE0, 0xF0))
+        whole = last if last + length > whole else whole
+    first = int(places[0])
+    after = max(first, *places[start[places] <= whole].tolist(), 0)
+    try:
+        return tokens[:first], data[start[first] : start[after]].decode(), tokens[after:]
+    except UnicodeDecodeError:
+        return tokens, '', tokens[:0]

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.objectives.base import chunks
+from llama_jax.objectives.base import after_begin
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.prediction import TokenPrediction, check_architecture
 
@@ -41,35 +42,33 @@ class MaskedLM(TokenPrediction):
     def causal(self) -> bool:
         return False
 
+    def lengths(self, seq_len: int) -> dict[str, int]:
+        return after_begin(seq_len)
+
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        return (n + 1,)
+
     def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """Equal pieces of the document, each with a selection of its own."""
-        if seq_len < 2:
-            raise UserError(
-                f'a row of {seq_len} positions has no room for a token after the begin token: '
-                'raise the sequence length'
-            )
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        """The piece after a begin token, with some tokens hidden."""
+        text = piece.text
+        if not len(text):
+            return None
+        selected = np.zeros(len(text), bool)
+        n = max(1, round(self.rate * len(text)))
+        selected[rng.choice(len(text), n, replace=False)] = True
         ordinary = np.flatnonzero(tokenizer.byte_lengths)
-        examples = []
-        for text in chunks(tokens, seq_len - 1):
-            selected = np.zeros(len(text), bool)
-            n = max(1, round(self.rate * len(text)))
-            selected[rng.choice(len(text), n, replace=False)] = True
-            hidden = hide(text, selected, ordinary=ordinary, mask_id=tokenizer.mask_id, rng=rng)
-            inputs = np.concatenate([[tokenizer.bos_id], hidden])
-            if self.read_previous:
-                targets, weights = np.append(text, tokenizer.pad_id), np.append(selected, 0)
-            else:
-                targets, weights = np.append(tokenizer.bos_id, text), np.append(0, selected)
-            examples.append(
-                {
-                    'inputs': inputs.astype(np.int32),
-                    'targets': targets.astype(np.int32),
-                    'weights': weights.astype(np.float32),
-                }
-            )
-        return examples
+        hidden = hide(text, selected, ordinary=ordinary, mask_id=tokenizer.mask_id, rng=rng)
+        if self.read_previous:
+            targets, weights = np.append(text, tokenizer.pad_id), np.append(selected, 0)
+        else:
+            targets, weights = np.append(tokenizer.bos_id, text), np.append(0, selected)
+        return {
+            'inputs': np.concatenate([[tokenizer.bos_id], hidden]).astype(np.int32),
+            'targets': targets.astype(np.int32),
+            'weights': weights.astype(np.float32),
+        }
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         """The head's of every position, selected or not, for so it is computed."""

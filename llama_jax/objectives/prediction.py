@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from llama_jax.data.pieces import Example
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
@@ -77,9 +78,12 @@ class TokenPrediction(Base):
         return int(np.count_nonzero(batch['weights']))
 
 
-def denoising(
-    inputs: np.ndarray, targets: np.ndarray, *, tokenizer: Any, encoder: bool
-) -> dict[str, np.ndarray]:
+def predicted(inputs: np.ndarray, targets: np.ndarray) -> Example:
+    """Example with weight on every target."""
+    return {'inputs': inputs, 'targets': targets, 'weights': np.ones(len(targets), np.float32)}
+
+
+def denoising(inputs: np.ndarray, targets: np.ndarray, *, tokenizer: Any, encoder: bool) -> Example:
     """Example of `targets` from `inputs`, both without begin token.
 
     With an encoder it reads `inputs`, and the decoder begins with a begin token. Without one, both

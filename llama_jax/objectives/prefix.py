@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.objectives.base import chunks
 from llama_jax.objectives.flops import prefix_flops
 from llama_jax.objectives.prediction import TokenPrediction, check_architecture
 
@@ -19,9 +18,8 @@ from llama_jax.objectives.prediction import TokenPrediction, check_architecture
 class PrefixLM(TokenPrediction):
     """Likelihood of a suffix given its prefix (Raffel et al. 2020, section 3.2.3).
 
-    A document that is longer than a row is cut as causal language modelling cuts it, and each piece
-    of L inputs is split. The split is uniform in [1, L), so that every suffix has two tokens or
-    more; a piece of one input has split 1, which is the causal form.
+    Every piece of a document, of L inputs, is split. The split is uniform in [1, L), so that every
+    suffix has two tokens or more; a piece of one input has split 1, which is the causal form.
     """
 
     ratio: float | None = None
@@ -35,20 +33,25 @@ class PrefixLM(TokenPrediction):
     def causal(self) -> bool:
         return False
 
+    @property
+    def ends(self) -> bool:
+        return True
+
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        return (n,)
+
     def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """Pieces of the causal example, with the inputs in full view and weight on the rest."""
-        return [
-            split_at(inputs, targets, self.split(len(inputs), rng))
-            for inputs, targets in pieces(tokens, tokenizer=tokenizer, size=seq_len)
-        ]
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        """The causal example, with the first inputs in full view and weight on the rest."""
+        inputs, targets = piece.predicted(tokenizer)
+        return split_at(inputs, targets, self.split(len(inputs), rng))
 
     def split(self, length: int, rng: np.random.Generator) -> int:
         """How many of `length` inputs are prefix."""
         if self.ratio is None:
             return int(rng.integers(1, max(length, 2)))
-        return min(round(self.ratio * length), length - 1)
+        return prefix_of(length, self.ratio)
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         """Of a row that one piece fills; the mean over splits where they are drawn."""
@@ -64,15 +67,12 @@ class PrefixLM(TokenPrediction):
         check_architecture(model, 'prefix language modelling', encoder=False)
 
 
-def pieces(
-    tokens: np.ndarray, *, tokenizer: Any, size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Inputs and targets of the causal example in equal pieces of at most `size` positions."""
-    ids = np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(np.int32)
-    yield from zip(chunks(ids[:-1], size), chunks(ids[1:], size), strict=True)
+def prefix_of(length: int, ratio: float) -> int:
+    """How many of `length` inputs are prefix where that is a share of them."""
+    return min(round(ratio * length), length - 1)
 
 
-def split_at(inputs: np.ndarray, targets: np.ndarray, split: int) -> dict[str, np.ndarray]:
+def split_at(inputs: np.ndarray, targets: np.ndarray, split: int) -> Example:
     """Example whose first `split` inputs are in full view.
 
     Weight begins at the last of them, for its target is the first token that the prefix lacks.

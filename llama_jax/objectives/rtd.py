@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax import layout
+from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Base, Batch, Loss, chunks
+from llama_jax.objectives.base import Base, Batch, Loss, after_begin
 from llama_jax.objectives.flops import TRAINING, decoder_flops, features_flops
 from llama_jax.objectives.prediction import check_architecture
 from llama_jax.objectives.softmax import cross_entropy
@@ -64,30 +65,29 @@ class ReplacedTokens(Base):
         fewer."""
         return False
 
+    def lengths(self, seq_len: int) -> dict[str, int]:
+        return after_begin(seq_len)
+
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        return (n + 1,)
+
     def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """Pieces of the document after a begin token, with masks; the tokens as they are; and where
-        the masks stand."""
-        if seq_len < 2:
-            raise UserError(
-                f'a row of {seq_len} positions has no room for a token after the begin token: '
-                'raise the sequence length'
-            )
-        examples = []
-        for text in chunks(tokens, seq_len - 1):
-            n_masked = max(1, round(self.rate * len(text)))
-            masked = np.zeros(1 + len(text), bool)
-            masked[1 + rng.choice(len(text), n_masked, replace=False)] = True
-            ids = np.concatenate([[tokenizer.bos_id], text]).astype(np.int32)
-            examples.append(
-                {
-                    'inputs': np.where(masked, tokenizer.mask_id, ids).astype(np.int32),
-                    'targets': ids,
-                    'weights': masked.astype(np.float32),
-                }
-            )
-        return examples
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        """The piece after a begin token, with masks; the tokens as they are; and where the masks
+        stand."""
+        text = piece.text
+        if not len(text):
+            return None
+        masked = np.zeros(1 + len(text), bool)
+        n_masked = max(1, round(self.rate * len(text)))
+        masked[1 + rng.choice(len(text), n_masked, replace=False)] = True
+        ids = np.concatenate([[tokenizer.bos_id], text]).astype(np.int32)
+        return {
+            'inputs': np.where(masked, tokenizer.mask_id, ids).astype(np.int32),
+            'targets': ids,
+            'weights': masked.astype(np.float32),
+        }
 
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
         generator_key, head_key = jax.random.split(key)

@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+import functools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.objectives.base import chunks
 from llama_jax.objectives.flops import encoder_decoder_flops, prefix_flops
 from llama_jax.objectives.prediction import (
     ENCODER,
@@ -20,6 +20,9 @@ from llama_jax.objectives.prediction import (
     check_architecture,
     denoising,
 )
+
+SENTINELS = 128
+"""Sentinels of every tokenizer here, and so the most spans in a text."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,7 @@ class Spans:
         noise = clip(round(length density), 1, length - 1), spans = max(round(noise / mean_span), 1)
         and no more than tokens are kept, for each span has kept text before it.
         """
-        noise = min(max(round(length * self.density), 1), length - 1)
-        spans = min(max(round(noise / self.mean_span), 1), length - noise)
-        return noise, spans
+        return _counts(length, self.density, self.mean_span)
 
     def sizes(self, length: int) -> tuple[int, int]:
         """Tokens of inputs, kept - noise + spans, and of targets, noise + spans + 1, in which a
@@ -68,9 +69,8 @@ class Spans:
 class SpanCorruption(TokenPrediction):
     """Kept text with a sentinel for each span -> each sentinel with its span, and an end token.
 
-    A document is cut into equal pieces, each of at most the longest length L whose inputs and
-    targets, L + 2 spans + 1 tokens, fit a row, and whose spans do not outnumber the sentinels. A
-    piece of one token cannot be corrupted and is left out.
+    Of a piece of L tokens inputs and targets are L + 2 spans + 1. A piece of one token cannot be
+    corrupted, nor one whose spans outnumber the sentinels.
     """
 
     density: float = 0.15
@@ -88,32 +88,21 @@ class SpanCorruption(TokenPrediction):
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         """Of an encoder-decoder: each as long as the longest text that fits both makes it."""
-        if not self.encoder:
-            return {'': seq_len}
         inputs = self._inputs(seq_len)
-        return {ENCODER: inputs, '': seq_len - inputs}
+        return {ENCODER: inputs, '': seq_len - inputs} if self.encoder else {'': seq_len}
+
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        sizes = corrupted_sizes(n, self.density, self.mean_span)
+        return sizes if self.encoder or sizes is None else (sum(sizes),)
 
     def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """Every piece of the document under a mask of its own."""
-        spans, lengths = self._spans(), self.lengths(seq_len)
-        longest = largest(
-            lambda length: (
-                fits(spans.sizes(length), lengths)
-                and spans.counts(length)[1] <= len(tokenizer.sentinel_ids)
-            ),
-            seq_len,
-        )
-        return [
-            denoising(
-                *corrupt(text, spans.mask(len(text), rng), tokenizer=tokenizer),
-                tokenizer=tokenizer,
-                encoder=self.encoder,
-            )
-            for text in chunks(tokens, longest)
-            if len(text) > 1
-        ]
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        text = piece.text
+        if len(text) < 2:
+            return None
+        inputs, targets = corrupt(text, self._spans().mask(len(text), rng), tokenizer=tokenizer)
+        return denoising(inputs, targets, tokenizer=tokenizer, encoder=self.encoder)
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         """Of a row that one text fills."""
@@ -132,8 +121,36 @@ class SpanCorruption(TokenPrediction):
     def _inputs(self, seq_len: int) -> int:
         """Tokens of the inputs of the longest text that fits a row with its targets."""
         spans = self._spans()
-        longest = largest(lambda length: sum(spans.sizes(length)) <= seq_len, seq_len)
+
+        def too_long(length: int) -> bool:
+            return sum(spans.sizes(length)) > seq_len
+
+        longest = bisect.bisect_left(range(seq_len + 1), True, lo=2, key=too_long) - 1
+        if longest < 2:
+            raise no_room(seq_len)
         return spans.sizes(longest)[0]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _counts(length: int, density: float, mean_span: float) -> tuple[int, int]:
+    noise = min(max(round(length * density), 1), length - 1)
+    return noise, min(max(round(noise / mean_span), 1), length - noise)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def corrupted_sizes(n: int, density: float, mean_span: float) -> tuple[int, int] | None:
+    """`Spans.sizes` where `n` tokens can be corrupted: packing asks for them all the time."""
+    if n < 2 or _counts(n, density, mean_span)[1] > SENTINELS:
+        return None
+    return Spans(density, mean_span).sizes(n)
+
+
+def no_room(seq_len: int) -> UserError:
+    """Of a row that is too short for any corrupted text."""
+    return UserError(
+        f'a row of {seq_len} positions has no room for a corrupted text and its targets: raise '
+        'the sequence length'
+    )
 
 
 def segmentation(n: int, parts: int, rng: np.random.Generator) -> np.ndarray:
@@ -176,23 +193,3 @@ def reconstruct(inputs: np.ndarray, targets: np.ndarray, *, tokenizer: Any) -> n
     for token in inputs.tolist():
         text.extend(spans.get(token, [token]))
     return np.array(text, np.int32)
-
-
-def fits(sizes: tuple[int, int], lengths: dict[str, int], *, more: int = 0) -> bool:
-    """Whether inputs and targets of these sizes, and `more` inputs, fit a row."""
-    inputs, targets = sizes
-    if ENCODER in lengths:
-        return inputs + more <= lengths[ENCODER] and targets <= lengths['']
-    return inputs + more + targets <= lengths['']
-
-
-def largest(fit: Callable[[int], bool], seq_len: int) -> int:
-    """The largest length of text that fits; when it does, so do all shorter ones."""
-    lengths: Sequence[int] = range(2, seq_len + 1)
-    place = bisect.bisect_left(lengths, True, key=lambda length: not fit(length))
-    if not place:
-        raise UserError(
-            f'a row of {seq_len} positions has no room for a corrupted text and its targets: raise '
-            'the sequence length'
-        )
-    return lengths[place - 1]

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.objectives.flops import encoder_decoder_flops, prefix_flops
@@ -16,8 +17,8 @@ from llama_jax.objectives.prediction import (
     check_architecture,
     denoising,
 )
-from llama_jax.objectives.prefix import PrefixLM, split_at
-from llama_jax.objectives.spans import Spans, corrupt, fits, largest
+from llama_jax.objectives.prefix import prefix_of, split_at
+from llama_jax.objectives.spans import Spans, corrupt, corrupted_sizes, no_room
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Denoiser:
 
     def split(self, length: int) -> int:
         """Inputs of a prefix language model that are prefix."""
-        return PrefixLM(ratio=1 - self.density).split(length, np.random.default_rng(0))
+        return prefix_of(length, 1 - self.density)
 
 
 MIXTURE = (
@@ -60,8 +61,8 @@ class UL2(TokenPrediction):
     A mode token stands before the inputs. Span denoisers are those of objectives/spans.py, with the
     same form. The sequential denoiser is prefix language modelling, and on a decoder its example is
     that of objectives/prefix.py after the mode token; with an encoder, which reads the prefix, the
-    decoder predicts the suffix. A piece is of at most the longest text that fits under the
-    denoiser, and the document's end is predicted where its last piece is under a sequential one.
+    decoder predicts the suffix. The document's end is predicted where its last piece is under a
+    sequential denoiser, and so is a piece of a single token, which has no place for a span.
     """
 
     encoder: bool = False
@@ -77,41 +78,43 @@ class UL2(TokenPrediction):
     def causal(self) -> bool:
         return False
 
+    @property
+    def ends(self) -> bool:
+        return self._single is not None
+
     def lengths(self, seq_len: int) -> dict[str, int]:
         """Of an encoder-decoder: in the proportion that the mixture has on average."""
-        if not self.encoder:
-            return {'': seq_len}
-        shares = self._shares(seq_len)
-        inputs = round(sum(shares) / len(shares) * seq_len)
-        return {ENCODER: inputs, '': seq_len - inputs}
+        lengths = {'': seq_len}
+        if self.encoder:
+            shares = self._shares(seq_len)
+            inputs = round(sum(shares) / len(shares) * seq_len)
+            lengths = {ENCODER: inputs, '': seq_len - inputs}
+        for denoiser in self.denoisers:
+            sizes = self._sizes(denoiser, 2)
+            if sizes is None or any(map(int.__gt__, sizes, lengths.values())):
+                raise no_room(seq_len)
+        return lengths
+
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        """Those of the denoiser that `draw` gives."""
+        denoiser = self._denoiser(draw, n)
+        return None if denoiser is None else self._sizes(denoiser, n)
 
     def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """Pieces of the document, one after another, until all of it is used."""
-        longest = [self._longest(d, tokenizer, seq_len) for d in self.denoisers]
-        ids = np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(np.int32)
-        examples, start, end = [], 0, len(ids) - 1
-        while start < end:
-            drawn = int(rng.integers(len(self.denoisers)))
-            # As equal as the pieces would be if all the rest were cut for this denoiser.
-            rest = end - start
-            size = -(-rest // -(-rest // longest[drawn]))
-            stop = start + size
-            denoiser = self.denoisers[drawn]
-            mode = tokenizer.control[denoiser.mode]
-            if denoiser.mean_span is None:
-                inputs, targets = ids[start:stop], ids[start + 1 : stop + 1]
-                examples.append(self._sequential(denoiser, inputs, targets, mode, tokenizer))
-            elif len(text := tokens[start:stop]) > 1:
-                mask = Spans(denoiser.density, denoiser.mean_span).mask(len(text), rng)
-                inputs, targets = corrupt(text, mask, tokenizer=tokenizer)
-                inputs = np.concatenate([[mode], inputs])
-                examples.append(
-                    denoising(inputs, targets, tokenizer=tokenizer, encoder=self.encoder)
-                )
-            start = stop
-        return examples
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        text = piece.text
+        denoiser = self._denoiser(piece.draw, len(text))
+        if denoiser is None:
+            return None
+        mode = tokenizer.control[denoiser.mode]
+        if denoiser.mean_span is None:
+            inputs, targets = piece.predicted(tokenizer)
+            return self._sequential(denoiser, inputs, targets, mode, tokenizer)
+        mask = Spans(denoiser.density, denoiser.mean_span).mask(len(text), rng)
+        inputs, targets = corrupt(text, mask, tokenizer=tokenizer)
+        inputs = np.concatenate([[mode], inputs])
+        return denoising(inputs, targets, tokenizer=tokenizer, encoder=self.encoder)
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         """Mean over the mixture, of rows that one text fills."""
@@ -129,20 +132,28 @@ class UL2(TokenPrediction):
         sizes = [denoiser.sizes(max(seq_len, 2)) for denoiser in self.denoisers]
         return [(1 + inputs) / (1 + inputs + targets) for inputs, targets in sizes]
 
-    def _longest(self, denoiser: Denoiser, tokenizer: Any, seq_len: int) -> int:
-        lengths = self.lengths(seq_len)
+    @property
+    def _single(self) -> Denoiser | None:
+        """The denoiser of a text that has no place for a span."""
+        return next((d for d in self.denoisers if d.mean_span is None), None)
 
-        def fit(length: int) -> bool:
-            if denoiser.mean_span is None:
-                if not self.encoder:
-                    return length + 1 <= seq_len  # the causal example after the mode token
-                return fits(denoiser.sizes(length), lengths, more=1)
-            _, spans = Spans(denoiser.density, denoiser.mean_span).counts(length)
-            return spans <= len(tokenizer.sentinel_ids) and fits(
-                denoiser.sizes(length), lengths, more=1
-            )
+    def _denoiser(self, draw: float, n: int) -> Denoiser | None:
+        """The one that `draw` gives, of a text of `n` tokens."""
+        drawn = self.denoisers[int(draw * len(self.denoisers))]
+        return drawn if n > 1 or drawn.mean_span is None else self._single
 
-        return largest(fit, seq_len)
+    def _sizes(self, denoiser: Denoiser, n: int) -> Sizes | None:
+        """The mode token's position included."""
+        if denoiser.mean_span is None:
+            if not self.encoder:
+                return (n + 1,)  # the causal example after the mode token
+            split, targets = denoiser.sizes(n)
+            return split + 1, targets
+        sizes = corrupted_sizes(n, denoiser.density, denoiser.mean_span)
+        if sizes is None:
+            return None
+        inputs, targets = sizes
+        return (inputs + 1, targets) if self.encoder else (inputs + 1 + targets,)
 
     def _sequential(
         self,
@@ -151,7 +162,7 @@ class UL2(TokenPrediction):
         targets: np.ndarray,
         mode: int,
         tokenizer: Any,
-    ) -> dict[str, np.ndarray]:
+    ) -> Example:
         split = denoiser.split(len(inputs))
         if self.encoder:
             return denoising(

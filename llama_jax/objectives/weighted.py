@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from llama_jax.data.pieces import FEWEST, Example, Piece, Sizes, longest
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.bart import Bart
-from llama_jax.objectives.base import Base, Batch, Loss, of_stream, stream_of
+from llama_jax.objectives.base import Base, Batch, Loss, of_stream
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.objectives.contrastive import DOCUMENT, InfoNCE, document_id
+from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.fim import FillInMiddle
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.prefix import PrefixLM
@@ -38,19 +39,20 @@ Part = (
     | ReplacedTokens
 )
 """Every objective that stands for itself."""
-CONTROL = 2
-"""Tokens that parts add to a piece, such as begin and end: the first size tried leaves room."""
+BITS = 53
+"""Of a number in [0, 1)."""
 
 
 @dataclass(frozen=True)
 class Weighted(Base):
     """Sum over parts k of weight_k times the loss of part k, each a mean over its own weight.
 
-    A document is cut into pieces, and every part makes one example of each piece: the row of a
-    batch holds the same text for all parts, one segment a piece. The arrays and metrics of the
-    first part keep their names, so that its likelihood is read as if it were alone; those of part
-    k are in the streams 'k' and 'k/STREAM'. The first part also says how the backbone is read for
-    representations.
+    Every part makes one example of each piece of a document: the row of a batch holds the same text
+    for all parts, one segment a piece. The end of a document is a unit where it is one for any
+    part; the others leave it out, and a piece without text for one of the parts is left out. The
+    arrays and metrics of the first part keep their names, so that its likelihood is read as if it
+    were alone; those of part k are in the streams 'k' and 'k/STREAM'. The first part also says how
+    the backbone is read for representations.
     """
 
     parts: tuple[Part, ...]
@@ -85,12 +87,23 @@ class Weighted(Base):
     def has_likelihood(self) -> bool:
         return self.parts[0].has_likelihood
 
+    @property
+    def ends(self) -> bool:
+        return any(part.ends for part in self.parts)
+
     def lengths(self, seq_len: int) -> dict[str, int]:
-        return {
+        lengths = {
             _name(k, stream): length
             for k, (part, size) in enumerate(zip(self.parts, self._sizes(seq_len), strict=True))
             for stream, length in part.lengths(size).items()
         }
+        room = tuple(lengths.values())
+        if not longest(self, FEWEST, room=room, seq_len=seq_len, draw=0.5):
+            raise UserError(
+                f'the shares {self.shares} of a row of {seq_len} give the parts no room for one '
+                'text: change them, or raise the sequence length'
+            )
+        return lengths
 
     def segments(self, seq_len: int) -> int:
         limits = [
@@ -98,43 +111,32 @@ class Weighted(Base):
         ]
         return min(filter(None, limits), default=0)
 
-    def example(
-        self, tokens: np.ndarray, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
-    ) -> list[dict[str, np.ndarray]]:
-        """One example of every part for each piece of the document, in one.
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        """Those of all parts, each under a draw of its own."""
+        sizes: Sizes = ()
+        for k, (part, size) in enumerate(zip(self.parts, self._sizes(seq_len), strict=True)):
+            own = part.sizes(n, seq_len=size, draw=own_draw(draw, k))
+            if own is None:
+                return None
+            sizes += own
+        return sizes
 
-        Pieces are about as long as every part can take; one too short for a part is left out.
-        """
-        sizes = self._sizes(seq_len)
-        identity = document_id(tokens)
-        made: list[dict[str, np.ndarray]] = []
-        start, size = 0, max(1, max(sizes) - CONTROL)
-        while start < len(tokens):
-            left = len(tokens) - start
-            piece = tokens[start : start + -(-left // -(-left // size))]  # as equal as can be
-            arrays: dict[str, np.ndarray] = {}
-            made_by_all = True
-            for k, (part, n) in enumerate(zip(self.parts, sizes, strict=True)):
-                examples = part.example(piece, tokenizer=tokenizer, seq_len=n, rng=rng)
-                share = _fitting(examples, part.lengths(n))
-                if share < 1:
-                    size = min(len(piece) - 1, int(len(piece) * share))
-                    break
-                made_by_all &= bool(examples)
-                for example in examples:
-                    arrays |= {_name(k, key): x for key, x in example.items()}
-            if size < 1:
-                raise UserError(
-                    f'{type(part).__name__} needs more than its {n} positions for an example of '
-                    'one token: raise its share or the sequence length'
-                )
-            if share < 1:
-                continue
-            start += len(piece)
-            if made_by_all:
-                # Pieces of one document are no negatives of each other.
-                made.append({key: _identified(key, x, identity) for key, x in arrays.items()})
-        return made
+    def example(
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        """The examples of all parts in one."""
+        arrays: Example = {}
+        sizes = piece.sizes
+        for k, (part, size) in enumerate(zip(self.parts, self._sizes(seq_len), strict=True)):
+            n = len(part.lengths(size))
+            stop = piece.stop if part.ends else min(piece.stop, len(piece.tokens))
+            own = piece._replace(stop=stop, draw=own_draw(piece.draw, k), sizes=sizes[:n])
+            sizes = sizes[n:]
+            example = part.example(own, tokenizer=tokenizer, seq_len=size, rng=rng)
+            if example is None:
+                return None
+            arrays |= {_name(k, key): x for key, x in example.items()}
+        return arrays
 
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
         keys = jax.random.split(key, len(self.parts))
@@ -223,17 +225,12 @@ def _name(k: int, name: str) -> str:
     return f'{k}/{name}' if name else str(k)
 
 
-def _fitting(examples: list[dict[str, np.ndarray]], lengths: dict[str, int]) -> float:
-    """1 where there is one example and it fits in a row (or none, which always does).
-
-    Else the share of its text to try next: a little less, but no more than one could be made of.
-    """
-    if not examples:
-        return 1.0
-    if len(examples) > 1:
-        return min(15 / 16, 1 / (len(examples) - 1))
-    return min(1.0, *(lengths[stream_of(key)] / len(x) for key, x in examples[0].items()))
-
-
-def _identified(key: str, x: np.ndarray, identity: int) -> np.ndarray:
-    return np.full_like(x, identity) if key.rpartition('/')[2] == DOCUMENT else x
+def own_draw(draw: float, k: int) -> float:
+    """The draw of part k, in [0, 1): that of the whole for the first part, and for each other one
+    independent of it (the finaliser of SplitMix64, Steele et al. 2014)."""
+    if not k:
+        return draw
+    x = int(draw * 2**BITS) + k * 0x9E3779B97F4A7C15
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27) * 0x94D049BB133111EB % 2**64
+    return ((x ^ x >> 31) >> 64 - BITS) / 2**BITS
