@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llama_jax import layout
 
-HostBatch = dict[str, np.ndarray]
+HostBatch = dict[str, Any]
+"""Arrays by name, and the text `cursor`."""
 
 
 def place(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
