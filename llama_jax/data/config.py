@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from llama_jax.data.tokenizer import TokenizerConfig
+from llama_jax.paths import local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,4 +46,4 @@ class DataConfig:
 
 def cache_dir() -> Path:
     """Where prepared corpora and tokenizers are kept: $LLAMA_JAX_CACHE or ~/.cache/llama_jax."""
-    return Path(os.environ.get('LLAMA_JAX_CACHE') or Path.home() / '.cache' / 'llama_jax')
+    return local(os.environ.get('LLAMA_JAX_CACHE') or '~/.cache/llama_jax', 'LLAMA_JAX_CACHE')

@@ -17,6 +17,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from llama_jax.errors import UserError
+from llama_jax.paths import local
 
 SENTINELS = 128
 MARKS = (
@@ -144,10 +145,11 @@ class Tokenizer:
         os.replace(partial, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> 'Tokenizer':
+    def load(cls, path: str | Path) -> 'Tokenizer':
         """The tokenizer of a SentencePiece .model file. Raises UserError when it is none."""
+        path = local(path, 'the tokenizer')
         try:
-            model = Path(path).read_bytes()
+            model = path.read_bytes()
         except OSError as error:
             raise UserError(
                 f'cannot read the tokenizer {str(path)!r} ({error.strerror}): give the path of a '
