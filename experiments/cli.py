@@ -12,17 +12,21 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import make_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
 from llama_jax import runtime
 from llama_jax.data.config import cache_dir
 from llama_jax.errors import Stopped, UserError
+from llama_jax.paths import local
 
 if TYPE_CHECKING:
     from llama_jax.compare.grid import Grid
     from llama_jax.train.experiment import Experiment
+
+Options = TypeVar('Options', bound=Any)
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -72,6 +76,22 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
     return overridden(grid, {name: getattr(command, name) for name in settings}), command
 
 
+def options(kind: type[Options], script: str, description: str | None) -> Options:
+    """The options of a script that reads no configuration; `script` as of `read`."""
+    script = script if '.' in script else f'experiments.{script}'
+    return _local(tyro.cli(kind, prog=f'python -m {script}', description=description))
+
+
+def _local(options: Options) -> Options:
+    """The options with every path as one of this machine, which is refused otherwise."""
+    paths = {
+        field.name: local(value, f'--{field.name}'.replace('_', '-'))
+        for field in dataclasses.fields(options)
+        if isinstance(value := getattr(options, field.name), Path)
+    }
+    return dataclasses.replace(options, **paths)
+
+
 def _arguments(script: str, description: str, what: str, names: Iterable[str]) -> list[str]:
     """The arguments, of which the first is a name. Without one: the usage, and the end."""
     arguments, names = sys.argv[1:], sorted(names)
@@ -112,7 +132,7 @@ def _parse(
     )
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            return parse()
+            return _local(parse())
     except SystemExit as rejected:
         cause: BaseException | None = rejected
         while cause and not isinstance(cause, UserError):  # of a dataclass that checks itself
@@ -154,12 +174,12 @@ def _paths(value: Any, path: str = '') -> Iterator[str]:
 
 def main(script: Callable[[], None]) -> None:
     """Run a script: bad input ends in one line and exit code 2, a signal in its own code."""
-    runtime.keep_programs(cache_dir() / 'programs')
     logging.basicConfig(level=logging.WARNING, format='%(message)s', force=True)
     logging.getLogger('llama_jax').setLevel(logging.INFO)
     # Orbax logs the traceback of every layer and thread of an error that it also raises.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
     try:
+        runtime.keep_programs(cache_dir() / 'programs')
         script()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)

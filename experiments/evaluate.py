@@ -2,6 +2,8 @@
 
 Prints every metric with its 95% interval and writes evaluation.json into the directory, or to
 --output. What each of them is, and which do not apply to which objective: docs/evaluation.md.
+runs/NAME@400 is the checkpoint of step 400, of which evaluation-400.json will tell, and
+runs/NAME@best the best.
 """
 
 from __future__ import annotations
@@ -21,29 +23,34 @@ from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.suite import Suite, evaluate_trained
 from llama_jax.mesh import MeshConfig
 from llama_jax.train.records import write_atomically
-from llama_jax.train.restore import load
+from llama_jax.train.restore import load, named
 
 
 @dataclass(frozen=True)
 class Options:
-    directory: tyro.conf.Positional[Path]
-    """The --workdir of a training."""
+    run: tyro.conf.Positional[str]
+    """The --workdir of a training, RUN, or RUN@STEP or RUN@best."""
     output: Path | None = None
-    """File for the result; default: evaluation.json in the directory."""
+    """File for the result; default: evaluation.json in the directory, or evaluation-STEP.json."""
     suite: Suite = field(default_factory=Suite)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 def main() -> None:
-    options = tyro.cli(Options, prog='python -m experiments.evaluate', description=__doc__)
-    path = options.output or options.directory / 'evaluation.json'
+    options = cli.options(Options, 'evaluate', __doc__)
+    workdir, step = named(options.run, 'RUN')
+    path = options.output or workdir / 'evaluation.json'
     if options.output is None and any((up / 'grid.json').exists() for up in path.parents[1:4]):
         raise UserError(
-            f'{options.directory} is a run of a comparison, which takes it for finished once it '
+            f'{workdir} is a run of a comparison, which takes it for finished once it '
             'has an evaluation.json: give --output FILE'
         )
+    if not path.parent.is_dir():
+        raise UserError(f'--output {path}: there is no directory {path.parent}: make it first')
     mesh = meshes.make(options.mesh)
-    trained = load(options.directory, mesh)
+    trained = load(options.run, mesh, what='RUN')
+    if options.output is None and step is not None:
+        path = workdir / f'evaluation-{trained.step}.json'
     result = evaluate_trained(trained, trained.experiment, options.suite, mesh)
     write_atomically(path, json.dumps(result, indent=1))
     print('\n'.join(table(result)))

@@ -10,9 +10,6 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-
-import tyro
 
 from experiments import cli, models
 from llama_jax import mesh as meshes
@@ -29,8 +26,8 @@ from llama_jax.model.config import Compute
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: Path | None = None
-    """The --workdir of a training; or --weights."""
+    checkpoint: str | None = None
+    """The --workdir of a training, RUN, or RUN@STEP or RUN@best; or --weights."""
     weights: str | None = None
     """smollm2, a .gguf file, or the directory of a Hugging Face model."""
     prompt: str | None = None
@@ -56,13 +53,13 @@ class Options:
     lookup: int = 0
     """Guess so many tokens at a time: those that followed before where the text's last ones stood.
     The text stays what it is, and comes as a whole. 0: none."""
-    draft: Path | None = None
-    """The --workdir of a smaller model with the same tokenizer, which guesses. Drawn texts
-    are other ones of the same distribution; they come as a whole."""
+    draft: str | None = None
+    """A smaller model with the same tokenizer, which guesses, as --checkpoint names one. Drawn
+    texts are other ones of the same distribution; they come as a whole."""
 
 
 def main() -> None:
-    options = tyro.cli(Options, prog='python -m experiments.generate', description=__doc__)
+    options = cli.options(Options, 'generate', __doc__)
     if options.source is not None:
         if options.chat is not None:
             raise UserError('--source and --chat: an encoder-decoder does not chat, leave one out')
@@ -124,16 +121,16 @@ def main() -> None:
     )
 
 
-def by_model(workdir: Path, large: models.Pretrained, *, like: Programs) -> Draft:
-    """Guesses of the model that was trained in `workdir`, for the large one, whose programs these
+def by_model(run: str, large: models.Pretrained, *, like: Programs) -> Draft:
+    """Guesses of the model that was trained in `run`, for the large one, whose programs these
     are."""
-    small = models.load(workdir, None, like.mesh)
+    small = models.load(run, None, like.mesh, '--draft')
     ours, theirs = (
         [model.vocabulary.token_bytes(token) for token in range(model.config.vocab)]
         for model in (small, large)
     )
     if ours != theirs:
-        raise UserError(f'--draft {workdir}: the model has another tokenizer, so it cannot guess')
+        raise UserError(f'--draft {run}: the model has another tokenizer, so it cannot guess')
     return Draft(small.programs(like.mesh, like.model.compute))
 
 

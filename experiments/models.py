@@ -23,6 +23,7 @@ from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.text import Vocabulary
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
+from llama_jax.paths import local
 
 log = logging.getLogger(__name__)
 
@@ -92,31 +93,35 @@ class Pretrained:
         return self.chat.encode(messages, self.vocabulary)
 
 
-def load(checkpoint: Path | None, weights: str | None, mesh: Mesh) -> Pretrained:
-    """The run in `checkpoint`, or `weights`: exactly one is given, else UserError."""
+def load(
+    checkpoint: str | Path | None, weights: str | None, mesh: Mesh, what: str = '--checkpoint'
+) -> Pretrained:
+    """The run `checkpoint`, which the option `what` names, or `weights`: exactly one is given, else
+    UserError."""
     if checkpoint is not None and weights is None:
-        return from_run(checkpoint, mesh)
+        return from_run(checkpoint, mesh, what)
     if weights is not None and checkpoint is None:
         return from_weights(weights, mesh)
     raise UserError('give either --checkpoint DIRECTORY or --weights NAME')
 
 
-def from_run(workdir: Path, mesh: Mesh) -> Pretrained:
-    """The newest checkpoint of a run; see `train.restore.load`."""
+def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> Pretrained:
+    """RUN, RUN@STEP or RUN@best; see `train.restore.load`."""
     # These load Orbax and more, which weights of others do not need.
     from llama_jax.objectives.contrastive import InfoNCE
     from llama_jax.objectives.masked import MaskedLM
     from llama_jax.objectives.rtd import ReplacedTokens
     from llama_jax.train import restore
 
-    run = restore.load(workdir, mesh, shared_heads=True)
+    workdir, step = restore.named(checkpoint, what)
+    run = restore.load(checkpoint, mesh, shared_heads=True, what=what)
     objective = run.experiment.objective
     if isinstance(objective, MaskedLM | ReplacedTokens | InfoNCE):
         name = type(objective).__name__
         log.warning('%s was trained by %s, which does not teach to continue a text', workdir, name)
     tokenizer = run.tokenizer
     return Pretrained(
-        name=workdir.name or str(workdir),
+        name=workdir.resolve().name + (f'@{run.step}' if step else ''),
         config=run.config,
         params=run.params,
         vocabulary=tokenizer,
@@ -132,7 +137,7 @@ def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
 
     Raises UserError when it is not there or not supported, and for packages that are missing.
     """
-    name, path = name_or_path, Path(name_or_path)
+    name, path = name_or_path, local(name_or_path, '--weights')
     with _extras():
         if name in PACKAGES:
             config, params, text = _gguf(_packaged(name))

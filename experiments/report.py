@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
@@ -10,10 +11,14 @@ from experiments import cli
 from llama_jax.report import comparison, page
 
 
+@dataclass(frozen=True)
+class Options:
+    workdir: tyro.conf.Positional[Path]
+    """Of a training or a comparison."""
+
+
 def main() -> None:
-    workdir = tyro.cli(
-        tyro.conf.Positional[Path], prog='python -m experiments.report', description=__doc__
-    )
+    workdir = cli.options(Options, 'report', __doc__).workdir
     compared = (workdir / 'grid.json').exists()
     print(comparison.write(workdir) if compared else page.write_report(workdir))
 

@@ -11,9 +11,6 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-
-import tyro
 
 from experiments import cli, models
 from llama_jax import mesh as meshes
@@ -34,8 +31,8 @@ PIECE = 128
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: Path | None = None
-    """The --workdir of a training; or --weights."""
+    checkpoint: str | None = None
+    """The --workdir of a training, RUN, or RUN@STEP or RUN@best; or --weights."""
     weights: str | None = None
     """smollm2, a .gguf file, or the directory of a Hugging Face model."""
     name: str | None = None
@@ -61,7 +58,7 @@ class Options:
 
 
 def main() -> None:
-    options = tyro.cli(Options, prog='python -m experiments.serve', description=__doc__)
+    options = cli.options(Options, 'serve', __doc__)
     for package in ('starlette', 'uvicorn', 'llguidance'):
         if not importlib.util.find_spec(package):
             raise UserError(f"a server takes {package}: pip install -e '.[serve]'")

@@ -17,6 +17,7 @@ FLOORS = (
         'llama_jax.errors',
         'llama_jax.mesh',
         'llama_jax.layout',
+        'llama_jax.paths',
         'llama_jax.precision',
         'llama_jax.runtime',
         'llama_jax.trees',

@@ -7,11 +7,13 @@ as in Radford et al. 2019). Files spell each byte as one printable character. Ne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from llama_jax.data.long_text import words_in_parts
 from llama_jax.data.tokenizer import inside, refuse_surrogates
 from llama_jax.errors import UserError
 
@@ -112,6 +114,7 @@ class Bpe:
         self._tokenizer = Tokenizer(model)
         self._tokenizer.pre_tokenizer = splitter
         self._tokenizer.add_tokens([AddedToken(token, normalized=False) for token in whole])
+        self._spaced = any(re.search(r'\S ', token) for token in whole)
         self.control = dict(control)
         self.vocab_size = vocab_size
         self.bos_id, self.eos_id = bos_id, eos_id
@@ -138,7 +141,9 @@ class Bpe:
                 f'this vocabulary has no token for the character U+{ord(char):04X} at {i}: '
                 'leave it out'
             )
-        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+        parts = [text] if self._spaced else words_in_parts(text)
+        ids = [self._tokenizer.encode(part, add_special_tokens=False).ids for part in parts]
+        return np.concatenate([np.array(part, np.int32) for part in ids])
 
     def decode(self, ids: Iterable[int] | np.ndarray, *, show_control: bool = False) -> str:
         """Text of `ids`. Control tokens are dropped, or spelled by name when `show_control`.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from llama_jax.data.tokenizer import TokenizerConfig
+from llama_jax.paths import local
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,4 +74,4 @@ def labels(sources: Sequence[Source]) -> list[str]:
 
 def cache_dir() -> Path:
     """Where prepared corpora and tokenizers are kept: $LLAMA_JAX_CACHE or ~/.cache/llama_jax."""
-    return Path(os.environ.get('LLAMA_JAX_CACHE') or Path.home() / '.cache' / 'llama_jax')
+    return local(os.environ.get('LLAMA_JAX_CACHE') or '~/.cache/llama_jax', 'LLAMA_JAX_CACHE')

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from llama_jax.data.config import DataConfig, Source, cache_dir
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
+from llama_jax.paths import local
 
 _FORMAT = 'array_record'
 
@@ -154,7 +154,9 @@ def _text_files(source: Source) -> tfds.core.DatasetBuilder:
     settings = text_files.TextFilesConfig(
         name=digest, description='', files=source.files, field=source.field
     )
-    parent = Path(source.data_dir) if source.data_dir else cache_dir() / 'datasets'
+    parent = cache_dir() / 'datasets'
+    if source.data_dir:
+        parent = local(source.data_dir, f'the data_dir of {source.name!r}')
     return prepare.prepared(
         parent / digest,
         f'{source.name} ({", ".join(source.files)})',
@@ -190,7 +192,18 @@ def _how_to_prepare(source: Source) -> str:
 
 
 def _find(source: Source) -> epath.Path | None:
-    """The directory with dataset_info.json: the newest version where none is named."""
+    """The directory with dataset_info.json: the newest version where none is named. Raises
+    UserError for a bucket that cannot be read, since a package is missing."""
+    try:
+        return _found(source)
+    except ImportError as error:
+        raise UserError(
+            f'{source.name!r} in {source.data_dir or source.name}: {error}; or mount the bucket '
+            'and give its path'
+        ) from error
+
+
+def _found(source: Source) -> epath.Path | None:
     name, _, version = source.name.partition(':')
     root = epath.Path(source.data_dir or '~/tensorflow_datasets').expanduser()
     candidates = [epath.Path(source.name).expanduser()] if version == '' else []

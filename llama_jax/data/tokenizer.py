@@ -6,9 +6,11 @@ single file written by `save` is a valid `.model` for every other SentencePiece 
 """
 
 import dataclasses
+import functools
 import hashlib
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +18,9 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from llama_jax.data import long_text
 from llama_jax.errors import UserError
+from llama_jax.paths import local
 
 SENTINELS = 128
 MARKS = (
@@ -28,6 +32,7 @@ CONTROL_NAMES = ('<s>', '</s>', *MARKS, *(f'<sentinel_{i}>' for i in reversed(ra
 
 _Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
 _SPACE = '\u2581'  # SentencePiece spells a space with this character
+_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +64,8 @@ class Tokenizer:
             `byte_lengths[encode(x)].sum() == len(x.encode())`, and one more when `dummy_prefix`.
         dummy_prefix: the model puts a space before every text (LLaMA 1 and 2 do, trained ones do
             not); `decode` takes it away again.
-        lossless: `decode(encode(x)) == x` for all text. False only for files that normalise text.
+        lossless: `decode(encode(x)) == x` for all text. False only for files that normalise text,
+            or put a space behind it.
         digest: SHA-256 of the model, hexadecimal.
     """
 
@@ -81,8 +87,10 @@ class Tokenizer:
         self.byte_lengths = np.array([len(b) for b in self._bytes], np.int32)
         normalizer = proto.normalizer_spec
         self.dummy_prefix = normalizer.add_dummy_prefix
-        self.lossless = (
-            not normalizer.precompiled_charsmap and not normalizer.remove_extra_whitespaces
+        self.lossless = not (
+            normalizer.precompiled_charsmap
+            or normalizer.remove_extra_whitespaces
+            or (normalizer.add_dummy_prefix and proto.trainer_spec.treat_whitespace_as_suffix)
         )
         # U+2581 in text would come back as a space, so it is spelled in bytes between the parts.
         byte_id = {p.piece: i for i, p in enumerate(proto.pieces) if p.type == _Piece.BYTE}
@@ -99,16 +107,47 @@ class Tokenizer:
 
         `continues`: the text goes on from another, so no space is put before it. Raises UserError
         for a lone surrogate, which no UTF-8 text can hold.
+
+        Time is linear in the length and memory flat: long texts are encoded in parts. The ids are
+        those of the whole, but for a unigram model's ties between equally likely pieces, which the
+        library itself breaks by the rounding of a sum over all that stands before.
         """
         refuse_surrogates(text)
-        processor = self._continuation if continues else self._processor
-        if _SPACE not in text:
-            return np.array(processor.encode(text), np.int32)
-        first, *rest = text.split(_SPACE)
-        ids = processor.encode(first)
+        first, *rest = text.split(_SPACE) if _SPACE in text else (text,)
+        ids = [*self._encode(first, self._continuation if continues else self._processor)]
         for part in rest:
-            ids += self._space_ids + self._continuation.encode(part)
-        return np.array(ids, np.int32)
+            ids += [np.array(self._space_ids, np.int32), *self._encode(part, self._continuation)]
+        return np.concatenate(ids) if len(ids) > 1 else ids[0]
+
+    def _encode(
+        self, text: str, processor: sentencepiece.SentencePieceProcessor
+    ) -> Iterator[np.ndarray]:
+        """Ids of a text without U+2581, perhaps in several arrays; see data/long_text.py."""
+        if len(text) <= long_text.PART:
+            yield np.array(processor.encode(text), np.int32)
+            return
+        if not self.lossless:
+            text = processor.normalize(text).replace(_SPACE, ' ')
+        elif processor is not self._continuation:
+            text = f' {text}'
+        yield from long_text.encode_in_parts(
+            text, self._plain.encode, pairs=self._pairs, byte_lengths=self.byte_lengths
+        )
+
+    @functools.cached_property
+    def _plain(self) -> sentencepiece.SentencePieceProcessor:
+        """Encodes text that is normalised already."""
+        proto = _parse(self._model)
+        proto.normalizer_spec.Clear()
+        proto.normalizer_spec.add_dummy_prefix = False
+        proto.normalizer_spec.remove_extra_whitespaces = False
+        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+
+    @functools.cached_property
+    def _pairs(self) -> frozenset[str]:
+        kinds = (_Piece.CONTROL, _Piece.UNKNOWN, _Piece.BYTE)
+        pieces = (p.piece for p in _parse(self._model).pieces if p.type not in kinds)
+        return long_text.pairs_within(piece.replace(_SPACE, ' ') for piece in pieces)
 
     def decode(self, ids: Iterable[int] | np.ndarray, *, show_control: bool = False) -> str:
         """Text of `ids`. Control tokens are dropped, or spelled by name when `show_control`.
@@ -144,10 +183,11 @@ class Tokenizer:
         os.replace(partial, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> 'Tokenizer':
+    def load(cls, path: str | Path) -> 'Tokenizer':
         """The tokenizer of a SentencePiece .model file. Raises UserError when it is none."""
+        path = local(path, 'the tokenizer')
         try:
-            model = Path(path).read_bytes()
+            model = path.read_bytes()
         except OSError as error:
             raise UserError(
                 f'cannot read the tokenizer {str(path)!r} ({error.strerror}): give the path of a '
@@ -246,10 +286,9 @@ def inside(ids: Iterable[int] | np.ndarray, vocab_size: int) -> list[int]:
 
 def refuse_surrogates(text: str) -> None:
     """Raise UserError for text that holds half a character, which no UTF-8 can."""
-    try:
-        text.encode('utf-8')
-    except UnicodeEncodeError as error:
+    found = _SURROGATE.search(text)
+    if found:
         raise UserError(
-            f'the text holds the lone surrogate U+{ord(text[error.start]):04X} at character '
-            f"{error.start}: drop it with text.encode('utf-8', 'ignore').decode()"
-        ) from None
+            f'the text holds the lone surrogate U+{ord(found[0]):04X} at character '
+            f"{found.start()}: drop it with text.encode('utf-8', 'ignore').decode()"
+        )

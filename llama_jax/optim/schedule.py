@@ -1,10 +1,13 @@
-"""Learning-rate schedules: linear warm-up, then cosine or warm-up-stable-decay."""
+"""Learning-rate schedules: linear warm-up, then cosine or warm-up-stable-decay; and how a run comes
+from one to another while it goes on."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import jax.numpy as jnp
 import optax
 
 from llama_jax.errors import UserError
@@ -25,8 +28,46 @@ class ScheduleConfig:
     """Share of the run over which 'wsd' falls."""
 
 
-def schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
-    """Learning rate by step, for a run of `steps`. Raises UserError for settings without sense."""
+@dataclass(frozen=True)
+class Ramp:
+    """A straight line to a schedule that came into force in the midst of a run."""
+
+    begin: int
+    """Steps taken by then."""
+    rate: float
+    """Learning rate that the run had."""
+    steps: int
+    """After so many more, the rate is that of the schedule."""
+
+
+def schedule(config: ScheduleConfig, steps: int, ramp: Ramp | None = None) -> optax.Schedule:
+    """Learning rate by steps taken, for a run of `steps`. Raises UserError for settings without
+    sense."""
+    rate = _schedule(config, steps)
+    if ramp is None:
+        return rate
+    end = ramp.begin + ramp.steps
+    line = optax.linear_schedule(ramp.rate, float(rate(end)), ramp.steps, ramp.begin)
+    return lambda step: jnp.where(step < end, line(step), rate(step))
+
+
+def change(
+    old: optax.Schedule, config: ScheduleConfig, steps: int, *, taken: int, at_once: bool
+) -> Ramp | None:
+    """How a run that has `taken` steps under `old` comes to another schedule; None: it is there.
+
+    The rate moves in a straight line to the new schedule, over the steps of its warm-up (a tenth of
+    those left where it has none), as re-warming does for a model that is trained further (Ibrahim
+    et al. 2024, section 4). A lower rate holds `at_once` where that is asked for.
+    """
+    before, after = (float(rate(taken)) for rate in (old, _schedule(config, steps)))
+    left = steps - taken
+    if left < 1 or math.isclose(before, after, rel_tol=1e-6) or (at_once and after < before):
+        return None
+    return Ramp(taken, before, min(config.warmup_steps or math.ceil(left / 10), left))
+
+
+def _schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     _check(config)
     if config.warmup_steps >= steps and steps > 0:
         raise UserError(

@@ -143,6 +143,18 @@ class Checkpoints:
             )
         return None
 
+    def restore_step(self, step: int, abstract: Items) -> Restored:
+        """Load the checkpoint of `step`, as `restore_newest` does. Raises UserError when it cannot
+        be read."""
+        try:
+            items, metadata = self._load(step, abstract, lambda metadata: None)
+        except Exception as error:
+            raise UserError(
+                f'checkpoint {step} in {self.directory} is damaged ({_first_line(error)}): name '
+                f'another of {", ".join(map(str, self.steps()))}'
+            ) from error
+        return Restored(step, items, metadata, [])
+
     def _load(
         self, step: int, abstract: Items, check: Callable[[dict[str, Any]], None]
     ) -> tuple[Items, dict[str, Any]]:

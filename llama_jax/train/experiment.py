@@ -79,8 +79,8 @@ class Experiment:
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
     start: str | None = None
-    """Directory of a run whose newest parameters are the start of this one: an adaptation from one
-    objective to another (Wang et al. 2022, section 5). None: fresh parameters."""
+    """RUN, RUN@STEP or RUN@best: the parameters of another run, with which this one begins: an
+    adaptation from one objective to another (Wang et al. 2022, section 5). None: fresh ones."""
 
 
 _LEAST = {
@@ -156,8 +156,14 @@ def to_dict(experiment: Experiment) -> dict[str, Any]:
 
 
 def from_dict(plain: dict[str, Any]) -> Experiment:
-    """The experiment that was recorded as plain values."""
-    return from_plain(Experiment, plain)
+    """The experiment that was recorded as plain values. Raises UserError for another record."""
+    try:
+        return from_plain(Experiment, plain)
+    except (TypeError, AttributeError) as error:  # settings are missing, or of other types
+        raise UserError(
+            f'the record of the experiment is not whole ({error}): mend run.json or give another '
+            '--workdir'
+        ) from error
 
 
 def digest(experiment: Experiment) -> str:

@@ -16,37 +16,10 @@ from typing import Any
 import jax
 
 from llama_jax.errors import UserError
-from llama_jax.train.checkpoint import difference
 from llama_jax.train.experiment import Experiment, digest, to_dict
 from llama_jax.train.tensorboard import EventFile
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
-
-MAY_CHANGE = (
-    'name',
-    'mesh',
-    'compute',
-    'evaluation',
-    'checkpoint',
-    'train.steps',
-    'train.log_every',
-    'train.max_nonfinite',
-    'data.workers',
-    'data.prefetch',
-)
-"""Settings with which a run may go on: they say where and how it computes, not what; and how long,
-which moves the rest of the learning-rate schedule."""
-
-
-def fixed_difference(saved: dict[str, Any], wanted: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """Fields that differ: those which forbid to go on with a run, and those which may change."""
-    lines = difference(saved, wanted)
-    changed = [line for line in lines if _may_change(line.split(':')[0])]
-    return [line for line in lines if line not in changed], changed
-
-
-def _may_change(field: str) -> bool:
-    return any(field == name or field.startswith(name + '.') for name in MAY_CHANGE)
 
 
 class Records:
@@ -113,7 +86,10 @@ class Records:
 def read_run(workdir: Path) -> dict[str, Any] | None:
     """The run.json of `workdir`; None when there is none."""
     try:
-        return json.loads((workdir / 'run.json').read_text())
+        run = json.loads((workdir / 'run.json').read_text(encoding='utf-8'))
+        if not isinstance(run, dict) or 'experiment' not in run:
+            raise ValueError('it describes no experiment')
+        return run
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, OSError) as error:
@@ -136,25 +112,6 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
         except ValueError:
             continue
     return lines
-
-
-def check_workdir(workdir: Path, experiment: Experiment) -> list[str]:
-    """Raise UserError when `workdir` belongs to another experiment.
-
-    Returns the settings that have changed since, of those which may.
-    """
-    run = read_run(workdir)
-    if run is None:
-        return []
-    fixed, changed = fixed_difference(
-        run['experiment'], json.loads(json.dumps(to_dict(experiment)))
-    )
-    if fixed:
-        raise UserError(
-            f'{workdir} holds another experiment; it differs in {"; ".join(fixed)}. '
-            'Use another --workdir, or the settings it began with'
-        )
-    return changed
 
 
 def write_atomically(path: Path, text: str) -> None:

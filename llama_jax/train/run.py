@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
-from llama_jax.train import records as record_files
+from llama_jax.train import resume
 from llama_jax.train.checkpoint import Checkpoints, Items
 from llama_jax.train.experiment import Experiment, check, check_vocabulary, to_dict
 from llama_jax.train.peak import CONVENTION, peak_flops
@@ -110,7 +109,7 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
     train = experiment.train
     device_mesh = meshes.make(experiment.mesh)
     check(experiment, device_mesh)
-    changed = record_files.check_workdir(workdir, experiment)
+    resume.check_workdir(workdir, experiment)
     tokenizer = load_tokenizer(experiment.data)
     check_vocabulary(experiment, tokenizer.vocab_size)
 
@@ -125,34 +124,36 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
         'experiment': to_dict(experiment),
         'layers': 'stacked',
         'tokenizer': tokenizer.digest,
+        'format': resume.FORMAT,
     }
     checkpoints = Checkpoints(workdir / 'checkpoints', keep=experiment.checkpoint.keep)
     restored = checkpoints.restore_newest(
         _abstract_items(experiment, tx, device_mesh),
-        check=lambda saved: _check_metadata(saved, metadata, workdir),
+        check=lambda saved: resume.check_metadata(saved, experiment, tokenizer.digest, workdir),
         set_aside=True,
     )
-    notes = [f'setting changed since the last start: {line}' for line in changed]
+    ramp = None
     if restored is None:
         state = initial_state(
             experiment.model, experiment.objective, tx, seed=experiment.seed, mesh=device_mesh
         )
-        state = adapted(state, experiment, tokenizer, device_mesh)
+        state, notes = adapted(state, experiment, tokenizer, device_mesh)
         cursor, start = None, 0
     else:
         state = State(params=restored.items['params'], **restored.items['rest'])
         cursor, start = restored.metadata['cursor'], restored.step
-        notes += [*restored.damaged, f'resumed from the checkpoint of step {start}']
+        ramp, changed = resume.continuation(restored.metadata, experiment, workdir)
+        notes = [*restored.damaged, *changed, f'resumed from the checkpoint of step {start}']
 
     loader = _loader(experiment, tokenizer, device_mesh, cursor)
     validates = experiment.evaluation.every > 0
     validation = Validation(experiment, tokenizer, device_mesh) if validates else None
-    if restored is not None and restored.metadata['data'] != loader.digest:
-        loader.close()
-        raise UserError(
-            f'the data is not what the run in {workdir} began with: its documents, their split or '
-            'the tokenizer changed; restore them, or use another --workdir'
-        )
+    if restored is not None:
+        try:
+            resume.check_data(restored.metadata, loader.digest, experiment, workdir)
+        except UserError:
+            loader.close()
+            raise
     flops = experiment.objective.flops(experiment.model, train.seq_len)
     peak, peak_source = peak_flops(device_mesh.devices.flat[0])
     tokenizer_file = workdir / 'tokenizer.model'
@@ -174,7 +175,7 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
         experiment.model,
         experiment.objective,
         tx,
-        learning_rate=schedule(experiment.optimizer.schedule, train.steps),
+        learning_rate=schedule(experiment.optimizer.schedule, train.steps, ramp),
         accumulate=train.accumulate,
         compute=experiment.compute,
     )
@@ -205,7 +206,7 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
         measure=measure
         and (lambda state: measure(experiment, state.params, tokenizer, device_mesh)),
         progress=progress,
-        metadata={**metadata, 'data': loader.digest},
+        metadata={**metadata, 'data': loader.digest, 'ramp': resume.ramp_record(ramp)},
         workdir=workdir,
     )
 
@@ -249,18 +250,3 @@ def _abstract_items(experiment: Experiment, tx: Any, mesh: Mesh) -> Items:
         layout.shardings(abstract, mesh),
     )
     return _items(placed)
-
-
-def _check_metadata(saved: dict[str, Any], wanted: dict[str, Any], workdir: Path) -> None:
-    wanted = json.loads(json.dumps(wanted))
-    if 'cursor' not in saved:
-        raise UserError(
-            f'the checkpoints in {workdir} are of an older version, which read data in another '
-            f'order: begin in another --workdir with --start {workdir}, which keeps the parameters'
-        )
-    fixed, _ = record_files.fixed_difference(saved['experiment'], wanted['experiment'])
-    if fixed:
-        raise UserError(
-            f'the checkpoints in {workdir} are of another experiment; they differ in '
-            f'{"; ".join(fixed)}. Use another --workdir, or the settings it began with'
-        )

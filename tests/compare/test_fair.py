@@ -14,6 +14,7 @@ from llama_jax import mesh
 from llama_jax.compare import budget, fair
 from llama_jax.compare.grid import Arm
 from llama_jax.data.loader import Loader
+from llama_jax.data.order import Place, Stream
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.objectives.causal import CausalLM
@@ -128,11 +129,12 @@ def test_other_documents_are_refused_even_where_they_are_named(grid, text, tmp_p
 def test_another_order_of_documents_is_refused(grid, monkeypatch):
     calls = []
 
-    def another(sizes, weights, *, seed):
-        calls.append(seed)
-        return [(0, 0, (k * len(calls)) % sizes[0]) for k in range(2 * sizes[0])]
+    class Another(Stream):
+        def beginning(self):
+            calls.append(1)
+            return (Place(len(calls), 0),) * len(self.sources)
 
-    monkeypatch.setattr(fair.order, 'training_order', another)
+    monkeypatch.setattr(fair.order, 'Stream', Another)
     assert 'differ in the order of documents' in refusal(grid)
 
 

@@ -8,7 +8,7 @@ import os
 import pytest
 
 import configs
-from experiments import evaluate, pretrain
+from experiments import compare, evaluate, generate, pretrain, report
 from llama_jax.train import run
 from llama_jax.train.experiment import to_dict
 
@@ -131,10 +131,65 @@ def test_working_directory_of_another_experiment(refused, tmp_path):
     saved = json.loads(json.dumps(to_dict(configs.get('quickstart'))))
     saved['train']['batch'] = 16
     (tmp_path / 'run.json').write_text(json.dumps({'experiment': saved}))
+    (tmp_path / 'checkpoints' / '80').mkdir(parents=True)
     line = refused('--workdir', tmp_path)
     assert str(tmp_path) in line and 'train.batch: 16 -> 8' in line and '--workdir' in line
     (tmp_path / 'run.json').write_text('{"experiment": {"tr')
     assert 'run.json cannot be read' in refused('--workdir', tmp_path)
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (['--workdir', 'gs://b/run'], '--workdir gs://b/run is no path of this machine: mount'),
+        (['--start', 'gs://b/run@4'], '--start gs://b/run@4 is no path of this machine'),
+        (['--start', 'nowhere'], 'nowhere holds no run'),
+        (['--data.tokenizer.path', 's3://b/t.model'], 'tokenizer s3://b/t.model is no path of'),
+        (['--data.sources.0.data-dir', 'gs://b/d'], "data_dir of 'text_files' gs://b/d is no path"),
+        (['--workdir', '~nobody-here/run'], '--workdir ~nobody-here/run: Could not determine'),
+    ],
+    ids=str,
+)
+def test_places_that_are_no_paths(refused, options, words, tmp_path):
+    before = set(tmp_path.iterdir())
+    assert words in refused(*options)
+    assert set(tmp_path.iterdir()) <= before | {tmp_path / 'runs'}
+
+
+def test_a_bucket_without_the_package_that_reads_it(refused):
+    pytest.importorskip('etils')
+    line = refused(
+        base={'data.sources.0.name': 'wiki', 'data.sources.0.data-dir': 'gs://b'}.items()
+    )
+    assert "'wiki' in gs://b: " in line and 'gcsfs' in line and 'mount the bucket' in line
+
+
+def test_a_cache_that_is_no_path(refused, monkeypatch):
+    monkeypatch.setenv('LLAMA_JAX_CACHE', 'gs://b/c')
+    assert 'LLAMA_JAX_CACHE gs://b/c is no path of this machine' in refused()
+
+
+@pytest.mark.parametrize(
+    'script, arguments',
+    [
+        (evaluate, ['gs://b/run']),
+        (report, ['gs://b/run']),
+        (generate, ['--prompt', 'a', '--checkpoint', 'gs://b/run@best']),
+        (generate, ['--prompt', 'a', '--weights', 'gs://b/model.gguf']),
+        (compare, ['objectives_small', '--workdir', 'gs://b/run']),
+        (evaluate, ['run', '--output', 'gs://b/run.json']),
+    ],
+    ids=str,
+)
+def test_scripts_refuse_urls_by_name(run_script, script, arguments):
+    code, _, error = run_script(script.main, *arguments)
+    assert code == 2 and len(error) == 1, error
+    assert 'gs://b/' in error[0] and 'is no path of this machine' in error[0]
+
+
+def test_a_result_with_nowhere_to_go(run_script, tmp_path):
+    code, _, (line,) = run_script(evaluate.main, 'run', '--output', tmp_path / 'no' / 'x.json')
+    assert code == 2 and 'there is no directory' in line
 
 
 def test_working_directory_that_is_a_file(refused, tmp_path):

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from importlib import metadata
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -122,9 +123,9 @@ def run(monkeypatch, tmp_path):
 
     experiment = replace(configs.get('quickstart'), model=config)
 
-    def load(workdir, mesh, **how):
+    def load(checkpoint, mesh, **how):
         masked = replace(experiment, objective=MaskedLM())
-        trained_by = masked if workdir.name == 'masked' else experiment
+        trained_by = masked if Path(checkpoint).name == 'masked' else experiment
         return restore.Trained(trained_by, params, {}, tokenizer, 30)
 
     monkeypatch.setattr(restore, 'load', load)
@@ -141,6 +142,7 @@ def test_a_run_that_did_not_learn_to_continue_texts(run, mesh, caplog):
 def test_model_of_a_run(run, mesh):
     model = models.from_run(run, mesh)
     assert model.name == 'quick' and model.step == 30 and model.chat is None
+    assert models.from_run(f'{run}@best', mesh).name == 'quick@30'
     tokenizer = model.vocabulary
     assert model.begin == (tokenizer.bos_id,) and model.end_ids == (tokenizer.eos_id,)
     assert model.prompt('') == [tokenizer.bos_id] and model.pad_id == tokenizer.pad_id

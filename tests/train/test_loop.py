@@ -193,15 +193,12 @@ def test_another_experiment_is_refused_by_its_fields(copied, experiment):
 
 
 def test_other_data_is_refused(copied, experiment):
-    tokenizer = replace(experiment.data.tokenizer, path=str(copied / 'tokenizer.model'))
-    with pytest.raises(UserError, match='path: None'):
-        loop.train(changed(experiment, 'data', tokenizer=tokenizer), copied)
     # The same settings, but the file has changed since.
     path = Path(experiment.data.sources[0].files[0])
     before = path.read_text()
     try:
         path.write_text(before + '\n' + json.dumps({'text': 'def new(): ...'}))
-        with pytest.raises(UserError, match='the data is not what the run in .* began with'):
+        with pytest.raises(UserError, match='the data is not what the run in .* began with: its'):
             loop.train(experiment, copied)
     finally:
         path.write_text(before)
@@ -211,7 +208,7 @@ def test_stops_when_too_many_steps_in_a_row_are_not_finite(experiment, tmp_path,
     place = run.place
 
     def poisoned(batch, mesh):
-        if (batch.get('cursor', np.zeros(1)) > 0).any():  # not the empty batch of the compilation
+        if batch['segments'].any():  # not the empty batch of the compilation
             batch = {**batch, 'weights': batch['weights'] * np.float32('nan')}
         return place(batch, mesh)
 
