@@ -31,7 +31,9 @@ TEXT = 256
 CROP = 0.05, 0.5
 """Shortest and longest crop as a share of that text (same, appendix A.1)."""
 PLACE = 12
-"""Positions of a row's view for each of its places for a pair, so that short documents fill it."""
+"""Positions of a view's row for each of its places for a pair, so that short documents fill it."""
+PLACES = 4
+"""Places at least, for short rows."""
 MIN_TEMPERATURE = 0.01
 """Lower bound of a learned temperature (Radford et al. 2021, section 2.5)."""
 DOCUMENT = 'document'
@@ -89,7 +91,7 @@ class InfoNCE(Base):
 
     def segments(self, seq_len: int) -> int:
         """Places for pairs, which are few: each is a row and a column of the table of cosines."""
-        return max(1, seq_len // 2 // PLACE)
+        return max(PLACES, seq_len // 2 // PLACE)
 
     def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
         """Views 'dropout': the text. 'spans': lengths of crops, uniform as `draw` is."""
