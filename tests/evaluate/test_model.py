@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llama_jax import mesh as meshes
-from llama_jax.data.packing import Packer, empty_rows, layout_of
+from llama_jax.data import pieces
 from llama_jax.evaluate import finetune, likelihood
 from llama_jax.evaluate.represent import layer_step, vector_step, vectors
 from llama_jax.evaluate.scores import Scorer
@@ -22,6 +22,7 @@ from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.train.run import place
 from llama_jax.train.validate import loss_step, validate
 from tests.evaluate.conftest import COMPUTE, MODEL
+from tests.objectives.texts import packed as in_rows
 
 SEQ_LEN = 48
 ENCODER_DECODER = replace(MODEL, encoder_layers=1, layers=1)
@@ -39,19 +40,8 @@ def encoder_decoder(mesh):
 
 def packed(examples, objective, tokenizer, *, rows):
     """The rows that training would make of these examples."""
-    made = layout_of(examples[0], pad_id=tokenizer.pad_id)
-    lengths = objective.lengths(SEQ_LEN)
-    batch = empty_rows(made, rows=rows, lengths=lengths)
-    packer = Packer(
-        lambda k: [examples[k]] if k < len(examples) else None,
-        layout=made,
-        lengths=lengths,
-        splittable=False,
-        patience=1,
-    )
-    for row in range(rows):
-        packer.fill(batch, row)
-    assert packer.cursor == (len(examples), 0)
+    batch = in_rows(examples, objective, seq_len=SEQ_LEN, rows=rows, pad_id=tokenizer.pad_id)
+    assert batch['segments'].max(axis=1).sum() == len(examples)
     return batch
 
 
@@ -69,8 +59,9 @@ def test_scores_equal_the_loss_of_training(objective, tokens, tokenizer, mesh, p
     examples = [
         example
         for document in np.split(tokens, [40, 70, 110])
-        for example in objective.example(document, tokenizer=tokenizer, seq_len=SEQ_LEN, rng=rng)
-        if len(example['inputs']) <= SEQ_LEN
+        for example in pieces.examples(
+            objective, document, tokenizer=tokenizer, seq_len=SEQ_LEN, rng=rng
+        )
     ]
     score = Scorer(
         config,

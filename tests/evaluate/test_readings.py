@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from llama_jax.data import pieces
 from llama_jax.evaluate import likelihood
 from llama_jax.evaluate.examples import Middle
 from llama_jax.evaluate.readings import NOTHING, TABLE, reading
@@ -125,9 +126,9 @@ def test_of_training_forms():
     """Examples of training by the same objective begin and end their parts with the same marks."""
     tokens = np.arange(1, 8, dtype=np.int32)
     rng = np.random.default_rng(0)
-    masked = MaskedLM(rate=0.3).example(tokens, tokenizer=IDS, seq_len=32, rng=rng)[0]
+    masked = pieces.examples(MaskedLM(rate=0.3), tokens, tokenizer=IDS, seq_len=32, rng=rng)[0]
     assert masked['inputs'][0] == IDS.bos_id and masked['inputs'].shape == (8,)
-    spans = SpanCorruption().example(tokens, tokenizer=IDS, seq_len=32, rng=rng)[0]
+    spans = pieces.examples(SpanCorruption(), tokens, tokenizer=IDS, seq_len=32, rng=rng)[0]
     n = int(spans['prefix'].sum())
     assert spans['inputs'][n - 1] == IDS.sentinel_ids[0]
     assert spans['inputs'][n] == IDS.bos_id and spans['targets'][n] == IDS.sentinel_ids[0]

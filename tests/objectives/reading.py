@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax import mesh
+from llama_jax.data import pieces
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
@@ -74,7 +75,8 @@ def make_batch(objective, *, seq_len, sizes, seed=0):
     examples = []
     start = 100
     for size in sizes:
-        examples += objective.example(
+        examples += pieces.examples(
+            objective,
             tokens[start : start + size],
             tokenizer=tokenizer,
             seq_len=seq_len,

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from llama_jax import mesh
+from llama_jax.data import pieces
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
@@ -29,8 +30,12 @@ TOKENIZER = SimpleNamespace(bos_id=256, eos_id=257)
 
 
 def test_example_predicts_every_token_and_the_end():
-    (example,) = CausalLM().example(
-        np.array([5, 6, 7]), tokenizer=TOKENIZER, seq_len=2, rng=np.random.default_rng(0)
+    (example,) = pieces.examples(
+        CausalLM(),
+        np.array([5, 6, 7]),
+        tokenizer=TOKENIZER,
+        seq_len=4,
+        rng=np.random.default_rng(0),
     )
     np.testing.assert_array_equal(example['inputs'], [256, 5, 6, 7])
     np.testing.assert_array_equal(example['targets'], [5, 6, 7, 257])
@@ -40,11 +45,25 @@ def test_example_predicts_every_token_and_the_end():
     ]
 
 
+def test_a_piece_begins_with_the_token_before_it():
+    tokens = np.arange(1, 11)
+    piece = pieces.Piece(tokens, 4, 7, draw=0.5, sizes=(3,), identity=0)
+    example = CausalLM().example(
+        piece, tokenizer=TOKENIZER, seq_len=3, rng=np.random.default_rng(0)
+    )
+    np.testing.assert_array_equal(example['inputs'], [4, 5, 6])
+    np.testing.assert_array_equal(example['targets'], [5, 6, 7])
+
+
 def real_batches(n, *, rows, seq_len):
     """The licence text, a byte a token, cut into rows."""
     text = np.frombuffer((ROOT / 'LICENSE').read_bytes(), np.uint8)
-    (example,) = CausalLM().example(
-        text, tokenizer=TOKENIZER, seq_len=seq_len, rng=np.random.default_rng(0)
+    (example,) = pieces.examples(
+        CausalLM(),
+        text,
+        tokenizer=TOKENIZER,
+        seq_len=len(text) + 1,
+        rng=np.random.default_rng(0),
     )
     size = rows * seq_len
     for i in range(n):

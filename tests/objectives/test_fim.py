@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from llama_jax.data import pieces
 from llama_jax.errors import UserError
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.fim import FillInMiddle, cuts
@@ -13,8 +14,8 @@ ALWAYS = FillInMiddle(rate=1.0)
 
 
 def examples(objective, tokens, *, tokenizer, seq_len=4096, seed=0):
-    return objective.example(
-        tokens, tokenizer=tokenizer, seq_len=seq_len, rng=np.random.default_rng(seed)
+    return pieces.examples(
+        objective, tokens, tokenizer=tokenizer, seq_len=seq_len, rng=np.random.default_rng(seed)
     )
 
 

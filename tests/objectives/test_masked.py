@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from llama_jax.data import pieces
 from llama_jax.errors import UserError
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.masked import MaskedLM
@@ -15,8 +16,8 @@ FORMS = MaskedLM(), MaskedLM(read_previous=True)
 
 
 def examples(objective, tokens, *, seq_len=64, seed=0):
-    return objective.example(
-        tokens, tokenizer=TOKENIZER, seq_len=seq_len, rng=np.random.default_rng(seed)
+    return pieces.examples(
+        objective, tokens, tokenizer=TOKENIZER, seq_len=seq_len, rng=np.random.default_rng(seed)
     )
 
 

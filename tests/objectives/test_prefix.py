@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from llama_jax.data import pieces
 from llama_jax.errors import UserError
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.prefix import PrefixLM
@@ -14,19 +15,23 @@ TOKENS = TOKENIZER.encode(texts.CODE[1])
 
 
 def examples(objective, tokens, *, seq_len, seed=0):
-    return objective.example(
-        tokens, tokenizer=TOKENIZER, seq_len=seq_len, rng=np.random.default_rng(seed)
+    return pieces.examples(
+        objective, tokens, tokenizer=TOKENIZER, seq_len=seq_len, rng=np.random.default_rng(seed)
     )
 
 
 @pytest.mark.parametrize('seq_len', [2, 16, 100, 512])
 def test_examples_are_pieces_of_the_causal_one(seq_len):
-    (causal,) = examples(CausalLM(), TOKENS, seq_len=seq_len)
+    causal = examples(CausalLM(), TOKENS, seq_len=seq_len)
     found = examples(PrefixLM(), TOKENS, seq_len=seq_len)
-    for key in ('inputs', 'targets'):
-        np.testing.assert_array_equal(np.concatenate([e[key] for e in found]), causal[key])
+    for one, two in zip(found, causal, strict=True):
+        for key in ('inputs', 'targets'):
+            np.testing.assert_array_equal(one[key], two[key])
+    ids = [TOKENIZER.bos_id, *TOKENS, TOKENIZER.eos_id]
+    np.testing.assert_array_equal(np.concatenate([e['inputs'] for e in found]), ids[:-1])
+    np.testing.assert_array_equal(np.concatenate([e['targets'] for e in found]), ids[1:])
     assert max(len(e['inputs']) for e in found) <= seq_len
-    assert len(found) == -(-len(causal['inputs']) // seq_len)
+    assert len(found) == -(-(len(TOKENS) + 1) // seq_len)
 
 
 def test_weight_is_on_the_suffix():

@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding
 
 from llama_jax import layout, mesh
+from llama_jax.data import pieces
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
@@ -42,8 +43,8 @@ def make_batch(rows=8, length=12, padding=2):
     for _ in range(rows):
         parts = []
         for n in (length // 2 - 1, length - length // 2 + 1 - padding):
-            (example,) = OBJECTIVE.example(
-                random.integers(0, 6, n - 1), tokenizer=TOKENIZER, seq_len=n, rng=random
+            (example,) = pieces.examples(
+                OBJECTIVE, random.integers(0, 6, n - 1), tokenizer=TOKENIZER, seq_len=n, rng=random
             )
             segment = {'segments': np.full(n, len(parts) + 1), 'positions': np.arange(n)}
             parts.append(example | segment)
@@ -216,8 +217,12 @@ def test_a_text_does_not_see_its_neighbour():
 @pytest.mark.parametrize('n', [1, 2, 10, 100])
 def test_example_masks_its_share_of_the_text(n, rate):
     text = np.arange(n) % 6
-    (example,) = ReplacedTokens(rate=rate).example(
-        text, tokenizer=TOKENIZER, seq_len=101, rng=np.random.default_rng(0)
+    (example,) = pieces.examples(
+        ReplacedTokens(rate=rate),
+        text,
+        tokenizer=TOKENIZER,
+        seq_len=101,
+        rng=np.random.default_rng(0),
     )
     masked = example['weights'] == 1
     assert masked.sum() == max(1, round(rate * n)) and not masked[0]
@@ -230,10 +235,13 @@ def test_example_masks_its_share_of_the_text(n, rate):
 
 def test_long_documents_come_in_pieces():
     text = np.arange(250) % 6
-    pieces = OBJECTIVE.example(text, tokenizer=TOKENIZER, seq_len=100, rng=np.random.default_rng(0))
-    assert [len(piece['inputs']) for piece in pieces] == [85, 84, 84]
-    np.testing.assert_array_equal(np.concatenate([piece['targets'][1:] for piece in pieces]), text)
-    assert {piece['targets'][0] for piece in pieces} == {TOKENIZER.bos_id}
+    found = pieces.examples(
+        OBJECTIVE, text, tokenizer=TOKENIZER, seq_len=100, rng=np.random.default_rng(0)
+    )
+    assert [len(example['inputs']) for example in found] == [100, 100, 53]
+    originals = [example['targets'][1:] for example in found]
+    np.testing.assert_array_equal(np.concatenate(originals), text)
+    assert {example['targets'][0] for example in found} == {TOKENIZER.bos_id}
 
 
 def test_generator_is_a_narrow_copy():
@@ -261,6 +269,7 @@ def test_settings_that_cannot_be_are_refused():
         (lambda: ReplacedTokens(generator=0.0), 'generator'),
         (lambda: ReplacedTokens(rate=1.0), 'rate'),
         (lambda: OBJECTIVE.check(SimpleNamespace(encoder_layers=2)), 'encoder'),
+        (lambda: OBJECTIVE.lengths(1), 'a row of 1 positions has no room'),
     ):
         with pytest.raises(UserError, match=match) as error:
             refused()

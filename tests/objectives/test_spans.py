@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llama_jax.data import pieces
 from llama_jax.errors import UserError
 from llama_jax.objectives.flops import decoder_flops, encoder_decoder_flops
-from llama_jax.objectives.spans import SpanCorruption, Spans, corrupt, reconstruct, segmentation
+from llama_jax.objectives.spans import (
+    SENTINELS,
+    SpanCorruption,
+    Spans,
+    corrupt,
+    reconstruct,
+    segmentation,
+)
 from tests.objectives import reading, texts
 from tests.objectives.reading import BOTH, DECODER
 
@@ -21,6 +29,10 @@ FORMS = SpanCorruption(), SpanCorruption(encoder=True)
 
 def rng(seed=0):
     return np.random.default_rng(seed)
+
+
+def examples_of(objective, tokens, *, seq_len, seed=0, tokenizer=TOKENIZER):
+    return pieces.examples(objective, tokens, tokenizer=tokenizer, seq_len=seq_len, rng=rng(seed))
 
 
 def runs(mask):
@@ -115,7 +127,7 @@ def test_reconstruct_gives_the_text_for_any_mask(pairs):
 def test_the_examples_of_a_document_give_it_back_and_fit(name, objective, seq_len):
     tokenizer = texts.tokenizer(name)
     tokens = tokenizer.encode(texts.CODE[1] + texts.MIXED)
-    examples = objective.example(tokens, tokenizer=tokenizer, seq_len=seq_len, rng=rng())
+    examples = examples_of(objective, tokens, seq_len=seq_len, tokenizer=tokenizer)
     found = [reconstruct(*parts(example), tokenizer=tokenizer) for example in examples]
     np.testing.assert_array_equal(np.concatenate(found), tokens)
     lengths = objective.lengths(seq_len)
@@ -134,11 +146,8 @@ def test_the_examples_of_a_document_give_it_back_and_fit(name, objective, seq_le
 @pytest.mark.parametrize('objective', FORMS)
 @pytest.mark.parametrize('seq_len', [24, 57, 512])
 def test_the_longest_text_that_fits_is_taken(objective, seq_len):
-    def count(n):
-        examples = objective.example(TOKENS[:n], tokenizer=TOKENIZER, seq_len=seq_len, rng=rng())
-        return len(examples)
-
-    longest = max(n for n in range(2, seq_len + 1) if count(n) == 1)
+    example = examples_of(objective, TOKENS, seq_len=seq_len)[0]
+    longest = len(reconstruct(*parts(example), tokenizer=TOKENIZER))
 
     def total(n):
         noise = max(round(0.15 * n), 1)
@@ -147,11 +156,30 @@ def test_the_longest_text_that_fits_is_taken(objective, seq_len):
     assert total(longest) <= seq_len < total(longest + 1)
 
 
+@pytest.mark.parametrize(('density', 'mean_span'), [(0.15, 3.0), (0.5, 8.0), (0.5, 1.0)])
+def test_sizes_are_those_of_the_examples(density, mean_span):
+    one, two = (
+        SpanCorruption(density=density, mean_span=mean_span, encoder=encoder)
+        for encoder in (False, True)
+    )
+    for n in (2, 3, 50, 255, 256, 257, 300):
+        sizes, both = (form.sizes(n, seq_len=4096, draw=0.5) for form in (one, two))
+        _, spans = Spans(density, mean_span).counts(n)
+        if spans > 128:
+            assert sizes is both is None
+            continue
+        assert sizes == (n + 2 * spans + 1,) == (sum(both),)
+        for form in (one, two):
+            (example,) = examples_of(form, TOKENS[:n], seq_len=4096)
+            assert form.sizes(n, seq_len=4096, draw=0.5) == tuple(
+                len(example[key]) for key in ('encoder/inputs', 'inputs') if key in example
+            )
+    assert one.sizes(1, seq_len=4096, draw=0.5) is None
+
+
 def test_both_forms_say_the_same():
     seq_len = 64
-    decoder, encoder = (
-        form.example(TOKENS, tokenizer=TOKENIZER, seq_len=seq_len, rng=rng()) for form in FORMS
-    )
+    decoder, encoder = (examples_of(form, TOKENS, seq_len=seq_len) for form in FORMS)
     assert len(decoder) == len(encoder) > 10
     for one, two in zip(decoder, encoder, strict=True):
         n = len(two['encoder/inputs'])
@@ -166,21 +194,20 @@ def test_both_forms_say_the_same():
 
 
 def test_more_spans_than_sentinels():
+    assert len(TOKENIZER.sentinel_ids) == SENTINELS
     mask = np.arange(260) % 2 == 1
     with pytest.raises(UserError, match='130 spans in 260 tokens, and 128 sentinels'):
         corrupt(np.arange(260), mask, tokenizer=TOKENIZER)
     corrupt(np.arange(256), mask[:256], tokenizer=TOKENIZER)
     # A long row holds several texts instead.
-    examples = SpanCorruption(density=0.5, mean_span=1.0).example(
-        TOKENS[:1000], tokenizer=TOKENIZER, seq_len=4096, rng=rng()
-    )
+    examples = examples_of(SpanCorruption(density=0.5, mean_span=1.0), TOKENS[:1000], seq_len=4096)
     assert len(examples) == 4  # of at most 256 tokens with 128 spans
 
 
 @pytest.mark.parametrize('objective', FORMS)
 def test_chance_is_that_of_rng_alone(objective):
     def make(seed):
-        return objective.example(TOKENS, tokenizer=TOKENIZER, seq_len=100, rng=rng(seed))
+        return examples_of(objective, TOKENS, seq_len=100, seed=seed)
 
     for one, two in zip(make(3), make(3), strict=True):
         for key in one:
@@ -191,7 +218,7 @@ def test_chance_is_that_of_rng_alone(objective):
 @pytest.mark.parametrize('objective', FORMS)
 def test_short_documents(objective):
     def make(n):
-        return objective.example(TOKENS[:n], tokenizer=TOKENIZER, seq_len=24, rng=rng())
+        return examples_of(objective, TOKENS[:n], seq_len=24)
 
     assert make(0) == make(1) == []
     (example,) = make(2)
@@ -207,7 +234,7 @@ def test_what_cannot_be_is_refused():
             dataclasses.replace(SpanCorruption(), **fields)
     for objective in FORMS:
         with pytest.raises(UserError, match='a row of 4 positions has no room'):
-            objective.example(TOKENS, tokenizer=TOKENIZER, seq_len=4, rng=rng())
+            examples_of(objective, TOKENS, seq_len=4)
 
 
 def test_who_sees_whom_on_a_decoder():
@@ -241,10 +268,7 @@ def test_what_is_under_a_sentinel_is_not_to_be_known(objective):
     at = int(np.flatnonzero(objective._spans().mask(14, rng()))[0])
     other = tokens.copy()
     other[at] = (other[at] - 3 + 50) % 400 + 3
-    (one,), (two,) = (
-        objective.example(text, tokenizer=TOKENIZER, seq_len=48, rng=rng())
-        for text in (tokens, other)
-    )
+    (one,), (two,) = (examples_of(objective, text, seq_len=48) for text in (tokens, other))
     differ = {key for key in one if (one[key] != two[key]).any()}
     assert differ == {'inputs', 'targets'}
     target = int(np.flatnonzero(one['targets'] != two['targets'])[0])

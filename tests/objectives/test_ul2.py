@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from llama_jax.data import pieces
 from llama_jax.errors import UserError
 from llama_jax.objectives.flops import encoder_decoder_flops
 from llama_jax.objectives.prefix import PrefixLM
@@ -17,8 +18,8 @@ SEQUENTIAL = (Denoiser('[S]', 0.25),)
 
 
 def examples(objective, tokens, *, seq_len=256, seed=0, tokenizer=TOKENIZER):
-    return objective.example(
-        tokens, tokenizer=tokenizer, seq_len=seq_len, rng=np.random.default_rng(seed)
+    return pieces.examples(
+        objective, tokens, tokenizer=tokenizer, seq_len=seq_len, rng=np.random.default_rng(seed)
     )
 
 
@@ -122,7 +123,7 @@ def test_one_denoiser_alone_is_span_corruption_after_a_mode_token(encoder):
     (one,) = examples(mixture, TOKENS[:100])
     rng = np.random.default_rng(0)
     rng.integers(1)  # which denoiser
-    (two,) = plain.example(TOKENS[:100], tokenizer=TOKENIZER, seq_len=256, rng=rng)
+    (two,) = pieces.examples(plain, TOKENS[:100], tokenizer=TOKENIZER, seq_len=256, rng=rng)
     key = 'encoder/inputs' if encoder else 'inputs'
     assert one[key][0] == TOKENIZER.control['[R]']
     np.testing.assert_array_equal(one[key][1:], two[key])

@@ -1,6 +1,7 @@
 """Weighted sums against their parts."""
 
 import functools
+import itertools
 from types import SimpleNamespace
 
 import jax
@@ -9,18 +10,19 @@ import pytest
 from jax.sharding import NamedSharding
 
 from llama_jax import layout, mesh
-from llama_jax.data.packing import Packer, empty_rows, layout_of
+from llama_jax.data import pieces
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.base import of_stream
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.objectives.contrastive import InfoNCE, document_id
+from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.prefix import PrefixLM
 from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.weighted import Weighted
+from tests.objectives import texts
 
 CONFIG = ModelConfig(
     vocab=64, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=24, context=64, dropout=0.1
@@ -46,27 +48,17 @@ def documents(n, *, length=(10, 60), seed=0):
 
 
 def examples_of(objective, text, *, seq_len=SEQ_LEN, seed=0):
-    return objective.example(
-        text, tokenizer=TOKENIZER, seq_len=seq_len, rng=np.random.default_rng(seed)
+    return pieces.examples(
+        objective, text, tokenizer=TOKENIZER, seq_len=seq_len, rng=np.random.default_rng(seed)
     )
 
 
-def pack(objective, texts, *, rows):
-    """A batch as the loader makes it."""
-    keys = layout_of(examples_of(objective, texts[0])[0], pad_id=TOKENIZER.pad_id)
-    lengths = objective.lengths(SEQ_LEN)
-    packer = Packer(
-        lambda k: examples_of(objective, texts[k % len(texts)], seed=k),
-        layout=keys,
-        lengths=lengths,
-        splittable=objective.splittable,
-        segments=objective.segments(SEQ_LEN),
-        patience=1,
+def pack(objective, documents, *, rows):
+    """A batch of as many examples as `rows` rows hold, of the documents over and over."""
+    endless = itertools.chain.from_iterable(
+        examples_of(objective, documents[k % len(documents)], seed=k) for k in itertools.count()
     )
-    batch = empty_rows(keys, rows=rows, lengths=lengths)
-    for row in range(rows):
-        packer.fill(batch, row)
-    return batch
+    return texts.packed(endless, objective, seq_len=SEQ_LEN, rows=rows, pad_id=TOKENIZER.pad_id)
 
 
 @functools.cache

@@ -3,10 +3,12 @@
 import functools
 import heapq
 import inspect
+import itertools
 import shlex
 import string
 import textwrap
 
+import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
 from llama_jax.data import packing
@@ -37,18 +39,31 @@ def tokenizer(name='bpe'):
 
 
 def packed(examples, objective, *, seq_len, rows, pad_id):
-    """A batch of `rows` rows, packed as the loader packs."""
-    layout = packing.layout_of(examples[0], pad_id=pad_id)
+    """A batch of `rows` rows of the examples in order, each whole and in the next row where it does
+    not fit. They may be endless, and end when the rows are full."""
+    examples = iter(examples)
+    first = next(examples)
+    layout = packing.layout_of(first, pad_id=pad_id)
     lengths = objective.lengths(seq_len)
-    packer = packing.Packer(
-        lambda k: [examples[k]] if k < len(examples) else None,
-        layout=layout,
-        lengths=lengths,
-        splittable=objective.splittable,
-        segments=objective.segments(seq_len),
-        patience=1,
-    )
+    most = objective.segments(seq_len)
     batch = packing.empty_rows(layout, rows=rows, lengths=lengths)
-    for index in range(rows):
-        packer.fill(batch, index)
+    row, segment, filled = 0, 0, dict.fromkeys(lengths, 0)
+    for example in itertools.chain([first], examples):
+        assert example.keys() == layout.keys()
+        sizes = {key.rpartition('/')[0]: len(values) for key, values in example.items()}
+        too_long = any(filled[stream] + n > lengths[stream] for stream, n in sizes.items())
+        if too_long or segment == most > 0:
+            row, segment, filled = row + 1, 0, dict.fromkeys(lengths, 0)
+        if row == rows:
+            break
+        segment += 1
+        for stream, n in sizes.items():
+            here = slice(filled[stream], filled[stream] + n)
+            of_stream = {key for key in layout if key.rpartition('/')[0] == stream}
+            before = f'{stream}/' if stream else ''
+            batch[f'{before}segments'][row, here] = segment
+            batch[f'{before}positions'][row, here] = np.arange(n)
+            for key in of_stream:
+                batch[key][row, here] = example[key]
+            filled[stream] += n
     return batch
