@@ -35,9 +35,10 @@ from llama_jax.train.experiment import (
 )
 
 _CAUSAL_AND_CONTRASTIVE = Weighted(
-    parts=(CausalLM(), InfoNCE(bidirectional=False)), weights=(1.0, 0.1), shares=(0.5, 0.5)
+    parts=(CausalLM(), InfoNCE(bidirectional=False)), weights=(1.0, 0.1), shares=(2 / 3, 1 / 3)
 )
-"""Half of the positions for each; the backbone is causal in both parts."""
+"""The backbone is causal in both parts. Two crops of a text have about half as many tokens as it
+has, so that these shares are filled by the same text."""
 
 
 def _base() -> Experiment:

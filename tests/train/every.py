@@ -43,7 +43,9 @@ EVERY = {
     'rtd': (ReplacedTokens(), DECODER),
     'causal + contrastive': (
         Weighted(
-            parts=(CausalLM(), InfoNCE(bidirectional=False)), weights=(1.0, 0.1), shares=(0.5, 0.5)
+            parts=(CausalLM(), InfoNCE(bidirectional=False)),
+            weights=(1.0, 0.1),
+            shares=(0.625, 0.375),
         ),
         DECODER,
     ),
