@@ -1,6 +1,7 @@
 """Sources in short on the command line."""
 
 import json
+import time
 
 import pytest
 
@@ -79,6 +80,7 @@ def test_prepare_takes_a_mix_and_prints_every_split(tmp_path, own_cache, monkeyp
         ],
     )
     for how in (' MB/s: ', 'was there: '):
+        time.sleep(0.05)  # the clock of files ticks
         prepare.main()
         out = capsys.readouterr().out.splitlines()
         first = [line.split()[0] for line in out]
