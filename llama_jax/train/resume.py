@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from llama_jax.errors import UserError
 from llama_jax.optim.schedule import Ramp, change, schedule
-from llama_jax.train.checkpoint import difference
+from llama_jax.train.checkpoint import difference, present
 from llama_jax.train.experiment import Experiment, from_dict, to_dict
 from llama_jax.train.records import read_run
 from llama_jax.train.restore import check_start
@@ -155,8 +155,7 @@ def differences(saved: Any, experiment: Experiment, workdir: Path) -> Difference
 def begun(workdir: Path) -> bool:
     """Whether a run has saved a checkpoint in `workdir`. What one left that died before does not
     bind the next."""
-    checkpoints = workdir / 'checkpoints'
-    return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
+    return bool(present(workdir / 'checkpoints'))
 
 
 def check_workdir(workdir: Path, experiment: Experiment) -> None:

@@ -71,7 +71,7 @@ def test_no_configuration_lists_them(run_script):
         (['--train.seq-len', '0'], '--train.seq-len is 0'),
         (['--train.accumulate', '0'], '--train.accumulate is 0'),
         (['--checkpoint.keep', '0'], '--checkpoint.keep is 0'),
-        (['--checkpoint.every', '0'], '--checkpoint.every is 0'),
+        (['--checkpoint.every', '-1'], '--checkpoint.every is -1'),
         (['--evaluation.every', '-1'], '--evaluation.every is -1'),
         (['--seed', '-1'], '--seed is -1'),
         (

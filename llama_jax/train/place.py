@@ -1,0 +1,46 @@
+"""Where the rows of a batch lie, and what all processes know of each other's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from llama_jax import layout
+
+HostBatch = dict[str, np.ndarray]
+
+
+def place(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
+    """Arrays [B, T] of the global batch, from each process's rows of it."""
+    sharding = NamedSharding(mesh, layout.act('BT'))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows)
+        for name, rows in batch.items()
+        if name != 'cursor'
+    }
+
+
+def local_rows(mesh: Mesh, batch: int) -> list[int]:
+    """Rows of a global batch that this process's devices hold, in order.
+
+    On a pod these need not be neighbours, and where tensor parallelism spans hosts, several
+    processes hold the same.
+    """
+    places = NamedSharding(mesh, layout.rows()).addressable_devices_indices_map((batch,))
+    slices = [index[0] for index in places.values() if index]
+    return sorted({row for rows in slices for row in range(*rows.indices(batch))})
+
+
+def largest(values: Sequence[int], mesh: Mesh) -> jax.Array | np.ndarray:
+    """The largest of each of `values` over all processes. They agree on the devices, behind what
+    these are at, and none waits here."""
+    mine = np.array([values], np.int32)
+    if jax.process_count() == 1:
+        return mine[0]
+    each = NamedSharding(mesh, PartitionSpec(mesh.axis_names, None))
+    shape = (mesh.size, len(values))
+    return jnp.max(jax.make_array_from_callback(shape, each, lambda _: mine), axis=0)
