@@ -242,8 +242,8 @@ def continuation(metadata: dict[str, Any], experiment: Experiment, workdir: Path
     if ramp is not None:
         end = ramp.begin + ramp.steps
         notes.append(
-            f'the learning rate goes from {ramp.rate:.3g} at step {taken} in a straight line to '
-            f'{float(new(end)):.3g} at step {end}, then by the schedule of {steps} steps'
+            f'the learning rate goes from {ramp.rate:.3g} after step {taken} in a straight line to '
+            f'{float(new(end)):.3g} after step {end}, then by the schedule of {steps} steps'
         )
     elif taken < steps and float(new(taken)) < 0.999 * float(old(taken)):
         notes.append(

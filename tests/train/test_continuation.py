@@ -96,7 +96,7 @@ def test_a_finished_run_goes_on_without_a_jump_and_a_kill_changes_nothing(copied
     fresh = 1e-2 * (0.1 + 0.9 * (1 + np.cos(np.pi * (np.arange(10, 16) - 2) / 14)) / 2)
     np.testing.assert_allclose(steps[3:], fresh, rtol=1e-5)  # then as if begun with 16
     (said,) = [text for text in events(copied) if 'learning rate' in text]
-    assert 'from 0.001 at step 8' in said and 'at step 10' in said and '16 steps' in said
+    assert 'from 0.001 after step 8' in said and 'after step 10' in said and '16 steps' in said
     # From the checkpoint of step 12, which knows of the line, and then of 8, which does not.
     losses = [line['loss'] for line in read_metrics(copied) if line['kind'] == 'train']
     for step in (16, 12):
