@@ -220,6 +220,8 @@ def _finish(run: Run, pending: Pending | None) -> Told:
         raise UserError(
             f'stopped at step {pending.step}: loss or gradient was not finite for {in_a_row} steps '
             f'in a row, last on {lanes} (kept in {kept}); the parameters are those of before. '
-            'Lower --optimizer.schedule.peak, or look at the data'
+            'Lower --optimizer.schedule.peak and start again, which goes on from the newest '
+            f'checkpoint; or begin with an earlier one, --start {run.workdir}@STEP in another '
+            '--workdir; or look at the data'
         )
     return Told(*np.asarray(pending.told).tolist())

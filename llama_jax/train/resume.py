@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -202,7 +203,8 @@ def check_data(
         found = differences(metadata['experiment'], experiment, workdir)
         raise UserError(
             f'the data is not what the run in {workdir} began with{_set_otherwise(found)}: its '
-            f'documents or their split changed; restore them, or {_ADAPTED.format(workdir=workdir)}'
+            f'documents, the names of their files or their split changed; restore them, or '
+            f'{_ADAPTED.format(workdir=workdir)}'
         )
 
 
@@ -241,10 +243,14 @@ def continuation(metadata: dict[str, Any], experiment: Experiment, workdir: Path
     new = schedule(config, steps, ramp)
     if ramp is not None:
         end = ramp.begin + ramp.steps
-        notes.append(
-            f'the learning rate goes from {ramp.rate:.3g} after step {taken} in a straight line to '
-            f'{float(new(end)):.3g} after step {end}, then by the schedule of {steps} steps'
+        there = float(new(end))
+        way = (
+            f'goes from {ramp.rate:.3g} after step {taken} in a straight line to {there:.3g} after'
         )
+        if math.isclose(there, ramp.rate, rel_tol=1e-3):
+            way = f'stays at {there:.3g} until'
+        then = f', then goes by the schedule of {steps} steps' if end < steps else ''
+        notes.append(f'the learning rate {way} step {end}{then}')
     elif taken < steps and float(new(taken)) < 0.999 * float(old(taken)):
         notes.append(
             f'the learning rate falls from {float(old(taken)):.3g} to {float(new(taken)):.3g} '
