@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 import tyro
 
 from llama_jax import runtime
+from llama_jax.data import mix
 from llama_jax.data.config import cache_dir
 from llama_jax.errors import Stopped, UserError
 from llama_jax.paths import local
@@ -43,6 +44,10 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
     script = script if '.' in script else f'experiments.{script}'
     arguments = _arguments(script, description, 'CONFIGURATION', configs.named())
     experiment = configs.get(arguments[0])
+    sources, arguments = mix.from_command_line(arguments)
+    if sources:
+        data = dataclasses.replace(experiment.data, sources=sources)
+        experiment = dataclasses.replace(experiment, data=data)
     setting = Annotated[Experiment, tyro.conf.arg(name='', prefix_name=False)]
     command = _parse(
         [*_fields(options), ('experiment', setting, experiment)],
@@ -65,6 +70,9 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
     arguments = _arguments(script, description, 'GRID', configs.grids())
     grid = configs.grid(arguments[0])
     settings = common(grid.arms[0].experiment)
+    sources, arguments = mix.from_command_line(arguments)
+    if sources:
+        settings['data'] = dataclasses.replace(settings['data'], sources=sources)
     kinds = get_type_hints(Experiment)
     command = _parse(
         [*_fields(options), *((name, kinds[name], value) for name, value in settings.items())],
@@ -146,7 +154,7 @@ def _parse(
 
 
 def _refuse_misspelt(arguments: list[str], known: list[str], usage: str) -> None:
-    names = [f'--{name}'.replace('_', '-') for name in known]
+    names = [f'--{name}'.replace('_', '-') for name in [*known, *mix.OPTIONS]]
     for argument in arguments:
         option = argument.partition('=')[0].replace('_', '-')
         if not option.startswith('--') or option in names:

@@ -9,8 +9,11 @@ class UserError(ValueError):
     """
 
 
-class Stopped(Exception):  # noqa: N818  not an error: the run did as it was told
-    """The run was asked to stop by a signal, and has saved its state."""
+class Stopped(BaseException):  # noqa: N818  not an error: the run did as it was told
+    """The run was asked to stop by a signal, and nothing that it trained is lost.
+
+    Like KeyboardInterrupt it may be raised anywhere, and no `except Exception` holds it up.
+    """
 
     def __init__(self, message: str, *, exit_code: int):
         super().__init__(message)

@@ -13,7 +13,8 @@ from llama_jax.paths import local
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """One component of a mixture of data sets. Overridden as `--data.sources.0.weight 2`."""
+    """One component of a mixture of data sets. Overridden as `--data.sources.0.weight 2`, or all at
+    once as `--data.mix 'web/*.jsonl=3' python_corpus/stdlib_code=1` or `--data.files 'books/*'`."""
 
     name: str
     """`python_corpus/stdlib_code`, `text_files`, any tensorflow-datasets name such as
@@ -27,9 +28,17 @@ class Source:
     data_dir: str | None = None
     """Where the data set is (or gets) prepared, local or gs://; None: a cache directory."""
     files: tuple[str, ...] = ()
-    """Globs, for `text_files`: any UTF-8 text, .jsonl, .jsonl.gz."""
+    """For `text_files`: files, directories (all text in them and below) and globs. Text, .jsonl,
+    .ndjson, .json, .parquet; compressed as .gz, .zst, .xz or .bz2."""
+    exclude: tuple[str, ...] = ()
+    """Globs for names among `files` that are left out, such as `*.min.js` or `drafts/*`."""
     field: str = 'text'
-    """Which field of a record (or of a .jsonl object) is the document."""
+    """Which field of a record (of a JSON object, or column of Parquet) is the document."""
+    encoding: str = 'utf-8'
+    """Of `files`: gb18030, latin-1, utf-16 or any other that Python knows."""
+    document_characters: int | None = None
+    """Where longer texts of `files` are cut into several documents. None: 1,048,576; less where a
+    few files of plain text would leave too few documents to hold some out."""
 
 
 @dataclasses.dataclass(frozen=True)

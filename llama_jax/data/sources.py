@@ -1,8 +1,11 @@
 """Opening the data sets of a configuration: prepared on first use, read by index ever after."""
 
 import dataclasses
+import functools
 import hashlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +13,11 @@ import sentencepiece
 import tensorflow_datasets as tfds
 from etils import epath
 
-from llama_jax.data import prepare, python_corpus, text_files
+from llama_jax.data import prepare, python_corpus
 from llama_jax.data.config import DataConfig, Source, cache_dir
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
-from llama_jax.paths import local
 
 _FORMAT = 'array_record'
 
@@ -32,6 +34,7 @@ class Documents:
     field: str
     digest: str  # of the data set's name, version, split and size
     bytes: int  # of the records on disk, about
+    damaged: Callable[[object], UserError]  # what to say where a record cannot be read
 
     def __len__(self) -> int:
         return len(self.records)
@@ -39,7 +42,11 @@ class Documents:
     def __getitem__(self, index: int) -> str:
         if not 0 <= index < len(self):
             raise IndexError(index)  # which also ends a for loop
-        return self.records[index][self.field].decode('utf-8', errors='replace')
+        try:
+            record = self.records[index]
+        except Exception as error:  # of array_record, of protocol buffers
+            raise self.damaged(error) from error
+        return record[self.field].decode('utf-8', errors='replace')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +74,32 @@ def open_sources(config: DataConfig, split: str) -> Corpus:
     Raises UserError for a data set, split, field or file that is not there, for one that is not
     stored as array_record, and for a split without documents.
     """
-    chosen = config.of(split)
-    if not chosen:
-        raise UserError('no data: data.sources is empty, give at least one source')
-    for source in chosen:
-        if not source.weight > 0:
-            raise UserError(f'the weight of {source.name!r} is {source.weight}: set one above 0')
-    name = config.split(split)
-    sources = tuple(_documents(_builder(source), source, source.split or name) for source in chosen)
+    check(config)
+    chosen, name = config.of(split), config.split(split)
+    sources = tuple(_documents(builder(source), source, source.split or name) for source in chosen)
     return Corpus(sources, tuple(source.weight for source in chosen))
+
+
+def check(config: DataConfig) -> None:
+    """Raises UserError for sources without weight and for settings without effect."""
+    if not config.sources:
+        raise UserError('no data: data.sources is empty, give at least one source')
+    named = {'sources': config.sources, 'validation': config.validation}
+    for option, number, source in (
+        (option, number, source)
+        for option, sources in named.items()
+        for number, source in enumerate(sources)
+    ):
+        if not 0 < source.weight < math.inf:
+            raise UserError(f'the weight of {source.name!r} is {source.weight}: set one above 0')
+        defaults = Source(source.name)
+        for setting in ('files', 'exclude', 'encoding', 'document_characters'):
+            same = getattr(source, setting) == getattr(defaults, setting)
+            if source.name != 'text_files' and not same:
+                raise UserError(
+                    f'{setting} has no effect on the source {source.name!r}: add '
+                    f'--data.{option}.{number}.name text_files, or leave it out'
+                )
 
 
 def documents(config: DataConfig, split: str) -> Iterator[str]:
@@ -124,12 +148,14 @@ def _sample(corpus: Corpus, most_bytes: int) -> Iterator[str]:
         yield text
 
 
-def _builder(source: Source) -> tfds.core.DatasetBuilder:
+def builder(source: Source, processes: int | None = None) -> tfds.core.DatasetBuilder:
+    """The data set of a source, prepared where it is not there yet (by `processes`; None: one a
+    core)."""
     name, _, config = source.name.partition('/')
     if name == 'python_corpus':
         return _python_corpus(source, config)
     if name == 'text_files':
-        return _text_files(source)
+        return prepare.open_prepared(prepare.text_data_set(source, processes))
     return _stored(source)
 
 
@@ -139,31 +165,17 @@ def _python_corpus(source: Source, config: str) -> tfds.core.DatasetBuilder:
         raise UserError(f'no data set {source.name!r}: python_corpus/ has {", ".join(known)}')
     if source.data_dir is not None:  # somebody prepared it there, for every host the same
         return _stored(source)
+
+    def make_builder(data_dir: str) -> tfds.core.GeneratorBasedBuilder:
+        return python_corpus.PythonCorpus(config=config, data_dir=data_dir, file_format=_FORMAT)
+
     root = cache_dir() / 'datasets' / python_corpus.fingerprint(config) / config
-    return prepare.prepared(
-        root,
-        source.name,
-        lambda data_dir: python_corpus.PythonCorpus(
-            config=config, data_dir=data_dir, file_format=_FORMAT
-        ),
-    )
-
-
-def _text_files(source: Source) -> tfds.core.DatasetBuilder:
-    digest = text_files.fingerprint(source.files, source.field)
-    settings = text_files.TextFilesConfig(
-        name=digest, description='', files=source.files, field=source.field
-    )
-    parent = cache_dir() / 'datasets'
-    if source.data_dir:
-        parent = local(source.data_dir, f'the data_dir of {source.name!r}')
-    return prepare.prepared(
-        parent / digest,
-        f'{source.name} ({", ".join(source.files)})',
-        lambda data_dir: text_files.TextFiles(
-            config=settings, data_dir=data_dir, file_format=_FORMAT
-        ),
-    )
+    prepare.prepared(root, source.name, functools.partial(prepare.by_builder, make_builder))
+    try:
+        with prepare.quiet_absl():
+            return make_builder(str(root))
+    except Exception as error:  # of JSON, of protocol buffers, of TFDS
+        raise prepare.damaged(root, error) from error
 
 
 def _stored(source: Source) -> tfds.core.DatasetBuilder:
@@ -172,7 +184,10 @@ def _stored(source: Source) -> tfds.core.DatasetBuilder:
     if directory is None:
         where = source.data_dir or '~/tensorflow_datasets'
         raise UserError(f'no data set {source.name!r} in {where}: {_how_to_prepare(source)}')
-    builder = tfds.builder_from_directory(directory)
+    try:
+        builder = tfds.builder_from_directory(directory)
+    except Exception as error:  # of JSON, of protocol buffers, of TFDS
+        raise _damaged(source, str(directory), error) from error
     stored = builder.info.file_format.value if builder.info.file_format else 'no known format'
     if stored != _FORMAT:
         raise UserError(
@@ -245,12 +260,18 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
         known[split].num_examples,
         [(known[base].num_bytes, known[base].shard_lengths) for base in bases],
     )
-    records = builder.as_data_source(split)
+    digest = hashlib.sha256(repr(identity).encode()).hexdigest()
+    damaged = functools.partial(_damaged, source, str(builder.data_path))
     share = known[split].num_examples / sum(known[base].num_examples for base in bases)
-    return Documents(
-        source.name,
-        records,
-        field,
-        hashlib.sha256(repr(identity).encode()).hexdigest(),
-        round(share * sum(known[base].num_bytes or 0 for base in bases)),
-    )
+    size = round(share * sum(known[base].num_bytes or 0 for base in bases))
+    try:
+        records = builder.as_data_source(split)
+    except Exception as error:  # of array_record
+        raise damaged(error) from error
+    return Documents(source.name, records, field, digest, size, damaged)
+
+
+def _damaged(source: Source, directory: str, problem: object) -> UserError:
+    if source.name.partition('/')[0] in ('python_corpus', 'text_files') and not source.data_dir:
+        return prepare.damaged(Path(directory), problem)
+    return UserError(f'{source.name!r} in {directory} is damaged ({problem}): prepare it again')

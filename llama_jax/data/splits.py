@@ -6,9 +6,10 @@ NAMES = ('train', 'validation', 'test')
 _HELD_OUT = 0.05
 
 
-def position(name: str) -> float:
-    """A number in [0, 1) that follows from the name alone."""
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), 'big') / 2**64
+def position(name: str | bytes) -> float:
+    """A number in [0, 1) that follows from the name alone (in UTF-8, where it is bytes)."""
+    name = name.encode() if isinstance(name, str) else name
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), 'big') / 2**64
 
 
 def by_position(x: float) -> str:

@@ -1,176 +1,193 @@
-"""tensorflow-datasets builder `text_files`: local text of any kind as a corpus."""
+"""Local text of any kind as documents: which files, and what each of them holds.
 
+Documents have a `text` and an `origin` (file and line). Lines of JSON, elements of JSON arrays and
+rows of Parquet are documents; any other file is text, cut into documents at blank lines, else at
+line ends, else between words. Text is kept exactly as it stands, line ends included.
+"""
+
+from __future__ import annotations
+
+import codecs
 import dataclasses
-import glob
-import gzip
-import hashlib
-import json
-import re
+import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-import tensorflow_datasets as tfds
-from etils import epath
-
-from llama_jax.data import splits
+from llama_jax.data import find, formats, records
 from llama_jax.errors import UserError
 
-_DOCUMENT_CHARACTERS = 16_384
+if TYPE_CHECKING:
+    from llama_jax.data.config import Source
+
+_MOST_CHARACTERS = 1 << 20
+_LEAST_CHARACTERS = 1 << 10
+_PAGE = 1 << 14
+
+log = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(eq=False)
-class TextFilesConfig(tfds.core.BuilderConfig):
-    """Globs and, for .jsonl, the field that holds the text."""
+@dataclasses.dataclass(frozen=True)
+class File:
+    """One file of a source."""
 
-    files: tuple[str, ...] = ()
-    field: str = 'text'
+    path: Path
+    name: str
+    size: int
+    format: formats.Format
 
 
-class TextFiles(tfds.core.GeneratorBasedBuilder):
-    """Documents from files: `text`, and `origin` (file and place in it).
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How the files of a source are read."""
 
-    `.jsonl` and `.jsonl.gz` give one document per line. Any other file must be UTF-8 text; one of
-    more than 16,384 characters is cut into documents at blank lines, else at line ends. Splits go
-    by a hash of the document, so equal documents stay together: train 90%, validation 5%, test 5%.
-    Where a few documents leave a held-out split empty, it gets one from train.
+    field: str
+    encoding: str
+    characters: int  # of a document, at most
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A file, or a range of its bytes that begins and ends where a line does."""
+
+    file: File
+    start: int = 0
+    stop: int | None = None
+    line: int = 1  # the number of the first line
+
+
+def files_of(source: Source) -> tuple[list[File], Reading]:
+    """The files of a source, and how to read them.
+
+    Raises UserError for patterns without a match, files that are no text, and settings that are
+    wrong or without effect. In a directory, files that are no text are left out.
     """
-
-    # TFDS finds this itself, but only where the package importlib_resources is installed.
-    code_path = epath.Path(__file__)
-    VERSION = tfds.core.Version('1.0.0')
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description='Documents from local text files.',
-            features=tfds.features.FeaturesDict(
-                {'text': tfds.features.Text(), 'origin': tfds.features.Text()}
-            ),
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, str]]]]:
-        del dl_manager  # nothing to download
-        config = self.builder_config
-        # Two passes: the first keeps positions only, so the text need not fit in memory.
-        positions = [splits.position(text) for text, _ in documents(config.files, config.field)]
-        assigned = _assign(positions)
-        # TFDS refuses splits without documents.
-        names = [name for name in splits.NAMES if name in assigned]
-        return {name: self._generate_examples(name, assigned) for name in names}
-
-    def _generate_examples(
-        self, split: str, assigned: list[str]
-    ) -> Iterator[tuple[int, dict[str, str]]]:
-        config = self.builder_config
-        for i, (text, origin) in enumerate(documents(config.files, config.field)):
-            if assigned[i] == split:
-                yield i, {'text': text, 'origin': origin}
-
-
-def _assign(positions: list[float]) -> list[str]:
-    """The split of each document from the hashes of all."""
-    assigned = [splits.by_position(position) for position in positions]
-    for name in ('validation', 'test'):
-        different = {p for p, split in zip(positions, assigned, strict=True) if split == 'train'}
-        if name not in assigned and len(different) > 1:
-            chosen = min(different)
-            assigned = [
-                name if position == chosen else split
-                for position, split in zip(positions, assigned, strict=True)
-            ]
-    return assigned
-
-
-def fingerprint(files: tuple[str, ...], field: str) -> str:
-    """Hash of the names, contents and field. Raises UserError for globs that match nothing."""
-    digest = hashlib.blake2b(field.encode(), digest_size=16)
-    for path in matching(files):
-        with path.open('rb') as file:
-            content = hashlib.file_digest(file, 'blake2b').hexdigest()
-        digest.update(f'{path.name}\0{content}\n'.encode())
-    return digest.hexdigest()
-
-
-def matching(files: tuple[str, ...]) -> list[Path]:
-    """The files that the globs name, sorted. Raises UserError for a glob without a match."""
+    encoding = formats.check_encoding(source.encoding)
+    files, binary = [], []
+    for path, name, of_directory in find.matching(source.files, source.exclude):
+        if of_directory and formats.is_binary(path, encoding):
+            binary.append(name)
+            continue
+        with formats.reading(path):
+            size = path.stat().st_size
+        files.append(File(path, name, size, formats.recognise(path, encoding)))
+    if binary:
+        log.warning('%d files are no text and are left out, such as %s', len(binary), binary[0])
     if not files:
+        raise UserError(f'there is no text in {", ".join(source.files)}: all files are binary')
+    if source.field != 'text' and all(file.format.structure == 'text' for file in files):
         raise UserError(
-            'text_files without files: name some, e.g. --data.sources.0.files notes/*.txt'
+            f'field {source.field!r} has no effect: {", ".join(source.files)} is plain text, which '
+            'has no fields; leave it out'
         )
-    found = set()
-    for pattern in files:
-        matches = glob.glob(str(Path(pattern).expanduser()), recursive=True)
-        matches = [name for name in matches if Path(name).is_file()]
-        if not matches:
-            raise UserError(f'no file matches {pattern!r}: check the path (** looks in folders)')
-        found.update(matches)
-    return [Path(name) for name in sorted(found)]
+    return files, Reading(source.field, encoding, _characters(source, files))
 
 
-def documents(files: tuple[str, ...], field: str) -> Iterator[tuple[str, str]]:
-    """(text, origin) of every document. Raises UserError naming the file that holds no text."""
-    for path in matching(files):
-        empty = True
-        is_lines = path.name.endswith(('.jsonl', '.jsonl.gz'))
-        for text, place in _json_lines(path, field) if is_lines else _pieces(path):
-            if text.strip():
-                empty = False
-                yield text, f'{path.name}:{place}'
-        if empty:
-            raise UserError(f'{str(path)!r} holds no text: remove it from the files')
+def _characters(source: Source, files: list[File]) -> int:
+    """The longest document: as set, or so that few large files still give documents to hold out.
 
-
-def _json_lines(path: Path, field: str) -> Iterator[tuple[str, int]]:
-    try:
-        with gzip.open(path) if path.suffix == '.gz' else path.open('rb') as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _json_text(line, field, f'{str(path)!r}, line {number}'), number
-    except (OSError, EOFError) as error:
-        raise UserError(f'cannot read {str(path)!r} ({error}): give a whole file') from error
-
-
-def _json_text(line: bytes, field: str, where: str) -> str:
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise UserError(f'{where} is no JSON ({error}): one object a line is wanted') from None
-    if not isinstance(value, dict) or not isinstance(value.get(field), str):
-        there = ', '.join(value) if isinstance(value, dict) else type(value).__name__
-        raise UserError(f'{where} has no text in the field {field!r} (there: {there}): set field')
-    # JSON can spell half of a surrogate pair, which no UTF-8 text can hold.
-    return re.sub('[\ud800-\udfff]', '\ufffd', value[field])
-
-
-def _pieces(path: Path) -> Iterator[tuple[str, int]]:
-    """(text, number) of the documents that a file is cut into; joined they are the file."""
-    data = path.read_bytes()
-    try:
-        if b'\0' in data:
+    That is 1,048,576 characters; less where plain text would be cut into fewer than 100 documents,
+    though not below 16,384 for this; and again less where it would be fewer than 10.
+    """
+    if source.document_characters is not None:
+        if not 1 <= source.document_characters <= 16 * _MOST_CHARACTERS:
             raise UserError(
-                f'{str(path)!r} is binary (a zero byte at {data.index(0)}): give text files'
+                f'document_characters is {source.document_characters}: set it between 1 and '
+                f'{16 * _MOST_CHARACTERS} (a document is read as a whole)'
             )
-        text = data.decode('utf-8-sig')
-    except UnicodeDecodeError as error:
+        return source.document_characters
+    sizes = [file.size for file in files]
+    most = _MOST_CHARACTERS
+    if any(file.format.structure != 'text' for file in files):
+        return most
+    for wanted, least in ((100, _PAGE), (10, _LEAST_CHARACTERS)):
+        while most > least and sum(-(-size // most) for size in sizes) < wanted:
+            most //= 2
+    return most
+
+
+def documents(
+    span: Span, how: Reading, seen: formats.Seen = lambda count: None
+) -> Iterator[tuple[str, str]]:
+    """(text, origin) of every document of a span; those of white space only are left out.
+
+    `seen` is told how many bytes of the stored file were read. Raises UserError naming the file
+    that cannot be read as what it is.
+    """
+    for text, line in _texts(span, how, seen):
+        if text and not text.isspace():
+            yield text, f'{span.file.name}:{line}'
+
+
+def _texts(span: Span, how: Reading, seen: formats.Seen) -> Iterator[records.Numbered]:
+    path, kind = span.file.path, span.file.format
+    content = formats.blocks(path, kind.compression, span.start, span.stop, seen)
+    if kind.structure == 'text':
+        text = formats.decoded(content, how.encoding, path, span.start)
+        yield from _pieces(text, how.characters, span.line)
+        return
+    if kind.structure == 'parquet':
+        if kind.compression:
+            raise UserError(f'{str(path)!r} is compressed Parquet: decompress it first')
+        found = records.from_parquet(path, field=how.field, seen=seen)
+    elif kind.structure == 'json':
+        text = formats.decoded(content, how.encoding, path)
+        found = records.from_json(text, path, field=how.field)
+    else:
+        lines = _lines(content, span, how.encoding)
+        found = records.from_lines(
+            lines, path, field=how.field, encoding=how.encoding, first=span.line
+        )
+    for long, number in found:
+        for piece in cut(long, how.characters):
+            yield piece, number
+
+
+def _lines(content: Iterator[bytes], span: Span, encoding: str) -> Iterator[bytes | str]:
+    if not formats.line_ends_are_bytes(encoding):
+        return records.split_lines(formats.decoded(content, encoding, span.file.path), '\n')
+    first = next(content, b'') if span.start == 0 else b''
+    if wide := formats.wide_encoding(first):
         raise UserError(
-            f'{str(path)!r} is no UTF-8 text (byte {error.start}): if it is text, convert it with '
-            '`iconv -f ENCODING -t UTF-8`'
-        ) from None
-    yield from ((piece, number) for number, piece in enumerate(cut(text), start=1))
+            f'{str(span.file.path)!r} looks like {wide.upper()}: set the encoding of its source '
+            f'(--data.sources.0.encoding) to {wide}'
+        )
+    first = first.removeprefix(codecs.BOM_UTF8)
+    return records.split_lines(itertools.chain([first], content), b'\n')
 
 
-def cut(text: str, most: int = _DOCUMENT_CHARACTERS) -> list[str]:
-    """Pieces of at most `most` characters, cut after a blank line, else a line, else anywhere."""
-    pieces = []
-    while len(text) > most:
-        window = text[:most]
-        end = window.rfind('\n\n') + 2
-        if end < most // 2:
-            end = window.rfind('\n') + 1
-        if end < most // 2:
-            end = most
-        pieces.append(text[:end])
-        text = text[end:]
-    return [*pieces, text] if text else pieces
+def _pieces(content: Iterator[str], most: int, line: int) -> Iterator[records.Numbered]:
+    """(text, line) of the pieces of a text that comes in blocks; joined they are the text."""
+    held: list[str] = []
+    length = 0
+    for block in content:
+        held.append(block)
+        length += len(block)
+        if length > 2 * most:
+            *whole, rest = cut(''.join(held), most)
+            for piece in whole:
+                yield piece, line
+                line += piece.count('\n')
+            held, length = [rest], len(rest)
+    for piece in cut(''.join(held), most):
+        yield piece, line
+        line += piece.count('\n')
+
+
+def cut(text: str, most: int) -> list[str]:
+    """Pieces of at most `most` characters, cut after a blank line, else a line, else a space, else
+    anywhere; in linear time."""
+    pieces, start = [], 0
+    while len(text) - start > most:
+        middle, limit = start + max(most // 2, 1), start + most
+        end = limit
+        for marks in (('\n\n', '\n\r\n'), ('\n',), (' ',)):
+            places = [(text.rfind(mark, start, limit), len(mark)) for mark in marks]
+            ends = [at + length for at, length in places if 0 <= at >= middle - length]
+            if ends:
+                end = max(ends)
+                break
+        pieces.append(text[start:end])
+        start = end
+    return [*pieces, text[start:]] if start < len(text) else pieces

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,36 +32,30 @@ class Restored(NamedTuple):
     """Newer checkpoints that could not be read, and why."""
 
 
-class Checkpoints:
-    """The checkpoints of one run: the newest `keep` and the best."""
+SCORES = 'checkpoint-scores.json'
+"""Beside the checkpoints: the score of each that was validated, by step; lower is better."""
 
-    def __init__(self, directory: Path, *, keep: int, read_only: bool = False):
+
+class Checkpoints:
+    """The checkpoints of one run: the newest `keep`, the best of those that were validated, and
+    those of every `keep_every`-th step (0: none)."""
+
+    def __init__(self, directory: Path, *, keep: int, keep_every: int = 0, read_only: bool = False):
         policies = ocp.training.preservation_policies
         self.directory = directory
+        self._scores: dict[int, float] = {}
+        keeps: list[Any] = [policies.LatestN(keep), _Best(self.best)]
+        if keep_every:
+            keeps.append(policies.EveryNSteps(keep_every))
         self._orbax = ocp.training.Checkpointer(
             directory.absolute(),
-            preservation_policy=policies.AnyPreservationPolicy(
-                [
-                    policies.LatestN(keep),
-                    policies.BestN(
-                        get_metric_fn=lambda metrics: metrics['bits_per_byte'],
-                        reverse=True,
-                        n=1,
-                        keep_checkpoints_without_metrics=False,
-                    ),
-                ]
-            ),
+            preservation_policy=policies.AnyPreservationPolicy(keeps),
             cleanup_tmp_directories=not read_only,  # half-written ones, of a run that was killed
         )
+        steps = set(self.steps())  # an earlier run's of the same directory count no more
+        self._scores = {s: score for s, score in self._read_scores().items() if s in steps}
 
-    def save(
-        self,
-        step: int,
-        items: Items,
-        *,
-        metadata: dict[str, Any],
-        bits_per_byte: float | None = None,
-    ) -> None:
+    def save(self, step: int, items: Items, *, metadata: dict[str, Any]) -> None:
         """Begin to save; the arrays may be donated as soon as this returns.
 
         Raises what an earlier save in the background met, for example a full disk.
@@ -69,14 +65,40 @@ class Checkpoints:
         try:
             self.wait()
             self._orbax.save_checkpointables_async(
-                step,
-                items,
-                force=True,
-                custom_metadata=metadata,
-                metrics=None if bits_per_byte is None else {'bits_per_byte': bits_per_byte},
+                step, items, force=True, custom_metadata=metadata
             )
         except OSError as error:
             raise self._save_failed(error) from error
+
+    def validated(self, step: int, score: float) -> None:
+        """Note the score of the checkpoint of `step`; the lowest is kept. Nothing happens when
+        there is no such checkpoint. All processes call this with the same values."""
+        steps = self.steps()
+        if step not in steps:
+            return
+        self._scores = {s: x for s, x in {**self._scores, step: score}.items() if s in steps}
+        if jax.process_index() == 0:
+            path = self.directory.parent / SCORES
+            partial = path.with_name(f'.{SCORES}')
+            partial.write_text(json.dumps(self._scores))
+            partial.replace(path)
+
+    def has_score(self, step: int) -> bool:
+        """Whether the checkpoint of `step` was validated."""
+        return step in self._scores
+
+    def best(self) -> int | None:
+        """The step of the checkpoint with the lowest score; None when none was validated."""
+        steps = set(self.steps())
+        known = {step: score for step, score in self._scores.items() if step in steps}
+        return min(known, key=lambda step: (known[step], -step), default=None)
+
+    def _read_scores(self) -> dict[int, float]:
+        try:
+            scores = json.loads((self.directory.parent / SCORES).read_text())
+            return {int(step): float(score) for step, score in scores.items()}
+        except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not ours
+            return {}
 
     def wait(self) -> None:
         """Block until the save in progress is on disk. Raises UserError if it failed."""
@@ -191,6 +213,25 @@ class Checkpoints:
     def close(self) -> None:
         self.wait()
         self._orbax.close()
+
+
+class _Best:
+    """Keeps the checkpoint that is the best when another is saved: scores are known only after
+    their checkpoints are on disk, which Orbax's own policy does not foresee."""
+
+    def __init__(self, best: Callable[[], int | None]):
+        self._best = best
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        best = self._best()
+        return [checkpoint.step == best for checkpoint in checkpoints]
+
+
+def present(directory: Path) -> list[int]:
+    """Steps of the finished checkpoints in `directory`, which is only looked at."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+    return []
 
 
 def _first_line(error: BaseException) -> str:

@@ -55,12 +55,16 @@ class EvaluationConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When to save, and what to keep."""
+    """When to save, and what to keep. One is always saved after the last step."""
 
     every: int = 1000
-    """Steps between checkpoints; one always follows the last step."""
+    """Steps between checkpoints. 0: none by steps."""
+    minutes: float = 0.0
+    """Minutes between checkpoints, beside those by steps. 0: none by time."""
     keep: int = 3
-    """The newest n are kept, and the one with the best validation."""
+    """The newest n are kept, and the best of those that were validated."""
+    keep_every: int = 0
+    """Steps between checkpoints that are saved and kept for ever. 0: none."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,10 @@ class Experiment:
 
 _LEAST = {
     **{f'train.{entry.name}': 1 for entry in dataclasses.fields(TrainConfig)},
-    **{f'checkpoint.{entry.name}': 1 for entry in dataclasses.fields(CheckpointConfig)},
+    'checkpoint.every': 0,
+    'checkpoint.minutes': 0,
+    'checkpoint.keep': 1,
+    'checkpoint.keep_every': 0,
     'evaluation.every': 0,
     'evaluation.batches': 0,
     'evaluation.sample_tokens': 1,

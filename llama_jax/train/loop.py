@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextlib
+import errno
+import time
+import traceback
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +13,14 @@ import jax
 import numpy as np
 
 from llama_jax.errors import Stopped, UserError
+from llama_jax.train import agreement
 from llama_jax.train.experiment import Experiment
-from llama_jax.train.run import HostBatch, Measure, Run, prepare
+from llama_jax.train.place import HostBatch, largest
+from llama_jax.train.run import Measure, Run, prepare
+from llama_jax.train.signals import Signals, caught, stopped
 from llama_jax.train.step import Metrics, State
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Pending(NamedTuple):
@@ -25,8 +29,17 @@ class Pending(NamedTuple):
     step: int
     batch: HostBatch
     metrics: Metrics
-    told: jax.Array | int
-    """Number of the signal that some process had received by this step; 0: none."""
+    told: jax.Array | np.ndarray
+    """See Told, as of this step."""
+
+
+class Told(NamedTuple):
+    """What all processes know of each other."""
+
+    stopping: int = 0
+    """The number of a signal that one of them received; 0: none."""
+    due: int = 0
+    """1 when it is time to save."""
 
 
 def train(experiment: Experiment, workdir: Path, *, measure: Measure | None = None) -> State:
@@ -34,52 +47,163 @@ def train(experiment: Experiment, workdir: Path, *, measure: Measure | None = No
 
     `measure` is called at each validation, and its figures are recorded as a line 'light'.
 
-    Raises UserError for what does not fit together and for a run that is no longer finite, Stopped
-    after SIGTERM or SIGINT.
+    Raises UserError for what does not fit together, for a run that is no longer finite and for
+    what fails on the way, Stopped after SIGTERM or SIGINT.
     """
-    config, evaluation = experiment.train, experiment.evaluation
-    with (
-        _signals() as received,
-        prepare(experiment, workdir, measure=measure) as run,
-        jax.set_mesh(run.mesh),
-        run.progress as progress,
-    ):
-        pending: Pending | None = None
-        stopping = 0
-        steps = range(int(run.state.step) + 1, config.steps + 1)
-        for step, batch in zip(steps, run.loader, strict=False):
-            run.state, metrics = run.step(run.state, run.place(batch))
-            stopping = _finish(run, pending)  # the step before; the devices work on this one
-            told = run.largest(max(received, default=0))
-            pending, run.cursor = Pending(step, batch, metrics, told), batch['cursor']
-
-            last = step == config.steps
-            validates = run.validate and (last or step % evaluation.every == 0)
-            if validates or stopping or last or step % experiment.checkpoint.every == 0:
-                _finish(run, pending)
-                pending = None
-                with progress.paused():
-                    evaluates = validates and (last or not stopping)
-                    run.save(step, run.evaluate(step) if evaluates else None)
-            if stopping:
-                break
-        run.checkpoints.wait()
-        if stopping and step < config.steps:
-            raise Stopped(
-                f'stopped by {signal.Signals(stopping).name} after step {step}, which is saved in '
-                f'{workdir}; the same command goes on from there',
-                exit_code=128 + stopping,
-            )
-        return run.state
+    with caught() as signals, agreement.together(), contextlib.ExitStack() as opened:
+        with signals.stopping('before a step was taken: nothing is lost'):
+            run = opened.enter_context(prepare(experiment, workdir, measure=measure))
+        opened.enter_context(jax.set_mesh(run.mesh))
+        opened.enter_context(run.progress)
+        try:
+            state = _train(run, signals)
+        except BaseException as error:
+            told = error if _is_told(error) else _failure(run, 'the training', error)
+            with contextlib.suppress(UserError):
+                run.checkpoints.wait()  # while the other processes still take part
+            agreement.failed(told)
+            if told is error:
+                raise
+            raise told from error
+        if signals.number and jax.process_count() == 1:  # it came when all was done
+            raise stopped(signals.number, _saved(run))
+        return state
 
 
-def _finish(run: Run, pending: Pending | None) -> int:
-    """Wait for a step and record it; the signal of which all processes know by then, or 0.
+def _train(run: Run, signals: Signals) -> State:
+    config, saving = run.experiment.train, run.experiment.checkpoint
+    first, stopping = run.saved, 0
+    if first and _validates(run, first) and not run.checkpoints.has_score(first):
+        stopping = _evaluate(run, signals, first)  # in the midst of it the run had ended
+    pending: Pending | None = None
+    since = time.monotonic()
+    for step in range(first + 1, config.steps + 1):
+        if stopping:
+            break
+        batch = _read(run, step, pending)
+        run.state, metrics = run.step(run.state, run.place(batch))
+        told = _finish(run, pending)  # the step before; the devices work on this one
+        due = bool(saving.minutes) and time.monotonic() - since > 60 * saving.minutes
+        news = largest((signals.number, due), run.mesh)
+        pending, run.cursor = Pending(step, batch, metrics, news), batch['cursor']
+
+        stopping = told.stopping
+        validates = _validates(run, step) and not stopping
+        saves = stopping or told.due or step == config.steps or _saves(run, step)
+        if saves or validates:
+            _finish(run, pending)
+            pending = None
+            with run.progress.paused():
+                if saves:
+                    run.save(step)
+                    since = time.monotonic()
+                if validates:
+                    stopping = _evaluate(run, signals, step)
+                    if stopping and run.saved != step:
+                        run.save(step)
+    run.checkpoints.wait()
+    if stopping:
+        raise stopped(stopping, _saved(run))
+    return run.state
+
+
+def _saves(run: Run, step: int) -> bool:
+    saving = run.experiment.checkpoint
+    return any(n and step % n == 0 for n in (saving.every, saving.keep_every))
+
+
+def _validates(run: Run, step: int) -> bool:
+    steps, every = run.experiment.train.steps, run.experiment.evaluation.every
+    return run.validate is not None and (step == steps or step % every == 0)
+
+
+def _saved(run: Run) -> str:
+    """What becomes of a run that ends here."""
+    return (
+        f'after step {run.saved}, which is saved in {run.workdir}; the same command goes on from '
+        'there'
+    )
+
+
+def _evaluate(run: Run, signals: Signals, step: int) -> int:
+    """Validate and sample; the number of the signal that ended this, or 0.
+
+    A checkpoint of `step`, where there is to be one, is on disk before this begins.
+    """
+    run.checkpoints.wait()
+    poll = _Poll(run, signals)
+    try:
+        # One process may stop anywhere, several where all of them ask.
+        alone = jax.process_count() == 1
+        with signals.stopping(_saved(run), raises=alone, ends=run.saved == step):
+            run.evaluate(step, poll)
+    except Stopped:
+        return signals.number
+    except Exception as error:
+        _rescue(run, step)
+        if _is_told(error):
+            raise
+        raise _failure(run, f'the validation after step {step}', error) from error
+    return poll.number
+
+
+class _Poll:
+    """Whether some process was told to stop. All ask equally often, and know it one question
+    later, so that none waits for the devices."""
+
+    def __init__(self, run: Run, signals: Signals):
+        self.number = 0
+        self._run, self._signals = run, signals
+        self._before: jax.Array | np.ndarray = np.zeros(1, np.int32)
+
+    def __call__(self) -> bool:
+        news = largest((self._signals.number,), self._run.mesh)
+        self.number = self.number or int(self._before[0])
+        self._before = news
+        return bool(self.number)
+
+
+def _read(run: Run, step: int, pending: Pending | None) -> HostBatch:
+    try:
+        return next(run.loader)
+    except Exception as error:
+        _finish(run, pending)
+        _rescue(run, step - 1)
+        if _is_told(error):
+            raise
+        raise _failure(run, f'reading the data of step {step}', error) from error
+
+
+def _rescue(run: Run, step: int) -> None:
+    """Save the sound state of `step` before what failed beside it ends the run. One process of
+    several cannot: all of them save a checkpoint together, or none."""
+    if run.saved != step and jax.process_count() == 1:
+        run.save(step)
+
+
+def _is_told(error: BaseException) -> bool:
+    """Whether whoever runs this says in one line what is the matter."""
+    full = isinstance(error, OSError) and error.errno in _NO_ROOM
+    return full or isinstance(error, UserError) or not isinstance(error, Exception)
+
+
+def _failure(run: Run, what: str, error: BaseException) -> UserError:
+    """The one line about an unforeseen failure, whose traceback is kept in the workdir."""
+    path = run.workdir / f'failure-process-{jax.process_index()}.txt'
+    path.write_text(''.join(traceback.format_exception(error)), encoding='utf-8')
+    reason = next(iter(str(error).strip().splitlines()), '')[:300]
+    text = f'{what} failed: {type(error).__name__}: {reason}'
+    run.progress.note(run.saved, text)
+    return UserError(f'{text} (all of it in {path}); the run goes on from step {run.saved}')
+
+
+def _finish(run: Run, pending: Pending | None) -> Told:
+    """Wait for a step and record it; what all processes know of each other by then.
 
     Raises UserError when too many steps in a row were not finite.
     """
     if pending is None:
-        return 0
+        return Told()
     metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
     metrics |= run.loader.read(pending.batch['cursor'])
     run.progress.log(pending.step, metrics, seconds_waited=run.loader.seconds_waited)
@@ -97,29 +221,8 @@ def _finish(run: Run, pending: Pending | None) -> int:
         raise UserError(
             f'stopped at step {pending.step}: loss or gradient was not finite for {in_a_row} steps '
             f'in a row, last on {lanes} (kept in {kept}); the parameters are those of before. '
-            'Lower --optimizer.schedule.peak, or look at the data'
+            'Lower --optimizer.schedule.peak and start again, which goes on from the newest '
+            f'checkpoint; or begin with an earlier one, --start {run.workdir}@STEP in another '
+            '--workdir; or look at the data'
         )
-    return int(pending.told)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects SIGTERM and SIGINT instead of dying of them; a second SIGINT is obeyed at once."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-
-    def note(number: int, frame: object) -> None:
-        if received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        received.append(number)
-        # Not print: the signal may have come in the midst of one, which cannot be entered twice.
-        os.write(2, f'{signal.Signals(number).name}: saving after this step\n'.encode())
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return Told(*np.asarray(pending.told).tolist())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -21,7 +20,7 @@ from llama_jax.paths import local
 from llama_jax.train.checkpoint import Checkpoints, difference
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.plain import to_plain
-from llama_jax.train.records import read_metrics, read_run
+from llama_jax.train.records import read_run
 from llama_jax.train.step import EXTRA, State, initial_params
 
 START_MAY_CHANGE = ('context', 'rope_theta', 'rope_scaling', 'dropout')
@@ -132,30 +131,19 @@ def _chosen(
     if not steps:
         raise _nothing_yet(workdir)
     if step == 'best':
-        return best(workdir, steps)
+        best = checkpoints.best()
+        if best is None:
+            raise UserError(
+                f'no checkpoint in {workdir} was validated, so none is the best: name a step, such '
+                f'as {workdir}@{steps[-1]} (there are {", ".join(map(str, steps))})'
+            )
+        return best
     if step is not None and step not in steps:
         raise UserError(
             f'{workdir} has no checkpoint of step {step}: there are those of '
             f'{", ".join(map(str, steps))}'
         )
     return step
-
-
-def best(workdir: Path, steps: list[int]) -> int:
-    """The one of these steps with the lowest validation: bits per byte, or the loss of an objective
-    without a likelihood. Raises UserError when none of them was validated."""
-    figures = {}
-    for line in read_metrics(workdir):
-        if line['kind'] == 'validation' and line['step'] in steps:
-            figure = line.get('bits_per_byte', line.get('loss'))
-            if figure is not None and math.isfinite(figure):
-                figures[line['step']] = figure
-    if not figures:
-        raise UserError(
-            f'no checkpoint in {workdir} was validated, so none is the best: name a step, such as '
-            f'{workdir}@{steps[-1]} (there are {", ".join(map(str, steps))})'
-        )
-    return min(figures, key=lambda step: (figures[step], -step))
 
 
 def check_start(experiment: Experiment) -> None:

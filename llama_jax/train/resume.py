@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from llama_jax.errors import UserError
 from llama_jax.optim.schedule import Ramp, change, schedule
-from llama_jax.train.checkpoint import difference
+from llama_jax.train.checkpoint import difference, present
 from llama_jax.train.experiment import Experiment, from_dict, to_dict
 from llama_jax.train.records import read_run
 from llama_jax.train.restore import check_start
@@ -155,8 +156,7 @@ def differences(saved: Any, experiment: Experiment, workdir: Path) -> Difference
 def begun(workdir: Path) -> bool:
     """Whether a run has saved a checkpoint in `workdir`. What one left that died before does not
     bind the next."""
-    checkpoints = workdir / 'checkpoints'
-    return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
+    return bool(present(workdir / 'checkpoints'))
 
 
 def check_workdir(workdir: Path, experiment: Experiment) -> None:
@@ -203,7 +203,8 @@ def check_data(
         found = differences(metadata['experiment'], experiment, workdir)
         raise UserError(
             f'the data is not what the run in {workdir} began with{_set_otherwise(found)}: its '
-            f'documents or their split changed; restore them, or {_ADAPTED.format(workdir=workdir)}'
+            f'documents, the names of their files or their split changed; restore them, or '
+            f'{_ADAPTED.format(workdir=workdir)}'
         )
 
 
@@ -242,10 +243,14 @@ def continuation(metadata: dict[str, Any], experiment: Experiment, workdir: Path
     new = schedule(config, steps, ramp)
     if ramp is not None:
         end = ramp.begin + ramp.steps
-        notes.append(
-            f'the learning rate goes from {ramp.rate:.3g} at step {taken} in a straight line to '
-            f'{float(new(end)):.3g} at step {end}, then by the schedule of {steps} steps'
+        there = float(new(end))
+        way = (
+            f'goes from {ramp.rate:.3g} after step {taken} in a straight line to {there:.3g} after'
         )
+        if math.isclose(there, ramp.rate, rel_tol=1e-3):
+            way = f'stays at {there:.3g} until'
+        then = f', then goes by the schedule of {steps} steps' if end < steps else ''
+        notes.append(f'the learning rate {way} step {end}{then}')
     elif taken < steps and float(new(taken)) < 0.999 * float(old(taken)):
         notes.append(
             f'the learning rate falls from {float(old(taken)):.3g} to {float(new(taken)):.3g} '

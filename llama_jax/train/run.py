@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from llama_jax import layout, trees
 from llama_jax import mesh as meshes
 from llama_jax.data.loader import Loader
-from llama_jax.data.sources import load_tokenizer
+from llama_jax.data.sources import load_tokenizer, open_sources
 from llama_jax.data.tokenizer import Tokenizer
-from llama_jax.errors import UserError
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
-from llama_jax.train import resume
+from llama_jax.train import agreement, resume
 from llama_jax.train.checkpoint import Checkpoints, Items
 from llama_jax.train.experiment import Experiment, check, check_vocabulary, to_dict
 from llama_jax.train.peak import CONVENTION, peak_flops
@@ -34,7 +31,8 @@ from llama_jax.train.records import Records
 from llama_jax.train.restore import adapted
 from llama_jax.train.sample import sampler
 from llama_jax.train.step import Metrics, State, abstract_state, initial_state, train_step
-from llama_jax.train.validate import Validation
+from llama_jax.train.validate import Stop, Validation
+from llama_jax.train.workdir import forget_unsaved, held, holder
 
 Measure = Callable[[Experiment, Params, Tokenizer, Mesh], dict[str, float]]
 """What a caller wants measured of the parameters during a run, such as evaluate/light.py."""
@@ -60,73 +58,90 @@ class Run:
     progress: Progress
     metadata: dict[str, Any]
     workdir: Path
+    opened: contextlib.ExitStack
+    """What is to be closed in the end."""
+    saved: int
+    """Step of the newest checkpoint, 0 before the first."""
 
     def place(self, batch: HostBatch) -> dict[str, jax.Array]:
         """The global batch on the devices, of which `batch` is this process's share."""
         return place(batch, self.mesh)
 
-    def largest(self, value: int) -> jax.Array | int:
-        """The largest `value` of all processes; they agree behind the step, and none waits here."""
-        if jax.process_count() == 1:
-            return value
-        each = NamedSharding(self.mesh, jax.sharding.PartitionSpec(self.mesh.axis_names))
-        mine = np.array([value], np.int32)
-        return jnp.max(jax.make_array_from_callback((self.mesh.size,), each, lambda _: mine))
-
-    def save(self, step: int, bits_per_byte: float | None) -> None:
+    def save(self, step: int) -> None:
         """Begin to save a checkpoint after `step`."""
         metadata = {**self.metadata, 'step': step, 'cursor': self.cursor}
-        items = _items(self.state)
-        self.checkpoints.save(step, items, metadata=metadata, bits_per_byte=bits_per_byte)
+        self.checkpoints.save(step, _items(self.state), metadata=metadata)
+        self.saved = step
 
-    def evaluate(self, step: int) -> float | None:
-        """Validate and sample after `step`, and record both; bits per byte where defined."""
+    def evaluate(self, step: int, stop: Stop) -> None:
+        """Validate and sample after `step`, and record both; nothing more once `stop` says so."""
         assert self.validate is not None
-        result = self.validate(self.state.params)
+        result = self.validate(self.state.params, stop)
+        if stop():
+            return
         self.progress.validated(step, result)
         if self.measure is not None:
             self.progress.measured(step, self.measure(self.state))
         for prompt, text in self.sample(self.state) if self.sample else ():
             self.records.write('sample', step, prompt=prompt, text=text)
-        bits = result.get('bits_per_byte', math.nan)
-        return bits if math.isfinite(bits) else None  # NaN would stay the best for ever
+        if (figure := score(result)) is not None:
+            self.checkpoints.validated(step, figure)
 
     def __enter__(self) -> Run:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        with contextlib.ExitStack() as closing:  # every one, also when another fails
-            closing.callback(self.checkpoints.close)
-            closing.callback(self.records.close)
-            closing.callback(self.loader.close)
+        self.opened.close()
+
+
+def score(result: dict[str, Any]) -> float | None:
+    """What makes a validation the best: bits per byte, or the loss of an objective without a
+    likelihood. None when it is not finite: NaN would stay the best for ever."""
+    figure = result.get('bits_per_byte', result['loss'])
+    return figure if math.isfinite(figure) else None
 
 
 def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = None) -> Run:
     """Check everything, resume or begin, and compile the step.
 
-    Raises UserError for whatever does not fit together, before anything expensive.
+    What costs nothing is checked before what costs minutes, and everything before a step is taken.
+    Raises UserError for whatever does not fit together.
     """
-    train = experiment.train
+    agreement.same({'experiment': to_dict(experiment), 'workdir': str(workdir)}, 'settings')
+    agreement.same(agreement.code(), 'code')
     device_mesh = meshes.make(experiment.mesh)
     check(experiment, device_mesh)
+    with contextlib.ExitStack() as opened:
+        opened.enter_context(held(workdir))
+        agreement.same({'run.lock': holder(workdir)}, 'view of --workdir, which all share')
+        return _prepare(experiment, workdir, device_mesh, measure, opened)
+
+
+def _prepare(
+    experiment: Experiment,
+    workdir: Path,
+    device_mesh: Mesh,
+    measure: Measure | None,
+    opened: contextlib.ExitStack,
+) -> Run:
+    train = experiment.train
+    notes = forget_unsaved(workdir)
     resume.check_workdir(workdir, experiment)
-    tokenizer = load_tokenizer(experiment.data)
-    check_vocabulary(experiment, tokenizer.vocab_size)
+    tokenizer = _tokenizer(experiment)
+    sample = sampler(experiment, tokenizer, device_mesh)
+    validates = experiment.evaluation.every > 0
+    validation = Validation(experiment, tokenizer, device_mesh) if validates else None
 
     tx = optimizer(experiment.optimizer)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f'cannot write in {workdir} ({error.strerror}): give another --workdir'
-        ) from error
     metadata = {
         'experiment': to_dict(experiment),
         'layers': 'stacked',
         'tokenizer': tokenizer.digest,
         'format': resume.FORMAT,
     }
-    checkpoints = Checkpoints(workdir / 'checkpoints', keep=experiment.checkpoint.keep)
+    keep = experiment.checkpoint
+    checkpoints = Checkpoints(workdir / 'checkpoints', keep=keep.keep, keep_every=keep.keep_every)
+    opened.callback(checkpoints.close)
     restored = checkpoints.restore_newest(
         _abstract_items(experiment, tx, device_mesh),
         check=lambda saved: resume.check_metadata(saved, experiment, tokenizer.digest, workdir),
@@ -137,23 +152,20 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
         state = initial_state(
             experiment.model, experiment.objective, tx, seed=experiment.seed, mesh=device_mesh
         )
-        state, notes = adapted(state, experiment, tokenizer, device_mesh)
+        state, told = adapted(state, experiment, tokenizer, device_mesh)
+        notes += told
         cursor, start = None, 0
     else:
         state = State(params=restored.items['params'], **restored.items['rest'])
         cursor, start = restored.metadata['cursor'], restored.step
         ramp, changed = resume.continuation(restored.metadata, experiment, workdir)
-        notes = [*restored.damaged, *changed, f'resumed from the checkpoint of step {start}']
+        notes += [*restored.damaged, *changed, f'resumed from the checkpoint of step {start}']
 
     loader = _loader(experiment, tokenizer, device_mesh, cursor)
-    validates = experiment.evaluation.every > 0
-    validation = Validation(experiment, tokenizer, device_mesh) if validates else None
+    opened.callback(loader.close)
+    agreement.same({'tokenizer': tokenizer.digest, 'data': loader.digest}, 'data')
     if restored is not None:
-        try:
-            resume.check_data(restored.metadata, loader.digest, experiment, workdir)
-        except UserError:
-            loader.close()
-            raise
+        resume.check_data(restored.metadata, loader.digest, experiment, workdir)
     flops = experiment.objective.flops(experiment.model, train.seq_len)
     peak, peak_source = peak_flops(device_mesh.devices.flat[0])
     tokenizer_file = workdir / 'tokenizer.model'
@@ -167,6 +179,7 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
             'peak_convention': f'{CONVENTION}. Peak: {peak_source}',
         },
     )
+    opened.callback(records.close)
     if jax.process_index() == 0:
         tokenizer.save(tokenizer_file)
     seconds = records.begin(start)
@@ -196,19 +209,30 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
         experiment=experiment,
         mesh=device_mesh,
         state=state,
-        cursor=loader.empty_batch()['cursor'],
+        cursor=cursor or loader.empty_batch()['cursor'],
         step=step,
         loader=loader,
         records=records,
         checkpoints=checkpoints,
         validate=validation,
-        sample=sampler(experiment, tokenizer, device_mesh),
+        sample=sample,
         measure=measure
         and (lambda state: measure(experiment, state.params, tokenizer, device_mesh)),
         progress=progress,
         metadata={**metadata, 'data': loader.digest, 'ramp': resume.ramp_record(ramp)},
         workdir=workdir,
+        opened=opened.pop_all(),
+        saved=start,
     )
+
+
+def _tokenizer(experiment: Experiment) -> Tokenizer:
+    """The tokenizer, once it is known that every split is there: it may take minutes to train."""
+    for split in ('train', 'validation') if experiment.evaluation.every else ('train',):
+        open_sources(experiment.data, split)
+    tokenizer = load_tokenizer(experiment.data)
+    check_vocabulary(experiment, tokenizer.vocab_size)
+    return tokenizer
 
 
 def _loader(

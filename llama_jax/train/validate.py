@@ -26,6 +26,8 @@ from llama_jax.train.place import local_rows, place
 from llama_jax.train.step import loss_of
 
 LossStep = Callable[[Params, Batch], Loss]
+Stop = Callable[[], bool]
+"""Whether to stop here; all processes ask equally often, and are told the same."""
 SEED = 0
 """Of the sample and of its corruption: the same for all runs and at every validation."""
 
@@ -77,7 +79,7 @@ class Validation:
             accumulate=experiment.train.accumulate,
         )
 
-    def __call__(self, params: Params, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    def __call__(self, params: Params, stop: Stop = lambda: False) -> dict[str, Any]:
         """Figures over all sets, and 'NAME/LABEL' for each of several.
 
         `stop` is asked before every batch; the figures are of what was read until then.

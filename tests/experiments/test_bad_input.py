@@ -34,7 +34,8 @@ def refused(run_script, text):
             'model.vocab': 512,
             **dict(base),
         }
-        arguments = [part for name, value in tiny.items() for part in (f'--{name}', value)]
+        given = {name: value for name, value in tiny.items() if value is not None}
+        arguments = [part for name, value in given.items() for part in (f'--{name}', value)]
         code, _, error = run_script(pretrain.main, 'quickstart', *arguments, *options)
         assert code == 2, error
         assert len(error) == 1 and error[0].startswith('error: '), error
@@ -70,7 +71,7 @@ def test_no_configuration_lists_them(run_script):
         (['--train.seq-len', '0'], '--train.seq-len is 0'),
         (['--train.accumulate', '0'], '--train.accumulate is 0'),
         (['--checkpoint.keep', '0'], '--checkpoint.keep is 0'),
-        (['--checkpoint.every', '0'], '--checkpoint.every is 0'),
+        (['--checkpoint.every', '-1'], '--checkpoint.every is -1'),
         (['--evaluation.every', '-1'], '--evaluation.every is -1'),
         (['--seed', '-1'], '--seed is -1'),
         (
@@ -103,10 +104,13 @@ def test_settings_without_sense_or_that_do_not_fit(refused, options, words):
 
 
 def test_data_set_that_is_not_there(refused):
-    line = refused(base={'data.sources.0.name': 'wikipedia/20990101.xx'}.items())
+    elsewhere = {'data.sources.0.name': 'wikipedia/20990101.xx', 'data.sources.0.files': None}
+    line = refused(base=elsewhere.items())
     assert "no data set 'wikipedia/20990101.xx'" in line and 'download_and_prepare' in line
     line = refused(base={'data.sources.0.files': 'nowhere/*.txt'}.items())
     assert "no file matches 'nowhere/*.txt'" in line
+    line = refused(base={'data.sources.0.name': 'python_corpus/stdlib_docs'}.items())
+    assert 'files has no effect' in line and '--data.sources.0.name text_files' in line
 
 
 def test_empty_and_binary_files(refused, tmp_path):
@@ -158,9 +162,8 @@ def test_places_that_are_no_paths(refused, options, words, tmp_path):
 
 def test_a_bucket_without_the_package_that_reads_it(refused):
     pytest.importorskip('etils')
-    line = refused(
-        base={'data.sources.0.name': 'wiki', 'data.sources.0.data-dir': 'gs://b'}.items()
-    )
+    bucket = {'data.sources.0.name': 'wiki', 'data.sources.0.data-dir': 'gs://b'}
+    line = refused(base={**bucket, 'data.sources.0.files': None}.items())
     assert "'wiki' in gs://b: " in line and 'gcsfs' in line and 'mount the bucket' in line
 
 

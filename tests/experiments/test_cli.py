@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 
 import configs
-from experiments import cli, pretrain
+from experiments import cli, evaluate, pretrain
+from llama_jax.evaluate.metrics import METRICS
 from llama_jax.train.experiment import Experiment, digest, to_dict
 
 
@@ -150,3 +152,21 @@ def test_overrides_reach_every_arm_of_a_grid(monkeypatch):
             train=dataclasses.replace(before.experiment.train, steps=7),
         )
         assert arm.experiment == changed
+
+
+@pytest.mark.parametrize(
+    'at, name',
+    [('', 'evaluation.json'), ('@60', 'evaluation-60.json'), ('@best', 'evaluation-60.json')],
+)
+def test_an_evaluation_of_a_named_step_leaves_that_of_the_newest_alone(
+    run_script, monkeypatch, tmp_path, at, name
+):
+    asked = []
+    trained = types.SimpleNamespace(step=60, experiment=None)
+    found = {'step': 60, 'seconds': 0.0, 'metrics': {m: {'value': None} for m in METRICS}}
+    monkeypatch.setattr(evaluate, 'load', lambda run, mesh, **how: asked.append(run) or trained)
+    monkeypatch.setattr(evaluate, 'evaluate_trained', lambda *given: found)
+    (tmp_path / 'run').mkdir()
+    code, out, _ = run_script(evaluate.main, f'{tmp_path}/run{at}')
+    assert code == 0 and asked == [f'{tmp_path}/run{at}']
+    assert [path.name for path in (tmp_path / 'run').iterdir()] == [name] and name in out

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from llama_jax.errors import UserError
-from llama_jax.optim.schedule import ScheduleConfig, schedule
+from llama_jax.optim.schedule import Ramp, ScheduleConfig, change, schedule
 
 PEAK = 0.5
 
@@ -56,3 +56,75 @@ def test_constant_stays():
 def test_nonsense_is_refused_by_name(settings, named):
     with pytest.raises(UserError, match=named):
         rates(10, **settings)
+
+
+def goes_on(before, after, taken, *, at_once=False, ramp=None):
+    """How a run goes on whose settings (steps, schedule) change; and the rates of the steps from
+    the one before that to the last."""
+    old = schedule(ScheduleConfig(PEAK, **before[1]), before[0], ramp)
+    config = ScheduleConfig(**{'peak': PEAK, **after[1]})
+    found = change(old, config, after[0], taken=taken, at_once=at_once)
+    new = schedule(config, after[0], found)
+    return found, np.array([old(taken - 1), *(new(step) for step in range(taken, after[0]))])
+
+
+def largest_step(rate):
+    return np.abs(np.diff(rate)).max()
+
+
+@pytest.mark.parametrize('kind', ['cosine', 'wsd'])
+def test_a_finished_run_warms_up_again_and_falls_again(kind):
+    settings = {'kind': kind, 'warmup_steps': 10}
+    ramp, rate = goes_on((40, settings), (100, settings), 40)
+    assert ramp == Ramp(40, pytest.approx(0.1 * PEAK), 10)
+    target = float(rates(100, **settings)[50])
+    np.testing.assert_allclose(rate[1:12], np.linspace(0.1 * PEAK, target, 11), rtol=1e-5)
+    np.testing.assert_allclose(rate[11:], rates(100, **settings)[50:100], rtol=1e-6)
+    assert largest_step(rate[1:40]) < 1.05 * (target - 0.1 * PEAK) / 10
+
+
+@pytest.mark.parametrize(
+    'settings, taken',
+    [
+        ({'kind': 'constant', 'warmup_steps': 5}, 40),
+        ({'kind': 'wsd', 'warmup_steps': 5}, 30),  # before it falls
+        ({'kind': 'cosine', 'warmup_steps': 20}, 10),  # still warming up
+    ],
+)
+def test_where_the_new_schedule_is_the_old_one_nothing_happens(settings, taken):
+    ramp, rate = goes_on((40, settings), (80, settings), taken)
+    assert ramp is None
+    np.testing.assert_allclose(rate[1:], rates(80, **settings)[taken:80], rtol=1e-6)
+
+
+def test_a_lower_rate_holds_at_once_when_it_was_set_and_else_by_a_line():
+    before, lower = {'warmup_steps': 4}, {'warmup_steps': 4, 'peak': PEAK / 10}
+    ramp, rate = goes_on((40, before), (40, lower), 20, at_once=True)
+    assert ramp is None and rate[1] < rate[0] / 9
+    ramp, rate = goes_on((40, before), (24, before), 20)  # a shorter run
+    assert ramp == Ramp(20, pytest.approx(float(rates(40, **before)[20])), 4)
+    assert largest_step(rate) < PEAK / 7  # a jump would be half of PEAK
+    ramp, _ = goes_on((40, before), (40, {'warmup_steps': 4, 'peak': 2 * PEAK}), 20, at_once=True)
+    assert ramp is not None and ramp.steps == 4  # a higher one is warmed up to
+
+
+def test_without_a_warm_up_the_line_takes_a_tenth_of_the_steps_left():
+    ramp, rate = goes_on((40, {'warmup_steps': 0}), (75, {'warmup_steps': 0}), 40)
+    assert ramp is not None and ramp.steps == 4
+    assert largest_step(rate) < PEAK / 9
+
+
+def test_a_warm_up_longer_than_what_is_left_ends_with_the_run():
+    ramp, rate = goes_on((40, {'warmup_steps': 20}), (45, {'warmup_steps': 20}), 40)
+    assert ramp is not None and ramp.steps == 5
+    np.testing.assert_allclose(rate[1:], 0.1 * PEAK, rtol=1e-5)
+    assert goes_on((40, {'warmup_steps': 20}), (40, {'warmup_steps': 10}), 40)[0] is None
+
+
+def test_a_change_on_the_way_begins_where_the_line_was():
+    settings = {'warmup_steps': 10}
+    first = Ramp(40, 0.1 * PEAK, 10)
+    ramp, rate = goes_on((80, settings), (90, settings), 44, ramp=first)
+    at = float(schedule(ScheduleConfig(PEAK, **settings), 80, first)(44))
+    assert ramp == Ramp(44, at, 10) and at < 0.5 * PEAK
+    assert largest_step(rate) < PEAK / 10

@@ -84,11 +84,54 @@ def restore(directory, **settings):
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
-    checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=2)
-    for step, bits in enumerate([3.0, 1.0, None, 2.0, 4.0, 5.0], start=1):
-        checkpoints.save(step, items(step), metadata={}, bits_per_byte=bits)
-    checkpoints.wait()
+    """A score is known only when its checkpoint is on disk, and some have none."""
+    directory = tmp_path / 'checkpoints'
+    checkpoints = Checkpoints(directory, keep=2)
+    for step, score in enumerate([3.0, 1.0, None, 2.0, 4.0, 5.0], start=1):
+        checkpoints.save(step, items(step), metadata={})
+        if score is not None:
+            checkpoints.validated(step, score)
+    checkpoints.validated(99, 0.0)  # no such checkpoint
     assert checkpoints.steps() == [2, 5, 6]
+    checkpoints.close()
+    # A later process knows the best by the file.
+    checkpoints = Checkpoints(directory, keep=2)
+    assert checkpoints.best() == 2
+    assert checkpoints.has_score(5) and not checkpoints.has_score(1)
+    checkpoints.save(7, items(7), metadata={})
+    checkpoints.validated(7, 1.0)  # of equals the newest
+    assert checkpoints.best() == 7
+    checkpoints.save(8, items(8), metadata={})
+    assert checkpoints.steps() == [7, 8]
+    checkpoints.close()
+
+
+def test_scores_of_checkpoints_that_are_gone_do_not_count(tmp_path):
+    """A run that begins anew in the directory must not lose its best to a score of before."""
+    directory = tmp_path / 'checkpoints'
+    (tmp_path / 'checkpoint-scores.json').write_text('{"2": 0.5}')
+    checkpoints = Checkpoints(directory, keep=1)
+    assert checkpoints.best() is None
+    checkpoints.save(1, items(1), metadata={})
+    checkpoints.validated(1, 3.0)
+    checkpoints.save(2, items(2), metadata={})
+    assert checkpoints.best() == 1 and checkpoints.steps() == [1, 2]
+    checkpoints.close()
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"a": 1}', '{"3": null}'])
+def test_a_damaged_file_of_scores_is_no_file(saved, text):
+    (saved.parent / 'checkpoint-scores.json').write_text(text)
+    checkpoints = Checkpoints(saved, keep=3)
+    assert checkpoints.best() is None
+    checkpoints.close()
+
+
+def test_every_kth_is_kept_for_ever(tmp_path):
+    checkpoints = Checkpoints(tmp_path / 'checkpoints', keep=1, keep_every=3)
+    for step in range(1, 9):
+        checkpoints.save(step, items(step), metadata={})
+    assert checkpoints.steps() == [3, 6, 8]
     checkpoints.close()
 
 

@@ -1,6 +1,7 @@
 """Runs that go on with other settings: what may change, what must not, and the remedies."""
 
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -14,10 +15,10 @@ from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.train import loop, resume, run
-from llama_jax.train.checkpoint import Checkpoints
+from llama_jax.train.checkpoint import SCORES, Checkpoints
 from llama_jax.train.experiment import from_dict, to_dict
 from llama_jax.train.records import read_metrics, read_run
-from llama_jax.train.restore import best, check_start, load, named
+from llama_jax.train.restore import check_start, load, named
 from tests.train.conftest import changed
 
 pytestmark = pytest.mark.filterwarnings(
@@ -95,7 +96,7 @@ def test_a_finished_run_goes_on_without_a_jump_and_a_kill_changes_nothing(copied
     fresh = 1e-2 * (0.1 + 0.9 * (1 + np.cos(np.pi * (np.arange(10, 16) - 2) / 14)) / 2)
     np.testing.assert_allclose(steps[3:], fresh, rtol=1e-5)  # then as if begun with 16
     (said,) = [text for text in events(copied) if 'learning rate' in text]
-    assert 'from 0.001 at step 8' in said and 'at step 10' in said and '16 steps' in said
+    assert 'from 0.001 after step 8' in said and 'after step 10' in said and '16 steps' in said
     # From the checkpoint of step 12, which knows of the line, and then of 8, which does not.
     losses = [line['loss'] for line in read_metrics(copied) if line['kind'] == 'train']
     for step in (16, 12):
@@ -297,24 +298,20 @@ def test_a_checkpoint_is_named_by_its_step_or_as_the_best(finished, copied):
     assert not np.array_equal(loaded['@4'].params['embed_VD'], loaded['@8'].params['embed_VD'])
     np.testing.assert_array_equal(embedding(finished), embedding(f'{finished}@8'))
     # The best is not the newest: as if step 8 had been validated worse.
-    lines = read_metrics(copied)
-    for line in lines:
-        if line['kind'] == 'validation' and line['step'] == 8:
-            line['bits_per_byte'] = 99.0
-    (copied / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    scores = json.loads((copied / SCORES).read_text())
+    (copied / SCORES).write_text(json.dumps({**scores, '8': 99.0}))
     assert load(f'{copied}@best', one_device(MeshConfig())).step == 4
     assert load(f'{finished}@best', one_device(MeshConfig())).step == 8
+    (copied / SCORES).unlink()
+    with pytest.raises(UserError, match=r'was validated.* such as .*@8 \(there are 4, 8\)'):
+        load(f'{copied}@best', one_device(MeshConfig()))
 
 
-def test_without_a_likelihood_the_lowest_loss_is_the_best(tmp_path):
-    figures = [(2, {'loss': 3.0}), (4, {'loss': 1.0}), (6, {'loss': 2.0}), (8, {'loss': None})]
-    lines = [{'kind': 'validation', 'step': step, **values} for step, values in figures]
-    lines.append({'kind': 'train', 'step': 2, 'loss': 0.1})
-    (tmp_path / 'metrics.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-    assert best(tmp_path, [2, 4, 6, 8]) == 4
-    assert best(tmp_path, [2, 6, 8]) == 6  # of those that were kept
-    with pytest.raises(UserError, match=r'was validated.* such as .*@8 \(there are 8\)'):
-        best(tmp_path, [8])
+def test_without_a_likelihood_the_lowest_loss_is_the_best():
+    assert run.score({'loss': 3.0, 'bits_per_byte': 1.5}) == 1.5
+    assert run.score({'loss': 3.0}) == 3.0
+    assert run.score({'loss': math.nan}) is None
+    assert run.score({'loss': 3.0, 'bits_per_byte': math.inf}) is None
 
 
 @pytest.mark.parametrize(

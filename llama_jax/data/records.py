@@ -1,0 +1,195 @@
+"""Texts in files of records: JSON lines, JSON arrays, Parquet."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from llama_jax.data.formats import Seen, reading
+from llama_jax.errors import UserError
+
+Numbered = tuple[str, int]  # a text, and the number of its line or record, from 1
+
+_MOST_BAD = 10
+_SPACE = re.compile(r'[ \t\r\n]*')
+
+
+class BadRecords:
+    """Collects what is wrong with the records of a file, to be said all at once."""
+
+    def __init__(self, path: Path, unit: str, field: str) -> None:
+        self._path, self._unit, self._field, self._said = path, unit, field, list[str]()
+
+    def text(self, value: Any, number: int) -> str | None:
+        """The text of one record, or None where it has none (which is then noted)."""
+        text = value.get(self._field) if isinstance(value, dict) else None
+        if not isinstance(text, str):
+            there = ', '.join(map(str, value)) if isinstance(value, dict) else type(value).__name__
+            self.note(number, f'has no text in the field {self._field!r} (there: {there[:200]})')
+            return None
+        return _unicode(text)
+
+    def note(self, number: int, problem: str) -> None:
+        """Adds a problem; raises once there are ten."""
+        self._said.append(f'{self._unit} {number} {problem}')
+        if len(self._said) == _MOST_BAD:
+            self.check(more=' and maybe more')
+
+    def check(self, more: str = '') -> None:
+        """Raises UserError where something was noted."""
+        if self._said:
+            raise UserError(
+                f'{str(self._path)!r}, {"; ".join(self._said)}{more}: mend or remove these, or set '
+                'the field of the source (--data.sources.0.field)'
+            )
+
+
+def _unicode(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        # JSON can spell half of a surrogate pair, which no UTF-8 text can hold.
+        return re.sub('[\ud800-\udfff]', '\ufffd', text)
+    return text
+
+
+def from_lines(
+    lines: Iterator[bytes | str], path: Path, *, field: str, encoding: str, first: int
+) -> Iterator[Numbered]:
+    """The text of every line that is not empty; the first has the number `first`.
+
+    Raises UserError for the first ten lines that hold none.
+    """
+    bad = BadRecords(path, 'line', field)
+    for number, line in enumerate(lines, start=first):
+        if not line or line.isspace():
+            continue
+        try:
+            value = json.loads(line if isinstance(line, str) else line.decode(encoding))
+        except UnicodeDecodeError as error:
+            bad.note(number, f'is no {encoding.upper()} text (its byte {error.start})')
+        except ValueError as error:
+            bad.note(number, f'is no JSON ({error})')
+        except RecursionError:
+            bad.note(number, 'is JSON nested too deeply')
+        else:
+            if (text := bad.text(value, number)) is not None:
+                yield text, number
+    bad.check()
+
+
+def split_lines(content: Iterator[Any], end: Any) -> Iterator[Any]:
+    """Lines without their ends, of blocks of bytes or of text. A line may span many blocks."""
+    begun = []
+    for block in content:
+        if end not in block:
+            begun.append(block)
+            continue
+        first, *lines, rest = block.split(end)
+        yield type(block)().join([*begun, first])
+        yield from lines
+        begun = [rest]
+    if begun and (last := type(begun[0])().join(begun)):
+        yield last
+
+
+def from_json(content: Iterator[str], path: Path, *, field: str) -> Iterator[Numbered]:
+    """The text of every object of an array, or of objects one after another, read piece by piece.
+
+    Raises UserError for the first ten records that hold none, and where the JSON breaks off.
+    """
+    bad = BadRecords(path, 'record', field)
+    for number, value in enumerate(_values(content, path), start=1):
+        if (text := bad.text(value, number)) is not None:
+            yield text, number
+    bad.check()
+
+
+def _values(content: Iterator[str], path: Path) -> Iterator[Any]:
+    decoder = json.JSONDecoder()
+    buffer, at, count = '', 0, 0
+    is_array: bool | None = None
+    # In an array: whether a value may come, and whether it may end.
+    value_next, end_next, ended = True, True, False
+
+    def broken(problem: object) -> UserError:
+        return UserError(f'{str(path)!r} is no JSON after {count} records ({problem})')
+
+    while True:
+        at = _SPACE.match(buffer, at).end()  # type: ignore[union-attr]  # it always matches
+        if at == len(buffer):
+            buffer, at = next(content, ''), 0
+            if not buffer:
+                break
+            continue
+        character = buffer[at]
+        if ended:
+            raise broken('something follows the array')
+        if is_array is None:
+            is_array = character == '['
+            at += is_array
+        elif is_array and character == ']' and end_next:
+            ended, at = True, at + 1
+        elif is_array and not value_next:
+            if character != ',':
+                raise broken(f'a comma is missing before {character!r}')
+            value_next, end_next, at = True, False, at + 1
+        else:
+            try:
+                value, end = decoder.raw_decode(buffer, at)
+            except json.JSONDecodeError as error:
+                # Far from the end of what was read, the fault is none of reading too little.
+                unfinished = error.msg.startswith('Unterminated') or error.pos > len(buffer) - 16
+                more = _as_much_again(content, len(buffer) - at) if unfinished else ''
+                if not more:
+                    raise broken(error.msg) from None
+                buffer, at = buffer[at:] + more, 0
+                continue
+            except (ValueError, RecursionError) as error:
+                raise broken(error) from None
+            count, at = count + 1, end
+            value_next, end_next = not is_array, True
+            yield value
+    if is_array and not ended:
+        raise broken('the array does not end')
+
+
+def _as_much_again(content: Iterator[str], length: int) -> str:
+    """The next texts, at least `length` characters: so a long value is read in linear time."""
+    parts, got = [], 0
+    while got < max(length, 1) and (part := next(content, '')):
+        parts.append(part)
+        got += len(part)
+    return ''.join(parts)
+
+
+def from_parquet(path: Path, *, field: str, seen: Seen) -> Iterator[Numbered]:
+    """The texts of one column. Raises UserError for a damaged file and rows without a text."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise UserError(f'{str(path)!r} is Parquet: `pip install pyarrow` reads it') from None
+    bad = BadRecords(path, 'row', field)
+    try:
+        with reading(path), pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if field not in names:
+                raise UserError(
+                    f'{str(path)!r} has no column {field!r} (there: {", ".join(names)}): set the '
+                    'field of the source (--data.sources.0.field)'
+                )
+            rows = file.metadata.num_rows
+            size, number, told = path.stat().st_size, 0, 0
+            for batch in file.iter_batches(batch_size=256, columns=[field], use_threads=False):
+                for value in batch.column(0).to_pylist():
+                    number += 1
+                    if (text := bad.text({field: value}, number)) is not None:
+                        yield text, number
+                read = size * number // max(rows, 1)
+                seen(read - told)
+                told = read
+    except pyarrow.ArrowException as error:
+        raise UserError(f'cannot read {str(path)!r} ({error}): give a whole file') from error
+    bad.check()

@@ -1,0 +1,311 @@
+"""Nothing is lost, whatever ends a run: a validation, a signal, the data, another run beside it."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import jax
+import pytest
+
+from llama_jax import mesh as meshes
+from llama_jax.data.loader import Loader
+from llama_jax.data.sources import load_tokenizer
+from llama_jax.errors import Stopped, UserError
+from llama_jax.mesh import MeshConfig
+from llama_jax.train import loop, run
+from llama_jax.train.checkpoint import present
+from llama_jax.train.records import read_run
+from llama_jax.train.workdir import LOCK
+from tests.train.conftest import changed
+from tests.train.test_loop import lines, on_one_device, saved_steps
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    monkeypatch.setattr(meshes, 'make', on_one_device(meshes.make))
+
+
+def short(experiment, *, every, validate):
+    """Four steps, with checkpoints and validations so often; one program for all tests."""
+    experiment = changed(experiment, 'train', steps=4)
+    experiment = changed(experiment, 'checkpoint', every=every)
+    experiment = changed(experiment, 'evaluation', every=validate, batches=1)
+    schedule = replace(experiment.optimizer.schedule, warmup_steps=1)
+    return changed(experiment, 'optimizer', schedule=schedule)
+
+
+def on_disk(workdir):
+    """Steps of the finished checkpoints, as another process sees them."""
+    return present(workdir / 'checkpoints')
+
+
+def kill_when(happens):
+    """A function like `happens` that is struck by a signal first."""
+
+    def struck(*args, **settings):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return happens(*args, **settings)
+
+    return struck
+
+
+def test_a_validation_saves_nothing_and_the_rest_is_saved_before_it(experiment, tmp_path):
+    seen = []
+
+    def measure(*_):
+        seen.append(on_disk(tmp_path))
+        return {}
+
+    loop.train(short(experiment, every=3, validate=2), tmp_path, measure=measure)
+    assert seen == [[], [3, 4]]
+    assert [line['step'] for line in lines(tmp_path, 'validation')] == [2, 4]
+
+
+def test_a_validation_that_fails_costs_no_step(experiment, tmp_path):
+    """It is one line, and the next start begins with it."""
+    planned, broken = short(experiment, every=100, validate=2), []
+
+    def measure(*_):
+        broken.append(True)
+        if len(broken) == 1:
+            raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory\nof a test')
+        return {'measured': 1.0}
+
+    with pytest.raises(UserError) as raised:
+        loop.train(planned, tmp_path, measure=measure)
+    message = str(raised.value)
+    assert message.startswith(
+        'the validation after step 2 failed: RuntimeError: RESOURCE_EXHAUSTED'
+    )
+    assert message.endswith('the run goes on from step 2') and '\n' not in message
+    (kept,) = re.findall(r'all of it in (\S+)\)', message)
+    assert 'in measure' in Path(kept).read_text()
+    assert on_disk(tmp_path) == [2]
+    state = loop.train(planned, tmp_path, measure=measure)
+    assert int(state.step) == 4
+    assert [line['step'] for line in lines(tmp_path, 'light')] == [2, 4]
+    assert [line['step'] for line in lines(tmp_path, 'train')] == [1, 2, 3, 4]
+
+
+def test_the_last_validation_is_made_up_for(experiment, tmp_path):
+    planned = short(experiment, every=100, validate=4)
+    with pytest.raises(
+        Stopped, match=r'stopped by SIGTERM after step 4, which is saved in'
+    ) as stop:
+        loop.train(planned, tmp_path, measure=kill_when(lambda *_: {}))
+    assert stop.value.exit_code == 128 + signal.SIGTERM
+    assert on_disk(tmp_path) == [4] and not lines(tmp_path, 'light')
+    for _ in range(2):  # and then it is there
+        loop.train(planned, tmp_path, measure=lambda *_: {'a': 1})
+        assert [line['step'] for line in lines(tmp_path, 'light')] == [4]
+
+
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_between_two_batches_of_a_validation(
+    experiment, tmp_path, monkeypatch, number
+):
+    """One that follows no checkpoint: the step is saved after all."""
+    batches, step = [], run.loss_step
+
+    def struck(*args):
+        validates = step(*args)
+
+        def batch(*args):
+            batches.append(1)
+            os.kill(os.getpid(), number)
+            return validates(*args)
+
+        return batch
+
+    monkeypatch.setattr(run, 'loss_step', struck)
+    planned = short(experiment, every=100, validate=2)
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f'stopped by {number.name} after step 2') as raised:
+        loop.train(planned, tmp_path)
+    assert raised.value.exit_code == 128 + number and signal.getsignal(number) == before
+    assert len(batches) == 1
+    assert on_disk(tmp_path) == [2] and not lines(tmp_path, 'validation')
+
+
+def test_several_processes_ask_between_two_batches(experiment):
+    """Where no process may stop by itself, `stop` is asked before each batch."""
+    tokenizer = load_tokenizer(experiment.data)
+    devices = meshes.make(MeshConfig())
+    planned = changed(experiment, 'train', batch=1)
+    asked, params = (
+        [],
+        run.initial_state(
+            planned.model, planned.objective, run.optimizer(planned.optimizer), seed=0, mesh=devices
+        ),
+    )
+    validate = run._validation(planned, tokenizer, devices)
+    with jax.set_mesh(devices):
+        whole = validate(params, lambda: asked.append(1))
+        assert len(asked) >= 3
+        answers = iter([False, True])
+        assert 0 < validate(params, lambda: next(answers))['bytes'] < whole['bytes']
+
+
+@pytest.mark.parametrize('where', ['load_tokenizer', 'train_step'])
+def test_a_signal_before_the_first_step_ends_at_once(experiment, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(run, where, kill_when(getattr(run, where)))
+    with pytest.raises(Stopped, match='stopped by SIGTERM before a step was taken') as raised:
+        loop.train(experiment, tmp_path)
+    assert raised.value.exit_code == 128 + signal.SIGTERM
+    assert on_disk(tmp_path) == []
+
+
+def test_a_run_that_left_no_checkpoint_blocks_nothing(experiment, tmp_path, monkeypatch):
+    finish = loop._finish
+
+    def dies(prepared, pending):
+        if pending is not None and pending.step == 2:
+            raise RuntimeError('dead')
+        return finish(prepared, pending)
+
+    monkeypatch.setattr(loop, '_finish', dies)
+    planned = short(experiment, every=3, validate=0)
+    with pytest.raises(UserError, match='dead'):
+        loop.train(replace(planned, seed=1), tmp_path)
+    assert [line['step'] for line in lines(tmp_path, 'train')] == [1]
+    monkeypatch.setattr(loop, '_finish', finish)
+    loop.train(planned, tmp_path)
+    assert read_run(tmp_path)['experiment']['seed'] == 0
+    events = [line['text'] for line in lines(tmp_path, 'event')]
+    assert len(events) == 1 and 'ended before its first checkpoint' in events[0]
+    assert [line['step'] for line in lines(tmp_path, 'train')] == [1, 2, 3, 4]
+    assert len(list((tmp_path / 'tensorboard').iterdir())) == 1
+
+    # One whose checkpoints were removed is no such run: its records are worth something.
+    shutil.rmtree(tmp_path / 'checkpoints')
+    with pytest.raises(UserError, match='a run that reached step 4, but none of its checkpoints'):
+        loop.train(planned, tmp_path)
+    assert [line['step'] for line in lines(tmp_path, 'train')] == [1, 2, 3, 4]
+
+
+def test_a_signal_before_the_last_step_saves_it(experiment, tmp_path, monkeypatch):
+    finish = loop._finish
+
+    def struck(prepared, pending):
+        told = finish(prepared, pending)
+        if pending is not None and pending.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return told
+
+    monkeypatch.setattr(loop, '_finish', struck)
+    planned = short(experiment, every=100, validate=4)
+    with pytest.raises(Stopped, match='after step 4'):
+        loop.train(planned, tmp_path)
+    assert on_disk(tmp_path) == [4]
+    loop.train(planned, tmp_path)
+    assert [line['step'] for line in lines(tmp_path, 'validation')] == [4]
+
+
+def test_checkpoints_by_the_clock(experiment, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, 'monotonic', lambda: now[0])
+    finish = loop._finish
+
+    def a_minute_later(prepared, pending):
+        if pending is not None:
+            now[0] += 60
+        return finish(prepared, pending)
+
+    monkeypatch.setattr(loop, '_finish', a_minute_later)
+    planned = changed(short(experiment, every=0, validate=0), 'checkpoint', minutes=0.9)
+    loop.train(planned, tmp_path)
+    # A minute was over after step 1, which all know after the next.
+    assert saved_steps(tmp_path) == [3, 4]
+
+
+def test_every_kth_step_is_saved_and_kept(experiment, tmp_path):
+    planned = short(experiment, every=0, validate=0)
+    loop.train(changed(planned, 'checkpoint', keep=1, keep_every=2), tmp_path)
+    assert saved_steps(tmp_path) == [2, 4]
+
+
+def test_data_that_fails_costs_no_step(experiment, tmp_path, monkeypatch):
+    read = Loader.__next__
+
+    def damaged(self):
+        if self.seconds_waited and len(lines(tmp_path, 'train')) == 2:
+            raise OSError(5, 'Input/output error', 'shard-3')
+        return read(self)
+
+    monkeypatch.setattr(Loader, '__next__', damaged)
+    with pytest.raises(UserError) as raised:
+        loop.train(short(experiment, every=100, validate=0), tmp_path)
+    assert str(raised.value).startswith('reading the data of step 4 failed: OSError: [Errno 5]')
+    assert on_disk(tmp_path) == [3]
+    assert [line['step'] for line in lines(tmp_path, 'train')] == [1, 2, 3]
+
+
+def test_a_step_that_fails_is_one_line(experiment, tmp_path, monkeypatch):
+    finish = loop._finish
+
+    def fails(prepared, pending):
+        if pending is not None and pending.step == 3:
+            raise RuntimeError('INTERNAL: a device is gone')
+        return finish(prepared, pending)
+
+    monkeypatch.setattr(loop, '_finish', fails)
+    with pytest.raises(
+        UserError, match=r'the training failed: RuntimeError: INTERNAL: a device is'
+    ):
+        loop.train(short(experiment, every=2, validate=0), tmp_path)
+    # What it left on the devices is not known to be sound.
+    assert on_disk(tmp_path) == [2]
+    assert lines(tmp_path, 'event')[-1]['text'].startswith('the training failed')
+
+
+def test_a_second_run_in_the_directory_is_refused(experiment, tmp_path):
+    """The lock is that of its holder, who is named, and not of the file."""
+    (tmp_path / LOCK).write_text('{"pid": 1, "host": "gone", "since": "2020"}')
+    script = (
+        f'import fcntl, sys; file = open({str(tmp_path / LOCK)!r}, "r+");'
+        'fcntl.flock(file, fcntl.LOCK_EX); print("held", flush=True); sys.stdin.read()'
+    )
+    pipe = subprocess.PIPE
+    holder = subprocess.Popen([sys.executable, '-c', script], stdin=pipe, stdout=pipe)
+    assert holder.stdout.readline() == b'held\n'
+    planned = short(experiment, every=0, validate=0)
+    try:
+        with pytest.raises(UserError) as raised:
+            loop.train(planned, tmp_path)
+        assert f'{tmp_path} is in use by process 1 on gone, since 2020: ' in str(raised.value)
+        assert not (tmp_path / 'run.json').exists()
+    finally:
+        holder.kill()
+        holder.communicate()
+    loop.train(planned, tmp_path)
+    told = json.loads((tmp_path / LOCK).read_text())
+    assert told['pid'] == os.getpid() and told['host'] == socket.gethostname()
+    assert datetime.fromisoformat(told['since']) <= datetime.now(UTC)
+    loop.train(planned, tmp_path)  # given back
+
+
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (
+            {'sample_tokens': 60, 'prompts': ('def main():',)},
+            r'--evaluation.sample-tokens 60 after',
+        ),
+        ({'sample_tokens': 1, 'prompts': ('a',) + ('def ' * 70,)}, 'context of 64: shorten the'),
+    ],
+)
+def test_samples_beyond_the_context_are_refused_before_anything_is_compiled(
+    experiment, tmp_path, monkeypatch, settings, message
+):
+    monkeypatch.setattr(run, 'initial_state', None)
+    with pytest.raises(UserError, match=message):
+        loop.train(changed(experiment, 'evaluation', **settings), tmp_path)
