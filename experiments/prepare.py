@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments import cli
-from llama_jax.data import sources
+from llama_jax.data import sources, tokens
+from llama_jax.data.config import labels
+from llama_jax.data.sources import load_tokenizer
 from llama_jax.errors import UserError
+from llama_jax.train.experiment import Experiment
 
 
 def main() -> None:
@@ -35,6 +38,29 @@ def main() -> None:
         total = sum(splits[split].num_bytes for split in splits)
         how = f'in {seconds:.1f} s, {total / 1e6 / seconds:,.1f} MB/s'
         print(f'  {how if _written_since(begin, builder) else "was there"}: {builder.data_path}')
+    _count_tokens(experiment, options.processes)
+
+
+def _count_tokens(experiment: Experiment, processes: int | None) -> None:
+    """Tokenise what the configuration trains and validates on, which training finds as well."""
+    data = experiment.data
+    tokenizer = load_tokenizer(data)
+    per_step = experiment.train.batch * experiment.train.seq_len
+    for split in ('train', 'validation'):
+        if split == 'validation' and not experiment.evaluation.every:
+            continue
+        begin, total = time.perf_counter(), 0
+        corpus = sources.open_sources(data, split)
+        for label, texts in zip(
+            labels(data.of(split)), tokens.tokenised(corpus, tokenizer, processes), strict=True
+        ):
+            total += texts.tokens
+            print(
+                f'{split} of {label}: {texts.tokens:,} tokens, {len(texts):,} documents, '
+                f'{texts.bytes / max(texts.tokens, 1):.2f} bytes a token'
+            )
+        steps = f', {total / per_step:,.0f} steps of {per_step:,}' if split == 'train' else ''
+        print(f'  {total:,} tokens{steps}; {time.perf_counter() - begin:.1f} s')
 
 
 def _written_since(seconds: float, builder: Any) -> bool:

@@ -13,24 +13,26 @@ import functools
 import hashlib
 import json
 import os
-import sys
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from llama_jax.data import workers
 from llama_jax.data.config import cache_dir
+from llama_jax.data.pieces import identity_of
 from llama_jax.data.prepare import locked
+from llama_jax.data.progress import Progress
 from llama_jax.data.sources import Corpus, Documents
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
 
 _PART_BYTES = 8 * 2**20
 _MOST_PARTS = 1024
+_FEW_BYTES = 32 * 2**20  # for which more processes are not worth their start
 _VERSION = 1
+_REMEDY = 'the same command goes on; python -m experiments.prepare --processes 1 takes less memory'
 _FACTS, _OFFSETS, _IDENTITIES = 'tokens.json', 'offsets', 'identities'
 
 
@@ -98,19 +100,22 @@ class Texts:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
-def tokenised(corpus: Corpus, tokenizer: Tokenizer) -> tuple[Texts, ...]:
-    """The sources of a corpus as token ids; those that are not there yet are made first."""
-    return tuple(_tokenised(source, tokenizer) for source in corpus.sources)
+def tokenised(
+    corpus: Corpus, tokenizer: Tokenizer, processes: int | None = None
+) -> tuple[Texts, ...]:
+    """The sources of a corpus as token ids; those that are not there yet are made first, by one
+    process for each core where `processes` says nothing else."""
+    return tuple(_tokenised(source, tokenizer, processes) for source in corpus.sources)
 
 
-def _tokenised(documents: Documents, tokenizer: Tokenizer) -> Texts:
+def _tokenised(documents: Documents, tokenizer: Tokenizer, processes: int | None) -> Texts:
     digest = hashlib.sha256(f'{_VERSION} {documents.digest} {tokenizer.digest}'.encode())
     directory = cache_dir() / 'tokens' / digest.hexdigest()[:32]
     if not directory.exists():
         try:
             with locked(directory.with_name(f'{directory.name}.lock')):
                 if not directory.exists():
-                    _make(documents, tokenizer, directory)
+                    _make(documents, tokenizer, directory, processes)
         except OSError as error:
             raise UserError(
                 f'cannot keep the tokens of {documents.name} in {directory.parent} '
@@ -127,7 +132,9 @@ def _tokenised(documents: Documents, tokenizer: Tokenizer) -> Texts:
     return texts
 
 
-def _make(documents: Documents, tokenizer: Tokenizer, directory: Path) -> None:
+def _make(
+    documents: Documents, tokenizer: Tokenizer, directory: Path, processes: int | None
+) -> None:
     """Tokenise the parts that no killed start has left behind; then the directory is there."""
     partial = directory.with_name(f'{directory.name}.partial')
     partial.mkdir(parents=True, exist_ok=True)
@@ -139,19 +146,13 @@ def _make(documents: Documents, tokenizer: Tokenizer, directory: Path) -> None:
         for i in range(n)
     ]
     missing = [task for task in tasks if not task.finished]
-    with tqdm(
-        desc=f'tokenising {documents.name}',
-        total=documents.bytes,
-        initial=documents.bytes * (n - len(missing)) // n,
-        unit='B',
-        unit_scale=True,
-        file=sys.stderr,
-        mininterval=0.5,
-        leave=False,
-    ) as bar:
-        for task in missing:
-            for size in task.write():
-                bar.update(size)
+    left = documents.bytes * len(missing) // n
+    if processes is None:
+        processes = workers.cores() if left > _FEW_BYTES else 1
+    done = documents.bytes - left
+    with Progress(f'tokenising {documents.name}', documents.bytes, done) as progress:
+        for _ in workers.run(missing, processes, progress.add, _REMEDY):
+            pass
     lengths = np.concatenate([task.lengths for task in tasks])
     np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64).tofile(partial / _OFFSETS)
     np.concatenate([task.identities for task in tasks]).tofile(partial / _IDENTITIES)
@@ -186,8 +187,8 @@ class Part:
     def finished(self) -> bool:
         return self.index.exists()
 
-    def write(self) -> Iterator[int]:
-        """Tokenise the documents one after another; yields the UTF-8 bytes of each."""
+    def run(self, seen: Callable[[int], None]) -> None:
+        """Tokenise the documents one after another; `seen` is told the UTF-8 bytes of each."""
         rows = np.zeros((len(self.numbers), 3), np.int64)
         with self.path.with_suffix('.tokens').open('wb') as file:
             for row, number in zip(rows, self.numbers, strict=True):
@@ -195,7 +196,7 @@ class Part:
                 ids = self.tokenizer.encode(text)
                 ids.astype(self.dtype).tofile(file)
                 row[:] = len(ids), identity_of(ids), len(text.encode())
-                yield int(row[2])
+                seen(int(row[2]))
         partial = self.path.with_suffix('.partial.npy')
         np.save(partial, rows)
         partial.replace(self.index)
@@ -211,11 +212,6 @@ class Part:
     @property
     def bytes(self) -> int:
         return int(np.load(self.index)[:, 2].sum())
-
-
-def identity_of(tokens: np.ndarray) -> int:
-    """A number in [0, 2^31) that equal documents share, and hardly any others."""
-    return zlib.crc32(tokens.astype('<i4').tobytes()) & 0x7FFFFFFF
 
 
 def _mapped(path: Path, dtype: str, size: int) -> np.ndarray:
