@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import make_dataclass
 from pathlib import Path
@@ -186,6 +187,9 @@ def main(script: Callable[[], None]) -> None:
     logging.getLogger('llama_jax').setLevel(logging.INFO)
     # Orbax logs the traceback of every layer and thread of an error that it also raises.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
+    # It leaves tasks behind as well when a file cannot be read, which asyncio tells as it ends.
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
     try:
         runtime.keep_programs(cache_dir() / 'programs')
         script()
@@ -205,3 +209,6 @@ def main(script: Callable[[], None]) -> None:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         raise SystemExit(stopped.exit_code) from None
+    except KeyboardInterrupt:
+        print('stopped by SIGINT', file=sys.stderr)
+        raise SystemExit(130) from None
