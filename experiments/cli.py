@@ -207,8 +207,9 @@ def main(script: Callable[[], None]) -> None:
         )
         raise SystemExit(2) from None
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        raise SystemExit(stopped.exit_code) from None
+        from llama_jax.train.agreement import leave  # loads what only training and comparing need
+
+        leave(str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         print('stopped by SIGINT', file=sys.stderr)
         raise SystemExit(130) from None

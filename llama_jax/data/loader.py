@@ -10,6 +10,7 @@ batches.
 
 import dataclasses
 import hashlib
+import signal
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -144,7 +145,7 @@ class Loader:
             options = grain.MultiprocessingOptions(
                 num_workers=self._workers, per_worker_buffer_size=max(config.prefetch, 1)
             )
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
         else:
             dataset = grain.experimental.ThreadPrefetchIterDataset(
                 dataset, prefetch_buffer_size=config.prefetch
@@ -293,6 +294,12 @@ def _checked(cursor: np.ndarray | None, batch: int) -> np.ndarray:
             'with the batch size it was saved with'
         )
     return cursor
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """A Ctrl-C goes to all processes of a terminal, and the data must go on until the training has
+    saved its last step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _allow_grain_outside_of_absl() -> None:

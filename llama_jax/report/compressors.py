@@ -37,7 +37,7 @@ def write_baselines(config: DataConfig, path: Path) -> None:
         return
     texts = sample(corpus, SAMPLE_BYTES)
     n_bytes = sum(len(text.encode()) for text in texts)
-    say(f'compressing {n_bytes / 1e6:.1f} MB of held-out text with xz and zlib, to compare with')
+    say(f'compressing {n_bytes:,} bytes of held-out text with xz and zlib, to compare with')
     facts = {
         'split': config.validation_split,
         **compress(texts),

@@ -120,15 +120,20 @@ def tell(line: str, code: int) -> None:
 
 
 def leave(line: str, code: int) -> None:
-    """End this process now: no thread and no exit handler can hold it up. `line` is said, to the
-    other processes of the run as well, and the workers of this one end with it."""
+    """End this process now: no thread and no exit handler can hold it up (and those of JAX crash
+    where a compilation was broken off). `line` is said, to the other processes of the run as well,
+    and the workers of this one end with it."""
     tell(line, code)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
     if sys.stderr.isatty():
         line = f'\x1b[?25h{line}'  # a progress bar may have hidden the cursor
     write(line)
     for child in multiprocessing.active_children():
         with contextlib.suppress(Exception):
             child.kill()
+    if jax.process_count() > 1:
+        time.sleep(4 * _POLL_SECONDS)  # process 0 is who the others hear it from
     os._exit(code)
 
 
