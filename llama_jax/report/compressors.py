@@ -20,6 +20,8 @@ SAMPLE_BYTES = 8_000_000
 """Of the held-out text: xz -9 takes about 10 s for them on one core, whatever the size of the
 corpus, and its figure hardly falls any more."""
 
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
 _METHOD = 1
 """Figures of another one are computed again."""
 
@@ -51,18 +53,18 @@ def sample(corpus: Corpus, n_bytes: int) -> list[str]:
     """Documents of `n_bytes` in all, or all that there are, in stored order: always the same ones,
     evenly spread over the corpus. The last that is taken is cut to fit."""
     total = sum(corpus.sizes)
-    # Steps of a golden section fill a circle evenly, and visit every place where total and step
-    # have no common divisor.
-    step = max(1, round(total * (math.sqrt(5) - 1) / 2))
-    while math.gcd(step, total) != 1:
-        step += 1
     taken: dict[int, str] = {}
-    place = 0
-    while n_bytes > 0 and len(taken) < total:
+    # Steps of a golden section fill a circle evenly, however many are made; in three rounds they
+    # come to every document.
+    for i in range(3 * total):
+        place = int(i * _GOLDEN % 1 * total)
+        if place in taken:
+            continue
+        if n_bytes <= 0 or len(taken) == total:
+            break
         data = _document(corpus, place).encode()[:n_bytes]
         taken[place] = data.decode('utf-8', 'ignore')
         n_bytes -= len(data)
-        place = (place + step) % total
     return [text for _, text in sorted(taken.items())]
 
 

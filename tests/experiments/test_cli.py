@@ -21,10 +21,8 @@ def read(monkeypatch):
     def read(*arguments):
         found = []
         monkeypatch.setattr(pretrain, 'train', lambda *args: found.append(args))
-        monkeypatch.setattr(pretrain, 'documents', lambda *args: [])
         monkeypatch.setattr(pretrain, 'write_report', lambda workdir: workdir)
-        monkeypatch.setattr(pretrain, 'compress', lambda texts: {})
-        monkeypatch.setattr(pretrain, 'write_atomically', lambda path, text: None)
+        monkeypatch.setattr(pretrain, 'write_baselines', lambda data, path: None)
         monkeypatch.setattr('sys.argv', ['pretrain', *arguments])
         pretrain.main()
         return found[0]
