@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from experiments import cli
 from llama_jax.data import packing, sources
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.loader import Loader
@@ -133,4 +133,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Settings))
+    main(cli.options(Settings, 'benchmarks.data', __doc__))

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import tyro
 
 import configs
+from experiments import cli
 from llama_jax import mesh as meshes
 from llama_jax.data.loader import Loader
 from llama_jax.data.sources import load_tokenizer
@@ -174,4 +174,4 @@ def steps(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[int], float
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options, description=__doc__))
+    main(cli.options(Options, 'benchmarks.objectives', __doc__))

@@ -107,6 +107,27 @@ def test_a_finished_run_goes_on_without_a_jump_and_a_kill_changes_nothing(copied
         assert again == losses
 
 
+def test_what_is_said_of_the_rate(short, tmp_path):
+    metadata = {'experiment': to_dict(short), 'step': 8, 'ramp': None}
+
+    def said(experiment):
+        notes = resume.continuation(metadata, experiment, tmp_path).notes
+        return [note for note in notes if 'learning rate' in note]
+
+    assert said(changed(short, 'train', steps=9)) == [
+        'the learning rate stays at 0.001 until step 9'
+    ]
+    assert said(changed(short, 'train', steps=10)) == [
+        'the learning rate stays at 0.001 until step 10'
+    ]
+    (line,) = said(changed(short, 'train', steps=11))
+    assert line.startswith('the learning rate goes from 0.001 after step 8 in a straight line to ')
+    assert line.endswith(' after step 10, then goes by the schedule of 11 steps')
+    # Nothing of a run that is finished, nor of one whose rate is where it was.
+    assert said(scheduled(short, peak=1e-3)) == said(short) == []
+    assert said(scheduled(short, peak=1e-3, kind='constant')) == []
+
+
 def test_a_lower_rate_holds_at_once(copied, short):
     shutil.rmtree(copied / 'checkpoints' / '8')
     loop.train(scheduled(short, peak=1e-3), copied)
