@@ -38,7 +38,7 @@ GROWTH_BYTES = 32 << 20
 @dataclass(frozen=True)
 class Options:
     checkpoint: str | None = None
-    """A run (RUN, RUN@STEP or RUN@best), to be served for this benchmark; or --weights, or --url."""
+    """RUN, RUN@STEP or RUN@best, to be served for this benchmark; or --weights, or --url."""
     weights: str | None = None
     url: str | None = None
     """A server that runs already, such as http://127.0.0.1:8000."""
