@@ -17,6 +17,7 @@ import numpy as np
 from experiments import cli
 from llama_jax.data import packing, sources
 from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.data.tokenizer import Tokenizer
 
@@ -108,7 +109,7 @@ def shares(settings: Settings, tokenizer: Tokenizer, *, documents: int = 300) ->
 
 def main(settings: Settings) -> None:
     """Measures, prints a table and the figures as JSON."""
-    tokenizer = sources.load_tokenizer(settings.data)
+    tokenizer = load_tokenizer(settings.data)
     figures = {
         'command': 'python -m benchmarks.data',
         'machine': f'{platform.machine()}, {os.cpu_count()} cores, Python '

@@ -21,8 +21,8 @@ import jax
 import configs
 from experiments import cli
 from llama_jax import mesh as meshes
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
-from llama_jax.data.sources import load_tokenizer
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.mesh import MeshConfig
 from llama_jax.objectives import AnyObjective

@@ -16,8 +16,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from llama_jax import layout, trees
 from llama_jax import mesh as meshes
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
-from llama_jax.data.sources import load_tokenizer, open_sources
+from llama_jax.data.sources import open_sources
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch

@@ -17,8 +17,8 @@ import jax
 import pytest
 
 from llama_jax import mesh as meshes
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
-from llama_jax.data.sources import load_tokenizer
 from llama_jax.errors import Stopped, UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.train import loop, run
