@@ -12,6 +12,7 @@ import pytest
 from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
+from llama_jax.optim.schedule import Ramp
 from llama_jax.train import loop, resume
 from llama_jax.train.checkpoint import Checkpoints
 from llama_jax.train.experiment import from_dict, to_dict
@@ -58,6 +59,13 @@ def test_a_finished_run_goes_on_without_a_jump_and_a_kill_changes_nothing(
     np.testing.assert_allclose(steps[3:], fresh, rtol=1e-5)  # then as if begun with 16
     (said,) = [text for text in events(copied_run) if 'learning rate' in text]
     assert 'from 0.001 after step 8' in said and 'after step 10' in said and '16 steps' in said
+    # A run that is killed on the line, or behind it, knows of it.
+    assert saved(copied_run, 8)['ramp'] is None
+    kept = saved(copied_run, 12)
+    assert kept['ramp'] == {'begin': 8, 'rate': pytest.approx(1e-3), 'steps': 2}
+    for step in (9, 12):
+        again = resume.continuation({**kept, 'step': step}, longer, copied_run)
+        assert again == (Ramp(**kept['ramp']), [])
     # From the checkpoint of step 12, which knows of the line, and then of 8, which does not.
     losses = [line['loss'] for line in read_metrics(copied_run) if line['kind'] == 'train']
     for step in (16, 12):
