@@ -9,6 +9,7 @@ import errno
 import functools
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -194,22 +195,28 @@ def main(script: Callable[[], None]) -> None:
         runtime.keep_programs(cache_dir() / 'programs')
         script()
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(f'error: {error}', 2)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         where = f'{error.filename}: ' if error.filename else ''
-        print(
+        _end(
             f'error: {where}{error.strerror}: free some space and start again with the same '
             'command; a run goes on from its newest checkpoint',
-            file=sys.stderr,
+            2,
         )
-        raise SystemExit(2) from None
     except Stopped as stopped:
+        _end(str(stopped), stopped.exit_code, at_once=True)
+    except KeyboardInterrupt:
+        _end('stopped by SIGINT', 130)
+
+
+def _end(line: str, code: int, *, at_once: bool = False) -> NoReturn:
+    """Leave with one line; `at_once`, or as one of several processes, by no exit handler: JAX would
+    wait there for the others, and crash after a compilation that was broken off."""
+    if at_once or os.environ.get(runtime.COORDINATOR):
         from llama_jax.train.agreement import leave  # loads what only training and comparing need
 
-        leave(str(stopped), stopped.exit_code)
-    except KeyboardInterrupt:
-        print('stopped by SIGINT', file=sys.stderr)
-        raise SystemExit(130) from None
+        leave(line, code)
+    print(line, file=sys.stderr)
+    raise SystemExit(code) from None
