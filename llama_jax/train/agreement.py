@@ -136,8 +136,8 @@ def leave(line: str, code: int) -> NoReturn:
     for child in multiprocessing.active_children():
         with contextlib.suppress(Exception):
             child.kill()
-    if jax.process_count() > 1 and jax.process_index() == 0:
-        time.sleep(_LAST_SECONDS)
+    if jax.process_count() > 1:  # those who wait for this one are to hear why, and first
+        time.sleep(_GRACE_SECONDS + 1 if jax.process_index() else _LAST_SECONDS)
     os._exit(code)
 
 
