@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from experiments import cli
 from llama_jax.data import packing, sources
 from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.data.tokenizer import Tokenizer
 
@@ -108,7 +109,7 @@ def shares(settings: Settings, tokenizer: Tokenizer, *, documents: int = 300) ->
 
 def main(settings: Settings) -> None:
     """Measures, prints a table and the figures as JSON."""
-    tokenizer = sources.load_tokenizer(settings.data)
+    tokenizer = load_tokenizer(settings.data)
     figures = {
         'command': 'python -m benchmarks.data',
         'machine': f'{platform.machine()}, {os.cpu_count()} cores, Python '
@@ -133,4 +134,4 @@ def main(settings: Settings) -> None:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Settings))
+    main(cli.options(Settings, 'benchmarks.data', __doc__))

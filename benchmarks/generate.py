@@ -29,13 +29,13 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 import configs
 from benchmarks import peers
 from benchmarks.peers import Complete
 from benchmarks.text import token_rows
 from benchmarks.timing import timed
+from experiments import cli
 from llama_jax import mesh as meshes
 from llama_jax import precision, trees
 from llama_jax.errors import UserError
@@ -309,4 +309,4 @@ def full_batch(running: Engine, prompts: np.ndarray, n: int) -> float:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options))
+    main(cli.options(Options, 'benchmarks.generate', __doc__))

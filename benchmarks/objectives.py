@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import tyro
 
 import configs
+from experiments import cli
 from llama_jax import mesh as meshes
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
-from llama_jax.data.sources import load_tokenizer
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.mesh import MeshConfig
 from llama_jax.objectives import AnyObjective
@@ -171,4 +171,4 @@ def steps(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[int], float
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options, description=__doc__))
+    main(cli.options(Options, 'benchmarks.objectives', __doc__))

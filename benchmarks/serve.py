@@ -25,7 +25,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import numpy as np
-import tyro
 
 from benchmarks.text import token_rows
 from experiments import cli
@@ -38,8 +37,8 @@ GROWTH_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Options:
-    checkpoint: Path | None = None
-    """The --workdir of a training, to be served for this benchmark; or --weights, or --url."""
+    checkpoint: str | None = None
+    """RUN, RUN@STEP or RUN@best, to be served for this benchmark; or --weights, or --url."""
     weights: str | None = None
     url: str | None = None
     """A server that runs already, such as http://127.0.0.1:8000."""
@@ -278,4 +277,4 @@ def report(figures: dict) -> None:
 
 
 if __name__ == '__main__':
-    cli.main(lambda: main(tyro.cli(Options, description=__doc__)))
+    cli.main(lambda: main(cli.options(Options, 'benchmarks.serve', __doc__)))

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import tyro
 
 import configs
 from benchmarks.text import token_rows
+from experiments import cli
 from llama_jax import layout, trees
 from llama_jax import mesh as meshes
 from llama_jax.mesh import MeshConfig
@@ -194,4 +194,4 @@ def theirs(model: ModelConfig, rows_BT: np.ndarray, *, compiled: bool) -> Steps:
 
 
 if __name__ == '__main__':
-    main(tyro.cli(Options, description=__doc__))
+    main(cli.options(Options, 'benchmarks.train', __doc__))

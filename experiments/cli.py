@@ -9,7 +9,9 @@ import errno
 import functools
 import io
 import logging
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import make_dataclass
 from pathlib import Path
@@ -186,22 +188,35 @@ def main(script: Callable[[], None]) -> None:
     logging.getLogger('llama_jax').setLevel(logging.INFO)
     # Orbax logs the traceback of every layer and thread of an error that it also raises.
     logging.getLogger('absl').setLevel(logging.CRITICAL)
+    # It leaves tasks behind as well when a file cannot be read, which asyncio tells as it ends.
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
     try:
         runtime.keep_programs(cache_dir() / 'programs')
         script()
     except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(f'error: {error}', 2)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         where = f'{error.filename}: ' if error.filename else ''
-        print(
+        _end(
             f'error: {where}{error.strerror}: free some space and start again with the same '
             'command; a run goes on from its newest checkpoint',
-            file=sys.stderr,
+            2,
         )
-        raise SystemExit(2) from None
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        raise SystemExit(stopped.exit_code) from None
+        _end(str(stopped), stopped.exit_code, at_once=True)
+    except KeyboardInterrupt:
+        _end('stopped by SIGINT', 130)
+
+
+def _end(line: str, code: int, *, at_once: bool = False) -> NoReturn:
+    """Leave with one line; `at_once`, or as one of several processes, by no exit handler: JAX would
+    wait there for the others, and crash after a compilation that was broken off."""
+    if at_once or os.environ.get(runtime.COORDINATOR):
+        from llama_jax.train.agreement import leave  # loads what only training and comparing need
+
+        leave(line, code)
+    print(line, file=sys.stderr)
+    raise SystemExit(code) from None

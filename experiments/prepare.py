@@ -14,7 +14,7 @@ from typing import Any
 from experiments import cli
 from llama_jax.data import sources, tokens
 from llama_jax.data.config import labels
-from llama_jax.data.sources import load_tokenizer
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
 

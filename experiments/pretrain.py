@@ -6,19 +6,17 @@ directory holds report.html; `python -m experiments.report DIRECTORY` writes it 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
 
 from experiments import cli
 from llama_jax import runtime
-from llama_jax.data.sources import documents
-from llama_jax.report.compressors import compress
+from llama_jax.report.compressors import write_baselines
 from llama_jax.report.page import write_report
 from llama_jax.train.loop import train
 from llama_jax.train.progress import say
-from llama_jax.train.records import write_atomically
+from llama_jax.train.signals import caught
 
 
 def main() -> None:
@@ -26,10 +24,12 @@ def main() -> None:
     workdir = options.workdir or Path('runs') / experiment.name
     runtime.initialize()
     train(experiment, workdir)
-    if jax.process_index() == 0:
-        split = experiment.data.validation_split
-        baselines = {'split': split, **compress(documents(experiment.data, 'validation'))}
-        write_atomically(workdir / 'baselines.json', json.dumps(baselines))
+    if jax.process_index() != 0:
+        return
+    left = f'after the last step: python -m experiments.report {workdir} writes the report'
+    with caught() as signals, signals.stopping(left):
+        if experiment.evaluation.every:
+            write_baselines(experiment.data, workdir / 'baselines.json')
         say(f'report: {write_report(workdir)}')
 
 

@@ -25,8 +25,9 @@ from llama_jax.compare.budget import MATCHED, Budget, Text, budget, tokens
 from llama_jax.compare.grid import Arm, Grid, check_names
 from llama_jax.data import order
 from llama_jax.data.config import DataConfig
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import blocks_of
-from llama_jax.data.sources import load_tokenizer, open_sources
+from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
 from llama_jax.evaluate import suite as suites
 from llama_jax.mesh import MeshConfig

@@ -14,7 +14,7 @@ from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned, at_place, neare
 from llama_jax.errors import UserError
 from llama_jax.evaluate.suite import Suite
 from llama_jax.train.checkpoint import difference
-from llama_jax.train.experiment import digest, from_dict, to_dict
+from llama_jax.train.experiment import Experiment, digest, from_dict, to_dict
 from llama_jax.train.plain import from_plain, to_plain
 from llama_jax.train.records import read_run, versions, write_atomically
 
@@ -144,10 +144,16 @@ def _plan(grid: Grid) -> dict[str, Any]:
 
 
 def _whole(facts: dict[str, Any]) -> dict[str, Any]:
-    """What a grid has beside its arms that makes it the one it is."""
-    return {key: facts.get(key) for key in ('name', 'suite')}
+    """What a grid has beside its arms that makes it the one it is, as of `_experiments`."""
+    return {'name': facts.get('name'), 'suite': _plain(from_plain(Suite, facts.get('suite') or {}))}
 
 
 def _experiments(facts: dict[str, Any]) -> dict[str, Any]:
-    """The experiment of each arm, as plain values."""
-    return {arm['name']: arm['experiment'] for arm in facts['arms']}
+    """The experiment of each arm, as plain values; a setting that the record lacks, since it was
+    written before there was one, has its default."""
+    return {arm['name']: _plain(from_dict(arm['experiment'])) for arm in facts['arms']}
+
+
+def _plain(value: Any) -> Any:
+    plain = to_dict(value) if isinstance(value, Experiment) else to_plain(value)
+    return json.loads(json.dumps(plain))

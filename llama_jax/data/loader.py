@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import signal
 import time
 import weakref
 from collections.abc import Iterator, Sequence
@@ -167,7 +168,7 @@ class Loader:
             options = grain.MultiprocessingOptions(
                 num_workers=self._workers, per_worker_buffer_size=max(config.prefetch, 1)
             )
-            dataset = dataset.mp_prefetch(options)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=_ignore_interrupts)
         else:
             dataset = grain.experimental.ThreadPrefetchIterDataset(
                 dataset, prefetch_buffer_size=config.prefetch
@@ -320,6 +321,12 @@ def _read(cursor: str, n_sources: int) -> Cursor:
             f'{n_sources}: go on with the sources that the run began with'
         )
     return found
+
+
+def _ignore_interrupts(worker: int, workers: int) -> None:
+    """A Ctrl-C goes to all processes of a terminal, and the data must go on until the training has
+    saved its last step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _allow_grain_outside_of_absl() -> None:

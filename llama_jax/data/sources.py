@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import sentencepiece
 import tensorflow_datasets as tfds
 from etils import epath
 
 from llama_jax.data import prepare, python_corpus
 from llama_jax.data.config import DataConfig, Source, cache_dir
-from llama_jax.data.tokenizer import Tokenizer
-from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 
 _FORMAT = 'array_record'
@@ -107,45 +104,6 @@ def documents(config: DataConfig, split: str) -> Iterator[str]:
     for source in open_sources(config, split).sources:
         for index in range(len(source)):
             yield source[index]
-
-
-def load_tokenizer(config: DataConfig) -> Tokenizer:
-    """The tokenizer of the configuration: loaded from its file, or trained once and cached.
-
-    A trained one is learnt from a sample of the training split, mixed as in training, and found
-    again by the content of the sample. Several processes may ask at once: one of them trains.
-    """
-    recipe = config.tokenizer
-    if recipe.path is not None:
-        return Tokenizer.load(recipe.path)
-    sample = list(_sample(open_sources(config, 'train'), recipe.sample_bytes))
-    digest = hashlib.sha256(repr((recipe, sentencepiece.__version__)).encode())
-    for text in sample:
-        digest.update(hashlib.sha256(text.encode()).digest())
-    path = cache_dir() / 'tokenizers' / f'{digest.hexdigest()[:32]}.model'
-    if not path.exists():
-        with prepare.locked(path.with_suffix('.lock')):
-            if not path.exists():
-                train(sample, vocab=recipe.vocab, kind=recipe.kind).save(path)
-    return Tokenizer.load(path)
-
-
-def _sample(corpus: Corpus, most_bytes: int) -> Iterator[str]:
-    """Documents in random order, mixed by the weights, each at most once: `most_bytes` in all."""
-    orders = [iter(np.random.default_rng(0).permutation(size)) for size in corpus.sizes]
-    taken = [0.0] * len(orders)
-    while orders and most_bytes > 0:
-        source = min(range(len(orders)), key=lambda s: taken[s] / corpus.weights[s])
-        record = next(orders[source], None)
-        if record is None:
-            taken[source] = float('inf')
-            if min(taken) == float('inf'):
-                return
-            continue
-        text = corpus.sources[source][int(record)].encode()[:most_bytes].decode('utf-8', 'ignore')
-        most_bytes -= len(text.encode())
-        taken[source] += len(text.encode())
-        yield text
 
 
 def builder(source: Source, processes: int | None = None) -> tfds.core.DatasetBuilder:

@@ -37,14 +37,16 @@ _SURROGATE = re.compile('[\ud800-\udfff]')
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """Which tokenizer: a file, or a recipe that is trained on the corpus and cached by content."""
+    """Which tokenizer: a file, a recipe that is trained on the corpus and cached by content, or
+    bytes."""
 
     path: str | None = None
     """Any SentencePiece .model; None trains one on a sample of the training split."""
     vocab: int = 4096
-    """Size of a trained vocabulary, control tokens included."""
-    kind: Literal['bpe', 'unigram'] = 'bpe'
-    """Algorithm of a trained vocabulary. Unigram takes about ten times as long to train."""
+    """Ids of a trained vocabulary, control tokens included; a text of few words gives fewer."""
+    kind: Literal['bpe', 'unigram', 'bytes'] = 'bpe'
+    """Algorithm of a trained vocabulary. Unigram takes about ten times as long to train. Bytes need
+    no training: one id for each, the space and the control tokens."""
     sample_bytes: int = 8_000_000
     """UTF-8 bytes of training text that a trained vocabulary is learnt from."""
 

@@ -62,7 +62,9 @@ def _compression(run: RunRecords) -> str:
     rows += [(label, number(run.baselines, field), field) for field, label in BASELINES]
     known = [(label, value, style) for label, value, style in rows if value is not None]
     bars = _bars(known) if len(known) > 1 else ''
-    if number(run.baselines, 'xz') is None:
+    if not values and inside(run.facts, 'experiment', 'evaluation', 'every') == 0:
+        notes.append('No validation was asked for: --evaluation.every is 0.')
+    elif number(run.baselines, 'xz') is None:
         notes.append('baselines.json gives no xz and zlib to compare with.')
     else:
         notes.append(_covered(run.baselines, final))
@@ -88,9 +90,12 @@ def _covered(baselines: Line, final: Line) -> str:
     if n_bytes is None or documents is None:
         return ''
     split = baselines.get('split')
+    total = number(baselines, 'of_documents') or documents
+    part = 'the whole' if documents == total else 'a sample of the'
+    of = '' if documents == total else f' of {total:,}'
     text = (
-        f'xz -9 of the whole {split or "held-out"} text, zlib -9 of each document: '
-        f'{documents:,} documents, {compact(n_bytes)} bytes.'
+        f'xz -9 of {part} {split or "held-out"} text, zlib -9 of each document: '
+        f'{documents:,}{of} documents, {compact(n_bytes)} bytes.'
     )
     measured = number(final, 'bytes')
     if measured is not None and abs(measured - n_bytes) > 0.02 * n_bytes:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax._src import distributed  # the service's client has no public name, in jax 0.10 to 0.12
@@ -30,17 +30,21 @@ from llama_jax.train.records import versions
 _KEY = 'llama_jax'
 _FAILURE = f'{_KEY}/failure'
 _POLL_SECONDS = 0.5
-_GRACE_SECONDS = 5.0
-"""After a failure, for every process to say what it knows, and to end by itself."""
+_GRACE_SECONDS = 1.5
+"""For a process that hears of a failure to meet the same, say what it knows and end by itself."""
+
+_LAST_SECONDS = 4.0
+"""So much later process 0 ends, through which the others hear."""
 
 _asked = 0
 _failures: list[BaseException] = []
 
 
-def same(values: dict[str, Any], what: str) -> None:
+def same(values: dict[str, Any], what: str, remedy: str = '') -> None:
     """Raise UserError unless all processes call this with equal `values` (of plain JSON).
 
-    The message names what differs, and in which process. It waits for the slowest of them.
+    The message names what differs, and in which process: `what` they are, and what to do. It waits
+    for the slowest of them.
     """
     if jax.process_count() == 1:
         return
@@ -60,7 +64,7 @@ def same(values: dict[str, Any], what: str) -> None:
     if verdict:
         raise UserError(
             f'the processes of this run differ in their {what} (process 0 -> the other): '
-            f'{verdict}. Give all of them the same command, code and files'
+            f'{verdict}. {remedy or "Give all of them the same command, code and files"}'
         )
 
 
@@ -105,7 +109,7 @@ def failed(error: BaseException) -> None:
     )
     tell(line, code)
     # At exit JAX waits for the others, which may be gone.
-    deadline = threading.Timer(2 * _GRACE_SECONDS, os._exit, [code])
+    deadline = threading.Timer(2 * _LAST_SECONDS, os._exit, [code])
     deadline.daemon = True
     deadline.start()
 
@@ -119,16 +123,21 @@ def tell(line: str, code: int) -> None:
         _put(_FAILURE, text)
 
 
-def leave(line: str, code: int) -> None:
-    """End this process now: no thread and no exit handler can hold it up. `line` is said, to the
-    other processes of the run as well, and the workers of this one end with it."""
+def leave(line: str, code: int) -> NoReturn:
+    """End this process now: no thread and no exit handler can hold it up (and those of JAX crash
+    where a compilation was broken off). `line` is said, to the other processes of the run as well,
+    and the workers of this one end with it."""
     tell(line, code)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
     if sys.stderr.isatty():
         line = f'\x1b[?25h{line}'  # a progress bar may have hidden the cursor
     write(line)
     for child in multiprocessing.active_children():
         with contextlib.suppress(Exception):
             child.kill()
+    if jax.process_count() > 1:  # those who wait for this one are to hear why, and first
+        time.sleep(_GRACE_SECONDS + 1 if jax.process_index() else _LAST_SECONDS)
     os._exit(code)
 
 

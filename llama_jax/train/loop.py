@@ -80,7 +80,7 @@ def _train(run: Run, signals: Signals) -> State:
     for step in range(first + 1, config.steps + 1):
         if stopping:
             break
-        batch = _read(run, step, pending)
+        batch = _read(run, signals, step, pending)
         run.state, metrics = run.step(run.state, run.place(batch))
         told = _finish(run, pending)  # the step before; the devices work on this one
         due = bool(saving.minutes) and time.monotonic() - since > 60 * saving.minutes
@@ -163,12 +163,14 @@ class _Poll:
         return bool(self.number)
 
 
-def _read(run: Run, step: int, pending: Pending | None) -> HostBatch:
+def _read(run: Run, signals: Signals, step: int, pending: Pending | None) -> HostBatch:
     try:
         return next(run.loader)
     except Exception as error:
         _finish(run, pending)
         _rescue(run, step - 1)
+        if signals.number and run.saved == step - 1:  # the workers have ended at the same signal
+            raise stopped(signals.number, _saved(run)) from None
         if _is_told(error):
             raise
         raise _failure(run, f'reading the data of step {step}', error) from error

@@ -14,8 +14,9 @@ from jax.sharding import Mesh
 
 from llama_jax import layout, trees
 from llama_jax import mesh as meshes
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
-from llama_jax.data.sources import load_tokenizer, open_sources
+from llama_jax.data.sources import open_sources
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch
@@ -113,7 +114,8 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
     check(experiment, device_mesh)
     with contextlib.ExitStack() as opened:
         opened.enter_context(held(workdir))
-        agreement.same({'run.lock': holder(workdir)}, 'view of --workdir, which all share')
+        shared = f'All of them must see the same {workdir}, on a file system that they share'
+        agreement.same({'run.lock': holder(workdir)}, 'working directory', shared)
         return _prepare(experiment, workdir, device_mesh, measure, opened)
 
 
@@ -163,7 +165,7 @@ def _prepare(
 
     loader = _loader(experiment, tokenizer, device_mesh, cursor)
     opened.callback(loader.close)
-    agreement.same({'tokenizer': tokenizer.digest, 'data': loader.digest}, 'data')
+    agreement.same(_content(tokenizer, loader), 'data')
     if restored is not None:
         resume.check_data(restored.metadata, loader.digest, experiment, workdir)
     flops = experiment.objective.flops(experiment.model, train.seq_len)
@@ -233,6 +235,15 @@ def _tokenizer(experiment: Experiment) -> Tokenizer:
     tokenizer = load_tokenizer(experiment.data)
     check_vocabulary(experiment, tokenizer.vocab_size)
     return tokenizer
+
+
+def _content(tokenizer: Tokenizer, loader: Loader) -> dict[str, Any]:
+    """What decides the batches, short enough to be read in a message."""
+    sources = [
+        {'name': source.name, 'documents': len(source), 'digest': source.digest[:12]}
+        for source in loader.corpus.sources
+    ]
+    return {'sources': sources, 'tokenizer': tokenizer.digest[:12], 'data': loader.digest[:12]}
 
 
 def _loader(

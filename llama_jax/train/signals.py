@@ -75,7 +75,8 @@ class Signals:
         if self._rule.raises:
             raise stopped(self.number, self._rule.outcome)
         # Not print: the signal may have come in the midst of one, which cannot be entered twice.
-        write(f'{signal.Signals(number).name}: saving after this step (a second one ends at once)')
+        name = signal.Signals(number).name
+        write(f'{name}: stopping as soon as the last step is saved (a second one ends at once)')
 
     def watch(self, pipe: int) -> None:
         """End the process where the handler cannot. `pipe` yields the number of each signal as it

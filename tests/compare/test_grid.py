@@ -247,6 +247,19 @@ def test_results_measured_by_other_code_are_refused(refused, whole, monkeypatch)
     assert 'code that evaluates has changed' in line and FINISHED in line
 
 
+def test_a_grid_of_an_older_version_goes_on(grid, whole, tmp_path):
+    """Its record lacks a setting that came later: that has its default."""
+    facts = record.read(whole[0])
+    for arm in facts['arms']:
+        del arm['experiment']['optimizer']['moments']
+    del facts['suite']['seed']
+    (tmp_path / record.NAME).write_text(json.dumps(facts))
+    record.check_workdir(tmp_path, grid)
+    other = tiny.with_second_arm(grid, lambda x: tiny.changed(x, 'optimizer', moments='bfloat16'))
+    with pytest.raises(UserError, match="optimizer.moments: 'float32' -> 'bfloat16'"):
+        record.check_workdir(tmp_path, other)
+
+
 def test_a_grid_goes_on_with_more_seeds_arms_and_another_mesh(grid, whole):
     workdir, _ = whole
     more = replace(grid.arms[0], name='more')

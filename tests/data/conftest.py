@@ -7,7 +7,7 @@ import textwrap
 import pytest
 
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.data.sources import load_tokenizer
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.tokenizer import TokenizerConfig
 from tests.data.corpus import MODULES
 

@@ -12,7 +12,8 @@ import tensorflow_datasets as tfds
 
 from llama_jax.data import deduplicate, python_corpus, python_files, sources, splits, text_files
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.data.sources import documents, load_tokenizer, open_sources
+from llama_jax.data.load_tokenizer import load_tokenizer
+from llama_jax.data.sources import documents, open_sources
 from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.errors import UserError
 from tests.data.corpus import CHINESE

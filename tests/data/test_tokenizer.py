@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from llama_jax.data import tokenizer as tokenizer_lib
 from llama_jax.data.tokenizer import Tokenizer, bytes_tokenizer
-from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from tests.data.corpus import CHINESE
 
@@ -185,36 +184,3 @@ def test_ids_outside_the_vocabulary_are_refused(tokenizer):
     for bad in (-1, 1024):
         with pytest.raises(UserError, match=f'token id {bad} is outside the vocabulary of 1024'):
             tokenizer.decode([5, bad])
-
-
-@pytest.mark.parametrize('kind', ['bpe', 'unigram'])
-def test_training_is_reproducible_and_exact_in_size(modules, kind):
-    texts = [(modules / name).read_text('utf-8') for name in ('json.py', 'shlex.py', 'heapq.py')]
-    first, second = (train(texts, vocab=700, kind=kind) for _ in range(2))
-    assert first.digest == second.digest
-    assert first.vocab_size == 700
-    for text in texts:
-        check_round_trip(first, text)
-
-
-def test_training_on_chinese_learns_characters_within_a_small_vocabulary():
-    tokenizer = train(CHINESE, vocab=512, kind='bpe')
-    ids = tokenizer.encode(CHINESE[2])
-    assert len(ids) < len(CHINESE[2].encode()) and tokenizer.decode(ids) == CHINESE[2]
-
-
-def test_sizes_that_do_not_suit_the_text(modules):
-    texts = [(modules / 'json.py').read_text('utf-8')]
-    with pytest.raises(UserError, match='vocabulary of 300 is too small'):
-        train(texts, vocab=300, kind='bpe')
-    with pytest.raises(UserError, match=r'set tokenizer.vocab to \d+ or less'):
-        train(texts, vocab=50_000, kind='bpe')
-    with pytest.raises(UserError, match='no text'):
-        train([], vocab=1024, kind='bpe')
-
-
-def test_training_on_text_without_a_space_learns_the_space():
-    text = ''.join(CHINESE).replace(' ', '').replace('\n', '')
-    trained = train([text], vocab=512, kind='bpe')
-    for given in ('a b', ' 你  好 ', 'x\u2581y z'):
-        assert trained.decode(trained.encode(given)) == given

@@ -4,8 +4,9 @@ import jax
 import pytest
 
 from llama_jax import mesh as meshes
-from llama_jax.data import python_files, sources
+from llama_jax.data import python_files
 from llama_jax.data.config import DataConfig
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
@@ -36,7 +37,7 @@ def corpus(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def tokenizer(corpus):
-    return sources.load_tokenizer(data())
+    return load_tokenizer(data())
 
 
 @pytest.fixture(scope='session')

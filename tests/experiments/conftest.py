@@ -33,7 +33,7 @@ def run_script(monkeypatch, capsys, tmp_path):
     """Runs a script's main with arguments; gives (exit code, output, lines of error output)."""
     monkeypatch.chdir(tmp_path)
     root, levels = logging.getLogger(), {}
-    for name in (None, 'llama_jax', 'absl'):
+    for name in (None, 'llama_jax', 'absl', 'asyncio'):
         levels[name] = logging.getLogger(name).level
     handlers = root.handlers[:]
 

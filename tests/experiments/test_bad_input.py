@@ -4,11 +4,13 @@ nothing is compiled before."""
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
 import configs
 from experiments import compare, evaluate, generate, pretrain, report
+from llama_jax.data.config import cache_dir
 from llama_jax.train import run
 from llama_jax.train.experiment import to_dict
 
@@ -170,6 +172,8 @@ def test_a_bucket_without_the_package_that_reads_it(refused):
 def test_a_cache_that_is_no_path(refused, monkeypatch):
     monkeypatch.setenv('LLAMA_JAX_CACHE', 'gs://b/c')
     assert 'LLAMA_JAX_CACHE gs://b/c is no path of this machine' in refused()
+    monkeypatch.setenv('LLAMA_JAX_CACHE', '~/c')
+    assert cache_dir() == Path.home() / 'c'
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 import types
 
 import pytest
@@ -19,10 +21,8 @@ def read(monkeypatch):
     def read(*arguments):
         found = []
         monkeypatch.setattr(pretrain, 'train', lambda *args: found.append(args))
-        monkeypatch.setattr(pretrain, 'documents', lambda *args: [])
         monkeypatch.setattr(pretrain, 'write_report', lambda workdir: workdir)
-        monkeypatch.setattr(pretrain, 'compress', lambda texts: {})
-        monkeypatch.setattr(pretrain, 'write_atomically', lambda path, text: None)
+        monkeypatch.setattr(pretrain, 'write_baselines', lambda data, path: None)
         monkeypatch.setattr('sys.argv', ['pretrain', *arguments])
         pretrain.main()
         return found[0]
@@ -130,14 +130,23 @@ def test_settings_survive_json():
     assert {field.name for field in dataclasses.fields(Experiment)} == again.keys()
 
 
-def test_a_signal_leaves_with_its_own_code(run_script):
-    from llama_jax.errors import Stopped
+def test_a_signal_leaves_with_its_own_code():
+    """And by no exit handler, in which JAX may crash or wait."""
+    script = """
+import atexit
+from experiments import cli
+from llama_jax.errors import Stopped
 
-    def script():
-        raise Stopped('stopped by SIGTERM after step 7', exit_code=143)
+def script():
+    print('printed')
+    atexit.register(print, 'late')
+    raise Stopped('stopped by SIGTERM after step 7', exit_code=143)
 
-    assert run_script(script) == (143, '', ['stopped by SIGTERM after step 7'])
-    assert cli.main.__doc__
+cli.main(script)
+"""
+    ended = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True)
+    told = (ended.returncode, ended.stdout, ended.stderr)
+    assert told == (143, 'printed\n', 'stopped by SIGTERM after step 7\n')
 
 
 def test_overrides_reach_every_arm_of_a_grid(monkeypatch):

@@ -247,6 +247,26 @@ def test_a_run_without_a_step_says_what_is_missing(tmp_path):
         assert sentence in text
 
 
+def test_a_run_without_validation_says_that_none_was_asked_for(tmp_path):
+    lines = [line for line in run.metrics() if line['kind'] == 'train']
+    path = run.write(tmp_path / 'run', lines=lines, baselines=False)
+    facts = json.loads((path / 'run.json').read_text())
+    facts['experiment'] = {'evaluation': {'every': 0}}
+    (path / 'run.json').write_text(json.dumps(facts))
+    text = Page(write_report(path).read_text('utf-8')).text
+    assert 'No validation was asked for: --evaluation.every is 0.' in text
+    assert 'to compare with' not in text
+
+
+def test_compressors_that_saw_a_sample_say_so(tmp_path):
+    path = run.write(tmp_path / 'run')
+    told = json.loads((path / 'baselines.json').read_text())
+    (path / 'baselines.json').write_text(json.dumps({**told, 'of_documents': 123_456}))
+    text = Page(write_report(path).read_text('utf-8')).text
+    assert 'xz -9 of a sample of the validation text' in text
+    assert f'{told["documents"]} of 123,456 documents' in text
+
+
 def test_run_json_alone_may_be_nearly_empty(tmp_path):
     (tmp_path / 'run.json').write_text('{}')
     html = write_report(tmp_path).read_text('utf-8')

@@ -3,23 +3,26 @@
 import inspect
 import json
 import os
+import shutil
 from dataclasses import replace
 
 import jax
 import pytest
 
+from llama_jax import mesh as meshes
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.model.config import ModelConfig
 from llama_jax.optim.adamw import OptimizerConfig
 from llama_jax.optim.schedule import ScheduleConfig
-from llama_jax.train import run
+from llama_jax.train import loop, run
 from llama_jax.train.experiment import (
     CheckpointConfig,
     EvaluationConfig,
     Experiment,
     TrainConfig,
 )
+from llama_jax.train.records import read_metrics
 from tests.data.corpus import MODULES
 
 VOCAB = 512
@@ -84,3 +87,48 @@ def experiment(text):
 def changed(experiment, section, **values):
     """The experiment with other settings in one section."""
     return replace(experiment, **{section: replace(getattr(experiment, section), **values)})
+
+
+MAKE_MESH = meshes.make
+
+
+def one_device(config):
+    """`mesh.make` of one device, whatever it is asked for."""
+    return MAKE_MESH(config, jax.devices()[:1])
+
+
+def scheduled(experiment, **values):
+    """The experiment with another schedule."""
+    schedule = replace(experiment.optimizer.schedule, **values)
+    return changed(experiment, 'optimizer', schedule=schedule)
+
+
+def events(workdir):
+    """What a run has said."""
+    return [line['text'] for line in read_metrics(workdir) if line['kind'] == 'event']
+
+
+@pytest.fixture(scope='session')
+def short(experiment):
+    """8 steps, checkpoints and validations of the steps 4 and 8."""
+    short = changed(experiment, 'train', steps=8)
+    short = changed(short, 'evaluation', every=4, batches=1)
+    short = scheduled(short, peak=1e-2, warmup_steps=2)
+    return changed(short, 'checkpoint', every=4, keep=3)
+
+
+@pytest.fixture(scope='session')
+def short_run(short, tmp_path_factory):
+    """The directory of that run, finished."""
+    workdir = tmp_path_factory.mktemp('short') / 'run'
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, 'peak_flops', lambda device: (1e12, 'of a test'))
+        patch.setattr(meshes, 'make', one_device)
+        loop.train(short, workdir)
+    return workdir
+
+
+@pytest.fixture
+def copied_run(short_run, tmp_path):
+    """The same, for a test to go on with."""
+    return shutil.copytree(short_run, tmp_path / 'run')

@@ -1,6 +1,7 @@
 """Trains in a process of its own and sends itself a signal: `driver.py STEP:SIGNAL[:PROCESS] ...`.
 
-It comes when the record of STEP is written; of several processes only to the one named.
+It comes when the record of STEP is written; of several processes only to the one named. FAIL in
+place of a signal is an exception; `in:DIRECTORY` starts process K in DIRECTORY/K.
 """
 
 import os
@@ -14,6 +15,8 @@ from llama_jax.train import loop, run
 
 def main() -> None:
     when, number, *only = sys.argv[1].split(':')
+    if when == 'in':
+        os.chdir(f'{number}/{os.environ[runtime.PROCESS]}')
     sys.argv[1:] = sys.argv[2:]
     run.peak_flops = lambda device: (1e12, 'of a test')
     finish = loop._finish
@@ -22,6 +25,8 @@ def main() -> None:
         told = finish(prepared, pending)
         struck = not only or only == [os.environ.get(runtime.PROCESS)]
         if struck and pending is not None and str(pending.step) == when:
+            if number == 'FAIL':
+                raise RuntimeError('a device is gone')
             os.kill(os.getpid(), signal.Signals[number])
         return told
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from llama_jax import mesh as meshes
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
-from llama_jax.data.sources import documents, load_tokenizer
+from llama_jax.data.sources import documents
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers

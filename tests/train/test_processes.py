@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,3 +102,36 @@ def test_validation_counts_every_byte_once(runs):
     for workdir in (two_one, one_two):
         got = records(workdir, 'validation', 'bytes', 'bits_per_byte')
         np.testing.assert_allclose(got, wanted, rtol=2e-5)
+
+
+def test_processes_with_other_data_are_refused_by_name(text, tmp_path):
+    """The files have the same name, on disks of their own."""
+    lines = text.read_text().splitlines()
+    for process in (0, 1):
+        (tmp_path / str(process)).mkdir()
+        path = tmp_path / str(process) / 'text.jsonl'
+        path.write_text('\n'.join(lines[: len(lines) - 9 * process]))
+    apart = f'in:{tmp_path}'
+    told = end(start(tmp_path / 'run', Path('text.jsonl'), processes=2, when=apart), 2)
+    errors = [line for line in told if 'error: ' in line]
+    assert sorted(line[:3] for line in errors) == ['[0]', '[1]']
+    for line in errors:
+        assert 'the processes of this run differ in their data (process 0 -> the other): ' in line
+        assert 'process 1 has ' in line
+        assert 'sources.0.digest: ' in line
+    assert not any('compiling' in line or 'Traceback' in line for line in told)
+
+
+def test_a_process_that_fails_ends_the_others(text, tmp_path):
+    """Which wait for it in a step, and no longer than seconds."""
+    begun = time.monotonic()
+    only = ('--train.steps', '12', '--evaluation.every', '0')
+    run = start(tmp_path, text, *only, processes=2, when='3:FAIL:1')
+    told = end(run, 2)
+    failed = 'the training failed: RuntimeError: a device is gone'
+    assert any(line.startswith(f'[1] error: {failed}') for line in told)
+    assert any(
+        line.startswith(f'[0] process 1 ended, and this one with it: {failed}') for line in told
+    )
+    assert not any('Traceback' in line for line in told)
+    assert time.monotonic() - begun < 60

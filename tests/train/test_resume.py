@@ -86,7 +86,9 @@ def test_sigterm_saves_and_says_so_in_one_line(runs):
     _, broken, (stopped, _, _) = runs
     assert stopped[-1].startswith('stopped by SIGTERM after step 5, which is saved in ')
     assert stopped[-1].endswith('the same command goes on from there')
-    assert 'SIGTERM: saving after this step (a second one ends at once)' in stopped
+    assert (
+        'SIGTERM: stopping as soon as the last step is saved (a second one ends at once)' in stopped
+    )
     assert not any('Traceback' in line for line in stopped)
 
 

@@ -17,8 +17,8 @@ import jax
 import pytest
 
 from llama_jax import mesh as meshes
+from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
-from llama_jax.data.sources import load_tokenizer
 from llama_jax.errors import Stopped, UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.train import loop, run
@@ -309,3 +309,38 @@ def test_samples_beyond_the_context_are_refused_before_anything_is_compiled(
     monkeypatch.setattr(run, 'initial_state', None)
     with pytest.raises(UserError, match=message):
         loop.train(changed(experiment, 'evaluation', **settings), tmp_path)
+
+
+COMPILED = """
+import hashlib, sys
+from llama_jax.train import signals
+
+signals.GRACE_SECONDS = 0.2
+with signals.caught() as caught:
+    print('ready', file=sys.stderr, flush=True)
+    if sys.argv[1] == 'nothing to lose':
+        with caught.stopping('before it began'):
+            hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)
+    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)
+"""
+
+
+@pytest.mark.parametrize(
+    ('where', 'signals', 'code', 'line'),
+    [
+        ('nothing to lose', 'SIGTERM', 143, 'stopped by SIGTERM before it began'),
+        ('much to lose', 'SIGTERM SIGINT', 130, 'ended at once by a second signal, SIGINT'),
+    ],
+)
+def test_compiled_code_holds_up_no_signal(where, signals, code, line):
+    """It runs for minutes in the main thread, which no exception of Python reaches there."""
+    process = subprocess.Popen(
+        [sys.executable, '-c', COMPILED, where], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr.readline() == 'ready\n'
+    for name in signals.split():
+        time.sleep(0.7)
+        assert process.poll() is None
+        process.send_signal(getattr(signal, name))
+    _, told = process.communicate(timeout=30)
+    assert process.returncode == code and told == f'{line}\n'
