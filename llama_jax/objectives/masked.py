@@ -58,8 +58,7 @@ class MaskedLM(TokenPrediction):
         selected = np.zeros(len(text), bool)
         n = max(1, round(self.rate * len(text)))
         selected[rng.choice(len(text), n, replace=False)] = True
-        ordinary = np.flatnonzero(tokenizer.byte_lengths)
-        hidden = hide(text, selected, ordinary=ordinary, mask_id=tokenizer.mask_id, rng=rng)
+        hidden = hide(text, selected, tokenizer=tokenizer, rng=rng)
         if self.read_previous:
             targets, weights = np.append(text, tokenizer.pad_id), np.append(selected, 0)
         else:
@@ -79,15 +78,24 @@ class MaskedLM(TokenPrediction):
 
 
 def hide(
-    tokens: np.ndarray,
-    selected: np.ndarray,
-    *,
-    ordinary: np.ndarray,
-    mask_id: int,
-    rng: np.random.Generator,
+    tokens: np.ndarray, selected: np.ndarray, *, tokenizer: Any, rng: np.random.Generator
 ) -> np.ndarray:
-    """The tokens with the selected ones hidden 80/10/10; `ordinary` are the ids to draw from."""
-    chance = rng.random(len(tokens))
-    other = rng.choice(ordinary, len(tokens))
-    shown = np.where(chance < MASKED, mask_id, np.where(chance < MASKED + RANDOM, other, tokens))
-    return np.where(selected, shown, tokens)
+    """The tokens with the selected ones hidden 80/10/10."""
+    shown = tokens.copy()
+    place = np.flatnonzero(selected)
+    chance = rng.random(len(place))
+    shown[place[chance < MASKED]] = tokenizer.mask_id
+    other = place[(chance >= MASKED) & (chance < MASKED + RANDOM)]
+    shown[other] = ordinary(len(other), byte_lengths=tokenizer.byte_lengths, rng=rng)
+    return shown
+
+
+def ordinary(n: int, *, byte_lengths: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """`n` ids of tokens that stand for text, each as likely as another.
+
+    Control tokens are drawn again: a list of all others would take longer than the example.
+    """
+    ids = rng.integers(len(byte_lengths), size=n)
+    while (control := byte_lengths[ids] == 0).any():
+        ids[control] = rng.integers(len(byte_lengths), size=int(control.sum()))
+    return ids

@@ -16,7 +16,7 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
-from llama_jax.objectives.contrastive import InfoNCE, crop, info_nce
+from llama_jax.objectives.contrastive import InfoNCE, info_nce
 from tests.objectives import texts
 
 MESHES = {
@@ -45,18 +45,18 @@ def documents(n, *, length=(20, 60), seed=0):
     return [random.integers(0, CONFIG.vocab, random.integers(*length)) for _ in range(n)]
 
 
-def pairs_from(objective, text, *, seq_len=SEQ_LEN, rng):
-    return pieces.examples(objective, text, tokenizer=None, seq_len=seq_len, rng=rng)
-
-
 def pack(objective, documents, *, rows, seq_len=SEQ_LEN, seed=0):
     """A batch of as many pairs as `rows` rows hold, of the documents over and over."""
 
     def examples():
         for k in itertools.count():
             rng = np.random.default_rng([seed, k])
-            yield from pairs_from(
-                objective, documents[k % len(documents)], seq_len=seq_len, rng=rng
+            yield from pieces.examples(
+                objective,
+                documents[k % len(documents)],
+                tokenizer=None,
+                seq_len=seq_len,
+                rng=rng,
             )
 
     return texts.packed(examples(), objective, seq_len=seq_len, rows=rows, pad_id=0)
@@ -376,78 +376,10 @@ def test_a_view_sees_no_neighbour(bidirectional):
     np.testing.assert_allclose(np.linalg.norm(before_BMD[:, 0], axis=-1), 1, rtol=1e-6)
 
 
-# The views.
-
-
-def test_crops_are_parts_of_5_to_50_percent_independent_of_each_other():
-    rng = np.random.default_rng(0)
-    text, objective = np.arange(200), InfoNCE()
-    sizes = np.array([objective.sizes(200, seq_len=256, draw=rng.random()) for _ in range(4000)])
-    assert sizes.shape == (4000, 2)
-    assert (sizes.min(0) == 10).all() and (sizes.max(0) == 100).all()
-    for lengths in sizes.T:
-        counts = np.bincount(lengths)[10:]
-        # Uniform over 91 lengths: above 137 once in a thousand at 90 degrees of freedom.
-        assert np.sum((counts - 4000 / 91) ** 2 / (4000 / 91)) < 137
-    # The correlation of independent draws is 0 +- 1 / sqrt(4000).
-    assert abs(np.corrcoef(*sizes.T)[0, 1]) < 0.06
-    crops = [[crop(text, length, rng) for length in pair] for pair in sizes]
-    assert [[len(x) for x in pair] for pair in crops] == sizes.tolist()
-    assert all((x == np.arange(x[0], x[0] + len(x))).all() for pair in crops for x in pair)
-    starts = np.array([[x[0] for x in pair] for pair in crops])
-    assert starts.min() == 0 and (starts + sizes).max() == 200
-    share = starts / (200 - sizes)
-    assert abs(share.mean() - 0.5) < 0.02 and abs(np.corrcoef(*share.T)[0, 1]) < 0.06
-    in_row = [objective.sizes(200, seq_len=60, draw=rng.random()) for _ in range(500)]
-    assert np.max(in_row) == 30  # of what fits in a row
-    assert objective.sizes(1, seq_len=60, draw=0.9) == (1, 1)
-    assert len(crop(text[:3], 30, rng)) == 3
-
-
-def test_texts_of_a_pair():
-    spans, dropout = InfoNCE(), InfoNCE(views='dropout')
-    assert spans.sizes(256, seq_len=512, draw=0.99) and not spans.sizes(257, seq_len=512, draw=0.0)
-    assert dropout.sizes(256, seq_len=512, draw=0.1) == (256, 256)
-    assert dropout.sizes(257, seq_len=2048, draw=0.1) is None  # longer than the text of a pair
-    assert dropout.sizes(64, seq_len=128, draw=0.1) == (64, 64)
-    assert dropout.sizes(65, seq_len=128, draw=0.1) is None
-
-
-def test_pairs_come_from_pieces_of_256_tokens_and_carry_their_document():
-    objective, rng = InfoNCE(), np.random.default_rng(0)
-    long, other = np.arange(600), np.arange(600) + 1
-    pairs = pairs_from(objective, long, seq_len=512, rng=rng)
-    assert len(pairs) == 3
-    for i, pair in enumerate(pairs):
-        stop = min(256 * (i + 1), 600)
-        for view in 'ab':
-            tokens = pair[f'{view}/inputs']
-            assert tokens.dtype == np.int32
-            assert 256 * i <= tokens.min() and tokens.max() < stop
-            n = stop - 256 * i
-            assert round(0.05 * n) <= len(tokens) <= round(0.5 * n)
-        assert len(pair['a/document']) == len(pair['a/inputs'])
-    again = pairs_from(objective, long, seq_len=512, rng=rng)
-    different = pairs_from(objective, other, seq_len=512, rng=rng)
-    (identity,) = {x for pair in [*pairs, *again] for x in pair['a/document']}
-    assert identity == pieces.identity_of(long)
-    assert identity >= 0 and identity not in different[0]['a/document']
-    assert any(
-        len(pair['a/inputs']) != len(pair['b/inputs'])
-        or (pair['a/inputs'] != pair['b/inputs']).any()
-        for pair in pairs
-    )
-
-
-def test_a_row_has_places_for_the_pairs_of_short_documents():
+def test_a_row_holds_no_more_pairs_than_it_has_places():
     objective = InfoNCE()
     batch = pack(objective, documents(64, length=(2, 6)), rows=4)
     assert batch['a/segments'].max() == objective.segments(SEQ_LEN) == 4
-    assert objective.segments(512) == 21 and objective.segments(1024) == 42
-    # Documents of 50 tokens fill the views of a row before its places.
-    rng = np.random.default_rng(0)
-    mean = np.mean([objective.sizes(50, seq_len=512, draw=rng.random()) for _ in range(2000)])
-    assert 256 / mean < 21
 
 
 def test_settings_that_cannot_be_are_refused():

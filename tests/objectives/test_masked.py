@@ -7,6 +7,7 @@ from llama_jax.data import pieces
 from llama_jax.errors import UserError
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.masked import ordinary as drawn
 from tests.objectives import reading, texts
 from tests.objectives.reading import BOTH, DECODER
 
@@ -64,6 +65,14 @@ def test_80_10_10_by_chi_square():
     random = np.concatenate(random)
     assert np.isin(random, ordinary).all()
     assert len(np.unique(random)) > 0.9 * len(ordinary)  # not from a few
+
+
+def test_random_tokens_are_uniform_over_those_of_text():
+    byte_lengths = np.array([0, 3, 0, 0, 1, 2, 0, 1, 0, 0])
+    ids = drawn(4000, byte_lengths=byte_lengths, rng=np.random.default_rng(0))
+    counts = np.bincount(ids, minlength=10)
+    assert not counts[byte_lengths == 0].any()
+    assert np.sum((counts[byte_lengths > 0] - 1000) ** 2 / 1000) < 16.3  # 99.9%, 3 d.o.f.
 
 
 def test_every_token_is_as_likely_to_be_selected():

@@ -122,7 +122,6 @@ def test_one_denoiser_alone_is_span_corruption_after_a_mode_token(encoder):
     plain = SpanCorruption(encoder=encoder)
     (one,) = examples(mixture, TOKENS[:100])
     rng = np.random.default_rng(0)
-    rng.integers(1)  # which denoiser
     (two,) = pieces.examples(plain, TOKENS[:100], tokenizer=TOKENIZER, seq_len=256, rng=rng)
     key = 'encoder/inputs' if encoder else 'inputs'
     assert one[key][0] == TOKENIZER.control['[R]']
@@ -152,6 +151,39 @@ def test_short_documents(encoder, n):
                 assert text.tolist() == (whole if n else whole[1:])  # a prefix, or none
             else:
                 assert n > 1 and text.tolist() == TOKENS[:n].tolist()
+
+
+@pytest.mark.parametrize('encoder', [False, True])
+def test_a_piece_of_one_token_is_under_the_sequential_denoiser(encoder):
+    objective = UL2(encoder=encoder)
+    rng = np.random.default_rng(0)
+    for start, n in ((3, 1), (len(TOKENS) - 1, 2), (len(TOKENS), 1)):
+        sizes = objective.sizes(n, seq_len=64, draw=0.0)  # of spans, if there were a place for one
+        piece = pieces.Piece(TOKENS, start, start + n, 0.0, sizes, identity=0)
+        example = objective.example(piece, tokenizer=TOKENIZER, seq_len=64, rng=rng)
+        units = [TOKENS[start - 1], *TOKENS[start : start + n]]
+        if start + n > len(TOKENS):
+            units.append(TOKENIZER.eos_id)
+        assert mode_of(example) == '[S]' and text_of(example).tolist() in (units, units[1:])
+        found = [len(x) for key, x in example.items() if key.endswith('inputs')]
+        assert all(n <= size for n, size in zip(found, sizes, strict=True))
+    spans_alone = UL2(encoder=encoder, denoisers=MIXTURE[:2])
+    assert UL2().ends and not spans_alone.ends
+    assert spans_alone.sizes(1, seq_len=64, draw=0.0) is None
+    piece = pieces.Piece(TOKENS, 3, 4, 0.0, (9, 9), identity=0)
+    assert spans_alone.example(piece, tokenizer=TOKENIZER, seq_len=64, rng=rng) is None
+
+
+def test_the_draw_of_a_piece_gives_its_denoiser():
+    for k, denoiser in enumerate(MIXTURE):
+        for draw in ((k + 0.01) / 7, (k + 0.99) / 7):
+            sizes = UL2().sizes(150, seq_len=1024, draw=draw)
+            assert sizes == UL2(denoisers=(denoiser,)).sizes(150, seq_len=1024, draw=0.5)
+            piece = pieces.Piece(TOKENS, 0, 150, draw, sizes, identity=0)
+            example = UL2().example(
+                piece, tokenizer=TOKENIZER, seq_len=1024, rng=np.random.default_rng(0)
+            )
+            assert mode_of(example) == denoiser.mode and len(example['inputs']) == sizes[0]
 
 
 @pytest.mark.parametrize('encoder', [False, True])

@@ -21,7 +21,9 @@ from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.prefix import PrefixLM
 from llama_jax.objectives.rtd import ReplacedTokens
-from llama_jax.objectives.weighted import Weighted
+from llama_jax.objectives.spans import SpanCorruption
+from llama_jax.objectives.ul2 import UL2
+from llama_jax.objectives.weighted import Weighted, own_draw
 from tests.objectives import texts
 
 CONFIG = ModelConfig(
@@ -164,36 +166,74 @@ MIXED = Weighted(
 
 
 @pytest.mark.parametrize('objective', [TYPICAL, MIXED])
-@pytest.mark.parametrize('length', [1, 20, 31, 32, 33, 500])
+@pytest.mark.parametrize('length', [1, 20, 30, 34, 500])
 def test_every_part_makes_one_example_of_every_piece(objective, length):
     text = np.arange(length) % 60
     examples = examples_of(objective, text)
     lengths = objective.lengths(SEQ_LEN)
-    assert sum(lengths.values()) == SEQ_LEN
-    pieces = []
+    assert sum(lengths.values()) == SEQ_LEN and objective.ends
+    # The parts that predict the end, and those that hold the text alone.
+    ending = [0] if objective is TYPICAL else [1]
+    plain = [] if objective is TYPICAL else [0, 3]
+    found = {k: [] for k in (*ending, *plain)}
+    number = [type(part) for part in objective.parts].index(InfoNCE)
     for example in examples:
         assert example.keys() == examples[0].keys()
         for key, x in example.items():
             assert len(x) <= lengths[key.rpartition('/')[0]]
-        ids = example['targets']
-        pieces.append(ids[:-1] if objective is TYPICAL else ids[1:])  # without end, begin
-    np.testing.assert_array_equal(np.concatenate(pieces), text)
-    sizes = [len(piece) for piece in pieces]
-    if length == 500:
-        room = objective.lengths(SEQ_LEN)['']
-        assert min(sizes) > 0.75 * room  # no row is left half empty
-        assert max(sizes) - min(sizes) <= 1
-    for example, piece in zip(examples, pieces, strict=True):
-        number = str(objective.parts.index(next(p for p in objective.parts if type(p) is InfoNCE)))
+        for k, targets in found.items():
+            ids = example[f'{k}/targets' if k else 'targets']
+            targets.append(ids if k in ending else ids[1:])
+        piece = found[ending[0]][-1]
         for view in 'ab':
-            assert set(example[f'{number}/{view}/inputs']) <= set(piece)
+            assert set(example[f'{number}/{view}/inputs']) <= set(piece) - {TOKENIZER.eos_id}
+    for k, targets in found.items():
+        whole = text if k in plain else [*text, TOKENIZER.eos_id]
+        np.testing.assert_array_equal(np.concatenate(targets), whole)
+    if length == 500:
+        # Every row but the last is full, of the part that has the least room.
+        sizes = [len(piece) for piece in found[ending[0]]]
+        assert set(sizes[:-1]) == {32 if objective is TYPICAL else 11}
+
+
+def test_parts_have_draws_of_their_own():
+    rng = np.random.default_rng(0)
+    draws = np.array([[own_draw(draw, k) for k in range(4)] for draw in rng.random(4000)])
+    assert draws.min() >= 0 and draws.max() < 1
+    for column in draws.T:
+        counts = np.histogram(column, 20, (0, 1))[0]
+        assert np.sum((counts - 200) ** 2 / 200) < 43.8  # 99.9%, 19 degrees of freedom
+    # The correlation of independent draws is 0 +- 1 / sqrt(4000).
+    assert np.abs(np.corrcoef(draws.T) - np.eye(4)).max() < 0.06
+    draw = rng.random()
+    two = Weighted(
+        parts=(UL2(), InfoNCE(), UL2()), weights=(1.0, 1.0, 1.0), shares=(0.5, 0.25, 0.25)
+    )
+    assert two.sizes(40, seq_len=256, draw=draw) == (
+        *UL2().sizes(40, seq_len=128, draw=draw),
+        *InfoNCE().sizes(40, seq_len=64, draw=own_draw(draw, 1)),
+        *UL2().sizes(40, seq_len=64, draw=own_draw(draw, 2)),
+    )
+    # No example where a part has none: of too many tokens for a pair.
+    assert two.sizes(257, seq_len=256, draw=draw) is None
+
+
+def test_a_piece_of_nothing_but_the_end_has_no_text_for_a_part():
+    tokens = np.arange(5)
+    sizes = TYPICAL.sizes(1, seq_len=SEQ_LEN, draw=0.5)
+    for start, made in ((5, False), (4, True)):
+        piece = pieces.Piece(tokens, start, start + 1, 0.5, sizes, identity=1)
+        example = TYPICAL.example(
+            piece, tokenizer=TOKENIZER, seq_len=SEQ_LEN, rng=np.random.default_rng(0)
+        )
+        assert (example is not None) == made
 
 
 def test_pieces_of_a_document_are_no_negatives_of_each_other():
     text, other = np.arange(200) % 60, np.arange(200) % 59
     ids = {x for example in examples_of(TYPICAL, text) for x in example['1/a/document']}
     assert len(ids) == 1 and len(examples_of(TYPICAL, text)) > 2
-    assert ids == {document_id(text)}
+    assert ids == {pieces.identity_of(text)}
     assert ids.isdisjoint(examples_of(TYPICAL, other)[0]['1/a/document'])
 
 
@@ -214,7 +254,7 @@ def test_streams_stay_in_step_in_packed_rows():
 
 def test_answers_come_from_the_parts():
     assert TYPICAL.causal and TYPICAL.has_likelihood
-    assert not TYPICAL.splittable and not TYPICAL.accumulates
+    assert TYPICAL.ends and not TYPICAL.accumulates
     assert not MIXED.causal and not MIXED.has_likelihood
     assert TYPICAL.lengths(100) == {'': 50, '1/a': 25, '1/b': 25}
     assert TYPICAL.flops(CONFIG, 64) == pytest.approx(
@@ -235,7 +275,7 @@ def test_sums_that_cannot_be_are_refused():
     dropout = Weighted(
         parts=(CAUSAL, InfoNCE(views='dropout')), weights=(1.0, 1.0), shares=(0.5, 0.5)
     )
-    narrow = Weighted(parts=(CAUSAL, MaskedLM()), weights=(1.0, 1.0), shares=(0.99, 0.01))
+    narrow = Weighted(parts=(SpanCorruption(), MaskedLM()), weights=(1.0, 1.0), shares=(0.99, 0.01))
     for refused, match in (
         (lambda: Weighted(parts=(), weights=(), shares=()), '0 parts'),
         (lambda: Weighted(parts=(CAUSAL,), weights=(1.0, 1.0), shares=(1.0,)), '2 weights'),
@@ -244,7 +284,8 @@ def test_sums_that_cannot_be_are_refused():
         (lambda: Weighted(parts=(TYPICAL,), weights=(1.0,), shares=(1.0,)), 'within'),
         (lambda: dropout.check(no_dropout), 'model.dropout'),
         (lambda: narrow.lengths(64), 'without positions'),
-        (lambda: examples_of(TYPICAL, np.arange(9), seq_len=2), 'without positions|no room|needs'),
+        (lambda: examples_of(TYPICAL, np.arange(9), seq_len=2), 'without positions'),
+        (lambda: narrow.lengths(200), 'no room for one text'),
     ):
         with pytest.raises(UserError, match=match) as error:
             refused()
