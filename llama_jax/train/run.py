@@ -241,7 +241,7 @@ def _content(tokenizer: Tokenizer, loader: Loader) -> dict[str, Any]:
     """What decides the batches, short enough to be read in a message."""
     sources = [
         {'name': source.name, 'documents': len(source), 'digest': source.digest[:12]}
-        for source in loader.corpus.sources
+        for source in loader.texts
     ]
     return {'sources': sources, 'tokenizer': tokenizer.digest[:12], 'data': loader.digest[:12]}
 
