@@ -49,7 +49,7 @@ class Weighted(Base):
 
     Every part makes one example of each piece of a document: the row of a batch holds the same text
     for all parts, one segment a piece. The end of a document is a unit where it is one for any
-    part; the others leave it out, and a piece without text for one of the parts is left out. The
+    part; the others see the text alone, and a piece without text for one of them is left out. The
     arrays and metrics of the first part keep their names, so that its likelihood is read as if it
     were alone; those of part k are in the streams 'k' and 'k/STREAM'. The first part also says how
     the backbone is read for representations.
@@ -129,8 +129,7 @@ class Weighted(Base):
         sizes = piece.sizes
         for k, (part, size) in enumerate(zip(self.parts, self._sizes(seq_len), strict=True)):
             n = len(part.lengths(size))
-            stop = piece.stop if part.ends else min(piece.stop, len(piece.tokens))
-            own = piece._replace(stop=stop, draw=own_draw(piece.draw, k), sizes=sizes[:n])
+            own = piece._replace(draw=own_draw(piece.draw, k), sizes=sizes[:n])
             sizes = sizes[n:]
             example = part.example(own, tokenizer=tokenizer, seq_len=size, rng=rng)
             if example is None:
