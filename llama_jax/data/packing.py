@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from llama_jax.data.order import Block, uniform
-from llama_jax.data.pieces import Example, Maker, Sizes, longest
+from llama_jax.data.pieces import FEWEST, Example, Maker, Sizes, longest
 
 Layout = dict[str, tuple[np.dtype, int]]  # key to (dtype, padding)
 Lengths = Mapping[str, int]  # stream to the length of a row; '' is the stream without a name
@@ -101,6 +101,11 @@ class Packer:
         self.lengths = maker.lengths(seq_len)
         self._room = tuple(self.lengths.values())
         self._most = maker.segments(seq_len) or None
+        possible = (
+            all(maker.sizes(n, seq_len=seq_len, draw=draw) for draw in (0.0, 0.5, 0.99))
+            for n in range(1, FEWEST)
+        )
+        self.fewest = next((n for n, fits in enumerate(possible, start=1) if fits), FEWEST)
 
     def rows(self, blocks: Sequence[Block], *, flush: bool) -> tuple[list[Row], list[Block]]:
         """Rows of all blocks, earlier blocks first, and what is left for the next rows: less than
@@ -115,10 +120,14 @@ class Packer:
         return rows, []
 
     def room_for(self, units: int, draw: float, room: Sizes | None = None) -> int:
-        """Most of `units` that fit in `room` (default: an empty row); 0 where none do."""
-        return longest(
-            self._maker, units, room=room or self._room, seq_len=self._seq_len, draw=draw
-        )
+        """Most of `units` that fit in `room` (default: an empty row) and leave nothing or what can
+        be an example; 0 where none do."""
+        room = room or self._room
+        fit = longest(self._maker, units, room=room, seq_len=self._seq_len, draw=draw)
+        if not 0 < units - fit < self.fewest:
+            return fit
+        fit = units - self.fewest
+        return max(fit, 0) if fit >= self.fewest else 0
 
     def sizes(self, units: int, draw: float) -> Sizes:
         """Sizes of an example which is known to be possible."""
@@ -232,7 +241,11 @@ class _Pool:
                 best, units = filled, int(mine)
             if best > 1 - _SPARE:
                 break
-        return units if self._packer.room_for(units, float(self._draw_N[i])) == units else head
+        left = self._blocks[i].stop - self._blocks[i].start
+        if 0 < left - units < self._packer.fewest:
+            units = left - self._packer.fewest
+        fits = units > 0 and self._packer.room_for(units, float(self._draw_N[i])) == units
+        return units if fits else head
 
     def _misfit(self, left: np.ndarray) -> np.ndarray:
         """What is left of a row, and how unevenly: less is better."""
