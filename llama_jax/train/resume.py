@@ -37,9 +37,14 @@ class Rule(NamedTuple):
 RULES = (
     Rule(('name', 'data.sources.*.label'), 'may change', 'a label'),
     Rule(
-        ('mesh', 'compute', 'train.accumulate'),
+        ('mesh', 'compute'),
         'may change',
         'where and how the same update is computed, equal but for rounding',
+    ),
+    Rule(
+        ('train.accumulate',),
+        'may change',
+        'the same update in other pieces; draws on devices, such as dropout, are others',
     ),
     Rule(
         ('data.workers', 'data.prefetch'),
@@ -73,7 +78,7 @@ RULES = (
     Rule(
         (
             *('data.sources.*.name', 'data.sources.*.files', 'data.sources.*.data_dir'),
-            *('data.sources.*.split', 'data.tokenizer'),
+            *('data.sources.*.exclude', 'data.sources.*.split', 'data.tokenizer'),
         ),
         'by content',
         'files may have moved: the documents and the tokenizer must be the same',
