@@ -14,7 +14,7 @@ from llama_jax.optim.schedule import Ramp, change, schedule
 from llama_jax.train.checkpoint import difference, present
 from llama_jax.train.experiment import Experiment, from_dict, to_dict
 from llama_jax.train.records import read_run
-from llama_jax.train.restore import check_start
+from llama_jax.train.restore import by_tokenizer, check_start
 
 FORMAT = 3
 """Of what a checkpoint holds beside the parameters; a run goes on from its own format only."""
@@ -145,6 +145,7 @@ def differences(saved: Any, experiment: Experiment, workdir: Path) -> Difference
     before, wanted = (_plain(e) for e in (from_dict(saved), experiment))
     by_rule: dict[str, list[str]] = {'may change': [], 'by content': [], 'fixed': []}
     remedies = set()
+    wanted['model'] |= {name: before['model'][name] for name in by_tokenizer(experiment.model)}
     for line in difference(before, wanted):
         rule = rule_of(line.split(':')[0])
         by_rule[rule.rule].append(line)

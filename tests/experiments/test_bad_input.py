@@ -95,7 +95,7 @@ def test_no_configuration_lists_them(run_script):
         (['--mesh.fsdp', '3'], 'does not fit 8 device(s)'),
         (['--mesh.fsdp', '0'], 'sizes are positive'),
         (['--model.vocab', '513', '--mesh.tensor', '2'], 'vocabulary (513) does not divide'),
-        (['--model.vocab', '520'], 'vocabulary of 520, the tokenizer one of 512'),
+        (['--model.vocab', '500'], 'data.tokenizer.vocab is 512, but the model has 500 ids'),
         (['--data.sources.0.weight', '0'], "weight of 'text_files' is 0"),
         (['--data.workers', '-1'], '--data.workers is -1'),
     ],
