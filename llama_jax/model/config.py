@@ -82,7 +82,7 @@ class ModelConfig:
             raise UserError(
                 f'model.vocab is {self.vocab}: it must be positive, or 0 for the tokenizer to say'
             )
-        if not 0 <= self.vocab_padding <= max(0, self.vocab - 1):
+        if self.vocab_padding < 0 or 0 < self.vocab <= self.vocab_padding:
             raise UserError(
                 f'model.vocab_padding is {self.vocab_padding}: it must be 0 or more and below '
                 f'model.vocab, which is {self.vocab}'
