@@ -150,7 +150,10 @@ def test_working_directory_of_another_experiment(refused, tmp_path):
         (['--workdir', 'gs://b/run'], '--workdir gs://b/run is no path of this machine: mount'),
         (['--start', 'gs://b/run@4'], '--start gs://b/run@4 is no path of this machine'),
         (['--start', 'nowhere'], 'nowhere holds no run'),
-        (['--data.tokenizer.path', 's3://b/t.model'], 'tokenizer s3://b/t.model is no path of'),
+        (
+            ['--data.tokenizer.path', 's3://b/t.model'],
+            'tokenizer.path s3://b/t.model is no path of',
+        ),
         (['--data.sources.0.data-dir', 'gs://b/d'], "data_dir of 'text_files' gs://b/d is no path"),
         (['--workdir', '~nobody-here/run'], '--workdir ~nobody-here/run: Could not determine'),
     ],
