@@ -20,6 +20,9 @@ from typing import Any, Protocol, TypeVar
 from llama_jax.errors import UserError
 
 _SAY_SECONDS = 0.2
+# Texts of all sizes one after another leave holes in the memory that glibc keeps, more and more with
+# the size of the corpus; large pieces are given back at once.
+_FREES_MEMORY = {'MALLOC_MMAP_THRESHOLD_': str(1 << 22)}
 _CODE = 'from llama_jax.data.workers import serve; serve()'
 
 Result = TypeVar('Result', covariant=True)
@@ -39,12 +42,12 @@ def cores() -> int:
 def run(
     jobs: Sequence[Job[Result]], processes: int, seen: Callable[[int], None], remedy: str
 ) -> Iterator[Result]:
-    """The results of the jobs, as they come.
+    """The results of the jobs, as they come. 0 processes: this one does all.
 
     The error of a job is raised here, of several the first in their order. Raises UserError, which
     ends with `remedy`, where a process was killed. All processes end with this generator.
     """
-    if processes <= 1 or len(jobs) <= 1:
+    if processes == 0:
         for job in jobs:
             yield job.run(seen)
         return
@@ -95,7 +98,7 @@ class _Worker:
             [sys.executable, '-c', _CODE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, 'PYTHONPATH': path},
+            env={**os.environ, **_FREES_MEMORY, 'PYTHONPATH': path},
             start_new_session=True,  # Ctrl-C is for the caller, who ends it
         )
         self._thread = threading.Thread(target=self._hear, args=(said,), daemon=True)
