@@ -20,9 +20,6 @@ from typing import Any, Protocol, TypeVar
 from llama_jax.errors import UserError
 
 _SAY_SECONDS = 0.2
-# Texts of all sizes one after another leave holes in the memory that glibc keeps, more and more with
-# the size of the corpus; large pieces are given back at once.
-_FREES_MEMORY = {'MALLOC_MMAP_THRESHOLD_': str(1 << 22)}
 _CODE = 'from llama_jax.data.workers import serve; serve()'
 
 Result = TypeVar('Result', covariant=True)
@@ -98,7 +95,7 @@ class _Worker:
             [sys.executable, '-c', _CODE],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, **_FREES_MEMORY, 'PYTHONPATH': path},
+            env={**os.environ, 'PYTHONPATH': path},
             start_new_session=True,  # Ctrl-C is for the caller, who ends it
         )
         self._thread = threading.Thread(target=self._hear, args=(said,), daemon=True)
