@@ -176,8 +176,8 @@ class Job:
 
 
 def _release_memory() -> None:
-    """Gives back what the C library holds: texts of all sizes leave holes in its heap, more and more
-    with the size of the corpus."""
+    """Gives back what the C library holds: texts of all sizes leave holes in its heap, more with
+    every part."""
     with contextlib.suppress(AttributeError):  # of a C library other than glibc
         ctypes.CDLL(None).malloc_trim(0)
 
