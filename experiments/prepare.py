@@ -15,6 +15,7 @@ from typing import Any
 from experiments import cli
 from llama_jax.data import sources, tokens
 from llama_jax.data.config import labels
+from llama_jax.data.load_tokenizer import check as check_tokenizer
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.errors import Stopped, UserError
 from llama_jax.train.experiment import Experiment
@@ -34,6 +35,7 @@ def main() -> None:
 def prepare(experiment: Experiment, processes: int | None = None) -> None:
     """Prepares and tokenises every source, and prints what is in each of its splits."""
     sources.check(experiment.data)
+    check_tokenizer(experiment.data.tokenizer, rows=experiment.model.vocab)
     for number, source in enumerate(experiment.data.sources):
         files = f' ({", ".join(source.files)})' if source.files else ''
         print(f'source {number}: {source.name}{files}, weight {source.weight:g}', flush=True)
