@@ -26,6 +26,9 @@ SERVE = ['starlette>=1.10', 'uvicorn>=0.54', 'llguidance>=1.9']
 # Models of others: GGUF files, byte-level vocabularies, safetensors.
 WEIGHTS = ['gguf>=0.19', 'tokenizers>=0.23', 'safetensors>=0.8']
 
+# Files of text: Parquet, and Zstandard, which Python 3.14 has itself.
+FORMATS = ['pyarrow>=20', 'zstandard>=0.23; python_version < "3.14"']
+
 EXTRAS = {
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda13': ['jax[cuda13]>=0.10.2'],
@@ -33,6 +36,7 @@ EXTRAS = {
     'eval': ['lm-eval>=0.4.13'],
     # Comparing objectives: probes, and pictures as PNG.
     'compare': ['scikit-learn>=1.9', 'matplotlib>=3.11'],
+    'formats': FORMATS,
     'convert': ['safetensors>=0.8'],
     'weights': WEIGHTS,
     # The exact release: goldens name it, and it decides which build of torch pip takes.
@@ -41,6 +45,7 @@ EXTRAS = {
         *('pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'),
         *SERVE,
         *WEIGHTS,
+        *FORMATS,
         *('openai>=3.57', 'jsonschema>=4.26'),
     ],
     'docs': ['pdoc>=16.0'],

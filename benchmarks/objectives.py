@@ -38,7 +38,7 @@ from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
-from llama_jax.train.experiment import Experiment
+from llama_jax.train.experiment import Experiment, resolved
 from llama_jax.train.run import place
 from llama_jax.train.step import initial_state, train_step
 
@@ -74,6 +74,7 @@ class Options:
 def main(options: Options) -> None:
     base = configs.get(options.configuration)
     tokenizer = load_tokenizer(base.data)
+    base = resolved(base, tokenizer.vocab_size)
     names = ('causal', *options.only) if options.only else tuple(ARMS)
     unknown = [name for name in names if name not in ARMS]
     if unknown:

@@ -1,6 +1,7 @@
 """Every published size of the LLaMA family with its training recipe.
 
-Launch: python -m experiments.pretrain llama3_2_1b --data.tokenizer.path PATH --workdir runs/1b
+Launch: python -m experiments.pretrain llama3_2_1b --data.tokenizer.path PATH --model.vocab 0 \\
+            --workdir runs/1b
 Plan:   python -m tpu.plan llama1_65b --topology v4:8x16x16
 
 Published are the shapes and what each family's comment names: peak learning rate, tokens per batch,
@@ -12,7 +13,7 @@ clipped to norm 1, a cosine schedule: the defaults of OptimizerConfig. Ours ever
 - Data. The mixtures are not public: English Wikipedia stands in for them; replace it with
   `--data.sources.0.name` or in a function of your own. The tokenizer is learnt from that text with
   the published vocabulary size. `--data.tokenizer.path` takes a released `.model`; it gains control
-  tokens there, and the check before the first step says which `--model.vocab` fits.
+  tokens there, and with it goes `--model.vocab 0`, which pads the model to a multiple of 128.
 - Mesh and compute: parameters over all chips (fsdp), bfloat16, layers recomputed from their input.
 """
 

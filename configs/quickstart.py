@@ -21,11 +21,10 @@ from llama_jax.train.experiment import (
 
 def quickstart() -> Experiment:
     """A decoder of 4 million parameters, trained for minutes on a laptop."""
-    vocab = 2048
     return Experiment(
         name='quickstart',
         model=ModelConfig(
-            vocab=vocab,
+            vocab=0,  # as many as the tokenizer has
             dim=256,
             layers=4,
             heads=4,
@@ -36,7 +35,7 @@ def quickstart() -> Experiment:
             tied=True,
         ),
         data=DataConfig(
-            sources=(Source('python_corpus/stdlib_code'),), tokenizer=TokenizerConfig(vocab=vocab)
+            sources=(Source('python_corpus/stdlib_code'),), tokenizer=TokenizerConfig(vocab=2048)
         ),
         train=TrainConfig(steps=480, batch=8, seq_len=256),
         optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=40)),

@@ -191,6 +191,7 @@ def main(script: Callable[[], None]) -> None:
     # It leaves tasks behind as well when a file cannot be read, which asyncio tells as it ends.
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)
     warnings.filterwarnings('ignore', 'coroutine .* was never awaited', RuntimeWarning)
+    sys.unraisablehook = _told
     try:
         runtime.keep_programs(cache_dir() / 'programs')
         script()
@@ -209,6 +210,13 @@ def main(script: Callable[[], None]) -> None:
         _end(str(stopped), stopped.exit_code, at_once=True)
     except KeyboardInterrupt:
         _end('stopped by SIGINT', 130)
+
+
+def _told(unraisable: sys.UnraisableHookArgs) -> None:
+    """The hook for errors in threads of others, but for those of reads that Orbax broke off at a
+    damaged file: they come to an event loop that is closed."""
+    if str(unraisable.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(unraisable)
 
 
 def _end(line: str, code: int, *, at_once: bool = False) -> NoReturn:

@@ -51,6 +51,7 @@ def main() -> None:
         raise UserError(f'--jobs {options.jobs}: it must be 1 or more')
     if options.seeds is not None:
         grid = replace(grid, seeds=options.seeds)
+    grid = fair.resolved(grid)
     if options.match == 'flops':
         grid = match_flops(grid)
     planned = runs(grid)

@@ -126,7 +126,7 @@ def by_model(run: str, large: models.Pretrained, *, like: Programs) -> Draft:
     are."""
     small = models.load(run, None, like.mesh, '--draft')
     ours, theirs = (
-        [model.vocabulary.token_bytes(token) for token in range(model.config.vocab)]
+        [model.vocabulary.token_bytes(token) for token in range(model.config.ids)]
         for model in (small, large)
     )
     if ours != theirs:

@@ -52,7 +52,7 @@ class Pretrained:
     def pad_id(self) -> int:
         """An id within the embedding: some vocabularies have a padding token behind it."""
         pad_id = self.vocabulary.pad_id
-        return pad_id if pad_id < self.config.vocab else self.end_ids[0]
+        return pad_id if pad_id < self.config.ids else self.end_ids[0]
 
     def prompt(self, text: str) -> list[int]:
         """Token ids of a text to continue; of a document's beginning where it is empty."""

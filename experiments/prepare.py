@@ -7,6 +7,7 @@ was prepared.
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 from experiments import cli
 from llama_jax.data import sources, tokens
 from llama_jax.data.config import labels
+from llama_jax.data.load_tokenizer import check as check_tokenizer
 from llama_jax.data.load_tokenizer import load_tokenizer
-from llama_jax.errors import UserError
+from llama_jax.errors import Stopped, UserError
 from llama_jax.train.experiment import Experiment
 
 
@@ -23,12 +25,22 @@ def main() -> None:
     experiment, options = cli.read('prepare', __doc__, processes=(int | None, None))
     if options.processes is not None and options.processes < 1:
         raise UserError(f'--processes is {options.processes}: give 1 or more, or leave it out')
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        prepare(experiment, options.processes)
+    except KeyboardInterrupt:
+        raise Stopped('stopped; the same command goes on from here', exit_code=130) from None
+
+
+def prepare(experiment: Experiment, processes: int | None = None) -> None:
+    """Prepares and tokenises every source, and prints what is in each of its splits."""
     sources.check(experiment.data)
+    check_tokenizer(experiment.data.tokenizer, rows=experiment.model.vocab)
     for number, source in enumerate(experiment.data.sources):
         files = f' ({", ".join(source.files)})' if source.files else ''
-        print(f'source {number}: {source.name}{files}, weight {source.weight:g}')
+        print(f'source {number}: {source.name}{files}, weight {source.weight:g}', flush=True)
         begin = time.time()
-        builder = sources.builder(source, options.processes)
+        builder = sources.builder(source, processes)
         seconds = time.time() - begin
         splits = builder.info.splits
         for split in splits:
@@ -38,7 +50,7 @@ def main() -> None:
         total = sum(splits[split].num_bytes for split in splits)
         how = f'in {seconds:.1f} s, {total / 1e6 / seconds:,.1f} MB/s'
         print(f'  {how if _written_since(begin, builder) else "was there"}: {builder.data_path}')
-    _count_tokens(experiment, options.processes)
+    _count_tokens(experiment, processes)
 
 
 def _count_tokens(experiment: Experiment, processes: int | None) -> None:

@@ -83,6 +83,8 @@ def plan(experiment: Experiment, where: topology.Slice, say: Any = lambda line: 
 
     Raises UserError for settings that do not fit each other or the slice.
     """
+    if not experiment.model.vocab:
+        raise UserError('a plan has no tokenizer to say what model.vocab is: give --model.vocab')
     mesh = meshes.make(experiment.mesh, where.devices())
     check(experiment, mesh)
     transform = optimizer(experiment.optimizer)

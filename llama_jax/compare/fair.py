@@ -25,6 +25,7 @@ from llama_jax.compare.budget import MATCHED, Budget, Text, budget, tokens
 from llama_jax.compare.grid import Arm, Grid, check_names
 from llama_jax.data import order
 from llama_jax.data.config import DataConfig
+from llama_jax.data.load_tokenizer import check as check_tokenizer
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import blocks_of
 from llama_jax.data.sources import open_sources
@@ -79,7 +80,7 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
     for arm in grid.arms:
         with _named(arm):
             vocab = text(arm.experiment.data).tokenizer.vocab_size
-            experiments.check_vocabulary(arm.experiment, vocab)
+            experiments.resolved(arm.experiment, vocab)
     held['documents'] = _same(grid, 'documents', lambda x: text(x.data).corpus.digest)
     for seed in range(grid.seeds):
         held[f'document order, seed {seed}'] = _same(
@@ -94,6 +95,27 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
             first = replace(arm.experiment, seed=0)
             rows.append(budget(replace(arm, experiment=first), text(first.data)))
     return Proof(held, rows)
+
+
+def resolved(grid: Grid) -> Grid:
+    """The grid with models for the tokenizers of its arms, which may leave `model.vocab` to them.
+
+    Raises UserError for settings that do not fit each other, before a tokenizer is trained.
+    """
+    check_names(grid)
+    _check_fields(grid)
+    for arm in grid.arms:
+        with _named(arm):
+            _check_settings(arm.experiment)
+            check_tokenizer(arm.experiment.data.tokenizer, rows=arm.experiment.model.vocab)
+    tokenizer = functools.cache(load_tokenizer)
+    arms = []
+    for arm in grid.arms:
+        with _named(arm):
+            vocab_size = tokenizer(arm.experiment.data).vocab_size
+            experiment = experiments.resolved(arm.experiment, vocab_size)
+        arms.append(replace(arm, experiment=experiment))
+    return replace(grid, arms=tuple(arms))
 
 
 def evaluation_code() -> str:

@@ -37,7 +37,7 @@ class Source:
     encoding: str = 'utf-8'
     """Of `files`: gb18030, latin-1, utf-16 or any other that Python knows."""
     document_characters: int | None = None
-    """Where longer texts of `files` are cut into several documents. None: 1,048,576; less where a
+    """Where longer texts of `files` are cut into several documents. None: 524,288; less where a
     few files of plain text would leave too few documents to hold some out."""
 
 

@@ -261,7 +261,7 @@ def _decode(
         raise UserError(
             f'{str(path)!r} is {what}no {encoding.upper()} text (byte {begin}): set the encoding '
             f'of its source (--data.sources.0.encoding) to {wide or "gb18030, latin-1, utf-16-le"}'
-            f'{"" if wide else " or whatever it is"}'
+            f'{"" if wide else " or whatever it is"}, or leave the file out (exclude)'
         ) from None
     if '\0' in text:
         if first and (wide := wide_encoding(block)):
@@ -285,5 +285,8 @@ def wide_encoding(head: bytes) -> str | None:
     head = head[:4096]
     even, odd = head[::2].count(0), head[1::2].count(0)
     if max(even, odd) >= max(2, len(head) // 8) and min(even, odd) <= max(even, odd) // 8:
-        return 'utf-16-be' if even > odd else 'utf-16-le'
+        name = 'utf-16-be' if even > odd else 'utf-16-le'
+        text = head.decode(name, 'replace')
+        plain = sum(one.isprintable() or one in '\t\n\r\f' for one in text)
+        return name if plain > 0.9 * len(text) else None  # else numbers of some binary format
     return None

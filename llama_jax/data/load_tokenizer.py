@@ -15,7 +15,6 @@ from llama_jax.data.sources import Corpus, Documents, open_sources
 from llama_jax.data.tokenizer import Tokenizer, TokenizerConfig, bytes_tokenizer
 from llama_jax.data.train_tokenizer import SMALLEST, train
 from llama_jax.errors import UserError
-from llama_jax.paths import local
 
 PIECE = 16_384
 """Characters of a document that a sample takes or leaves together."""
@@ -73,7 +72,7 @@ def _without_corpus(recipe: TokenizerConfig) -> Tokenizer | None:
             raise UserError(
                 f'data.tokenizer.path {recipe.path} and kind bytes: leave one of them out'
             )
-        return Tokenizer.load(local(recipe.path, '--data.tokenizer.path'))
+        return Tokenizer.load(recipe.path)
     if recipe.kind == 'bytes':
         return bytes_tokenizer()
     if recipe.vocab < SMALLEST:

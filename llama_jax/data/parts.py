@@ -7,6 +7,8 @@ processes write them.
 from __future__ import annotations
 
 import bisect
+import contextlib
+import ctypes
 import dataclasses
 import itertools
 import json
@@ -139,7 +141,7 @@ class Job:
         """Writes the part, whole or not at all."""
         writers: dict[str, ShardWriter] = {}
         first: dict[str, list[float]] = {}
-        empty = []
+        empty, unreleased = [], 0
         for span in self.part.spans:
             count = 0
             for text, origin in documents(span, self.how, seen):
@@ -154,6 +156,10 @@ class Job:
                         self.directory / f'part-{self.part.number:05d}-{split}'
                     )
                 writers[split].write(example({'text': content, 'origin': origin.encode()}))
+                unreleased += len(content)
+                if unreleased > CHUNK:
+                    _release_memory()
+                    unreleased = 0
             if not count:
                 empty.append(span.file.name)
         shards = {}
@@ -165,7 +171,15 @@ class Job:
         partial = self.note.with_suffix('.partial')
         partial.write_text(json.dumps(dataclasses.asdict(written)))
         os.replace(partial, self.note)
+        _release_memory()
         return written
+
+
+def _release_memory() -> None:
+    """Gives back what the C library holds: texts of all sizes leave holes in its heap, more with
+    every part."""
+    with contextlib.suppress(AttributeError):  # of a C library other than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _keep_smallest(first: list[float], position: float, most: int = 3) -> None:

@@ -160,10 +160,12 @@ def _write_parts(
         'if memory was short, prepare with fewer processes: `python -m experiments.prepare '
         'CONFIGURATION --processes 1`; it goes on where it stopped'
     )
+    if processes is None:
+        processes = 0 if total - done <= contents.CHUNK else workers.cores()
     if done:
         log.info('preparing %s: going on after %s of %s MB', label, done // 10**6, total // 10**6)
     with Progress(f'preparing {label}', total, done) as progress:
-        for _ in workers.run(missing, processes or workers.cores(), progress.add, remedy):
+        for _ in workers.run(missing, processes, progress.add, remedy):
             pass
     results = [job.written() for job in jobs]
     return [result for result in results if result is not None]

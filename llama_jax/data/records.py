@@ -12,6 +12,7 @@ from llama_jax.errors import UserError
 Numbered = tuple[str, int]  # a text, and the number of its line or record, from 1
 
 _MOST_BAD = 10
+_MOST_CHARACTERS = 1 << 30  # of a record in JSON, which has to fit in memory several times
 _SPACE = re.compile(r'[ \t\r\n]*')
 
 
@@ -22,8 +23,9 @@ class BadRecords:
         self._path, self._unit, self._field, self._said = path, unit, field, list[str]()
 
     def text(self, value: Any, number: int) -> str | None:
-        """The text of one record, or None where it has none (which is then noted)."""
-        text = value.get(self._field) if isinstance(value, dict) else None
+        """The text of one record, an object with the field or a string by itself; None where it has
+        none (which is then noted)."""
+        text = value.get(self._field) if isinstance(value, dict) else value
         if not isinstance(text, str):
             there = ', '.join(map(str, value)) if isinstance(value, dict) else type(value).__name__
             self.note(number, f'has no text in the field {self._field!r} (there: {there[:200]})')
@@ -141,6 +143,8 @@ def _values(content: Iterator[str], path: Path) -> Iterator[Any]:
             except json.JSONDecodeError as error:
                 # Far from the end of what was read, the fault is none of reading too little.
                 unfinished = error.msg.startswith('Unterminated') or error.pos > len(buffer) - 16
+                if len(buffer) - at > _MOST_CHARACTERS:
+                    raise broken('one of more than 2**30 characters follows') from None
                 more = _as_much_again(content, len(buffer) - at) if unfinished else ''
                 if not more:
                     raise broken(error.msg) from None

@@ -21,9 +21,10 @@ from llama_jax.errors import UserError
 if TYPE_CHECKING:
     from llama_jax.data.config import Source
 
-_MOST_CHARACTERS = 1 << 20
+_MOST_CHARACTERS = 1 << 19  # a context of 128k tokens
 _LEAST_CHARACTERS = 1 << 10
 _PAGE = 1 << 14
+_BYTES = 3  # a character's, at most in most scripts, so that Chinese has enough documents too
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ def files_of(source: Source) -> tuple[list[File], Reading]:
 def _characters(source: Source, files: list[File]) -> int:
     """The longest document: as set, or so that few large files still give documents to hold out.
 
-    That is 1,048,576 characters; less where plain text would be cut into fewer than 100 documents,
+    That is 524,288 characters; less where plain text would be cut into fewer than 100 documents,
     though not below 16,384 for this; and again less where it would be fewer than 10.
     """
     if source.document_characters is not None:
@@ -102,7 +103,7 @@ def _characters(source: Source, files: list[File]) -> int:
     if any(file.format.structure != 'text' for file in files):
         return most
     for wanted, least in ((100, _PAGE), (10, _LEAST_CHARACTERS)):
-        while most > least and sum(-(-size // most) for size in sizes) < wanted:
+        while most > least and sum(-(-size // (_BYTES * most)) for size in sizes) < wanted:
             most //= 2
     return most
 

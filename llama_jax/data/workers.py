@@ -39,12 +39,12 @@ def cores() -> int:
 def run(
     jobs: Sequence[Job[Result]], processes: int, seen: Callable[[int], None], remedy: str
 ) -> Iterator[Result]:
-    """The results of the jobs, as they come.
+    """The results of the jobs, as they come. 0 processes: this one does all.
 
     The error of a job is raised here, of several the first in their order. Raises UserError, which
     ends with `remedy`, where a process was killed. All processes end with this generator.
     """
-    if processes <= 1 or len(jobs) <= 1:
+    if processes == 0:
         for job in jobs:
             yield job.run(seen)
         return

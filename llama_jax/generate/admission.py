@@ -41,8 +41,8 @@ def check_request(programs: Programs, request: Request, *, length: int, source_l
     """Raise UserError for what a row of `length` tokens, after a source of `source_length`, cannot
     hold, and for settings that go against each other."""
     controls, n_prompt = request.controls, len(request.prompt)
-    check_prompt(request.prompt, 'the prompt', vocab=programs.config.vocab)
-    controls.check(vocab=programs.config.vocab)
+    check_prompt(request.prompt, 'the prompt', vocab=programs.config.ids)
+    controls.check(vocab=programs.config.ids)
     programs.check_source(request.source, 'the source')
     if request.source is not None and len(request.source) > source_length:
         raise UserError(

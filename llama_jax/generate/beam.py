@@ -284,7 +284,7 @@ def _check(
 ) -> None:
     if not len(prompts):
         raise UserError('no prompts: give at least one')
-    Controls(max_tokens=max_tokens, stop_ids=tuple(stop_ids)).check(vocab=programs.config.vocab)
+    Controls(max_tokens=max_tokens, stop_ids=tuple(stop_ids)).check(vocab=programs.config.ids)
     if beams < 1:
         raise UserError(f'beams {beams}: at least 1')
     if not 1 <= n <= beams:
@@ -294,7 +294,7 @@ def _check(
     if early_stopping not in (True, False, 'never'):
         raise UserError(f"early_stopping {early_stopping!r} is none of True, False and 'never'")
     for i, prompt in enumerate(prompts):
-        check_prompt(prompt, f'prompt {i}', vocab=programs.config.vocab)
+        check_prompt(prompt, f'prompt {i}', vocab=programs.config.ids)
         programs.check_length(len(prompt), max_tokens, f'prompt {i}')
 
 

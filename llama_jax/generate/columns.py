@@ -24,6 +24,7 @@ from llama_jax.model.layers import Params
 from llama_jax.model.masks import Visibility
 from llama_jax.model.quantized import product, rows
 from llama_jax.model.rope import rotate_pairs, rotation_of
+from llama_jax.model.transformer import without_padding
 
 LONGEST_TABLE = 2**17
 """Positions whose cosines and sines are kept: 67 MB with heads of 128."""
@@ -155,7 +156,7 @@ def logits(
     logits_VBT = product('VD,DBT->VBT', head_VD, x_DBT, dtype=jnp.float32)
     # Or XLA moves the transposition into the product, and computes that in the slow order.
     logits_VBT = jax.lax.optimization_barrier(logits_VBT)
-    return jnp.einsum('VBT->BTV', logits_VBT)
+    return without_padding(config, jnp.einsum('VBT->BTV', logits_VBT))
 
 
 def _heads(q_KGHBT: jax.Array) -> jax.Array:

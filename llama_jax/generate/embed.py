@@ -34,7 +34,7 @@ class Embedder:
         powers of two. Raises UserError for one that is empty or longer than the context."""
         programs, config = self._programs, self._programs.config
         for i, text in enumerate(texts):
-            check_prompt(text, f'text {i}', vocab=config.vocab)
+            check_prompt(text, f'text {i}', vocab=config.ids)
             if len(text) > config.context:
                 raise UserError(
                     f'text {i} has {len(text)} tokens, the context is {config.context}: shorten it'

@@ -197,8 +197,8 @@ class Generator:
     ) -> tuple[list[Controls], Shape]:
         controls = controls_of(len(prompts), {'temperature': 0.0, **settings})
         for i, (prompt, one) in enumerate(zip(prompts, controls, strict=True)):
-            check_prompt(prompt, f'prompt {i}', vocab=self.config.vocab)
-            one.check(vocab=self.config.vocab)
+            check_prompt(prompt, f'prompt {i}', vocab=self.config.ids)
+            one.check(vocab=self.config.ids)
             if one.stop or one.prompt_logprobs is not None:
                 raise UserError(
                     'stop strings and prompt_logprobs are for requests of the Engine '

@@ -63,9 +63,9 @@ class Programs:
         copies = layout.head_copies(config.kv_heads, mesh)
         config = replace(config, kv_heads=config.kv_heads * copies)
         for name, ids in (('eos_ids', end_ids), ('pad_id', (pad_id,))):
-            if any(not 0 <= i < config.vocab for i in ids):
+            if any(not 0 <= i < config.ids for i in ids):
                 raise UserError(
-                    f'{name} {ids} is outside the vocabulary of {config.vocab}: '
+                    f'{name} {ids} is outside the vocabulary of {config.ids}: '
                     'take it from the tokenizer that the model was trained with'
                 )
         if len(end_ids) > END_IDS:
@@ -137,7 +137,7 @@ class Programs:
             return
         if not config.encoder_layers:
             raise UserError(f'{name} is given, but this model has no encoder: leave it out')
-        check_prompt(source, name, vocab=config.vocab)
+        check_prompt(source, name, vocab=config.ids)
         n = len(source)  # type: ignore[arg-type]
         if n > config.context:
             raise UserError(f"{name} ({n} tokens) exceeds the model's context of {config.context}")

@@ -13,6 +13,11 @@ AttentionBackend = Literal['auto', 'reference', 'blocked', 'xla', 'cudnn', 'spla
 Remat = Literal['none', 'dots', 'named', 'full']
 
 
+VOCAB_MULTIPLE = 128
+"""Of a vocabulary that is left to the tokenizer: tensor parallelism divides it by any power of two
+that a slice has."""
+
+
 @dataclass(frozen=True)
 class RopeScaling:
     """Llama 3's rule for stretching rotary positions to a longer context (Llama 3.1 release)."""
@@ -32,7 +37,8 @@ class ModelConfig:
     (Vaswani et al. 2017). Nothing here concerns speed."""
 
     vocab: int
-    """Rows of the embedding, control tokens included."""
+    """Rows of the embedding, control tokens included. 0 leaves it to the tokenizer of a training:
+    as many as it has ids, and up to the next multiple of VOCAB_MULTIPLE."""
     dim: int
     layers: int
     heads: int
@@ -63,12 +69,24 @@ class ModelConfig:
     encoder_layers: int = 0
     """Above 0 an encoder-decoder: `layers` are the decoder's, which also attend to the encoder's
     output. Both share the embedding."""
+    vocab_padding: int = 0
+    """Rows at the end of the vocabulary that no token has, so that devices may share it evenly;
+    they have no probability. Training takes the number from the tokenizer."""
 
     def __post_init__(self) -> None:
-        sizes = ('vocab', 'dim', 'layers', 'heads', 'kv_heads', 'head_dim', 'ffn', 'context')
+        sizes = ('dim', 'layers', 'heads', 'kv_heads', 'head_dim', 'ffn', 'context')
         for field in sizes:
             if getattr(self, field) < 1:
                 raise UserError(f'model.{field} is {getattr(self, field)}: it must be positive')
+        if self.vocab < 0:
+            raise UserError(
+                f'model.vocab is {self.vocab}: it must be positive, or 0 for the tokenizer to say'
+            )
+        if self.vocab_padding < 0 or 0 < self.vocab <= self.vocab_padding:
+            raise UserError(
+                f'model.vocab_padding is {self.vocab_padding}: it must be 0 or more and below '
+                f'model.vocab, which is {self.vocab}'
+            )
         if self.heads % self.kv_heads:
             raise UserError(
                 f'{self.heads} heads cannot share {self.kv_heads} key-value heads evenly: '
@@ -84,6 +102,11 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f'model.dropout {self.dropout} is not in [0, 1)')
+
+    @property
+    def ids(self) -> int:
+        """Ids that tokens have: rows of the embedding without the padding."""
+        return self.vocab - self.vocab_padding
 
     @property
     def llama(self) -> bool:

@@ -44,6 +44,8 @@ class Transformer(nnx.Module):
     """
 
     def __init__(self, config: ModelConfig, *, key: jax.Array):
+        if not config.vocab:
+            raise UserError('model.vocab 0 leaves it to a tokenizer, and here is none: set one')
         embed_key, head_key, blocks_key = jax.random.split(key, 3)
         shape = (config.vocab, config.dim)
         encodes, final_norm = config.encoder_layers > 0, config.norm_place == 'pre'
@@ -272,11 +274,21 @@ class Transformer(nnx.Module):
     def logits(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
         """Float32 logits of `features`. Training never forms them whole: objectives/softmax.py."""
         head_VD = in_use(self.head(), 'VD', x_BTD.dtype)
-        return product('BTD,VD->BTV', x_BTD, head_VD, dtype=jnp.float32)
+        logits_BTV = product('BTD,VD->BTV', x_BTD, head_VD, dtype=jnp.float32)
+        return without_padding(self.config, logits_BTV)
 
     def head(self) -> nnx.Param:
         """Output head [V, D], at rest: the embedding itself when tied."""
         return self.embed_VD if self.head_VD is None else self.head_VD
+
+
+def without_padding(
+    config: ModelConfig, logits_BTV: Float[Array, 'B T V']
+) -> Float[Array, 'B T V']:
+    """The logits, -inf for rows of the vocabulary that no token has."""
+    if not config.vocab_padding:
+        return logits_BTV
+    return jnp.where(jnp.arange(config.vocab) < config.ids, logits_BTV, -jnp.inf)
 
 
 def _stacked(config: ModelConfig, *, depth: int, cross: bool, key: jax.Array) -> Block:

@@ -66,7 +66,8 @@ class TokenPrediction(Base):
             **visible,
         )
         sums = cross_entropy(
-            x_BTD, model.head()[...], batch['targets'], batch['weights'], self.z_loss
+            *(x_BTD, model.head()[...], batch['targets'], batch['weights']),
+            *(self.z_loss, model.config.vocab_padding),
         )
         return Loss(
             total=sums.total,

@@ -4,6 +4,7 @@ wrote from those of the text."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -122,10 +123,11 @@ class ReplacedTokens(Base):
         generator = layers.bind(self.generator_of(model.config), extra['generator'])
         x_BTD, _ = generator.features(batch['inputs'], key=generator_key, **context)
         head_VD = generator.head()[...]
-        written = cross_entropy(x_BTD, head_VD, target_BT, masked_BT, 0.0)
+        padding = model.config.vocab_padding
+        written = cross_entropy(x_BTD, head_VD, target_BT, masked_BT, 0.0, padding)
 
         input_BT, replaced_BT = replace(
-            target_BT, masked_BT, drawn_BT=draw(x_BTD, head_VD, sample_key)
+            target_BT, masked_BT, drawn_BT=draw(x_BTD, head_VD, sample_key, padding)
         )
         x_BTD, _ = model.features(input_BT, key=model_key, **context)
         logit_BT = jnp.einsum('BTD,D->BT', x_BTD.astype(jnp.float32), extra['head_D'])
@@ -187,9 +189,10 @@ def replace(
 
 
 def draw(
-    x_BTD: Float[Array, 'B T D'], head_VD: Float[Array, 'V D'], key: jax.Array
+    x_BTD: Float[Array, 'B T D'], head_VD: Float[Array, 'V D'], key: jax.Array, padding: int = 0
 ) -> Int[Array, 'B T']:
-    """A token for every position, drawn from the softmax of its logits; no gradient.
+    """A token for every position, drawn from the softmax of its logits; no gradient. The last
+    `padding` rows of the vocabulary are no tokens.
 
     By one uniform number and the cumulated probabilities (Gumbel noise for every logit would take a
     fifth of a training step), of a part of each row at a time: [B, T, V] exists nowhere. The same
@@ -208,16 +211,20 @@ def draw(
         logit_BTV = jnp.einsum('BTD,VD->BTV', x_BTD, head_VD, preferred_element_type=jnp.float32)
         uniform_BT = jax.random.uniform(key, (B, size), out_sharding=layout.act('BT'))
         return jax.shard_map(
-            _inverse, in_specs=layout.rows(), out_specs=layout.rows(), check_vma=False
+            functools.partial(_inverse, padding=padding),
+            in_specs=layout.rows(),
+            out_specs=layout.rows(),
+            check_vma=False,
         )(jax.reshard(logit_BTV, layout.rows()), jax.reshard(uniform_BT, layout.rows()))
 
     drawn_nBT = jax.lax.map(part, (x_nBTD, jax.random.split(key, n)))
     return jnp.moveaxis(drawn_nBT, 0, 1).reshape(B, n * size)[:, :T]
 
 
-def _inverse(logit_BTV: jax.Array, uniform_BT: jax.Array) -> jax.Array:
+def _inverse(logit_BTV: jax.Array, uniform_BT: jax.Array, *, padding: int) -> jax.Array:
     """The token at which the cumulated probability passes `uniform_BT`, in [0, 1): first the block
     of tokens, then the one in it."""
+    logit_BTV = logit_BTV[..., : logit_BTV.shape[-1] - padding]
     B, T, V = logit_BTV.shape
     weight_BTV = jnp.exp(logit_BTV - logit_BTV.max(axis=-1, keepdims=True))
     weight_BTV = jnp.pad(weight_BTV, ((0, 0), (0, 0), (0, -V % BLOCK)))

@@ -32,33 +32,39 @@ class CrossEntropy(NamedTuple):
     """Targets that are the most likely token."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(
     x_BTD: Float[Array, 'B T D'],
     head_VD: Float[Array, 'V D'],
     target_BT: Int[Array, 'B T'],
     weight_BT: Float[Array, 'B T'],
     z_loss: float,
+    padding: int = 0,
 ) -> CrossEntropy:
     """Softmax cross-entropy of `x_BTD @ head_VD.T` with `target_BT`, plus z-loss.
 
     z-loss keeps the partition function near one (Chowdhery et al. 2022, section 5). The head comes
     as it lies at rest, in float32; products are taken in the type of `x_BTD`, the softmax in
-    float32. Tokens of weight 0 cost no accuracy but time.
+    float32. Tokens of weight 0 cost no accuracy but time. The last `padding` rows of the vocabulary
+    are no tokens: they have no probability, and their gradient is 0.
     """
-    return _chunked(x_BTD, head_VD, target_BT, weight_BT, z_loss, with_gradient=False)[0]
+    how: dict[str, Any] = {'z_loss': z_loss, 'padding': padding, 'with_gradient': False}
+    return _chunked(x_BTD, head_VD, target_BT, weight_BT, **how)[0]
 
 
 def _forward(
-    x_BTD: Any, head_VD: Any, target_BT: Any, weight_BT: Any, z_loss: float
+    x_BTD: Any, head_VD: Any, target_BT: Any, weight_BT: Any, z_loss: float, padding: int
 ) -> tuple[CrossEntropy, Any]:
-    sums, gradients = _chunked(x_BTD, head_VD, target_BT, weight_BT, z_loss, with_gradient=True)
+    how: dict[str, Any] = {'z_loss': z_loss, 'padding': padding, 'with_gradient': True}
+    sums, gradients = _chunked(x_BTD, head_VD, target_BT, weight_BT, **how)
     # dhead_VD is exchanged before the layers' backward pass begins: else the compiler may hold
     # every device's own [V, D] until after it, where memory peaks.
     return sums, jax.lax.optimization_barrier(gradients)
 
 
-def _backward(z_loss: float, gradients: Any, cotangent: CrossEntropy) -> tuple[Any, ...]:
+def _backward(
+    z_loss: float, padding: int, gradients: Any, cotangent: CrossEntropy
+) -> tuple[Any, ...]:
     dx_BTD, dhead_VD = gradients
     scale = cotangent.total
     return (dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD * scale, None, None)
@@ -68,19 +74,36 @@ cross_entropy.defvjp(_forward, _backward)
 
 
 def _chunked(
-    x_BTD: Any, head_VD: Any, target_BT: Any, weight_BT: Any, z_loss: float, *, with_gradient: bool
+    x_BTD: Any,
+    head_VD: Any,
+    target_BT: Any,
+    weight_BT: Any,
+    *,
+    z_loss: float,
+    padding: int,
+    with_gradient: bool,
 ) -> tuple[CrossEntropy, Any]:
     """Each device takes its own rows and its own part of the vocabulary."""
     batch_P, head_P = layout.act('BTD'), layout.param('VD')
     return jax.shard_map(
-        functools.partial(_local, z_loss=z_loss, with_gradient=with_gradient),
+        functools.partial(_local, z_loss=z_loss, padding=padding, with_gradient=with_gradient),
         in_specs=(batch_P, head_P, layout.act('BT'), layout.act('BT')),
-        out_specs=(jax.sharding.PartitionSpec(), (batch_P, head_P) if with_gradient else None),
+        out_specs=(
+            jax.sharding.PartitionSpec(),
+            (batch_P, head_P) if with_gradient else None,
+        ),
     )(x_BTD, head_VD, target_BT, weight_BT)
 
 
 def _local(
-    x_BTD: Any, head_VD: Any, target_BT: Any, weight_BT: Any, *, z_loss: float, with_gradient: bool
+    x_BTD: Any,
+    head_VD: Any,
+    target_BT: Any,
+    weight_BT: Any,
+    *,
+    z_loss: float,
+    padding: int,
+    with_gradient: bool,
 ) -> tuple[CrossEntropy, Any]:
     B, T, D = x_BTD.shape
     batch, vocab = layout.BATCH_AXES, layout.VOCAB_AXIS
@@ -89,19 +112,22 @@ def _local(
     head_VD = jax.lax.pcast(head_VD, layout.REPLICA_AXES, to='varying')
     V = head_VD.shape[0]
     first_id = jax.lax.axis_index(vocab) * V
+    n_ids = jax.lax.axis_size(vocab) * V - padding
 
     n_chunks = max(1, -(-B * T // CHUNK_TOKENS))
-    padding = -(B * T) % n_chunks
+    missing = -(B * T) % n_chunks
 
     def chunks(array):  # [B, T, ...] -> [n_chunks, tokens, ...], padded by tokens of weight 0
         flat = array.reshape(B * T, *array.shape[2:])
-        flat = jnp.pad(flat, [(0, padding)] + [(0, 0)] * (flat.ndim - 1))
+        flat = jnp.pad(flat, [(0, missing)] + [(0, 0)] * (flat.ndim - 1))
         return flat.reshape(n_chunks, -1, *flat.shape[1:])
 
     def step(carry, chunk):
         sums, dhead_VD = carry
         x_CD, target_C, weight_C = chunk
         logit_CV = jnp.einsum('CD,VD->CV', x_CD, head_VD, preferred_element_type=jnp.float32)
+        if padding:
+            logit_CV = jnp.where(first_id + jnp.arange(V) < n_ids, logit_CV, -jnp.inf)
         local_max_C = jnp.max(logit_CV, axis=-1)
         max_C = jax.lax.pmax(local_max_C, vocab)
         exp_CV = jnp.exp(logit_CV - max_C[:, None])

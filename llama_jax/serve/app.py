@@ -166,7 +166,7 @@ class Service:
             'created': served.created,
             'owned_by': 'llama_jax',
             'length': served.engine.length,
-            'vocabulary': served.engine.config.vocab,
+            'vocabulary': served.engine.config.ids,
             'chat': served.chat is not None,
             'grammars': served.make_grammar is not None,
         }

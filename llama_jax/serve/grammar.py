@@ -23,6 +23,8 @@ _KEPT = 16
 class Vocabulary(Protocol):
     """What is needed of `generate.text.Vocabulary`."""
 
+    @property
+    def vocab_size(self) -> int: ...
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray: ...
     def token_bytes(self, token: int) -> bytes: ...
 
@@ -34,7 +36,7 @@ class Compiler:
     """
 
     def __init__(self, vocabulary: Vocabulary, *, vocab: int, end_ids: Sequence[int]) -> None:
-        """`vocab`: rows of the embedding, at most the ids of the vocabulary. `end_ids`: any of them
+        """`vocab`: rows of the embedding. `end_ids`: any of them
         ends a text."""
         tokens = _Tokens(vocabulary, vocab, end_ids[0])
         self._tokens = llguidance.LLTokenizer(
@@ -132,7 +134,8 @@ class _Tokens:
     def __init__(self, vocabulary: Vocabulary, vocab: int, end_id: int) -> None:
         self._vocabulary = vocabulary
         self.eos_token_id = end_id
-        self.tokens = [vocabulary.token_bytes(i) for i in range(vocab)]
+        n_ids = min(vocab, vocabulary.vocab_size)  # rows behind them are padding, and no text
+        self.tokens = [vocabulary.token_bytes(i) for i in range(n_ids)] + [b''] * (vocab - n_ids)
         # Their text is none: no grammar over text ever allows them.
         self.special_token_ids = [i for i, token in enumerate(self.tokens) if not token]
 

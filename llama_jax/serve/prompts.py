@@ -33,7 +33,7 @@ def source_of(fields: Fields, served: Served) -> tuple[int, ...] | None:
         except UserError as error:
             raise ApiError(400, str(error), param='source') from None
     elif isinstance(given, list):
-        ids = fields.check_ids('source', given, vocab=served.engine.config.vocab)
+        ids = fields.check_ids('source', given, vocab=served.engine.config.ids)
     else:
         fields.bad('source', 'is needed for the encoder: give a string or token ids')
     if not ids:
@@ -75,7 +75,7 @@ def prompts_of(
                 raise ApiError(400, str(error), param=name) from None
             prompts.append(Prompt(ids, item))
         elif isinstance(item, list):
-            ids = fields.check_ids(name, item, vocab=served.engine.config.vocab)
+            ids = fields.check_ids(name, item, vocab=served.engine.config.ids)
             prompts.append(Prompt(ids, None))
         else:
             fields.bad(name, 'mixes kinds: give strings, or arrays of token ids')

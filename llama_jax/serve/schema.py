@@ -202,7 +202,7 @@ def _controls(
     chat: bool = False,
 ) -> Controls:
     """`echoed`: log-probabilities of the prompt, for its echo."""
-    vocab = served.engine.config.vocab
+    vocab = served.engine.config.ids
     scored = fields.integer('prompt_logprobs', None)
     if scored is not None and echoed is not None and scored != echoed:
         fields.bad('prompt_logprobs', 'differs from logprobs, which echo tells: give one of them')

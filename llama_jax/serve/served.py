@@ -26,6 +26,10 @@ class Ticket(Protocol):
 class Shape(Protocol):
     @property
     def vocab(self) -> int:
+        """Rows of the embedding."""
+
+    @property
+    def ids(self) -> int:
         """Ids that the model knows."""
 
 

@@ -6,16 +6,17 @@ import dataclasses
 import hashlib
 import json
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 
 from llama_jax import layout, mesh
 from llama_jax.data.config import DataConfig
+from llama_jax.data.load_tokenizer import check_rows
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
-from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.config import VOCAB_MULTIPLE, Compute, ModelConfig
 from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig, optimizer
@@ -106,6 +107,9 @@ _LEAST = {
 def check(experiment: Experiment, device_mesh: Any) -> None:
     """Raise UserError for settings that do not fit each other or the mesh. Costs nothing."""
     model, train = experiment.model, experiment.train
+    if not model.vocab:  # a multiple of this: what holds for one holds for all
+        _check_multiple(device_mesh)
+        model = replace(model, vocab=VOCAB_MULTIPLE)
     for name, least in _LEAST.items():
         value = operator.attrgetter(name)(experiment)
         if value < least:
@@ -144,13 +148,32 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
     schedule(experiment.optimizer.schedule, train.steps)
 
 
-def check_vocabulary(experiment: Experiment, vocab_size: int) -> None:
-    """Raise UserError unless the model's vocabulary is the tokenizer's."""
-    if experiment.model.vocab != vocab_size:
+def _check_multiple(device_mesh: Any) -> None:
+    try:
+        layout.check({'V': VOCAB_MULTIPLE}, device_mesh)
+    except UserError as error:
         raise UserError(
-            f'the model has a vocabulary of {experiment.model.vocab}, the tokenizer one of '
-            f'{vocab_size}: pass --model.vocab {vocab_size}'
+            f'model.vocab is left to the tokenizer, which makes it a multiple of {VOCAB_MULTIPLE}: '
+            f'{error}; or give --model.vocab'
+        ) from None
+
+
+def resolved(experiment: Experiment, vocab_size: int) -> Experiment:
+    """The experiment with a model for a tokenizer of so many ids: as many rows as `model.vocab`
+    says, or as the tokenizer needs where that is 0, of which the rest is padding.
+
+    Raises UserError where the model has fewer rows.
+    """
+    model = experiment.model
+    check_rows(vocab_size, rows=model.vocab)
+    rows = model.vocab or -(-vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+    if model.vocab_padding not in (0, rows - vocab_size):
+        raise UserError(
+            f'model.vocab_padding is {model.vocab_padding}, but the tokenizer has {vocab_size} of '
+            f'the {rows} ids: leave it out'
         )
+    model = replace(model, vocab=rows, vocab_padding=rows - vocab_size)
+    return replace(experiment, model=model)
 
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:

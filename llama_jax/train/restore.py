@@ -194,8 +194,15 @@ def adapted(
     return dataclasses.replace(state, params=params), notes
 
 
+def by_tokenizer(model: ModelConfig) -> tuple[str, ...]:
+    """Fields of a model that its tokenizer decides: tokenizers are compared by themselves."""
+    return ('vocab_padding',) if model.vocab else ('vocab', 'vocab_padding')
+
+
 def _model_differences(before: ModelConfig, after: ModelConfig) -> tuple[list[str], list[str]]:
     """Fields that differ: those of which the arrays do not depend, and the others."""
-    lines = difference(to_plain(before), to_plain(after))
+    one, other = to_plain(before), to_plain(after)
+    other |= {name: one[name] for name in by_tokenizer(after)}
+    lines = difference(one, other)
     free = [line for line in lines if line.split(':')[0].split('.')[0] in START_MAY_CHANGE]
     return free, [line for line in lines if line not in free]

@@ -14,7 +14,7 @@ from llama_jax.optim.schedule import Ramp, change, schedule
 from llama_jax.train.checkpoint import difference, present
 from llama_jax.train.experiment import Experiment, from_dict, to_dict
 from llama_jax.train.records import read_run
-from llama_jax.train.restore import check_start
+from llama_jax.train.restore import by_tokenizer, check_start
 
 FORMAT = 3
 """Of what a checkpoint holds beside the parameters; a run goes on from its own format only."""
@@ -37,9 +37,14 @@ class Rule(NamedTuple):
 RULES = (
     Rule(('name', 'data.sources.*.label'), 'may change', 'a label'),
     Rule(
-        ('mesh', 'compute', 'train.accumulate'),
+        ('mesh', 'compute'),
         'may change',
         'where and how the same update is computed, equal but for rounding',
+    ),
+    Rule(
+        ('train.accumulate',),
+        'may change',
+        'the same update in other pieces; draws on devices, such as dropout, are others',
     ),
     Rule(
         ('data.workers', 'data.prefetch'),
@@ -73,7 +78,7 @@ RULES = (
     Rule(
         (
             *('data.sources.*.name', 'data.sources.*.files', 'data.sources.*.data_dir'),
-            *('data.sources.*.split', 'data.tokenizer'),
+            *('data.sources.*.exclude', 'data.sources.*.split', 'data.tokenizer'),
         ),
         'by content',
         'files may have moved: the documents and the tokenizer must be the same',
@@ -140,6 +145,7 @@ def differences(saved: Any, experiment: Experiment, workdir: Path) -> Difference
     before, wanted = (_plain(e) for e in (from_dict(saved), experiment))
     by_rule: dict[str, list[str]] = {'may change': [], 'by content': [], 'fixed': []}
     remedies = set()
+    wanted['model'] |= {name: before['model'][name] for name in by_tokenizer(experiment.model)}
     for line in difference(before, wanted):
         rule = rule_of(line.split(':')[0])
         by_rule[rule.rule].append(line)

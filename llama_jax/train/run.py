@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from llama_jax import layout, trees
 from llama_jax import mesh as meshes
+from llama_jax.data.load_tokenizer import check as check_tokenizer
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.data.sources import open_sources
@@ -24,7 +25,7 @@ from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.train import agreement, resume
 from llama_jax.train.checkpoint import Checkpoints, Items
-from llama_jax.train.experiment import Experiment, check, check_vocabulary, to_dict
+from llama_jax.train.experiment import Experiment, check, resolved, to_dict
 from llama_jax.train.peak import CONVENTION, peak_flops
 from llama_jax.train.place import HostBatch, local_rows, place
 from llama_jax.train.progress import Progress, say
@@ -112,6 +113,7 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
     agreement.same(agreement.code(), 'code')
     device_mesh = meshes.make(experiment.mesh)
     check(experiment, device_mesh)
+    check_tokenizer(experiment.data.tokenizer, rows=experiment.model.vocab)
     with contextlib.ExitStack() as opened:
         opened.enter_context(held(workdir))
         shared = f'All of them must see the same {workdir}, on a file system that they share'
@@ -130,6 +132,7 @@ def _prepare(
     notes = forget_unsaved(workdir)
     resume.check_workdir(workdir, experiment)
     tokenizer = _tokenizer(experiment)
+    experiment = resolved(experiment, tokenizer.vocab_size)
     sample = sampler(experiment, tokenizer, device_mesh)
     validates = experiment.evaluation.every > 0
     validation = Validation(experiment, tokenizer, device_mesh) if validates else None
@@ -232,9 +235,7 @@ def _tokenizer(experiment: Experiment) -> Tokenizer:
     """The tokenizer, once it is known that every split is there: it may take minutes to train."""
     for split in ('train', 'validation') if experiment.evaluation.every else ('train',):
         open_sources(experiment.data, split)
-    tokenizer = load_tokenizer(experiment.data)
-    check_vocabulary(experiment, tokenizer.vocab_size)
-    return tokenizer
+    return load_tokenizer(experiment.data)
 
 
 def _content(tokenizer: Tokenizer, loader: Loader) -> dict[str, Any]:

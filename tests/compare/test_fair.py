@@ -215,7 +215,7 @@ def test_evaluation_code_is_hashed(tmp_path, monkeypatch):
     [
         (lambda x: changed(x, 'train', steps=0), '--train.steps is 0'),
         (lambda x: changed(x, 'train', seq_len=128), 'train.seq_len 128 is longer than the model'),
-        (lambda x: changed(x, 'model', vocab=520), 'vocabulary of 520, the tokenizer one of 512'),
+        (lambda x: changed(x, 'model', vocab=500), 'vocabulary of 500, the tokenizer one of 512'),
         (lambda x: changed(x, 'model', context=32), 'the model context is 32'),
     ],
     ids=['steps', 'length', 'vocabulary', 'evaluation'],

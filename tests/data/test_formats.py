@@ -3,7 +3,6 @@
 import bz2
 import dataclasses
 import gzip
-import importlib.util
 import json
 import lzma
 import sys
@@ -44,6 +43,7 @@ CONTENTS = {
     'one.json': ('{"text": "a"}', ['a']),
     'pretty.json': (json.dumps({'text': BOOK}, indent=4) + '\n', [BOOK]),
     'array.json': (json.dumps([{'text': t} for t in CHINESE]), list(CHINESE)),
+    'strings.json': (json.dumps(CHINESE), list(CHINESE)),
     'indented.json': (json.dumps([{'text': t} for t in CHINESE], indent=4), list(CHINESE)),
     'joined.json': ('{"text": "a"}{"text": "b"}\n\n{"text":\n"c"}', ['a', 'b', 'c']),
 }
@@ -71,13 +71,8 @@ def test_gzip_of_several_members(tmp_path):
     assert texts(path) == list(CHINESE)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec('zstandard') is None and sys.version_info < (3, 14),
-    reason='needs the package zstandard',
-)
 def test_zstandard_whole_and_cut(tmp_path):
-    import zstandard
-
+    zstandard = pytest.importorskip('zstandard')
     content = json_lines(CHINESE).encode()
     frames = [zstandard.compress(content[:99]), zstandard.compress(content[99:])]
     path = tmp_path / 'lines.jsonl.zst'
@@ -164,7 +159,7 @@ def test_wide_text_names_the_setting_that_reads_it(name, tmp_path):
     content, encoding = WIDE[name]
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f'encoding of its source .*encoding. to {encoding}$'):
+    with pytest.raises(UserError, match=f'encoding of its source .*encoding. to {encoding}\\b'):
         texts(path)
     assert texts(path, encoding=encoding)
 
@@ -180,7 +175,7 @@ DAMAGED = {
     'trailing.json': (b'[{"text": "a"},]', 'is no JSON after 1 records'),
     'two.json': (b'[{"text": "a"}] []', 'something follows the array'),
     'deep.json': (b'[' + b'[' * 200_000, 'is no JSON after 0 records'),
-    'strings.json': (b'["a", "b"]', r"record 1 has no text in the field 'text' \(there: str\)"),
+    'strings.json': (b'["a", 1]', r"record 2 has no text in the field 'text' \(there: int\)"),
     'deep.jsonl': (b'{"text": ' + b'[' * 200_000 + b'\n', 'line 1 is JSON nested too deeply'),
     'bytes.jsonl': (b'{"text": "a"}\n{"text": "\xff"}\n', r'line 2 is no UTF-8 text \(its byte 10'),
     'half.txt': ('好'.encode()[:2], r'is no UTF-8 text \(byte 0\)'),
@@ -264,10 +259,11 @@ def test_directories_globs_and_names_that_look_like_globs(tmp_path, caplog, monk
         (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
         (tmp_path / name).write_text(name)
     (tmp_path / 'picture.png').write_bytes(b'\x89PNG\r\n\x1a\n\0\0\0\rIHDR')
+    (tmp_path / 'sub' / 'index.dat').write_bytes(b''.join(n.to_bytes(4, 'big') for n in range(99)))
     (tmp_path / 'sub' / 'archive.zip').write_bytes(b'PK\x03\x04')
     everything = ['a.txt', 'data[1].txt', 'sub/b.md', 'sub/min/c.js']
     assert texts(tmp_path) == everything
-    assert '2 files are no text and are left out, such as picture.png' in caplog.text
+    assert '3 files are no text and are left out, such as picture.png' in caplog.text
     assert [origin for _, origin in read(tmp_path)] == [f'{name}:1' for name in everything]
     assert texts(tmp_path, exclude=('*.js', 'a.*')) == ['data[1].txt', 'sub/b.md']
     assert texts(tmp_path, exclude=('sub/*',)) == ['a.txt', 'data[1].txt']
@@ -339,8 +335,8 @@ def test_large_files_have_long_documents_and_small_ones_enough_to_hold_some_out(
         files = [dataclasses.replace(file, size=size) for size in sizes]
         return text_files._characters(Source('text_files', **settings), files)
 
-    assert most(10**9) == 1 << 20
-    assert 300_000 > most(40_000_000) >= 40_000_000 / 200
+    assert most(10**9) == 1 << 19
+    assert 200_000 > most(40_000_000) >= 100_000
     assert most(1_100_000) == 16_384
     assert most(*[10_000] * 20) == 16_384  # enough of them: they stay whole
     assert most(16_000) == 1024

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import random
 
 import numpy as np
@@ -135,11 +136,35 @@ def test_no_part_is_longer_than_said(foreign):
     assert len(seen) < 3 * (N // PART + 3)
 
 
+def test_a_part_between_tokens_ends_with_a_character():
+    seen = []
+
+    def encode(text):  # ten bytes a token, so that most end within a character of three
+        seen.append(text)
+        whole, rest = divmod(len(text.encode()), 10)
+        return [10] * whole + [rest] * (rest > 0)
+
+    text = '的' * N
+    parts = list(
+        long_text.encode_in_parts(
+            text, encode, pairs=frozenset({'的的'}), byte_lengths=np.arange(11)
+        )
+    )
+    assert sum(part.sum() for part in parts) == len(text.encode())
+    assert len(seen) == len(parts) == 4
+
+
+def test_pairs_are_of_neighbours():
+    assert long_text.pairs_within(['abc', 'd', '', 'cab']) == {'ab', 'bc', 'ca'}
+
+
 def test_byte_level_vocabularies_are_cut_between_words(code):
     bpe = vocabulary.from_gguf(written.vocabulary()).vocabulary
     for text in (code, filled('a  b\n c ')):
         parts = list(long_text.words_in_parts(text))
         assert ''.join(parts) == text and len(parts) == -(-len(text) // PART)
+        for part, following in itertools.pairwise(parts):
+            assert not part[-1].isspace() and following[0] == ' ' and not following[1].isspace()
         ids = bpe.encode(text)
         np.testing.assert_array_equal(ids, bpe._tokenizer.encode(text).ids)
         assert bpe.decode(ids) == text

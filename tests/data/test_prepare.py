@@ -86,10 +86,10 @@ def corpus(tmp_path, modules):
 
 def test_any_number_of_processes_gives_the_same_data_set(corpus, small_parts, tmp_path):
     prepared = []
-    for processes in (1, 2):
+    for processes in (0, 1, 2):
         source = source_of(corpus, data_dir=str(tmp_path / f'by{processes}'))
         prepared.append(stored(prepare.text_data_set(source, processes)))
-    assert prepared[0] == prepared[1]
+    assert prepared[0] == prepared[1] == prepared[2]
     source = source_of(corpus)
     files, how = text_files.files_of(source)
     found = [

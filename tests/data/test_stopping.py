@@ -125,7 +125,7 @@ def test_a_killed_worker_is_one_line_with_the_remedy(large, own_cache):
 
 def test_of_several_errors_the_first_in_order_is_told():
     jobs = [Failing(0), Failing(1, pause=0.3), Failing(2)]
-    for processes in (1, 2, 3):
+    for processes in (0, 1, 2, 3):
         with pytest.raises(UserError, match='job 1'):
             list(workers.run(jobs, processes, lambda count: None, ''))
     with pytest.raises(RuntimeError, match='ZeroDivisionError'):

@@ -36,6 +36,7 @@ def run_script(monkeypatch, capsys, tmp_path):
     for name in (None, 'llama_jax', 'absl', 'asyncio'):
         levels[name] = logging.getLogger(name).level
     handlers = root.handlers[:]
+    monkeypatch.setattr(sys, 'unraisablehook', sys.unraisablehook)
 
     def run(main, *arguments):
         monkeypatch.setattr(sys, 'argv', ['script', *map(str, arguments)])

@@ -68,6 +68,7 @@ def says(text: str) -> Callable[[Request], Iterable[int]]:
 @dataclass(frozen=True)
 class Config:
     vocab: int = VOCAB
+    ids: int = VOCAB
     context: int = 4096
 
 

@@ -16,14 +16,16 @@ from pathlib import Path
 import jax
 import pytest
 
+from llama_jax import layout
 from llama_jax import mesh as meshes
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.errors import Stopped, UserError
 from llama_jax.mesh import MeshConfig
-from llama_jax.train import loop, run
+from llama_jax.train import loop, run, validate
 from llama_jax.train.checkpoint import present
 from llama_jax.train.records import read_run
+from llama_jax.train.step import initial_params
 from llama_jax.train.workdir import LOCK
 from tests.train.conftest import changed
 from tests.train.test_loop import lines, on_one_device, saved_steps
@@ -34,11 +36,11 @@ def one_device(monkeypatch):
     monkeypatch.setattr(meshes, 'make', on_one_device(meshes.make))
 
 
-def short(experiment, *, every, validate):
+def short(experiment, *, every, validates):
     """Four steps, with checkpoints and validations so often; one program for all tests."""
     experiment = changed(experiment, 'train', steps=4)
     experiment = changed(experiment, 'checkpoint', every=every)
-    experiment = changed(experiment, 'evaluation', every=validate, batches=1)
+    experiment = changed(experiment, 'evaluation', every=validates, batches=1)
     schedule = replace(experiment.optimizer.schedule, warmup_steps=1)
     return changed(experiment, 'optimizer', schedule=schedule)
 
@@ -65,14 +67,14 @@ def test_a_validation_saves_nothing_and_the_rest_is_saved_before_it(experiment, 
         seen.append(on_disk(tmp_path))
         return {}
 
-    loop.train(short(experiment, every=3, validate=2), tmp_path, measure=measure)
+    loop.train(short(experiment, every=3, validates=2), tmp_path, measure=measure)
     assert seen == [[], [3, 4]]
     assert [line['step'] for line in lines(tmp_path, 'validation')] == [2, 4]
 
 
 def test_a_validation_that_fails_costs_no_step(experiment, tmp_path):
     """It is one line, and the next start begins with it."""
-    planned, broken = short(experiment, every=100, validate=2), []
+    planned, broken = short(experiment, every=100, validates=2), []
 
     def measure(*_):
         broken.append(True)
@@ -97,7 +99,7 @@ def test_a_validation_that_fails_costs_no_step(experiment, tmp_path):
 
 
 def test_the_last_validation_is_made_up_for(experiment, tmp_path):
-    planned = short(experiment, every=100, validate=4)
+    planned = short(experiment, every=100, validates=4)
     with pytest.raises(
         Stopped, match=r'stopped by SIGTERM after step 4, which is saved in'
     ) as stop:
@@ -114,10 +116,10 @@ def test_a_signal_stops_between_two_batches_of_a_validation(
     experiment, tmp_path, monkeypatch, number
 ):
     """One that follows no checkpoint: the step is saved after all."""
-    batches, step = [], run.loss_step
+    batches, step = [], validate.loss_step
 
-    def struck(*args):
-        validates = step(*args)
+    def struck(*args, **settings):
+        validates = step(*args, **settings)
 
         def batch(*args):
             batches.append(1)
@@ -126,8 +128,8 @@ def test_a_signal_stops_between_two_batches_of_a_validation(
 
         return batch
 
-    monkeypatch.setattr(run, 'loss_step', struck)
-    planned = short(experiment, every=100, validate=2)
+    monkeypatch.setattr(validate, 'loss_step', struck)
+    planned = short(experiment, every=100, validates=2)
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match=f'stopped by {number.name} after step 2') as raised:
         loop.train(planned, tmp_path)
@@ -141,18 +143,15 @@ def test_several_processes_ask_between_two_batches(experiment):
     tokenizer = load_tokenizer(experiment.data)
     devices = meshes.make(MeshConfig())
     planned = changed(experiment, 'train', batch=1)
-    asked, params = (
-        [],
-        run.initial_state(
-            planned.model, planned.objective, run.optimizer(planned.optimizer), seed=0, mesh=devices
-        ),
-    )
-    validate = run._validation(planned, tokenizer, devices)
+    params = initial_params(planned.model, planned.objective, jax.random.key(0))
+    params = jax.device_put(params, layout.shardings(params, devices))
+    validation = validate.Validation(planned, tokenizer, devices)
+    asked = []
     with jax.set_mesh(devices):
-        whole = validate(params, lambda: asked.append(1))
+        whole = validation(params, lambda: asked.append(1))
         assert len(asked) >= 3
         answers = iter([False, True])
-        assert 0 < validate(params, lambda: next(answers))['bytes'] < whole['bytes']
+        assert 0 < validation(params, lambda: next(answers))['bytes'] < whole['bytes']
 
 
 @pytest.mark.parametrize('where', ['load_tokenizer', 'train_step'])
@@ -173,7 +172,7 @@ def test_a_run_that_left_no_checkpoint_blocks_nothing(experiment, tmp_path, monk
         return finish(prepared, pending)
 
     monkeypatch.setattr(loop, '_finish', dies)
-    planned = short(experiment, every=3, validate=0)
+    planned = short(experiment, every=3, validates=0)
     with pytest.raises(UserError, match='dead'):
         loop.train(replace(planned, seed=1), tmp_path)
     assert [line['step'] for line in lines(tmp_path, 'train')] == [1]
@@ -202,7 +201,7 @@ def test_a_signal_before_the_last_step_saves_it(experiment, tmp_path, monkeypatc
         return told
 
     monkeypatch.setattr(loop, '_finish', struck)
-    planned = short(experiment, every=100, validate=4)
+    planned = short(experiment, every=100, validates=4)
     with pytest.raises(Stopped, match='after step 4'):
         loop.train(planned, tmp_path)
     assert on_disk(tmp_path) == [4]
@@ -221,14 +220,14 @@ def test_checkpoints_by_the_clock(experiment, tmp_path, monkeypatch):
         return finish(prepared, pending)
 
     monkeypatch.setattr(loop, '_finish', a_minute_later)
-    planned = changed(short(experiment, every=0, validate=0), 'checkpoint', minutes=0.9)
+    planned = changed(short(experiment, every=0, validates=0), 'checkpoint', minutes=0.9)
     loop.train(planned, tmp_path)
     # A minute was over after step 1, which all know after the next.
     assert saved_steps(tmp_path) == [3, 4]
 
 
 def test_every_kth_step_is_saved_and_kept(experiment, tmp_path):
-    planned = short(experiment, every=0, validate=0)
+    planned = short(experiment, every=0, validates=0)
     loop.train(changed(planned, 'checkpoint', keep=1, keep_every=2), tmp_path)
     assert saved_steps(tmp_path) == [2, 4]
 
@@ -243,7 +242,7 @@ def test_data_that_fails_costs_no_step(experiment, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Loader, '__next__', damaged)
     with pytest.raises(UserError) as raised:
-        loop.train(short(experiment, every=100, validate=0), tmp_path)
+        loop.train(short(experiment, every=100, validates=0), tmp_path)
     assert str(raised.value).startswith('reading the data of step 4 failed: OSError: [Errno 5]')
     assert on_disk(tmp_path) == [3]
     assert [line['step'] for line in lines(tmp_path, 'train')] == [1, 2, 3]
@@ -261,7 +260,7 @@ def test_a_step_that_fails_is_one_line(experiment, tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r'the training failed: RuntimeError: INTERNAL: a device is'
     ):
-        loop.train(short(experiment, every=2, validate=0), tmp_path)
+        loop.train(short(experiment, every=2, validates=0), tmp_path)
     # What it left on the devices is not known to be sound.
     assert on_disk(tmp_path) == [2]
     assert lines(tmp_path, 'event')[-1]['text'].startswith('the training failed')
@@ -277,7 +276,7 @@ def test_a_second_run_in_the_directory_is_refused(experiment, tmp_path):
     pipe = subprocess.PIPE
     holder = subprocess.Popen([sys.executable, '-c', script], stdin=pipe, stdout=pipe)
     assert holder.stdout.readline() == b'held\n'
-    planned = short(experiment, every=0, validate=0)
+    planned = short(experiment, every=0, validates=0)
     try:
         with pytest.raises(UserError) as raised:
             loop.train(planned, tmp_path)
