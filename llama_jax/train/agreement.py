@@ -114,6 +114,16 @@ def failed(error: BaseException) -> None:
     deadline.start()
 
 
+def defer() -> None:
+    """Where another process has failed, what fails here is only a consequence, such as a broken
+    connection: wait for `_listen`, which ends this process with the cause."""
+    if jax.process_count() > 1:
+        with contextlib.suppress(Exception):
+            told = _get(_FAILURE)
+            if told and json.loads(told)['process'] != jax.process_index():
+                time.sleep(10 * _LAST_SECONDS)
+
+
 def tell(line: str, code: int) -> None:
     """Let the other processes know that this one ends, and how."""
     if jax.process_count() == 1:

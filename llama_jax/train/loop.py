@@ -191,6 +191,7 @@ def _is_told(error: BaseException) -> bool:
 
 def _failure(run: Run, what: str, error: BaseException) -> UserError:
     """The one line about an unforeseen failure, whose traceback is kept in the workdir."""
+    agreement.defer()
     path = run.workdir / f'failure-process-{jax.process_index()}.txt'
     path.write_text(''.join(traceback.format_exception(error)), encoding='utf-8')
     reason = next(iter(str(error).strip().splitlines()), '')[:300]

@@ -152,7 +152,7 @@ def test_working_directory_of_another_experiment(refused, tmp_path):
         (['--start', 'nowhere'], 'nowhere holds no run'),
         (
             ['--data.tokenizer.path', 's3://b/t.model'],
-            'tokenizer.path s3://b/t.model is no path of',
+            's3://b/t.model is no path of',
         ),
         (['--data.sources.0.data-dir', 'gs://b/d'], "data_dir of 'text_files' gs://b/d is no path"),
         (['--workdir', '~nobody-here/run'], '--workdir ~nobody-here/run: Could not determine'),
