@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from llama_jax.data import formats, splits, text_files
+from llama_jax.data import formats, records, splits, text_files
 from llama_jax.data.config import Source
 from llama_jax.errors import UserError
 from tests.data.corpus import CHINESE
@@ -230,6 +230,16 @@ def test_the_first_ten_bad_lines_are_told_together(tmp_path):
     with pytest.raises(UserError) as caught:
         texts(path)
     assert str(caught.value).count('is no JSON') == 10 and 'line 10 ' in str(caught.value)
+
+
+def test_a_record_too_long_for_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    path = tmp_path / 'rows.json'
+    path.write_text(json.dumps([{'text': 'short'}, {'text': 'long ' * 1000}]))
+    monkeypatch.setattr(formats, 'BLOCK', 100)
+    assert len(texts(path)) == 2
+    monkeypatch.setattr(records, '_MOST_CHARACTERS', 1000)
+    with pytest.raises(UserError, match='after 1 records .one of more than 2..30 characters'):
+        texts(path)
 
 
 def test_half_of_a_surrogate_pair_is_replaced(tmp_path):

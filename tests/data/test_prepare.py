@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -320,3 +321,26 @@ def test_a_data_directory_elsewhere_is_refused(tmp_path):
     (tmp_path / 'a.txt').write_text('a')
     with pytest.raises(UserError, match="data_dir of 'text_files' gs://b/c is no path"):
         prepare.text_data_set(source_of(tmp_path / 'a.txt', data_dir='gs://b/c'))
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from llama_jax.data import prepare
+from llama_jax.data.config import Source
+def peak():  # getrusage would count what the process was before it began this program
+    return int(re.search(r'VmHWM:\\s*(\\d+) kB', Path('/proc/self/status').read_text())[1])
+idle = peak()
+prepare.text_data_set(Source('text_files', files=(sys.argv[1],)), 0)
+print((peak() - idle) * 1024 // 10**6)
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='memory is counted otherwise')
+def test_memory_does_not_follow_the_size_of_a_file(tmp_path, own_cache):
+    path = tmp_path / 'line.txt'
+    path.write_text('字 and words ' * 3_000_000, 'utf-8')  # 48 MB without a line end
+    out = subprocess.run(
+        [sys.executable, '-c', PEAK, str(path)], capture_output=True, text=True, check=True
+    )
+    assert int(out.stdout) < 48, out.stdout
