@@ -233,6 +233,8 @@ def _prepare(
 
 def _tokenizer(experiment: Experiment) -> Tokenizer:
     """The tokenizer, once it is known that every split is there: it may take minutes to train."""
+    if experiment.data.tokenizer.path is not None:  # it is there, and the data may take minutes
+        resolved(experiment, load_tokenizer(experiment.data).vocab_size)
     for split in ('train', 'validation') if experiment.evaluation.every else ('train',):
         open_sources(experiment.data, split)
     return load_tokenizer(experiment.data)

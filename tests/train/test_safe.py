@@ -20,6 +20,7 @@ from llama_jax import layout
 from llama_jax import mesh as meshes
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
+from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.errors import Stopped, UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.train import loop, run, validate
@@ -308,6 +309,26 @@ def test_samples_beyond_the_context_are_refused_before_anything_is_compiled(
     monkeypatch.setattr(run, 'initial_state', None)
     with pytest.raises(UserError, match=message):
         loop.train(changed(experiment, 'evaluation', **settings), tmp_path)
+
+
+def test_a_tokenizer_that_is_there_is_checked_before_the_data_is_prepared(
+    experiment, tmp_path, monkeypatch
+):
+    load_tokenizer(experiment.data).save(tmp_path / 'tokenizer.model')
+    monkeypatch.setattr(run, 'open_sources', None)
+    data = replace(
+        experiment.data, tokenizer=TokenizerConfig(path=str(tmp_path / 'tokenizer.model'))
+    )
+    with pytest.raises(UserError, match='the tokenizer'):
+        loop.train(changed(replace(experiment, data=data), 'model', vocab=300), tmp_path / 'run')
+
+
+def test_a_split_that_is_not_there_is_told_before_a_tokenizer_is_trained(
+    experiment, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(run, 'load_tokenizer', None)
+    with pytest.raises(UserError, match="no documents in the split 'valid'"):
+        loop.train(changed(experiment, 'data', validation_split='valid'), tmp_path)
 
 
 COMPILED = """
