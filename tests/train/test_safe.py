@@ -26,6 +26,7 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.train import loop, run, validate
 from llama_jax.train.checkpoint import present
 from llama_jax.train.records import read_run
+from llama_jax.train.signals import Signals
 from llama_jax.train.step import initial_params
 from llama_jax.train.workdir import LOCK
 from tests.train.conftest import changed
@@ -329,6 +330,17 @@ def test_a_split_that_is_not_there_is_told_before_a_tokenizer_is_trained(
     monkeypatch.setattr(run, 'load_tokenizer', None)
     with pytest.raises(UserError, match="no documents in the split 'valid'"):
         loop.train(changed(experiment, 'data', validation_split='valid'), tmp_path)
+
+
+def test_a_signal_that_came_before_counts():
+    """As one that comes while a checkpoint is awaited, just before a validation."""
+    noted = Signals()
+    noted.number = signal.SIGINT
+    with noted.stopping('here', raises=False):
+        pass  # several processes: they ask
+    with pytest.raises(Stopped, match='stopped by SIGINT here') as raised, noted.stopping('here'):
+        raise AssertionError('not before this')
+    assert raised.value.exit_code == 130
 
 
 COMPILED = """
