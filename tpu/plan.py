@@ -30,7 +30,7 @@ from llama_jax.data.tokenizer import bytes_tokenizer
 from llama_jax.errors import UserError
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
-from llama_jax.train.experiment import Experiment, check
+from llama_jax.train.experiment import Experiment, check, steps_of
 from llama_jax.train.step import abstract_state, train_step
 from tpu import hlo, topology
 from tpu.hlo import Collective
@@ -87,12 +87,13 @@ def plan(experiment: Experiment, where: topology.Slice, say: Any = lambda line: 
         raise UserError('a plan has no tokenizer to say what model.vocab is: give --model.vocab')
     mesh = meshes.make(experiment.mesh, where.devices())
     check(experiment, mesh)
-    transform = optimizer(experiment.optimizer)
+    transform, rate = optimizer(experiment.optimizer), experiment.optimizer.schedule
     step = train_step(
         experiment.model,
         experiment.objective,
         transform,
-        learning_rate=schedule(experiment.optimizer.schedule, experiment.train.steps),
+        # Of any number of steps, where only the text tells it: the program is the same.
+        learning_rate=schedule(rate, steps_of(experiment.train) or rate.warmup_steps + 1),
         accumulate=experiment.train.accumulate,
         compute=experiment.compute,
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import jax
 
 from llama_jax import trees
-from llama_jax.compare.grid import Arm, Grid
+from llama_jax.compare.grid import Arm, Grid, check_steps
 from llama_jax.data.loader import Loader
 from llama_jax.data.plan import Cursor
 from llama_jax.data.sources import Corpus
@@ -107,6 +107,7 @@ def match_flops(grid: Grid) -> Grid:
 
     Steps and warm-up change in proportion, so that the schedule has the same shape.
     """
+    check_steps(grid)
     goal = flops(grid.arms[0].experiment)
     arms = []
     for arm in grid.arms:

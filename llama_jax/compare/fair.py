@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from llama_jax import evaluate, trees
 from llama_jax import mesh as meshes
 from llama_jax.compare.budget import MATCHED, Budget, Text, budget, tokens
-from llama_jax.compare.grid import Arm, Grid, check_names
+from llama_jax.compare.grid import Arm, Grid, check_names, check_steps
 from llama_jax.data import order
 from llama_jax.data.config import DataConfig
 from llama_jax.data.load_tokenizer import check as check_tokenizer
@@ -62,6 +62,7 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
     `say` gets a line before what takes a while.
     """
     check_names(grid)
+    check_steps(grid)
     _check_fields(grid)
     for arm in grid.arms:
         with _named(arm):

@@ -141,6 +141,20 @@ def check_names(grid: Grid) -> None:
             raise UserError(f'two arms of {grid.name} are called {name!r}: rename one of them')
 
 
+def check_steps(grid: Grid) -> None:
+    """Raise UserError for arms whose length is not given in steps, by which they are matched."""
+    for arm in grid.arms:
+        train = arm.experiment.train
+        for name in ('tokens', 'epochs'):
+            if value := getattr(train, name):
+                raise UserError(
+                    f'arm {arm.name}: --train.{name} {value} cannot be set in a grid, whose arms '
+                    'are matched by their steps: set --train.steps instead'
+                )
+        if train.steps < 1:
+            raise UserError(f'arm {arm.name}: --train.steps is {train.steps}: set it to 1 or more')
+
+
 def common(experiment: Experiment) -> dict[str, Any]:
     """The settings that can be overridden for all arms at once, by field of an experiment."""
     own = ('name', 'objective', 'seed')

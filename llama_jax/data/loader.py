@@ -20,7 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from llama_jax.data import order, packing, sources, tokens
+from llama_jax.data import forecast, order, packing, sources, tokens
 from llama_jax.data.config import DataConfig, labels
 from llama_jax.data.pieces import Example, Maker, Piece
 from llama_jax.data.plan import Cursor, Plan
@@ -199,12 +199,28 @@ class Loader:
     def read(self, cursor: str) -> dict[str, float]:
         """What was read up to the cursor: 'epochs' and 'documents'; of several sources for each, as
         'epochs/LABEL', and 'share/LABEL' of all tokens."""
-        counts = Cursor.loads(cursor).read
+        return self._told(Cursor.loads(cursor).read)
+
+    def forecast(self, batches: int) -> dict[str, float]:
+        """What so many batches will have read, as `read` tells it: measured in a sample."""
+        return self._told(forecast.reading(self._plan, batches * self._recipe.batch))
+
+    def batches(self, epochs: float) -> int:
+        """How many batches read the text so often, to the nearest: measured in a sample. Of several
+        sources, as much text is read as all of them hold together, so often."""
+        rows = forecast.rows_for(self._plan, epochs * sum(map(self._units, self.texts)))
+        return max(1, round(rows / self._recipe.batch))
+
+    def _units(self, texts: tokens.Texts) -> int:
+        """Units of an epoch of a source."""
+        return texts.tokens + self._recipe.maker.ends * len(texts)
+
+    def _told(self, counts: forecast.Read) -> dict[str, float]:
         whole = sum(units for units, _ in counts)
         told: dict[str, float] = {}
         for label, texts, (units, documents) in zip(self._labels, self.texts, counts, strict=True):
             end = f'/{label}' if len(counts) > 1 else ''
-            told[f'epochs{end}'] = units / (texts.tokens + self._recipe.maker.ends * len(texts))
+            told[f'epochs{end}'] = units / self._units(texts)
             told[f'documents{end}'] = documents
             if end:
                 told[f'share{end}'] = units / max(whole, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import operator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,7 @@ class TrainConfig:
     """Length and batch of a run."""
 
     steps: int
+    """Updates of the parameters. 0: as many as `tokens` or `epochs` ask for."""
     batch: int
     """Rows per step, over all devices and hosts."""
     seq_len: int
@@ -39,6 +41,11 @@ class TrainConfig:
     """Stop after this many steps in a row whose loss or gradient was not finite."""
     log_every: int = 10
     """Steps between lines in metrics.jsonl."""
+    tokens: int = 0
+    """Instead of `steps`: positions to process, of which a step has batch x seq_len."""
+    epochs: float = 0.0
+    """Instead of `steps`: how often to read the training text, measured by its packing. Of several
+    sources so much in all, in the shares of the mixture."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ class Experiment:
 
 _LEAST = {
     **{f'train.{entry.name}': 1 for entry in dataclasses.fields(TrainConfig)},
+    **dict.fromkeys(('train.steps', 'train.tokens', 'train.epochs'), 0),
     'checkpoint.every': 0,
     'checkpoint.minutes': 0,
     'checkpoint.keep': 1,
@@ -115,6 +123,7 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
         if value < least:
             option = name.replace('_', '-')
             raise UserError(f'--{option} is {value}: it must be {least} or more')
+    check_length(train)
     if train.seq_len > model.context:
         raise UserError(
             f'train.seq_len {train.seq_len} is longer than the model context {model.context}: '
@@ -145,7 +154,27 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
     extra = jax.eval_shape(lambda: objective.extra(model, jax.random.key(0)))
     layout.check_params({'objective': extra}, device_mesh)
     optimizer(experiment.optimizer)
-    schedule(experiment.optimizer.schedule, train.steps)
+    rate = experiment.optimizer.schedule
+    schedule(rate, steps_of(train) or rate.warmup_steps + 1)
+
+
+def check_length(train: TrainConfig) -> None:
+    """Raise UserError unless one of steps, tokens and epochs is given."""
+    lengths = {name: getattr(train, name) for name in ('steps', 'tokens', 'epochs')}
+    given = [f'--train.{name} {value}' for name, value in lengths.items() if value]
+    if not given:
+        raise UserError('a run without an end: set --train.steps, --train.tokens or --train.epochs')
+    if len(given) > 1:
+        raise UserError(
+            f'{" and ".join(given)} are both set, and a run has one length: set all but one to 0'
+        )
+    if not math.isfinite(train.epochs):
+        raise UserError(f'--train.epochs is {train.epochs}: it must be a number')
+
+
+def steps_of(train: TrainConfig) -> int:
+    """Steps of a run; 0 where only the text tells, for epochs."""
+    return train.steps or -(-train.tokens // (train.batch * train.seq_len))
 
 
 def _check_multiple(device_mesh: Any) -> None:

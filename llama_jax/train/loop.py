@@ -16,6 +16,7 @@ from llama_jax.errors import Stopped, UserError
 from llama_jax.train import agreement
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import HostBatch, largest
+from llama_jax.train.profile import Steps
 from llama_jax.train.run import Measure, Run, prepare
 from llama_jax.train.signals import Signals, caught, stopped
 from llama_jax.train.step import Metrics, State
@@ -42,17 +43,26 @@ class Told(NamedTuple):
     """1 when it is time to save."""
 
 
-def train(experiment: Experiment, workdir: Path, *, measure: Measure | None = None) -> State:
+def train(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    measure: Measure | None = None,
+    profile: Steps | None = None,
+) -> State:
     """Train to the last step, from the newest checkpoint in `workdir` if there is one.
 
     `measure` is called at each validation, and its figures are recorded as a line 'light'.
+    `profile` are steps to trace.
 
     Raises UserError for what does not fit together, for a run that is no longer finite and for
     what fails on the way, Stopped after SIGTERM or SIGINT.
     """
     with caught() as signals, agreement.together(), contextlib.ExitStack() as opened:
         with signals.stopping('before a step was taken: nothing is lost'):
-            run = opened.enter_context(prepare(experiment, workdir, measure=measure))
+            run = opened.enter_context(
+                prepare(experiment, workdir, measure=measure, profile=profile)
+            )
         opened.enter_context(jax.set_mesh(run.mesh))
         opened.enter_context(run.progress)
         try:
@@ -80,8 +90,11 @@ def _train(run: Run, signals: Signals) -> State:
     for step in range(first + 1, config.steps + 1):
         if stopping:
             break
-        batch = _read(run, signals, step, pending)
-        run.state, metrics = run.step(run.state, run.place(batch))
+        run.profile.begin(step, run.state)
+        with jax.profiler.StepTraceAnnotation('train', step_num=step):
+            batch = _read(run, signals, step, pending)
+            run.state, metrics = run.step(run.state, run.place(batch))
+        run.profile.end(step, run.state)
         told = _finish(run, pending)  # the step before; the devices work on this one
         due = bool(saving.minutes) and time.monotonic() - since > 60 * saving.minutes
         news = largest((signals.number, due), run.mesh)

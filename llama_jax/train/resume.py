@@ -62,7 +62,7 @@ RULES = (
         'what is kept and told, and when it gives up',
     ),
     Rule(
-        ('train.steps',),
+        ('train.steps', 'train.tokens', 'train.epochs'),
         'may change',
         'no fewer than are taken; the learning rate moves to the new schedule',
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,9 +26,10 @@ from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.train import agreement, resume
 from llama_jax.train.checkpoint import Checkpoints, Items
-from llama_jax.train.experiment import Experiment, check, resolved, to_dict
+from llama_jax.train.experiment import Experiment, check, resolved, steps_of, to_dict
 from llama_jax.train.peak import CONVENTION, peak_flops
 from llama_jax.train.place import HostBatch, local_rows, place
+from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
 from llama_jax.train.restore import adapted
@@ -58,6 +60,7 @@ class Run:
     sample: Callable[[State], Iterator[tuple[str, str]]] | None
     measure: Callable[[State], dict[str, float]] | None
     progress: Progress
+    profile: Profile
     metadata: dict[str, Any]
     workdir: Path
     opened: contextlib.ExitStack
@@ -103,7 +106,13 @@ def score(result: dict[str, Any]) -> float | None:
     return figure if math.isfinite(figure) else None
 
 
-def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = None) -> Run:
+def prepare(
+    experiment: Experiment,
+    workdir: Path,
+    *,
+    measure: Measure | None = None,
+    profile: Steps | None = None,
+) -> Run:
     """Check everything, resume or begin, and compile the step.
 
     What costs nothing is checked before what costs minutes, and everything before a step is taken.
@@ -118,7 +127,7 @@ def prepare(experiment: Experiment, workdir: Path, *, measure: Measure | None = 
         opened.enter_context(held(workdir))
         shared = f'All of them must see the same {workdir}, on a file system that they share'
         agreement.same({'run.lock': holder(workdir)}, 'working directory', shared)
-        return _prepare(experiment, workdir, device_mesh, measure, opened)
+        return _prepare(experiment, workdir, device_mesh, measure, profile, opened)
 
 
 def _prepare(
@@ -126,9 +135,9 @@ def _prepare(
     workdir: Path,
     device_mesh: Mesh,
     measure: Measure | None,
+    traced: Steps | None,
     opened: contextlib.ExitStack,
 ) -> Run:
-    train = experiment.train
     notes = forget_unsaved(workdir)
     resume.check_workdir(workdir, experiment)
     tokenizer = _tokenizer(experiment)
@@ -136,6 +145,11 @@ def _prepare(
     sample = sampler(experiment, tokenizer, device_mesh)
     validates = experiment.evaluation.every > 0
     validation = Validation(experiment, tokenizer, device_mesh) if validates else None
+    length, experiment = experiment.train, _with_steps(experiment, tokenizer, device_mesh)
+    train = experiment.train
+    if train != length:
+        wanted = f'--train.epochs {length.epochs:g}' if length.epochs else ''
+        notes.append(f'{wanted or f"--train.tokens {length.tokens:,}"}: {train.steps:,} steps')
 
     tx = optimizer(experiment.optimizer)
     metadata = {
@@ -166,6 +180,8 @@ def _prepare(
         ramp, changed = resume.continuation(restored.metadata, experiment, workdir)
         notes += [*restored.damaged, *changed, f'resumed from the checkpoint of step {start}']
 
+    profile = Profile(traced, workdir, taken=start, last=train.steps)
+    opened.callback(profile.close)
     loader = _loader(experiment, tokenizer, device_mesh, cursor)
     opened.callback(loader.close)
     agreement.same(_content(tokenizer, loader), 'data')
@@ -224,6 +240,7 @@ def _prepare(
         measure=measure
         and (lambda state: measure(experiment, state.params, tokenizer, device_mesh)),
         progress=progress,
+        profile=profile,
         metadata={**metadata, 'data': loader.digest, 'ramp': resume.ramp_record(ramp)},
         workdir=workdir,
         opened=opened.pop_all(),
@@ -238,6 +255,20 @@ def _tokenizer(experiment: Experiment) -> Tokenizer:
     for split in ('train', 'validation') if experiment.evaluation.every else ('train',):
         open_sources(experiment.data, split)
     return load_tokenizer(experiment.data)
+
+
+def _with_steps(experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> Experiment:
+    """The experiment with its number of steps, which is all that the rest of a run knows of its
+    length: the schedule, the records, and who goes on with it."""
+    train, steps = experiment.train, steps_of(experiment.train)
+    if not steps:
+        say('counting the steps of an epoch')
+        with _loader(experiment, tokenizer, mesh, cursor=None) as loader:
+            agreement.same(_content(tokenizer, loader), 'data')
+            steps = loader.batches(train.epochs)
+        schedule(experiment.optimizer.schedule, steps)
+    train = dataclasses.replace(train, steps=steps, tokens=0, epochs=0.0)
+    return dataclasses.replace(experiment, train=train)
 
 
 def _content(tokenizer: Tokenizer, loader: Loader) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def read(monkeypatch):
 
     def read(*arguments):
         found = []
-        monkeypatch.setattr(pretrain, 'train', lambda *args: found.append(args))
+        monkeypatch.setattr(pretrain, 'train', lambda *args, **_: found.append(args))
         monkeypatch.setattr(pretrain, 'write_report', lambda workdir: workdir)
         monkeypatch.setattr(pretrain, 'write_baselines', lambda data, path: None)
         monkeypatch.setattr('sys.argv', ['pretrain', *arguments])
