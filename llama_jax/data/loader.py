@@ -73,26 +73,27 @@ class Recipe:
 
     def examples(self, row: packing.Row) -> list[Example]:
         """The examples of a row. Randomness is keyed by seed, epoch, source, document and place."""
-        made = []
-        for block, draw, sizes in row:
-            texts = self.texts[block.source]
-            piece = Piece(
-                texts[block.document],
-                block.start,
-                block.stop,
-                draw,
-                sizes,
-                texts.identity(block.document),
-            )
-            key = [self.seed, block.epoch, block.source, block.document, block.start]
-            example = self.maker.example(
-                piece,
-                tokenizer=self.tokenizer,
-                seq_len=self.seq_len,
-                rng=np.random.default_rng(key),
-            )
-            made += [] if example is None else [example]
-        return made
+        return [example for placed in row if (example := self.example(placed)) is not None]
+
+    def example(self, placed: packing.Placed) -> Example | None:
+        """The example of one piece, where the text gives one."""
+        block, draw, sizes = placed
+        texts = self.texts[block.source]
+        piece = Piece(
+            texts[block.document],
+            block.start,
+            block.stop,
+            draw,
+            sizes,
+            texts.identity(block.document),
+        )
+        key = [self.seed, block.epoch, block.source, block.document, block.start]
+        return self.maker.example(
+            piece,
+            tokenizer=self.tokenizer,
+            seq_len=self.seq_len,
+            rng=np.random.default_rng(key),
+        )
 
     def empty(self, rows: int) -> Batch:
         """Padding rows."""
@@ -118,6 +119,7 @@ class Loader:
         texts: the tokenised sources.
         digest: hash of everything that decides the batches apart from the objective's own settings;
             a cursor makes sense for an equal digest only.
+        labels: of the sources, as figures name them.
         seconds_waited: time that `next` spent waiting for a batch, since the start.
     """
 
@@ -141,7 +143,7 @@ class Loader:
             raise UserError('data.workers and data.prefetch must be 0 or more')
         corpus = sources.open_sources(config, split)
         self.texts = tokens.tokenised(corpus, tokenizer)
-        self._labels = labels(config.sources)
+        self.labels = labels(config.sources)
         # Read to the end, sources get the shares that they have.
         weights = corpus.weights if epochs is None else tuple(max(t.tokens, 1) for t in self.texts)
         recipe = Recipe(
@@ -201,7 +203,12 @@ class Loader:
         'epochs/LABEL', and 'share/LABEL' of all tokens."""
         return self._told(Cursor.loads(cursor).read)
 
-    def forecast(self, batches: int) -> dict[str, float]:
+    def origins(self) -> Iterator[list[order.Block]]:
+        """Where the segments of each row of the global batches come from, from the beginning."""
+        for row, _ in self._plan.rows(self._plan.beginning()):
+            yield [placed.block for placed in row if self._recipe.example(placed) is not None]
+
+    def will_read(self, batches: int) -> dict[str, float]:
         """What so many batches will have read, as `read` tells it: measured in a sample."""
         return self._told(forecast.reading(self._plan, batches * self._recipe.batch))
 
@@ -218,7 +225,7 @@ class Loader:
     def _told(self, counts: forecast.Read) -> dict[str, float]:
         whole = sum(units for units, _ in counts)
         told: dict[str, float] = {}
-        for label, texts, (units, documents) in zip(self._labels, self.texts, counts, strict=True):
+        for label, texts, (units, documents) in zip(self.labels, self.texts, counts, strict=True):
             end = f'/{label}' if len(counts) > 1 else ''
             told[f'epochs{end}'] = units / self._units(texts)
             told[f'documents{end}'] = documents
