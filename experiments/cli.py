@@ -46,9 +46,9 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
     script = script if '.' in script else f'experiments.{script}'
     arguments = _arguments(script, description, 'CONFIGURATION', configs.named())
     experiment = configs.get(arguments[0])
-    sources, arguments = mix.from_command_line(arguments)
-    if sources:
-        data = dataclasses.replace(experiment.data, sources=sources)
+    given, arguments = mix.from_command_line(arguments)
+    if given:
+        data = dataclasses.replace(experiment.data, **given)
         experiment = dataclasses.replace(experiment, data=data)
     setting = Annotated[Experiment, tyro.conf.arg(name='', prefix_name=False)]
     command = _parse(
@@ -72,9 +72,9 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
     arguments = _arguments(script, description, 'GRID', configs.grids())
     grid = configs.grid(arguments[0])
     settings = common(grid.arms[0].experiment)
-    sources, arguments = mix.from_command_line(arguments)
-    if sources:
-        settings['data'] = dataclasses.replace(settings['data'], sources=sources)
+    given, arguments = mix.from_command_line(arguments)
+    if given:
+        settings['data'] = dataclasses.replace(settings['data'], **given)
     kinds = get_type_hints(Experiment)
     command = _parse(
         [*_fields(options), *((name, kinds[name], value) for name, value in settings.items())],

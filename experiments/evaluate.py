@@ -4,10 +4,14 @@ Prints every metric with its 95% interval and writes evaluation.json into the di
 --output. What each of them is, and which do not apply to which objective: docs/evaluation.md.
 runs/NAME@400 is the checkpoint of step 400, of which evaluation-400.json will tell, and
 runs/NAME@best the best.
+
+The texts are of python_corpus. With --text 'books/*.txt' or --own they are of one's own, which has
+no labels: classification and docstrings are n/a. The result is evaluation-on-SET.json.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,8 +22,11 @@ import tyro
 
 from experiments import cli
 from llama_jax import mesh as meshes
+from llama_jax.data import mix
+from llama_jax.data.overlap import warn_of_overlap
 from llama_jax.errors import UserError
 from llama_jax.evaluate.metrics import METRICS
+from llama_jax.evaluate.own import evaluate_own
 from llama_jax.evaluate.suite import Suite, evaluate_trained
 from llama_jax.mesh import MeshConfig
 from llama_jax.train.records import write_atomically
@@ -31,7 +38,13 @@ class Options:
     run: tyro.conf.Positional[str]
     """The --workdir of a training, RUN, or RUN@STEP or RUN@best."""
     output: Path | None = None
-    """File for the result; default: evaluation.json in the directory, or evaluation-STEP.json."""
+    """File for the result; default: evaluation.json in the directory, or evaluation-STEP.json; of
+    one's own text evaluation-on-SET.json."""
+    text: tuple[str, ...] = ()
+    """Text of one's own instead, each as one set: files, globs, directories or data sets, such as
+    'books/*.txt' or zh='sanguo/*.txt', which gives the set a name."""
+    own: bool = False
+    """The run's own validation sets instead."""
     suite: Suite = field(default_factory=Suite)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
@@ -39,8 +52,15 @@ class Options:
 def main() -> None:
     options = cli.options(Options, 'evaluate', __doc__)
     workdir, step = named(options.run, 'RUN')
+    if options.text and options.own:
+        raise UserError('--text and --own are two choices of text: give one of the two')
+    own = bool(options.text) or options.own
+    sets = mix.named_sets(options.text, '--text')
+    if options.output and len(sets) > 1:
+        raise UserError('--output is one file, and --text names several sets: leave one out')
     path = options.output or workdir / 'evaluation.json'
-    if options.output is None and any((up / 'grid.json').exists() for up in path.parents[1:4]):
+    of_comparison = any((up / 'grid.json').exists() for up in path.parents[1:4])
+    if not own and options.output is None and of_comparison:
         raise UserError(
             f'{workdir} is a run of a comparison, which takes it for finished once it '
             'has an evaluation.json: give --output FILE'
@@ -51,7 +71,22 @@ def main() -> None:
     trained = load(options.run, mesh, what='RUN')
     if options.output is None and step is not None:
         path = workdir / f'evaluation-{trained.step}.json'
-    result = evaluate_trained(trained, trained.experiment, options.suite, mesh)
+    if not own:
+        tell(evaluate_trained(trained, trained.experiment, options.suite, mesh), path)
+        return
+    data = trained.experiment.data
+    data = dataclasses.replace(data, validation=sets or data.validation)
+    if options.output and len(data.of('validation')) > 1:
+        raise UserError(f'--output is one file, and {workdir} has several sets: leave it out')
+    warn_of_overlap(data)
+    results = evaluate_own(trained, trained.experiment, data, options.suite, mesh)
+    for name, result in results.items():
+        print(f'{name}: {result["text"]["documents"]:,} documents')
+        tell(result, options.output or path.with_name(f'{path.stem}-on-{name}.json'))
+
+
+def tell(result: dict[str, Any], path: Path) -> None:
+    """Write a result, and print it."""
     write_atomically(path, json.dumps(result, indent=1))
     print('\n'.join(table(result)))
     print(f'step {result["step"]}, {result["seconds"]:.0f} s: {path}')

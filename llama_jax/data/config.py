@@ -49,8 +49,9 @@ class DataConfig:
     share: Literal['tokens', 'documents'] = 'tokens'
     """What the weights of sources are shares of."""
     validation: tuple[Source, ...] = ()
-    """Named sets to validate on, in place of the held-out splits of `sources`. The split of each is
-    `validation_split` where it names none."""
+    """Named sets to validate on, in place of the held-out splits of `sources`, or all at once as
+    `--data.validate 'zh=sanguo/*.txt' code=python_corpus/stdlib_code`. A set that names no split is
+    read as a whole where it is `text_files`, else its `validation_split`."""
     train_split: str = 'train'
     """Slices work too, such as `train[:99%]`."""
     validation_split: str = 'validation'
@@ -60,13 +61,20 @@ class DataConfig:
     prefetch: int = 8
     """Batches made ahead of the training step (per worker where there are workers)."""
 
-    def split(self, split: str) -> str:
-        """The data sets' name of the split 'train' or 'validation'."""
-        return {'train': self.train_split, 'validation': self.validation_split}[split]
-
     def of(self, split: str) -> tuple[Source, ...]:
-        """The sources that are read in 'train' or 'validation'."""
-        return self.validation if split == 'validation' and self.validation else self.sources
+        """The sources that are read in 'train' or 'validation', each with its split."""
+        usual = {'train': self.train_split, 'validation': self.validation_split}[split]
+        if split == 'train' or not self.validation:
+            return tuple(_of_split(source, usual) for source in self.sources)
+        # Files that are named for validation alone are held out as a whole.
+        return tuple(
+            _of_split(source, 'all' if source.name == 'text_files' else usual)
+            for source in self.validation
+        )
+
+
+def _of_split(source: Source, split: str) -> Source:
+    return dataclasses.replace(source, split=source.split or split)
 
 
 def labels(sources: Sequence[Source]) -> list[str]:

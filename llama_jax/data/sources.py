@@ -72,8 +72,8 @@ def open_sources(config: DataConfig, split: str) -> Corpus:
     stored as array_record, and for a split without documents.
     """
     check(config)
-    chosen, name = config.of(split), config.split(split)
-    sources = tuple(_documents(builder(source), source, source.split or name) for source in chosen)
+    chosen = config.of(split)
+    sources = tuple(_documents(builder(source), source, source.split or '') for source in chosen)
     return Corpus(sources, tuple(source.weight for source in chosen))
 
 
@@ -90,6 +90,11 @@ def check(config: DataConfig) -> None:
         if not 0 < source.weight < math.inf:
             raise UserError(f'the weight of {source.name!r} is {source.weight}: set one above 0')
         defaults = Source(source.name)
+        if option == 'validation' and source.weight != defaults.weight:
+            raise UserError(
+                f'weight has no effect on the validation set {source.name!r}, of which the tokens '
+                'count: leave it out'
+            )
         for setting in ('files', 'exclude', 'encoding', 'document_characters'):
             same = getattr(source, setting) == getattr(defaults, setting)
             if source.name != 'text_files' and not same:

@@ -29,6 +29,12 @@ def ranks(query_ND: np.ndarray, key_ND: np.ndarray, document_N: np.ndarray) -> n
     return ((cos_NM >= own_N1 - 1e-9) & other_NM).sum(axis=1)
 
 
+def smallest_pool(document_N: np.ndarray) -> int:
+    """The fewest keys that a query is looked for in: its own, and those of other documents."""
+    _, count = np.unique(document_N, return_counts=True)
+    return int(len(document_N) - count.max() + 1) if len(document_N) else 0
+
+
 def recall(rank_N: np.ndarray, *, seed: int) -> dict[int, Result]:
     """Share of the queries whose own key is among the first 1, 5 and 10."""
     return {k: stats.of_mean(rank_N < k, seed=seed) for k in (1, 5, 10)}

@@ -97,9 +97,16 @@ def evaluate_trained(
     trained: Trained, experiment: Experiment, suite: Suite, device_mesh: Mesh
 ) -> dict[str, Any]:
     """`evaluate` of parameters in memory."""
-    begin = time.perf_counter()
     check(suite, experiment)
     found = texts(suite, trained.tokenizer)
+    return evaluate_texts(trained, experiment, suite, found, device_mesh)
+
+
+def evaluate_texts(
+    trained: Trained, experiment: Experiment, suite: Suite, found: Texts, device_mesh: Mesh
+) -> dict[str, Any]:
+    """`evaluate` on given texts. Without topics or functions, what needs them is n/a."""
+    begin = time.perf_counter()
     absent = {'value': None, 'low': None, 'high': None, 'n': 0}
     metrics: dict[str, Any] = {name: dict(absent) for name in METRICS}
     represented, layers = _representations(trained, experiment, suite, found, device_mesh)
@@ -194,12 +201,41 @@ def _representations(
     trained: Trained, experiment: Experiment, suite: Suite, found: Texts, mesh: Mesh
 ) -> tuple[dict[str, Any], list[float]]:
     """The metrics that are common to all objectives, and the probe of every layer."""
+    metrics: dict[str, Any] = {}
+    layers: list[float] = []
+    if found.topics.names:
+        metrics, layers = _classification(trained, experiment, suite, found.topics, mesh)
+    config, seed = experiment.model, suite.seed
+    last = vector_step(config, causal=experiment.objective.causal, compute=experiment.compute)
+    for kind, pairs in (('doc', found.functions), ('span', found.spans)):
+        if not pairs.a:
+            continue
+        both = vectors(
+            last, trained.params, [*pairs.a, *pairs.b], longest=config.context, mesh=mesh
+        )
+        a_ND, b_ND = both[: len(pairs.a)], both[len(pairs.a) :]
+        rank_N = retrieval.ranks(a_ND, b_ND, pairs.document)
+        for k, result in retrieval.recall(rank_N, seed=seed).items():
+            # Among k texts the first k hold every one.
+            if k < retrieval.smallest_pool(pairs.document):
+                metrics[f'recall_{kind}_{k}'] = result
+        if kind == 'span':
+            metrics['alignment'] = retrieval.alignment_result(a_ND, b_ND, seed=seed)
+            metrics['uniformity'] = retrieval.uniformity_result(a_ND, seed=seed)
+    return metrics, layers
+
+
+def _classification(
+    trained: Trained,
+    experiment: Experiment,
+    suite: Suite,
+    topics: examples.Topics,
+    mesh: Mesh,
+) -> tuple[dict[str, Any], list[float]]:
+    """The probe, whose accuracy is also that of every layer, and fine-tuning."""
     config, compute, seed = experiment.model, experiment.compute, suite.seed
     causal = experiment.objective.causal
     by_layer = layer_step(config, causal=causal, compute=compute)
-    last = vector_step(config, causal=causal, compute=compute)
-    topics = found.topics
-
     every = [topics.train, topics.validation, topics.test]
     chunks = [chunk for part in every for chunk in part]
     x_LND = vectors(
@@ -227,17 +263,6 @@ def _representations(
         mesh=mesh,
     )
     metrics['finetune_accuracy'] = stats.of_mean(right, seed=seed)
-
-    for kind, pairs in (('doc', found.functions), ('span', found.spans)):
-        both = vectors(
-            last, trained.params, [*pairs.a, *pairs.b], longest=config.context, mesh=mesh
-        )
-        a_ND, b_ND = both[: len(pairs.a)], both[len(pairs.a) :]
-        rank_N = retrieval.ranks(a_ND, b_ND, pairs.document)
-        for k, result in retrieval.recall(rank_N, seed=seed).items():
-            metrics[f'recall_{kind}_{k}'] = result
-    metrics['alignment'] = retrieval.alignment_result(a_ND, b_ND, seed=seed)
-    metrics['uniformity'] = retrieval.uniformity_result(a_ND, seed=seed)
     return metrics, layers
 
 

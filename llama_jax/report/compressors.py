@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
-from llama_jax.data.config import DataConfig
+from llama_jax.data.config import DataConfig, labels
 from llama_jax.data.sources import Corpus, open_sources
 from llama_jax.errors import UserError
 from llama_jax.report.read import read_object
@@ -41,12 +41,19 @@ def write_baselines(config: DataConfig, path: Path) -> None:
     n_bytes = sum(len(text.encode()) for text in texts)
     say(f'compressing {n_bytes:,} bytes of held-out text with xz and zlib, to compare with')
     facts = {
-        'split': config.validation_split,
+        'split': _told(config),
         **compress(texts),
         'of_documents': sum(corpus.sizes),
         'digest': digest,
     }
     write_atomically(path, json.dumps(facts))
+
+
+def _told(config: DataConfig) -> str:
+    """Which text it is, for people: a split, or the names of several sets."""
+    found = config.of('validation')
+    splits = {source.split or '' for source in found}
+    return splits.pop() if len(splits) == 1 and not config.validation else ', '.join(labels(found))
 
 
 def sample(corpus: Corpus, n_bytes: int) -> list[str]:

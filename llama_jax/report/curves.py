@@ -14,7 +14,7 @@ def learning(run: RunRecords) -> str:
     flops = [x for x, _ in series(run.train, 'flops', 'loss') if x > 0]
     # Within one run FLOPs are tokens times a constant: factors show another view of the curve.
     axes = {
-        'tokens': _tokens(run),
+        'tokens': tokens(run),
         'flops': Axis(
             'training FLOPs, logarithmic',
             start=min(flops, default=None),
@@ -39,7 +39,7 @@ def training(run: RunRecords) -> str:
             chart(
                 'Learning rate',
                 'of the update after each step',
-                _tokens(run),
+                tokens(run),
                 [Curve('', series(run.train, 'tokens', 'learning_rate'), 'trend')],
                 include=(0.0,),
                 missing=missing,
@@ -47,7 +47,7 @@ def training(run: RunRecords) -> str:
             chart(
                 'Gradient norm',
                 'before clipping',
-                _tokens(run),
+                tokens(run),
                 _smoothed(series(run.train, 'tokens', 'grad_norm')),
                 include=(0.0,),
                 missing=missing,
@@ -74,7 +74,8 @@ def training(run: RunRecords) -> str:
     )
 
 
-def _tokens(run: RunRecords) -> Axis:
+def tokens(run: RunRecords) -> Axis:
+    """The axis of all charts against tokens."""
     return Axis('tokens', end=last(run.train, 'tokens'))
 
 

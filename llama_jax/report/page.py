@@ -8,10 +8,10 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from llama_jax.report import curves
+from llama_jax.report import curves, sets
 from llama_jax.report.headline import headline
 from llama_jax.report.read import Line, RunRecords, read
-from llama_jax.report.style import CSS
+from llama_jax.report.style import CSS, SERIES_CSS, TABLE_CSS
 from llama_jax.report.text import escape
 from llama_jax.train.records import write_atomically
 
@@ -34,12 +34,12 @@ def page(run: RunRecords) -> str:
     problems = ''.join(f'<p class="warning">{escape(text)}</p>' for text in run.problems)
     return document(
         run.name,
-        CSS,
+        f'{CSS}{SERIES_CSS}{TABLE_CSS}',
         f"""{headline(run)}
 {problems}
 <h2>Learning</h2>
-<div class="charts">{curves.learning(run)}</div>
-<h2>Optimisation and speed</h2>
+<div class="charts">{curves.learning(run)}{sets.by_set(run, curves.tokens(run))}</div>
+{_data(sets.tables(run))}<h2>Optimisation and speed</h2>
 <div class="charts">{curves.training(run)}</div>
 <h2>Samples</h2>
 {_samples(run.samples)}
@@ -72,6 +72,10 @@ def document(title: str, style: str, body: str) -> str:
 </main></body>
 </html>
 """
+
+
+def _data(tables: str) -> str:
+    return f'<h2>Data</h2>\n{tables}\n' if tables else ''
 
 
 def _samples(samples: list[Line]) -> str:

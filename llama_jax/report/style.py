@@ -142,31 +142,20 @@ def _colours(dark: bool) -> str:
     return ' '.join(f'.arm-{i} {{ --arm: {c[dark]}; }}' for i, c in enumerate(ARM_COLOURS))
 
 
-COMPARISON_CSS = (
+SERIES_CSS = (
     _colours(False)
     + f'\n@media (prefers-color-scheme: dark) {{ {_colours(True)} }}'
     + """
-main { max-width: 1280px; }
-nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin-top: 18px; font-size: 13px; }
-a { color: var(--model); text-decoration: none; }
-a:hover { text-decoration: underline; }
 .plot path.arm { stroke: var(--arm); }
 .plot path.again { stroke-dasharray: 6 4; }
-.plot path.seed { stroke-width: 1px; stroke-opacity: .55; }
-.plot path.mean { stroke-width: 2.2px; }
-.plot path.absent { stroke-width: 1.4px; stroke-dasharray: 1 5; }
-.plot path.front { stroke: var(--soft); stroke-width: 1px; stroke-dasharray: 4 4; }
-.plot path.spread { stroke-width: 1px; stroke-opacity: .7; }
 .plot path.dot { stroke-dasharray: none; }
-.plot path.dot.seed { stroke-width: 5px; }
-.plot path.dot.mean { stroke-width: 10px; }
-.plot path.dot.step { stroke-width: 4px; }
 .key.arm::before { border-color: var(--arm); }
-.key.front::before { border-color: var(--soft); }
-.key.again::before, .key.front::before { border-top-style: dashed; }
-.key.absent::before { border-top-style: dotted; }
-.key.cloud::before { height: 9px; width: 9px; border: 0; border-radius: 50%;
-  background: var(--arm); vertical-align: -1px; }
+.key.again::before { border-top-style: dashed; }
+"""
+)
+"""Curves of several arms or sets."""
+
+TABLE_CSS = """
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 .data { width: 100%; font-variant-numeric: tabular-nums; }
 .data th, .data td { font-family: inherit; font-size: 13px; padding: 5px 16px 5px 0; width: auto;
@@ -181,16 +170,40 @@ a:hover { text-decoration: underline; }
   'Noto Sans Mono CJK SC', monospace; font-size: 12px; }
 .data tr.open th, .data tr.open td { color: var(--soft); }
 .data b { font-weight: 700; }
-.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 7px;
-  background: var(--arm); }
 .card + .card { margin-top: 12px; }
-h2 + .soft { margin-bottom: 12px; }
-.card pre { border: 0; padding: 0; margin: 6px 0 0; }
-figure .note { margin-top: 4px; }
 @media (max-width: 800px) {
   .data th, .data td { padding-right: 12px; }
   .data tbody th { padding-right: 10px; }
 }
+"""
+"""Tables of `tables.Table`."""
+
+COMPARISON_CSS = (
+    SERIES_CSS
+    + TABLE_CSS
+    + """
+main { max-width: 1280px; }
+nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin-top: 18px; font-size: 13px; }
+a { color: var(--model); text-decoration: none; }
+a:hover { text-decoration: underline; }
+.plot path.seed { stroke-width: 1px; stroke-opacity: .55; }
+.plot path.mean { stroke-width: 2.2px; }
+.plot path.absent { stroke-width: 1.4px; stroke-dasharray: 1 5; }
+.plot path.front { stroke: var(--soft); stroke-width: 1px; stroke-dasharray: 4 4; }
+.plot path.spread { stroke-width: 1px; stroke-opacity: .7; }
+.plot path.dot { stroke-dasharray: none; }
+.plot path.dot.seed { stroke-width: 5px; }
+.plot path.dot.mean { stroke-width: 10px; }
+.plot path.dot.step { stroke-width: 4px; }
+.key.front::before { border-color: var(--soft); border-top-style: dashed; }
+.key.absent::before { border-top-style: dotted; }
+.key.cloud::before { height: 9px; width: 9px; border: 0; border-radius: 50%;
+  background: var(--arm); vertical-align: -1px; }
+.swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 7px;
+  background: var(--arm); }
+h2 + .soft { margin-bottom: 12px; }
+.card pre { border: 0; padding: 0; margin: 6px 0 0; }
+figure .note { margin-top: 4px; }
 """
 )
 """What the page of a comparison adds."""

@@ -116,12 +116,15 @@ class Progress:
     def validated(self, step: int, result: dict[str, Any]) -> None:
         """Record a validation."""
         self._evaluation('validation', step, result)
-        shown = ', '.join(
-            f'{name.replace("_", " ")} {result[name]:.3f}'
-            for name in ('loss', 'bits_per_byte')
-            if name in result
+        known = [name for name in ('loss', 'bits_per_byte') if name in result]
+        shown = ', '.join(f'{name.replace("_", " ")} {result[name]:.3f}' for name in known)
+        head = f'{known[-1]}/' if known else ''
+        of_sets = ', '.join(
+            f'{name.removeprefix(head)} {value:.3f}'
+            for name, value in result.items()
+            if head and name.startswith(head)
         )
-        say(f'step {step}  validation: {shown}')
+        say(f'step {step}  validation: {shown}{of_sets and f" ({of_sets})"}')
 
     def measured(self, step: int, result: dict[str, float]) -> None:
         """Record what the caller had measured of the parameters."""

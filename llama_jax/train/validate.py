@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from llama_jax import layout, precision
 from llama_jax.data.config import labels
 from llama_jax.data.loader import Loader
+from llama_jax.data.overlap import warn_of_overlap
 from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
@@ -66,6 +67,7 @@ class Validation:
         """Open all sets, which raises UserError for what is not there, before any step."""
         self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
         self._sources = experiment.data.of('validation')
+        warn_of_overlap(experiment.data)
         self.labels = labels(self._sources)
         tokens = []
         for index in range(len(self._sources)):

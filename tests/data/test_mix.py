@@ -1,12 +1,13 @@
 """Sources in short on the command line."""
 
+import dataclasses
 import json
 import time
 
 import pytest
 
-from llama_jax.data import mix
-from llama_jax.data.config import Source
+from llama_jax.data import mix, overlap, sources
+from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
 
 
@@ -49,14 +50,14 @@ def test_wrong_weights_are_named(item):
 
 def test_the_rest_of_the_command_line_stays():
     line = ['--train.steps', '5', '--data.mix', 'a.txt=2', 'b.txt', '--model.layers=2', '--x', 'y']
-    sources, others = mix.from_command_line(line)
-    assert sources == (files('a.txt', weight=2.0), files('b.txt'))
+    given, others = mix.from_command_line(line)
+    assert given == {'sources': (files('a.txt', weight=2.0), files('b.txt'))}
     assert others == ['--train.steps', '5', '--model.layers=2', '--x', 'y']
     assert mix.from_command_line(['--data.files=a', '--data.files', 'b', 'c']) == (
-        (files('a', 'b', 'c'),),
+        {'sources': (files('a', 'b', 'c'),)},
         [],
     )
-    assert mix.from_command_line(['--train.steps', '5']) == ((), ['--train.steps', '5'])
+    assert mix.from_command_line(['--train.steps', '5']) == ({}, ['--train.steps', '5'])
 
 
 def test_both_options_and_empty_ones_are_refused():
@@ -89,3 +90,74 @@ def test_prepare_takes_a_mix_and_prints_every_split(tmp_path, own_cache, monkeyp
         assert out[1].split()[2] == 'documents' and how in out[4] and str(own_cache) in out[4]
         counts = [int(line.split()[1]) for line in out[1:4]]
         assert sum(counts) == 200 and min(counts) > 0
+
+
+def test_validation_sets_have_names_and_no_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'lang=en').mkdir()
+    given, others = mix.from_command_line(
+        [
+            *('--data.mix', 'a.txt=2', '--data.validate', 'zh=三国/*.txt', '中文=b.txt', 'lang=en'),
+            *('c.txt', 'code=python_corpus/stdlib_code', '--data.workers', '2'),
+        ]
+    )
+    assert given == {
+        'sources': (files('a.txt', weight=2.0),),
+        'validation': (
+            Source('text_files', label='zh', files=('三国/*.txt',)),
+            Source('text_files', label='中文', files=('b.txt',)),
+            files('lang=en'),  # which is there
+            files('c.txt'),
+            Source('python_corpus/stdlib_code', label='code'),
+        ),
+    }
+    assert others == ['--data.workers', '2']
+    with pytest.raises(UserError, match="two sets called 'a': give each a name"):
+        mix.named_sets(['a=b.txt', 'a=c.txt'], '--text')
+    with pytest.raises(UserError, match="--text 'a=' names nothing; write LABEL="):
+        mix.named_sets(['a='], '--text')
+    with pytest.raises(UserError, match='--data.validate names nothing'):
+        mix.from_command_line(['--data.validate'])
+
+
+def test_files_for_validation_are_read_whole():
+    held, code = files('held.txt'), Source('python_corpus/stdlib_code')
+    config = DataConfig(sources=(files('a.txt'),), validation=(held, code), validation_split='test')
+    assert [source.split for source in config.of('validation')] == ['all', 'test']
+    assert [source.split for source in config.of('train')] == ['train']
+    named = dataclasses.replace(config, validation=(dataclasses.replace(held, split='test[:9]'),))
+    assert [source.split for source in named.of('validation')] == ['test[:9]']
+    alone = dataclasses.replace(config, validation=())
+    assert [source.split for source in alone.of('validation')] == ['test']
+    heavy = dataclasses.replace(config, validation=(dataclasses.replace(code, weight=2.0),))
+    with pytest.raises(UserError, match=r"weight has no effect on .*'python_corpus/stdlib_code'"):
+        sources.check(heavy)
+
+
+@pytest.mark.parametrize(
+    ('trained', 'held', 'said'),
+    [
+        (files('a.txt'), files('a.txt'), True),
+        (files('*.txt'), files('a.txt'), True),
+        (files('a.txt'), files('link.txt'), True),
+        (files('b.txt'), files('a.txt'), False),
+        (files('*.txt'), dataclasses.replace(files('a.txt'), split='validation'), False),
+        (files('*.txt'), dataclasses.replace(files('a.txt'), split='test+train[:5]'), True),
+        (Source('wiki', split='train[:99%]'), Source('wiki', split='train[99%:]'), False),
+        (Source('wiki'), Source('wiki'), False),
+        (Source('wiki'), Source('wiki', split='train'), True),
+        (Source('wiki'), Source('wiki', split='train', data_dir='x'), False),
+    ],
+    ids=str,
+)
+def test_held_out_text_that_is_trained_on_is_told(
+    trained, held, said, tmp_path, monkeypatch, caplog
+):
+    monkeypatch.chdir(tmp_path)
+    for name in 'ab':
+        (tmp_path / f'{name}.txt').write_text(name)
+    (tmp_path / 'link.txt').symlink_to(tmp_path / 'a.txt')
+    overlap.warn_of_overlap(DataConfig(sources=(files('b.txt'), trained), validation=(held,)))
+    assert len(caplog.messages) == said
+    if said:
+        assert 'is trained on as well' in caplog.text and '\n' not in caplog.messages[0]

@@ -1,0 +1,182 @@
+"""The evaluation on text of one's own: what needs text alone, in any language."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.sources import open_sources
+from llama_jax.errors import UserError
+from llama_jax.evaluate import examples, own, words
+from llama_jax.evaluate.metrics import METRICS
+from llama_jax.evaluate.suite import Suite
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.masked import MaskedLM
+from llama_jax.train.restore import Trained
+from tests.data.corpus import CHINESE
+from tests.evaluate.conftest import experiment
+from tests.evaluate.test_examples import Letters
+
+SMALL = Suite(span=16, pool=24, window=48, windows=8, middle=3, infill=8)
+TEXT_ALONE = {name for name in METRICS if name.startswith('recall_span')} | {
+    'alignment',
+    'uniformity',
+}
+
+
+def files(path, **settings):
+    return Source('text_files', files=(str(path),), **settings)
+
+
+def stored(path, texts):
+    path.write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts), 'utf-8')
+    return path
+
+
+@pytest.fixture(scope='module')
+def chinese(tmp_path_factory):
+    """Documents of these sentences in every order."""
+    texts = (''.join(order) for order in itertools.permutations(CHINESE))
+    return stored(tmp_path_factory.mktemp('own') / 'chinese.jsonl', itertools.islice(texts, 40))
+
+
+@pytest.fixture(scope='module')
+def measured(chinese, params, tokenizer, mesh):
+    def run(objective):
+        setting = experiment(objective)
+        data = DataConfig(validation=(files(chinese, label='zh'), files(chinese, label='again')))
+        trained = Trained(setting, params, {}, tokenizer, step=7)
+        return own.evaluate_own(trained, setting, data, SMALL, mesh)
+
+    return {type(objective): run(objective) for objective in (CausalLM(), MaskedLM())}
+
+
+def test_what_needs_labels_or_pairs_is_absent_and_the_rest_is_there(measured):
+    likelihoods = {'bits_per_byte', 'suffix_bits_per_byte', 'middle_bits_per_byte'}
+    masked = {'middle_pseudo_bits_per_byte', 'infill_exact'}
+    for objective, more in ((CausalLM, likelihoods), (MaskedLM, masked)):
+        for label in ('zh', 'again'):
+            result = measured[objective][label]
+            assert json.loads(json.dumps(result)) == result
+            assert list(result['metrics']) == list(METRICS)
+            present = {k for k, found in result['metrics'].items() if found['value'] is not None}
+            assert present == TEXT_ALONE | more
+            for name in METRICS.keys() - present:
+                assert result['metrics'][name]['n'] == 0
+            assert result['topics'] == [] and result['layers'] == {'probe': []}
+            assert result['text']['documents'] == 40 and result['text']['split'] == 'all'
+            assert result['suite']['pairs'] is None and result['suite']['pool'] == 24
+    assert measured[CausalLM]['zh']['examples'] == measured[MaskedLM]['again']['examples']
+    assert measured[CausalLM]['zh']['text']['set'] == 'zh'
+
+
+def opened(path):
+    (documents,) = open_sources(DataConfig(validation=(files(path),)), 'validation').sources
+    return documents
+
+
+def of(path, suite, tokenizer):
+    return own.texts('this set', opened(path), suite, tokenizer)
+
+
+def test_long_documents_are_cut_and_texts_come_from_all_over(tokenizer, tmp_path):
+    long = ''.join(CHINESE) * 500
+    path = stored(tmp_path / 'long.jsonl', [f'{i:03} {long}' for i in range(60)])
+    seen = []
+
+    class Spy:
+        bos_id, eos_id = tokenizer.bos_id, tokenizer.eos_id
+        decode = tokenizer.decode
+
+        def encode(self, text):
+            seen.append(text)
+            return tokenizer.encode(text)
+
+    suite = replace(SMALL, pool=12, windows=4)
+    found = of(path, suite, Spy())
+    assert len(seen) == 12 and {len(text) for text in seen} == {8192}
+    stored_order = [text[:3] for text in opened(path)]
+    numbers = [stored_order.index(text[:3]) for text in seen]
+    assert all(5 * i <= number < 5 * i + 5 for i, number in enumerate(numbers))  # 12 of 60
+    assert {len(window) for window in found.windows} == {48}
+    assert len(found.begun) == len(found.windows) == len(found.middles) == 4
+    digests = [
+        examples.digest(of(path, replace(suite, seed=seed), tokenizer)) for seed in (0, 0, 1)
+    ]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_too_little_text_is_told_in_one_line(chinese, params, tokenizer, mesh, tmp_path):
+    one = stored(tmp_path / 'one.jsonl', [''.join(CHINESE)])
+    with pytest.raises(UserError, match='this set has too little text: no two documents of 16'):
+        of(one, SMALL, tokenizer)
+    short = stored(tmp_path / 'short.jsonl', [f'{i} {CHINESE[0][:14]}' for i in range(9)])
+    with pytest.raises(UserError, match=r'no two texts of 400 tokens \(the longest .* has \d+\)'):
+        of(short, replace(SMALL, window=400), tokenizer)
+    setting = experiment(CausalLM())
+    trained = Trained(setting, params, {}, tokenizer, step=7)
+    data = DataConfig(validation=(files(chinese),))
+    with pytest.raises(UserError, match='--suite.per-topic has no effect on text of your own'):
+        own.evaluate_own(trained, setting, data, replace(SMALL, per_topic=3), mesh)
+
+
+def test_recall_at_k_of_k_texts_says_nothing(params, tokenizer, mesh, tmp_path):
+    path = stored(tmp_path / 'six.jsonl', [f'{i}' + CHINESE[i % 5] * 2 for i in range(6)])
+    setting = experiment(CausalLM())
+    trained = Trained(setting, params, {}, tokenizer, step=7)
+    data = DataConfig(validation=(files(path),))
+    suite = replace(SMALL, window=16, windows=2, span=64, pool=6)
+    (result,) = own.evaluate_own(trained, setting, data, suite, mesh).values()
+    values = {k: result['metrics'][f'recall_span_{k}']['value'] for k in (1, 5, 10)}
+    assert values[1] is not None and values[5] is not None and values[10] is None
+
+
+def cut(text, longest=4):
+    """What may be infilled in a text of letters."""
+    letters, found = Letters(), set()
+    for seed in range(60):
+        pieces = [letters.encode(text)]
+        for part in words.infills(pieces, letters, n=1, longest=longest, seed=seed):
+            assert ''.join(map(letters.decode, part)) == text
+            assert len(text) // 4 <= len(part.prefix)
+            found.add(letters.decode(part.middle))
+    return found
+
+
+def test_words_of_scripts_with_spaces_are_whole():
+    assert cut('cats; a pig, the cat and the dog: category; cat') == {
+        'cat',
+        ' cat',
+        'the',
+        ' the',
+    }
+    assert cut('пёс; коты и пёс, кот и мой пёс: и кот, да', 5) == {'кот', ' кот', 'пёс', ' пёс'}
+    # Vowel signs are part of a Hindi word.
+    assert cut('यह हिन्दी है और वह हिन्दी है, मैं', 7) == {'हिन्दी', ' हिन्दी'}
+    assert cut('one two and nothing of all this twice') == set()
+
+
+def test_runs_of_scripts_without_spaces():
+    found = cut('天下大勢，分久必合，合久必分。周末七國分爭，天下大勢，并入於秦，分久必合。')
+    assert found == {'天下', '下大', '大勢', '天下大', '下大勢', '天下大勢', '久必'}
+    # A single one where there is no longer one, and no letter without its vowel sign.
+    assert cut('一二三四五六三七八九十') == {'三'}
+    assert cut('กที่มาคนที่ไปที่นามา', 1) == {'า', 'น'}
+    assert 'ที่' in cut('กที่มาคนที่ไปที่นามา', 3)
+    assert cut('カタカナ文字カタカナ', 3) >= {'カナ'}
+
+
+def test_a_piece_that_begins_within_a_character_is_no_obstacle(tokenizer):
+    """Characters that the vocabulary lacks are several tokens each."""
+    tokens = tokenizer.encode(CHINESE[2] * 5)
+    pieces = [tokens[i : i + 128] for i in range(1, 40)]
+    found = words.infills(pieces, tokenizer, n=30, longest=8, seed=0)
+    assert len(found) == 30
+    for part in found:
+        middle = tokenizer.decode(part.middle)
+        whole = tokenizer.decode(np.concatenate(part))
+        assert middle and '\ufffd' not in middle and whole.count(middle) > 1
+        assert len(part.middle) <= 8

@@ -1,0 +1,223 @@
+"""Validation: several sets, a fixed sample of them, and no more memory than training takes."""
+
+import itertools
+import json
+import random
+from dataclasses import replace
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from llama_jax import layout
+from llama_jax import mesh as meshes
+from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.load_tokenizer import load_tokenizer
+from llama_jax.data.loader import Loader
+from llama_jax.mesh import MeshConfig
+from llama_jax.model import layers
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.contrastive import DOCUMENT, InfoNCE
+from llama_jax.train.place import place
+from llama_jax.train.step import abstract_state, train_step
+from llama_jax.train.validate import Validation, loss_step, shared_out
+from tests.data.corpus import CHINESE
+from tests.train.conftest import MODEL, changed
+
+SIZES = {'few': 2, 'some': 90, 'many': 240}
+COMPUTE = Compute()
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    return meshes.make(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope='module')
+def params(mesh):
+    return layers.create(MODEL, jax.random.key(0), mesh)
+
+
+@pytest.fixture(scope='module')
+def sets(experiment, tmp_path_factory):
+    """The tiny experiment with three sets, of 2, 90 and 240 documents that begin with a number."""
+    path = tmp_path_factory.mktemp('sets')
+    words = json.dumps(list(CHINESE), ensure_ascii=False).split('，')
+    chance = random.Random(0)
+    for name, n in SIZES.items():
+        texts = (f'{i} {" ".join(chance.choices(words, k=3))}' for i in range(n))
+        lines = (json.dumps({'text': text}) + '\n' for text in texts)
+        (path / f'{name}.jsonl').write_text(''.join(lines), 'utf-8')
+    sources = (Source('text_files', files=(f'{path}/{name}.jsonl',), label=name) for name in SIZES)
+    return changed(experiment, 'data', validation=tuple(sources))
+
+
+@pytest.fixture(scope='module')
+def tokenizer(sets):
+    return load_tokenizer(sets.data)
+
+
+@pytest.fixture(scope='module')
+def whole(sets, tokenizer, mesh, params):
+    return measure(changed(sets, 'evaluation', batches=0), tokenizer, mesh, params)
+
+
+def measure(experiment, tokenizer, mesh, params):
+    with jax.set_mesh(mesh):
+        return Validation(experiment, tokenizer, mesh)(params)
+
+
+def test_sets_are_files_as_a_whole_and_all_together_are_one_pass(sets, whole, tokenizer):
+    n_bytes = 0
+    for source in sets.data.validation:
+        with open(source.files[0], encoding='utf-8') as lines:
+            texts = [json.loads(line)['text'] for line in lines]
+        n_bytes += whole[f'bytes/{source.label}']
+        assert whole[f'bytes/{source.label}'] == sum(len(text.encode()) for text in texts)
+    assert whole['bytes'] == n_bytes
+    bits = sum(whole[f'bits_per_byte/{x}'] * whole[f'bytes/{x}'] for x in SIZES)
+    assert whole['bits_per_byte'] == pytest.approx(bits / n_bytes, rel=1e-9)
+    figures = [whole[f'loss/{name}'] for name in SIZES]
+    assert min(figures) < whole['loss'] < max(figures)
+
+
+def test_the_figures_of_a_set_are_those_of_it_alone(sets, whole, tokenizer, mesh, params):
+    for source in sets.data.validation[:2]:
+        alone = changed(changed(sets, 'data', validation=(source,)), 'evaluation', batches=0)
+        found = measure(alone, tokenizer, mesh, params)
+        assert not [name for name in found if '/' in name]
+        assert {f'{name}/{source.label}': value for name, value in found.items()} == {
+            name: value for name, value in whole.items() if name.endswith(f'/{source.label}')
+        }
+
+
+def test_a_sample_is_the_same_at_every_call_and_for_every_seed(
+    sets, whole, tokenizer, mesh, params
+):
+    sample = changed(sets, 'evaluation', batches=8)
+    with jax.set_mesh(mesh):
+        validation = Validation(sample, tokenizer, mesh)
+        assert len(validation.batches) == 3 and sum(validation.batches) == 8
+        few, some, many = validation.batches
+        assert few == 1 < some < many
+        first = validation(params)
+        assert first == validation(params)
+    assert first == measure(replace(sample, seed=9), tokenizer, mesh, params)
+    assert first['bytes/few'] == whole['bytes/few']
+    assert first['bytes/many'] < whole['bytes/many']
+
+
+def test_a_sample_comes_from_all_over_a_set(sets, tokenizer, mesh):
+    with (
+        jax.set_mesh(mesh),
+        Validation(sets, tokenizer, mesh)._open(list(SIZES).index('many')) as loader,
+    ):
+        batches = list(itertools.islice(loader, 6))
+    texts = [
+        tokenizer.decode(batch['targets'][b, t : t + 6])
+        for batch in batches
+        for b, t in np.argwhere((batch['positions'] == 0) & (batch['segments'] > 0))
+    ]
+    numbers = sorted(int(text.split()[0]) for text in texts if text.split()[0].isdecimal())
+    assert len(numbers) > 5
+    assert numbers[0] < 80 and numbers[-1] > 160  # of 240
+    assert numbers != list(range(numbers[0], numbers[0] + len(numbers)))
+
+
+@pytest.mark.parametrize('batches', [1, 2, 7, 64])
+@pytest.mark.parametrize('tokens', [[5], [1, 1], [900, 90, 10], [1, 1, 1, 97], [0, 7], [3, 3, 3]])
+def test_batches_are_shared_out_by_tokens(batches, tokens):
+    given = shared_out(batches, tokens)
+    exact = [batches * n / sum(tokens) for n in tokens]
+    assert min(given) >= 1
+    assert sum(given) == batches or sum(given) > batches and min(exact) < 1
+    for n, share in zip(given, exact, strict=True):
+        assert abs(n - share) < 1 or (n == 1 and share < 1)
+    assert shared_out(0, tokens) == [None] * len(tokens)
+
+
+def test_microbatches_give_the_same_sums(sets, tokenizer, mesh, params):
+    with (
+        jax.set_mesh(mesh),
+        Validation(sets, tokenizer, mesh)._open(list(SIZES).index('some')) as loader,
+    ):
+        batch = place(next(loader), mesh)
+        one, four = (
+            loss_step(MODEL, CausalLM(), COMPUTE, accumulate=n)(params, batch) for n in (1, 4)
+        )
+    assert float(one.weight) == float(four.weight) > 100
+    assert float(four.total) == pytest.approx(float(one.total), rel=1e-5)
+    assert four.metrics.keys() == one.metrics.keys()
+    for name, value in one.metrics.items():
+        assert float(four.metrics[name]) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_microbatches_save_the_memory_that_they_save_in_training(mesh):
+    """Compiled only. The model is wide and its vocabulary small, so that activations outweigh the
+    logits, of which the loss makes some at a time anyway."""
+    config = ModelConfig(**{**vars(MODEL), 'ffn': 512, 'vocab': 64})
+    tx = optax.identity()
+    training = train_step(
+        config, CausalLM(), tx, learning_rate=lambda step: 1e-3, accumulate=8, compute=COMPUTE
+    )
+    state = abstract_state(config, CausalLM(), tx)
+    state = jax.tree.map(
+        lambda x, placed: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed),
+        state,
+        layout.shardings(state, mesh),
+    )
+    shapes = {'inputs': 'int32', 'targets': 'int32', 'segments': 'int32', 'positions': 'int32'}
+    shapes['weights'] = 'float32'
+    batch = place({name: np.ones((128, 64), dtype) for name, dtype in shapes.items()}, mesh)
+
+    def temporary(program, first):
+        with jax.set_mesh(mesh):
+            return program.lower(first, batch).compile().memory_analysis().temp_size_in_bytes
+
+    in_training = temporary(training, state)
+    whole, parts = (
+        temporary(loss_step(config, CausalLM(), COMPUTE, accumulate=n), state.params)
+        for n in (1, 8)
+    )
+    assert parts < whole / 4
+    assert parts < in_training
+
+
+def test_contrastive_batches_hold_as_many_documents_as_in_training(
+    experiment, tokenizer, mesh, tmp_path
+):
+    """Of a corpus of long documents: a batch of one document would have no wrong answers."""
+    words = ''.join(CHINESE).split('，')
+    for name, n in (('train', 40), ('held', 24)):
+        chance = random.Random(name)
+        lines = ('，'.join(chance.choices(words, k=300)) for _ in range(n))
+        path = tmp_path / f'{name}.jsonl'
+        path.write_text(''.join(json.dumps({'text': line}) + '\n' for line in lines), 'utf-8')
+    data = DataConfig(
+        sources=(Source('text_files', split='all', files=(f'{tmp_path}/train.jsonl',)),),
+        validation=(Source('text_files', files=(f'{tmp_path}/held.jsonl',)),),
+        tokenizer=experiment.data.tokenizer,
+    )
+    contrastive = replace(experiment, data=data, objective=InfoNCE(views='spans'))
+    training = Loader(
+        data,
+        split='train',
+        tokenizer=tokenizer,
+        maker=contrastive.objective,
+        batch=8,
+        seq_len=32,
+        seed=0,
+    )
+    with training, jax.set_mesh(mesh):
+        wanted = np.mean([documents(next(training)) for _ in range(6)])
+        with Validation(contrastive, tokenizer, mesh)._open(0) as loader:
+            found = np.mean([documents(next(loader)) for _ in range(6)])
+    assert wanted > 6
+    assert found > 0.8 * wanted
+
+
+def documents(batch):
+    """How many different documents the pairs of a batch are of."""
+    return len(set(batch[f'a/{DOCUMENT}'][batch['a/segments'] > 0].tolist()))
