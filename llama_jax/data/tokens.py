@@ -148,7 +148,7 @@ def _make(
     missing = [task for task in tasks if not task.finished]
     left = documents.bytes * len(missing) // n
     if processes is None:
-        processes = workers.cores() if left > _FEW_BYTES else 1
+        processes = workers.cores() if left > _FEW_BYTES else 0
     done = documents.bytes - left
     with Progress(f'tokenising {documents.name}', documents.bytes, done) as progress:
         for _ in workers.run(missing, processes, progress.add, _REMEDY):

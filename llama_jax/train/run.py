@@ -125,6 +125,7 @@ def prepare(
     check_tokenizer(experiment.data.tokenizer, rows=experiment.model.vocab)
     with contextlib.ExitStack() as opened:
         opened.enter_context(held(workdir))
+        agreement.same({}, 'start')  # no process reads on before process 0 holds the directory
         shared = f'All of them must see the same {workdir}, on a file system that they share'
         agreement.same({'run.lock': holder(workdir)}, 'working directory', shared)
         return _prepare(experiment, workdir, device_mesh, measure, profile, opened)

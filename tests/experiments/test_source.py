@@ -74,7 +74,7 @@ def test_names_of_control_tokens_in_a_source():
 
 def test_samples_of_a_training():
     mesh = make(MeshConfig(), jax.devices()[:1])
-    evaluation = types.SimpleNamespace(prompts=('a', ''), sample_tokens=8)
+    evaluation = types.SimpleNamespace(prompts=('a', ''), sample_tokens=8, every=1)
     experiment = types.SimpleNamespace(
         model=BOTH, compute=generate.Compute(), evaluation=evaluation
     )
