@@ -22,7 +22,8 @@ class Source:
     weight: float = 1.0
     """Share in the mixture, relative to the other weights; `DataConfig.share` says of what."""
     label: str = ''
-    """What figures of this source are called. Default: its name, or that of its first file."""
+    """What figures of this source are called. Default: its name, or that of its first file or of
+    the directory with them."""
     split: str | None = None
     """Instead of the split of the configuration, e.g. 'all', 'test', 'train[:50%]'."""
     data_dir: str | None = None
@@ -81,12 +82,17 @@ def labels(sources: Sequence[Source]) -> list[str]:
     """A label for each source, of which no two are alike."""
     found: list[str] = []
     for source in sources:
-        files = Path(source.files[0]).name if source.files else ''
-        label = source.label or files.strip('*?').partition('.')[0] or source.name.replace('/', '_')
+        label = source.label or _name_of(source.files) or source.name.replace('/', '_')
         label = re.sub(r'[^\w.-]+', '_', label).strip('_') or 'source'
         same = sum(other == label or other.startswith(f'{label}-') for other in found)
         found.append(f'{label}-{same + 1}' if same else label)
     return found
+
+
+def _name_of(files: Sequence[str]) -> str:
+    """Of the first: its name, or for one such as books/**/*.txt the nearest directory's."""
+    parts = reversed(Path(files[0]).parts if files else ())
+    return next(filter(None, (part.strip('*?/').partition('.')[0] for part in parts)), '')
 
 
 def cache_dir() -> Path:

@@ -5,6 +5,7 @@ import os
 
 from llama_jax.data import find
 from llama_jax.data.config import DataConfig, Source, labels
+from llama_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,18 @@ def _both(held: Source, trained: Source) -> str:
         return ''
     if held.name != 'text_files':
         return held.name if held.data_dir == trained.data_dir else ''
-    one, other = (
-        {os.path.realpath(found.path) for found in find.matching(source.files, source.exclude)}
-        for source in (held, trained)
-    )
-    same = sorted(one & other)
+    same = sorted(_paths(held) & _paths(trained))
     more = f' and {len(same) - 1} more' if len(same) > 1 else ''
     return f'{same[0]}{more}' if same else ''
+
+
+def _paths(source: Source) -> set[str]:
+    """The files of a source, links resolved. None where they are not there: who reads them says so,
+    and a run may be evaluated where those it was trained on are no more."""
+    try:
+        return {os.path.realpath(one.path) for one in find.matching(source.files, source.exclude)}
+    except UserError:
+        return set()
 
 
 def _share_a_split(one: str, other: str) -> bool:

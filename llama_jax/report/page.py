@@ -75,7 +75,7 @@ def document(title: str, style: str, body: str) -> str:
 
 
 def _data(tables: str) -> str:
-    return f'<h2>Data</h2>\n{tables}\n' if tables else ''
+    return f'<h2>Data</h2>\n<div class="tables">{tables}</div>\n' if tables else ''
 
 
 def _samples(samples: list[Line]) -> str:

@@ -170,7 +170,7 @@ TABLE_CSS = """
   'Noto Sans Mono CJK SC', monospace; font-size: 12px; }
 .data tr.open th, .data tr.open td { color: var(--soft); }
 .data b { font-weight: 700; }
-.card + .card { margin-top: 12px; }
+.tables .card + .card { margin-top: 12px; }
 @media (max-width: 800px) {
   .data th, .data td { padding-right: 12px; }
   .data tbody th { padding-right: 10px; }
@@ -201,6 +201,7 @@ a:hover { text-decoration: underline; }
   background: var(--arm); vertical-align: -1px; }
 .swatch { display: inline-block; width: 10px; height: 10px; border-radius: 2px; margin-right: 7px;
   background: var(--arm); }
+.card + .card { margin-top: 12px; }
 h2 + .soft { margin-bottom: 12px; }
 .card pre { border: 0; padding: 0; margin: 6px 0 0; }
 figure .note { margin-top: 4px; }

@@ -257,8 +257,13 @@ def test_labels_are_short_and_no_two_alike():
         Source('text_files', files=('data/books*.jsonl.gz',)),
         Source('text_files', files=('other/books.txt',)),
         Source('text_files', files=('*',), label='三国'),
+        Source('text_files', files=('/data/web/**/*.jsonl', 'more/a.txt')),
+        Source('text_files', files=('*.txt',)),
+        Source('text_files', files=('../notes/',)),
     ]
-    assert labels(named) == ['python_corpus_stdlib_code', 'books', 'books-2', '三国']
+    assert labels(named) == [
+        *('python_corpus_stdlib_code', 'books', 'books-2', '三国', 'web', 'text_files', 'notes')
+    ]
 
 
 def test_close_ends_the_thread(config, tokenizer):

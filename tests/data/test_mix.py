@@ -141,6 +141,7 @@ def test_files_for_validation_are_read_whole():
         (files('*.txt'), files('a.txt'), True),
         (files('a.txt'), files('link.txt'), True),
         (files('b.txt'), files('a.txt'), False),
+        (files('moved/*.txt'), files('a.txt'), False),
         (files('*.txt'), dataclasses.replace(files('a.txt'), split='validation'), False),
         (files('*.txt'), dataclasses.replace(files('a.txt'), split='test+train[:5]'), True),
         (Source('wiki', split='train[:99%]'), Source('wiki', split='train[99%:]'), False),

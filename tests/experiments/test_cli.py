@@ -10,6 +10,7 @@ import pytest
 
 import configs
 from experiments import cli, evaluate, pretrain
+from llama_jax.data.config import DataConfig, Source, labels
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.train.experiment import Experiment, digest, to_dict
 
@@ -179,3 +180,46 @@ def test_an_evaluation_of_a_named_step_leaves_that_of_the_newest_alone(
     code, out, _ = run_script(evaluate.main, f'{tmp_path}/run{at}')
     assert code == 0 and asked == [f'{tmp_path}/run{at}']
     assert [path.name for path in (tmp_path / 'run').iterdir()] == [name] and name in out
+
+
+@pytest.mark.parametrize(
+    'arguments, names',
+    [
+        (['', '--own'], ['evaluation-on-run.json']),
+        (
+            ['@60', '--text', 'zh={}/a.txt', '{}/b.txt'],
+            ['evaluation-60-on-b.json', 'evaluation-60-on-zh.json'],
+        ),
+    ],
+)
+def test_own_text_has_results_of_its_own(run_script, monkeypatch, tmp_path, arguments, names):
+    data = DataConfig(validation=(Source('python_corpus/stdlib_code', label='run'),))
+    trained = types.SimpleNamespace(step=60, experiment=types.SimpleNamespace(data=data))
+    metrics = {m: {'value': None} for m in METRICS}
+    found = {'step': 60, 'seconds': 0.0, 'metrics': metrics, 'text': {'documents': 1234}}
+    monkeypatch.setattr(evaluate, 'load', lambda run, mesh, **how: trained)
+    monkeypatch.setattr(
+        evaluate,
+        'evaluate_own',
+        lambda trained, experiment, data, *others: dict.fromkeys(
+            labels(data.of('validation')), found
+        ),
+    )
+    (tmp_path / 'run').mkdir()
+    at, *others = (argument.format(tmp_path) for argument in arguments)
+    code, out, _ = run_script(evaluate.main, f'{tmp_path}/run{at}', *others)
+    assert code == 0 and '1,234 documents' in out
+    assert sorted(path.name for path in (tmp_path / 'run').iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    'arguments, words',
+    [
+        (['--own', '--text', 'a.txt'], '--text and --own are two choices'),
+        (['--text', 'a.txt', 'b.txt', '--output', 'x.json'], '--text names several sets'),
+        (['--text', 'zh=a.txt', 'zh=b.txt'], "--text has two sets called 'zh'"),
+    ],
+)
+def test_choices_of_own_text_that_do_not_go_together(run_script, arguments, words):
+    code, _, (line,) = run_script(evaluate.main, 'run', *arguments)
+    assert code == 2 and words in line

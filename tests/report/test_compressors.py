@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -116,3 +117,7 @@ def test_baselines_are_made_once_for_the_same_data(tmp_path, monkeypatch, capsys
     write_baselines(config, path)
     cut = json.loads(path.read_text())
     assert cut['bytes'] == 1000 and cut['documents'] < cut['of_documents']
+    held = tuple(Source('text_files', files=config.sources[0].files, label=x) for x in 'ab')
+    write_baselines(replace(config, validation=held), path)
+    named = json.loads(path.read_text())
+    assert named['split'] == 'a, b' and named['of_documents'] == 800

@@ -21,6 +21,8 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import DOCUMENT, InfoNCE
 from llama_jax.train.place import place
+from llama_jax.train.progress import Progress
+from llama_jax.train.records import Records
 from llama_jax.train.step import abstract_state, train_step
 from llama_jax.train.validate import Validation, loss_step, shared_out
 from tests.data.corpus import CHINESE
@@ -221,3 +223,21 @@ def test_contrastive_batches_hold_as_many_documents_as_in_training(
 def documents(batch):
     """How many different documents the pairs of a batch are of."""
     return len(set(batch[f'a/{DOCUMENT}'][batch['a/segments'] > 0].tolist()))
+
+
+def test_the_progress_tells_every_set(experiment, tmp_path, capsys):
+    records = Records(tmp_path, experiment, {})
+    records.begin(0)
+    progress = Progress(
+        experiment, records, first_step=0, seconds=0.0, flops_per_token=1.0, peak_flops=None
+    )
+    result = {'loss': 2.0, 'bits_per_byte': 1.5, 'loss/zh': 1.0, 'bits_per_byte/zh': 0.75}
+    progress.validated(5, result | {'loss/a/b': 3.0, 'bits_per_byte/a/b': 2.25})
+    progress.validated(6, {'loss': 2.0, 'loss/zh': 1.0, 'accuracy/zh': 0.5})
+    progress.validated(7, {'loss': 2.0, 'bits_per_byte': 1.5})
+    records.close()
+    assert capsys.readouterr().err.splitlines() == [
+        'step 5  validation: loss 2.000, bits per byte 1.500 (zh 0.750, a/b 2.250)',
+        'step 6  validation: loss 2.000 (zh 1.000)',
+        'step 7  validation: loss 2.000, bits per byte 1.500',
+    ]
