@@ -30,7 +30,7 @@ TEXT = 256
 """Tokens of a document from which one pair is made (Izacard et al. 2022, section 3)."""
 CROP = 0.05, 0.5
 """Shortest and longest crop as a share of that text (same, appendix A.1)."""
-PLACE = 12
+PLACE = 8
 """Positions of a view's row for each of its places for a pair, so that short documents fill it."""
 PLACES = 4
 """Places at least, for short rows."""
