@@ -1,19 +1,18 @@
 """Contrastive learning: two views of a text are each other's nearest in a batch (InfoNCE, van den
 Oord et al. 2018).
 
-Letters of this file: M places for a pair in a row; C, N a row and a place of the global batch.
+Letter of this file: M places for a pair in a row.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax import layout, mesh
@@ -24,6 +23,7 @@ from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.base import Base, Batch, Loss, in_stream
 from llama_jax.objectives.flops import features_flops
+from llama_jax.objectives.info_nce import info_nce
 from llama_jax.objectives.prediction import check_architecture
 
 TEXT = 256
@@ -40,8 +40,6 @@ DOCUMENT = 'document'
 """The array with the document's id, which tells texts that are no negatives of each other."""
 SPLIT = 1 << 26
 """Values of the first of the two numbers that a draw is split into."""
-NEVER = -1e30
-"""Logit of what is no candidate: finite, so that a place without a pair has a gradient of 0."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class InfoNCE(Base):
         return {'a': seq_len // 2, 'b': seq_len // 2}
 
     def segments(self, seq_len: int) -> int:
-        """Places for pairs, which are few: each is a row and a column of the table of cosines."""
+        """Places for pairs, each a row and a column of the table of cosines."""
         return max(PLACES, seq_len // 2 // PLACE)
 
     def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
@@ -228,70 +226,6 @@ def pooled(x_BTD: Float[Array, 'B T D'], place_BMT: Bool[Array, 'B M T']) -> jax
     )  # the length of the sum is divided out anyway, so no mean is taken
     square_BM1 = jnp.sum(jnp.square(sum_BMD), axis=-1, keepdims=True)
     return sum_BMD * jax.lax.rsqrt(jnp.maximum(square_BM1, 1e-12))
-
-
-class Sums(NamedTuple):
-    """Sums over the pairs of a batch, float32 []. Only `total` is meant to be differentiated."""
-
-    total: jax.Array
-    """Cross-entropy in nats, the mean of both directions."""
-    weight: jax.Array
-    """Number of pairs."""
-    correct: jax.Array
-    """Pairs whose other view is the most similar of all candidates, the mean of both directions."""
-    alignment: jax.Array
-    """Squared distance of the two views."""
-    uniformity: jax.Array
-    """Not a sum: log E exp(-2 |a - b|^2) over views of different documents (Wang & Isola 2020)."""
-
-
-def info_nce(
-    a_BMD: Float[Array, 'B M D'],
-    b_BMD: Float[Array, 'B M D'],
-    *,
-    document_BM: Int[Array, 'B M'],
-    valid_BM: Bool[Array, 'B M'],
-    temperature: Float[Array, ''],
-) -> Sums:
-    """Symmetric InfoNCE of unit vectors over the global batch (Radford et al. 2021, figure 3).
-
-    Every device compares its own rows with those of all, which it gathers; the gradient flows
-    through the gathered ones as well.
-    """
-    everywhere = PartitionSpec()
-    index_BM = jnp.arange(valid_BM.size).reshape(valid_BM.shape)
-    own_BMCN = jax.reshard(index_BM, layout.rows())[:, :, None, None] == index_BM
-    other_BMCN = document_BM[:, :, None, None] != jax.reshard(document_BM, everywhere)
-    candidate_BMCN = jax.reshard(valid_BM, everywhere) & (own_BMCN | other_BMCN)
-
-    def direction(query_BMD: jax.Array, key_BMD: jax.Array) -> tuple[jax.Array, ...]:
-        cos_BMCN = jnp.einsum(
-            'BMD,CND->BMCN',
-            query_BMD,
-            jax.reshard(key_BMD, everywhere),
-            precision='highest',  # divided by the temperature, an error of bfloat16 is large
-        )
-        logit_BMCN = jnp.where(candidate_BMCN, cos_BMCN / temperature, NEVER)
-        positive_BM = jnp.sum(jnp.where(own_BMCN, logit_BMCN, 0), axis=(2, 3))
-        nll_BM = jax.nn.logsumexp(logit_BMCN, axis=(2, 3)) - positive_BM
-        return nll_BM, positive_BM >= jnp.max(logit_BMCN, axis=(2, 3)), cos_BMCN
-
-    ab_BM, right_ab_BM, cos_BMCN = direction(a_BMD, b_BMD)
-    ba_BM, right_ba_BM, _ = direction(b_BMD, a_BMD)
-
-    def total(x_BM: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(valid_BM, x_BM, 0), dtype=jnp.float32)
-
-    apart_BMCN = candidate_BMCN & ~own_BMCN & valid_BM[:, :, None, None]
-    near = jnp.sum(jnp.where(apart_BMCN, jnp.exp(4 * cos_BMCN - 4), 0))
-    n_apart = jnp.sum(apart_BMCN, dtype=jnp.float32)
-    return Sums(
-        total=total((ab_BM + ba_BM) / 2),
-        weight=total(valid_BM),
-        correct=total((right_ab_BM.astype(jnp.float32) + right_ba_BM) / 2),
-        alignment=total(jnp.sum(jnp.square(a_BMD - b_BMD), axis=-1)),
-        uniformity=jnp.where(n_apart > 0, jnp.log(near / jnp.maximum(n_apart, 1)), 0),
-    )
 
 
 def _bounded(log_temperature: jax.Array) -> jax.Array:

@@ -8,36 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
 
-from llama_jax import layout, mesh
+from llama_jax import layout
 from llama_jax.data import pieces
 from llama_jax.errors import UserError
-from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
-from llama_jax.objectives.contrastive import InfoNCE, info_nce
+from llama_jax.objectives.contrastive import InfoNCE
 from tests.objectives import texts
+from tests.objectives.pairs import make_mesh, oracle, place
 
-MESHES = {
-    'one device': (1, MeshConfig()),
-    'fsdp 8': (8, MeshConfig()),
-    'data 2 fsdp 2 tensor 2': (8, MeshConfig(data=2, fsdp=2, tensor=2)),
-}
 CONFIG = ModelConfig(
     vocab=64, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=24, context=64, dropout=0.1
 )
 COMPUTE = Compute(attention='reference', unroll=1)
 SEQ_LEN = 32
-
-
-def make_mesh(name):
-    n_devices, config = MESHES[name]
-    return mesh.make(config, jax.devices()[:n_devices])
-
-
-def place(arrays, devices):
-    return jax.device_put(arrays, NamedSharding(devices, layout.rows()))
 
 
 def documents(n, *, length=(20, 60), seed=0):
@@ -78,9 +63,6 @@ class Lookup:
         return self.table_VD.at[token_BT].get(out_sharding=layout.act('BTD')), None
 
 
-# The oracle.
-
-
 def pairs_of(batch):
     """Row, segment of every pair, in order."""
     segment_BT = batch['a/segments']
@@ -95,118 +77,6 @@ def vectors_of(batch, view, table_VD):
         mean_D = table_VD[tokens].astype(np.float64).mean(0)
         vectors.append(mean_D / np.linalg.norm(mean_D))
     return np.array(vectors)
-
-
-def oracle(a_PD, b_PD, documents, temperature):
-    """Sums over pairs and gradients of the total to a, b and the log of the temperature."""
-    n = len(a_PD)
-    candidate = np.array(
-        [[i == j or documents[i] != documents[j] for j in range(n)] for i in range(n)]
-    )
-    cos = a_PD @ b_PD.T
-    logit = np.where(candidate, cos / temperature, -np.inf)
-    p_ab = np.exp(logit) / np.exp(logit).sum(1, keepdims=True)
-    p_ba = np.exp(logit) / np.exp(logit).sum(0, keepdims=True)
-    total = -(np.log(np.diag(p_ab)) + np.log(np.diag(p_ba))).sum() / 2
-    dlogit = (p_ab + p_ba) / 2 - np.eye(n)
-    correct = (
-        (logit.argmax(1) == np.arange(n)).sum() + (logit.argmax(0) == np.arange(n)).sum()
-    ) / 2
-    apart = [(i, j) for i, j in itertools.product(range(n), repeat=2) if candidate[i, j] and i != j]
-    near = [np.exp(-2 * np.sum((a_PD[i] - b_PD[j]) ** 2)) for i, j in apart]
-    return {
-        'total': total,
-        'weight': n,
-        'correct': correct,
-        'alignment': np.sum((a_PD - b_PD) ** 2),
-        'uniformity': np.log(np.mean(near)),
-        'da': dlogit @ b_PD / temperature,
-        'db': dlogit.T @ a_PD / temperature,
-        'dlog_temperature': -(dlogit * np.where(candidate, cos, 0)).sum() / temperature,
-    }
-
-
-@pytest.mark.parametrize('name', MESHES)
-def test_sums_and_gradients_equal_loops_over_pairs(name):
-    B, M, D = 8, 3, 5
-    random = np.random.default_rng(0)
-    valid_BM = random.random((B, M)) < 0.7
-    valid_BM[0] = False  # a row of padding
-    document_BM = random.integers(0, 9, (B, M)).astype(np.int32)  # some are there twice
-    a_BMD, b_BMD = random.normal(size=(2, B, M, D))
-    b_BMD += a_BMD
-    a_BMD, b_BMD = (
-        (x / np.linalg.norm(x, axis=-1, keepdims=True) * valid_BM[..., None]).astype(np.float32)
-        for x in (a_BMD, b_BMD)
-    )
-    want = oracle(a_BMD[valid_BM], b_BMD[valid_BM], document_BM[valid_BM], 0.1)
-    assert 0 < want['correct'] < want['weight'] < valid_BM.size
-    assert len(set(document_BM[valid_BM])) < want['weight']
-
-    def total(a_BMD, b_BMD, log_temperature, document_BM, valid_BM):
-        sums = info_nce(
-            a_BMD,
-            b_BMD,
-            document_BM=document_BM,
-            valid_BM=valid_BM,
-            temperature=jnp.exp(log_temperature),
-        )
-        return sums.total, sums
-
-    devices = make_mesh(name)
-    with jax.set_mesh(devices):
-        a, b, document, valid = place((a_BMD, b_BMD, document_BM, valid_BM), devices)
-        gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))
-        (_, sums), (da, db, dlog) = jax.device_get(gradient(a, b, np.log(0.1), document, valid))
-    for field in sums._fields:
-        np.testing.assert_allclose(getattr(sums, field), want[field], rtol=2e-6, err_msg=field)
-    np.testing.assert_allclose(da[valid_BM], want['da'], atol=2e-6)
-    np.testing.assert_allclose(db[valid_BM], want['db'], atol=2e-6)
-    np.testing.assert_allclose(dlog, want['dlog_temperature'], rtol=1e-5)
-    assert not da[~valid_BM].any() and not db[~valid_BM].any()
-
-
-def test_identical_vectors_cost_log_n_and_duplicates_nothing():
-    B, M, D = 4, 2, 3
-    same_BMD = np.full((B, M, D), D**-0.5, np.float32)
-    with jax.set_mesh(make_mesh('one device')):
-
-        @jax.jit
-        def loss(document_BM, valid_BM):
-            sums = info_nce(
-                same_BMD,
-                same_BMD,
-                document_BM=document_BM,
-                valid_BM=valid_BM,
-                temperature=jnp.float32(0.05),
-            )
-            return sums.total / sums.weight
-
-        apart_BM = np.arange(B * M, dtype=np.int32).reshape(B, M)
-        every_BM = np.ones((B, M), bool)
-        assert loss(apart_BM, every_BM) == pytest.approx(np.log(8), rel=1e-6)
-        assert loss(apart_BM, apart_BM < 5) == pytest.approx(np.log(5), rel=1e-6)
-        assert loss(apart_BM // 2, every_BM) == pytest.approx(np.log(7), rel=1e-6)
-        assert loss(apart_BM * 0, every_BM) == 0  # nothing is left but the positive
-
-
-def test_nothing_at_all_has_a_loss_and_a_gradient_of_zero():
-    with jax.set_mesh(make_mesh('one device')):
-
-        @jax.jit
-        @jax.value_and_grad
-        def total(x_BMD):
-            sums = info_nce(
-                x_BMD,
-                x_BMD,
-                document_BM=jnp.zeros((2, 2), jnp.int32),
-                valid_BM=jnp.zeros((2, 2), bool),
-                temperature=jnp.float32(0.05),
-            )
-            return sums.total + sums.uniformity + sums.alignment
-
-        value, dx_BMD = total(np.zeros((2, 2, 3), np.float32))
-    assert value == 0 and not dx_BMD.any()
 
 
 def test_loss_of_a_packed_batch_equals_loops_over_its_pairs():
