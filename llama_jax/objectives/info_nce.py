@@ -55,10 +55,14 @@ def info_nce(
     """
     rows = layout.rows()
     table = jax.shard_map(
-        _table,
-        in_specs=(rows, rows, rows, rows, PartitionSpec()),
-        out_specs=_Table(*[rows] * len(_Table._fields)),
-    )(*(jax.reshard(x, rows) for x in (a_BMD, b_BMD, document_BM, valid_BM)), temperature)
+        _table, in_specs=(rows, rows, rows, rows, PartitionSpec()), out_specs=rows
+    )(
+        jax.reshard(a_BMD, rows),
+        jax.reshard(b_BMD, rows),
+        jax.reshard(document_BM, rows),
+        jax.reshard(valid_BM, rows),
+        temperature,
+    )
 
     def by_place(x_C: jax.Array) -> jax.Array:
         return jnp.reshape(x_C, valid_BM.shape, out_sharding=rows)

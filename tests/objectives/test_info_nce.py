@@ -106,7 +106,7 @@ def test_nothing_at_all_has_a_loss_and_a_gradient_of_zero():
 
 @pytest.mark.parametrize('name', ['one device', 'fsdp 8'])
 def test_memory_is_that_of_blocks(name, monkeypatch):
-    """With 8 times as many places the table is 64 times as large, the gradient's memory is not."""
+    """The gradient takes a fraction of the memory of one table; whole it takes two."""
     monkeypatch.setattr(info_nce_module, 'BLOCK', 32)
     devices = make_mesh(name)
 
