@@ -54,9 +54,8 @@ class Mirror:
                 name=config.get('name'),
                 config=config,
                 dir=str(workdir),
-                settings=wandb.Settings(console='off', quiet=True, show_warnings=False),
+                settings=wandb.Settings(console='off', quiet=True),
             )
-            say(f'wandb: {self._run.url or self._run.dir}')
         except Exception as error:  # noqa: BLE001  whatever it is, the run is worth more
             self._failed(error)
 
