@@ -68,8 +68,8 @@ def _scratch(workdir: Path) -> Iterator[Path]:
     """A directory for what a run writes at its start, removed afterwards. Several processes need
     the same one, on a file system that they share: it is beside `workdir`."""
     if jax.process_count() == 1:
-        with tempfile.TemporaryDirectory() as directory:
-            yield Path(directory)
+        with tempfile.TemporaryDirectory() as temporary:
+            yield Path(temporary)
         return
     directory = workdir.with_name(f'.{workdir.name}.explain')
     try:

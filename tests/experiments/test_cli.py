@@ -161,7 +161,7 @@ def test_a_dry_run_prints_and_trains_nothing(run_script, text, monkeypatch, tmp_
     )
     heads = [line for line in out.splitlines() if line.startswith('batch')]
     assert code == 0 and len(heads) == 16 and list(tmp_path.iterdir()) == []
-    assert 'text <s>⟦' in out and 'functions, epoch 0, document ' in out
+    assert '⟧' in out and 'functions, epoch 0, document ' in out
 
 
 def test_options_reach_the_training_and_the_explanation(run_script, monkeypatch):
