@@ -48,6 +48,8 @@ EXTRAS = {
         *FORMATS,
         *('openai>=3.57', 'jsonschema>=4.26'),
     ],
+    # --wandb of experiments.pretrain.
+    'wandb': ['wandb>=0.22'],
     'docs': ['pdoc>=16.0'],
 }
 

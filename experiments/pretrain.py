@@ -7,31 +7,54 @@ directory holds report.html; `python -m experiments.report DIRECTORY` writes it 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
-from tyro.conf import arg
+from tyro.conf import UseCounterAction, arg
 
 from experiments import cli
 from llama_jax import runtime
+from llama_jax.errors import UserError
 from llama_jax.report.compressors import write_baselines
 from llama_jax.report.page import write_report
 from llama_jax.train import profile
+from llama_jax.train.explain import explain
 from llama_jax.train.loop import train
 from llama_jax.train.progress import say
+from llama_jax.train.show import show_batches
 from llama_jax.train.signals import caught
 
 _PROFILE = Annotated[str | None, arg(help='Steps to trace for XProf, such as 10:15.')]
+_WANDB = Annotated[str | None, arg(help='A project of wandb that gets the scalars as well.')]
+_SHOW = Annotated[int | None, arg(help='Print so many batches as text, and train nothing.')]
+_EXPLAIN = Annotated[UseCounterAction[int], arg(help='Say what will happen, and train nothing.')]
 
 
 def main() -> None:
     experiment, options = cli.read(
-        'pretrain', __doc__, workdir=(Path | None, None), profile=(_PROFILE, None)
+        'pretrain',
+        __doc__,
+        workdir=(Path | None, None),
+        profile=(_PROFILE, None),
+        wandb=(_WANDB, None),
+        show_batch=(_SHOW, None),
+        explain=(_EXPLAIN, 0),
     )
     workdir = options.workdir or Path('runs') / experiment.name
     traced = profile.steps(options.profile) if options.profile is not None else None
+    if options.show_batch is not None:
+        _refuse(options, 'show_batch', ('workdir', 'profile', 'wandb', 'explain'))
+        show_batches(experiment, options.show_batch)
+        return
+    if options.explain:
+        _refuse(options, 'explain', ('profile', 'wandb'))
     runtime.initialize()
-    train(experiment, workdir, profile=traced)
+    if options.explain:
+        text = explain(experiment, workdir)
+        if jax.process_index() == 0:
+            print(text)
+        return
+    train(experiment, workdir, profile=traced, wandb=options.wandb)
     if jax.process_index() != 0:
         return
     left = f'after the last step: python -m experiments.report {workdir} writes the report'
@@ -39,6 +62,16 @@ def main() -> None:
         if experiment.evaluation.every:
             write_baselines(experiment.data, workdir / 'baselines.json')
         say(f'report: {write_report(workdir)}')
+
+
+def _refuse(options: Any, name: str, without: tuple[str, ...]) -> None:
+    """Raise UserError for options that have no effect beside another."""
+    for other in without:
+        if getattr(options, other) not in (None, 0):
+            raise UserError(
+                f'--{other} has no effect with --{name.replace("_", "-")}, which trains nothing: '
+                'leave out one of them'
+            )
 
 
 if __name__ == '__main__':

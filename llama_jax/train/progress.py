@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from rich.console import Console
@@ -14,7 +14,9 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from llama_jax.train.experiment import Experiment
-from llama_jax.train.records import Records
+
+if TYPE_CHECKING:  # records tell of themselves with `say`
+    from llama_jax.train.records import Records
 
 _SECONDS_BETWEEN_LINES = 10
 """Where there is no terminal to draw a bar on."""

@@ -18,6 +18,7 @@ import jax
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment, digest, to_dict
 from llama_jax.train.tensorboard import EventFile
+from llama_jax.train.wandb import Mirror
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
@@ -25,13 +26,23 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'num
 class Records:
     """Writes the records of a run; only the first process writes."""
 
-    def __init__(self, workdir: Path, experiment: Experiment, facts: dict[str, Any]):
+    def __init__(
+        self,
+        workdir: Path,
+        experiment: Experiment,
+        facts: dict[str, Any],
+        *,
+        wandb: str | None = None,
+    ):
+        """`facts` go into run.json; `wandb` is a project that gets the scalars as well."""
         self.workdir = workdir
+        self._project = wandb
+        self._mirror: Mirror | None = None
         self._writes = jax.process_index() == 0
         self._tensorboard: EventFile | None = None
         if not self._writes:
             return
-        description = {
+        self._description = {
             'name': experiment.name,
             'experiment': to_dict(experiment),
             'digest': digest(experiment),
@@ -44,7 +55,7 @@ class Records:
             'command': _command(),
             **facts,
         }
-        write_atomically(workdir / 'run.json', json.dumps(description, indent=2))
+        write_atomically(workdir / 'run.json', json.dumps(self._description, indent=2))
 
     def begin(self, step: int) -> float:
         """Open the records to go on after `step`; later lines, of steps to be taken again, go.
@@ -57,6 +68,8 @@ class Records:
         text = ''.join(json.dumps(line) + '\n' for line in lines)
         write_atomically(self.workdir / 'metrics.jsonl', text)
         self._tensorboard = EventFile(self.workdir / 'tensorboard', first_step=step + 1)
+        if self._project is not None:
+            self._mirror = Mirror(self._project, self.workdir, self._description, step=step)
         return max((line.get('seconds', 0.0) for line in lines), default=0.0)
 
     def write(self, kind: str, step: int, **values: Any) -> None:
@@ -75,12 +88,16 @@ class Records:
         }
         if numbers:
             self._tensorboard.scalars(step, numbers)
+            if self._mirror is not None:
+                self._mirror.log(step, numbers)
         if kind in ('sample', 'event'):
             self._tensorboard.text(step, kind, str(values['text']))
 
     def close(self) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
+        if self._mirror is not None:
+            self._mirror.close()
 
 
 def read_run(workdir: Path) -> dict[str, Any] | None:

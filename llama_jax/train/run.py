@@ -36,6 +36,7 @@ from llama_jax.train.restore import adapted
 from llama_jax.train.sample import sampler
 from llama_jax.train.step import Metrics, State, abstract_state, initial_state, train_step
 from llama_jax.train.validate import Stop, Validation
+from llama_jax.train.wandb import package
 from llama_jax.train.workdir import forget_unsaved, held, holder
 
 Measure = Callable[[Experiment, Params, Tokenizer, Mesh], dict[str, float]]
@@ -112,12 +113,15 @@ def prepare(
     *,
     measure: Measure | None = None,
     profile: Steps | None = None,
+    wandb: str | None = None,
 ) -> Run:
     """Check everything, resume or begin, and compile the step.
 
     What costs nothing is checked before what costs minutes, and everything before a step is taken.
     Raises UserError for whatever does not fit together.
     """
+    if wandb is not None:
+        package(wandb)
     agreement.same({'experiment': to_dict(experiment), 'workdir': str(workdir)}, 'settings')
     agreement.same(agreement.code(), 'code')
     device_mesh = meshes.make(experiment.mesh)
@@ -128,7 +132,7 @@ def prepare(
         agreement.same({}, 'start')  # no process reads on before process 0 holds the directory
         shared = f'All of them must see the same {workdir}, on a file system that they share'
         agreement.same({'run.lock': holder(workdir)}, 'working directory', shared)
-        return _prepare(experiment, workdir, device_mesh, measure, profile, opened)
+        return _prepare(experiment, workdir, device_mesh, measure, profile, wandb, opened)
 
 
 def _prepare(
@@ -137,6 +141,7 @@ def _prepare(
     device_mesh: Mesh,
     measure: Measure | None,
     traced: Steps | None,
+    wandb: str | None,
     opened: contextlib.ExitStack,
 ) -> Run:
     notes = forget_unsaved(workdir)
@@ -200,6 +205,7 @@ def _prepare(
             'peak_flops': peak,
             'peak_convention': f'{CONVENTION}. Peak: {peak_source}',
         },
+        wandb=wandb,
     )
     opened.callback(records.close)
     if jax.process_index() == 0:

@@ -74,6 +74,7 @@ class Validation:
             with self._open(index) as loader:
                 tokens.append(sum(text.tokens for text in loader.texts))
         self.batches = shared_out(experiment.evaluation.batches, tokens)
+        self.tokens = sum(tokens)
         self._step = loss_step(
             experiment.model,
             experiment.objective,

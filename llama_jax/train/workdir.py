@@ -71,15 +71,39 @@ def holder(workdir: Path) -> dict[str, str | int]:
     return {}
 
 
+def in_use(workdir: Path) -> str | None:
+    """What to say of a run that holds `workdir` now; None where none does. Changes nothing."""
+    try:
+        with (workdir / LOCK).open('r+') as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _taken(workdir)
+    except OSError:  # no run was there, or no locks are
+        return None
+    return None
+
+
 def forget_unsaved(workdir: Path) -> list[str]:
     """Remove the records of a run that ended before its first checkpoint: whatever its settings
     were, it left nothing to go on from. Returns a line that says so, if there was one.
 
     Raises UserError for those of a run whose checkpoints were there once, and are gone.
     """
+    if not unsaved(workdir):
+        return []
+    if jax.process_index() == 0:
+        shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
+        for name in ('metrics.jsonl', 'run.json'):
+            (workdir / name).unlink(missing_ok=True)
+    return [f'an earlier run in {workdir} ended before its first checkpoint: this one begins anew']
+
+
+def unsaved(workdir: Path) -> bool:
+    """Whether there are the records of a run that ended before its first checkpoint. Raises
+    UserError for those of a run whose checkpoints were there once, and are gone."""
     run = read_run(workdir)
     if run is None or present(workdir / 'checkpoints'):
-        return []
+        return False
     lines = read_metrics(workdir)
     saving, training = (run['experiment'].get(name, {}) for name in ('checkpoint', 'train'))
     first = min(saving.get('every') or math.inf, training.get('steps', math.inf))
@@ -90,11 +114,7 @@ def forget_unsaved(workdir: Path) -> list[str]:
             f'checkpoints: delete {workdir / "metrics.jsonl"} to begin anew there, or give another '
             '--workdir'
         )
-    if jax.process_index() == 0:
-        shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
-        for name in ('metrics.jsonl', 'run.json'):
-            (workdir / name).unlink(missing_ok=True)
-    return [f'an earlier run in {workdir} ended before its first checkpoint: this one begins anew']
+    return True
 
 
 def _taken(workdir: Path) -> str:

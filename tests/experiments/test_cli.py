@@ -131,6 +131,51 @@ def test_settings_survive_json():
     assert {field.name for field in dataclasses.fields(Experiment)} == again.keys()
 
 
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (('--profile', '3'), '--profile 3: give the first and the last step to trace'),
+        (('--show-batch', '0'), '--show-batch 0: give the number of batches to show, 1 or more'),
+        (('--show-batch', '1', '--explain'), '--explain has no effect with --show-batch'),
+        (('--show-batch', '1', '--workdir', 'x'), '--workdir has no effect with --show-batch'),
+        (('--explain', '--profile', '1:2'), '--profile has no effect with --explain'),
+        (('--explain', '--wandb', 'x'), '--wandb has no effect with --explain'),
+        (('--explian',), 'there is no option --explian: did you mean --explain?'),
+        (
+            ('--train.epochs', '2'),
+            '--train.steps 480 and --train.epochs 2.0 are both set, and a run has one length: set '
+            'all but one to 0',
+        ),
+    ],
+)
+def test_options_without_effect_or_sense_are_refused(run_script, options, message):
+    code, out, lines = run_script(pretrain.main, 'quickstart', *options)
+    assert (code, out) == (2, '') and lines[-1].startswith(f'error: {message}')
+
+
+def test_a_dry_run_prints_and_trains_nothing(run_script, text, monkeypatch, tmp_path):
+    monkeypatch.setattr(pretrain, 'train', lambda *_, **__: pytest.fail('it trains'))
+    code, out, _ = run_script(
+        *(pretrain.main, 'quickstart', '--show-batch', '2', '--train.batch', '8'),
+        *('--train.seq-len', '64', '--data.files', text, '--model.vocab', '0'),
+    )
+    heads = [line for line in out.splitlines() if line.startswith('batch')]
+    assert code == 0 and len(heads) == 16 and list(tmp_path.iterdir()) == []
+    assert '⟧' in out and 'functions, epoch 0, document ' in out
+
+
+def test_options_reach_the_training_and_the_explanation(run_script, monkeypatch):
+    asked = []
+    monkeypatch.setattr(pretrain, 'train', lambda e, w, **o: asked.append((e.name, str(w), o)))
+    monkeypatch.setattr(pretrain, 'explain', lambda e, w: f'{e.name} in {w}')
+    monkeypatch.setattr(pretrain, 'write_report', lambda workdir: workdir)
+    monkeypatch.setattr(pretrain, 'write_baselines', lambda data, path: None)
+    run_script(pretrain.main, 'quickstart', '--profile', '10:15', '--wandb', 'mine')
+    assert asked == [('quickstart', 'runs/quickstart', {'profile': (10, 15), 'wandb': 'mine'})]
+    code, out, _ = run_script(pretrain.main, 'quickstart', '--explain', '--workdir', 'x')
+    assert (code, out) == (0, 'quickstart in x\n') and len(asked) == 1
+
+
 def test_a_signal_leaves_with_its_own_code():
     """And by no exit handler, in which JAX may crash or wait."""
     script = """

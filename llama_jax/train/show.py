@@ -1,0 +1,40 @@
+"""A dry run of the data: the first batches of a run as text."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+
+from llama_jax import mesh as meshes
+from llama_jax.data import show
+from llama_jax.data.load_tokenizer import load_tokenizer
+from llama_jax.data.loader import Loader
+from llama_jax.data.sources import open_sources
+from llama_jax.errors import UserError
+from llama_jax.train.experiment import Experiment, check, resolved
+
+
+def show_batches(experiment: Experiment, n: int) -> None:
+    """Print the first `n` global batches that a run of the experiment begins with; train nothing.
+
+    In colours on a terminal, else with brackets.
+    """
+    if n < 1:
+        raise UserError(f'--show-batch {n}: give the number of batches to show, 1 or more')
+    check(experiment, meshes.make(experiment.mesh))
+    open_sources(experiment.data, 'train')
+    tokenizer = load_tokenizer(experiment.data)
+    experiment = resolved(experiment, tokenizer.vocab_size)
+    console = Console(file=sys.stdout, highlight=False)
+    with Loader(
+        experiment.data,
+        split='train',
+        tokenizer=tokenizer,
+        maker=experiment.objective,
+        batch=experiment.train.batch,
+        seq_len=experiment.train.seq_len,
+        seed=experiment.seed,
+    ) as loader:
+        for line in show.batches(loader, tokenizer, n, plain=not console.is_terminal):
+            console.print(line, soft_wrap=True)
