@@ -156,11 +156,10 @@ def _readings(
             continue
         targets = batch[f'{stream}targets'][row][here].tolist()
         weights = batch[f'{stream}weights'][row][here].tolist()
-        following = zip(targets, weights, [*ids[1:], None], strict=True)
-        if all(target == later for target, weight, later in list(following)[:-1] if weight):
-            last = bool(weights) and weights[-1] > 0
-            ends = targets[-1:] if last else []
-            yield f'{name}text', ids + ends, [0.0, *weights[: len(ids + ends) - 1]]
+        following = zip(targets, weights, ids[1:], strict=False)
+        if all(target == later for target, weight, later in following if weight):
+            shown = ids + (targets[-1:] if any(weights[-1:]) else [])
+            yield f'{name}text', shown, [0.0, *weights][: len(shown)]
         else:
             yield f'{name}reads', ids, [0.0] * len(ids)
             chosen = [(t, w) for t, w in zip(targets, weights, strict=True) if w]

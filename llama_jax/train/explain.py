@@ -20,7 +20,7 @@ from llama_jax import trees
 from llama_jax.data.config import cache_dir
 from llama_jax.errors import UserError
 from llama_jax.optim.schedule import ScheduleConfig
-from llama_jax.train import resume
+from llama_jax.train import agreement, resume
 from llama_jax.train.checkpoint import Checkpoints, present
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.records import read_run
@@ -41,7 +41,7 @@ def explain(experiment: Experiment, workdir: Path) -> str:
     nothing in `workdir` changes. Raises UserError for whatever a run would refuse before its first
     step, but for what is in `workdir`: that is said.
     """
-    with _scratch(workdir) as scratch, prepare(experiment, scratch) as run:
+    with agreement.together(), _scratch(workdir) as scratch, prepare(experiment, scratch) as run:
         with jax.set_mesh(run.mesh):
             seconds, waited = _step_seconds(run)
             validation = _validation_seconds(run)
@@ -175,7 +175,7 @@ def _time(run: Run, seconds: float, waited: float, validation: float | None) -> 
     speed = a_step / seconds
     mfu = f', MFU {speed * flops / (peak * run.mesh.devices.size):.1%}' if peak else ''
     lines = [
-        f'{_duration(train.steps * seconds)} of training: {seconds:.3g} s a step, '
+        f'{_duration(train.steps * seconds)} of training in all: {seconds:.3g} s a step, '
         f'{speed:,.0f} tokens/s{mfu} (median of {STEPS} steps taken here, after one to warm up)',
         f'{waited / seconds:.0%} of a step waits for data',
     ]
@@ -186,8 +186,8 @@ def _time(run: Run, seconds: float, waited: float, validation: float | None) -> 
         )
         times = math.ceil(train.steps / every)
         lines.append(
-            f'{_duration(times * batches * validation)} of validation: {times:,} times about '
-            f'{batches:,} batches of {validation:.3g} s (measured on {VALIDATION_BATCHES})'
+            f'{_duration(times * batches * validation)} of validation in all: {times:,} times '
+            f'about {batches:,} batches of {validation:.3g} s (measured on {VALIDATION_BATCHES})'
         )
     else:
         lines.append('no validation')

@@ -118,3 +118,30 @@ def test_tokens_are_spelled(tokens, text):
 def test_a_character_of_several_tokens_stands_at_the_last():
     assert show.spelled(BYTES, ids('a中')) == ['a', '', '', '中']
     assert show.spelled(BYTES, np.array(ids('中'), np.int32)) == ['', '', '中']
+
+
+@pytest.mark.parametrize(
+    'targets, weights, readings',
+    [
+        # The next token: one line, with the last target where it bears loss.
+        ([6, 7, 9], [0, 1, 0.5], [('text', [5, 6, 7, 9], [0, 0, 1, 0.5])]),
+        ([6, 7, 9], [1, 1, 0], [('text', [5, 6, 7], [0, 1, 1])]),
+        ([0, 7, 0], [0, 1, 0], [('text', [5, 6, 7], [0, 0, 1])]),
+        # Anything else: what is read, and what bears loss.
+        ([4, 7, 9], [1, 0, 0.5], [('reads', [5, 6, 7], [0, 0, 0]), ('predicts', [4, 9], [1, 0.5])]),
+    ],
+)
+def test_what_is_shown_of_a_segment(targets, weights, readings):
+    """The second of two in a row, before padding."""
+    batch = {
+        'inputs': np.array([[1, 5, 6, 7, 0]]),
+        'targets': np.array([[2, *targets, 0]]),
+        'weights': np.array([[1, *weights, 0]]),
+        'segments': np.array([[1, 2, 2, 2, 0]]),
+    }
+    assert list(show._readings(batch, 0, 2)) == readings
+
+
+def test_a_segment_without_a_place_in_a_stream_is_empty_there():
+    batch = {name: np.ones((1, 2), int) for name in ('inputs', 'targets', 'weights', 'segments')}
+    assert list(show._readings(batch, 0, 2)) == [('text', [], [])]

@@ -50,9 +50,9 @@ def test_a_fresh_run_does_what_was_said(short, short_run, tmp_path):
     n_bytes = float(each.split()[0]) * {'kB': 1e3, 'MB': 1e6}[each.split()[1]]
     on_disk = sum(p.stat().st_size for p in checkpoints[0].rglob('*') if p.is_file())
     assert 0.5 < on_disk / n_bytes < 1.5  # Orbax compresses, and adds metadata
-    assert 'validation: 2 times about 1 batches' in text
+    assert 'validation in all: 2 times about 1 batches' in text
     assert 'rises over 2 steps to 0.01, then falls as a cosine to 0.001 after step 8' in text
-    assert re.search(r'[\d.]+ s of training: [\d.e-]+ s a step, [\d,]+ tokens/s, MFU', text)
+    assert re.search(r'[\d.]+ s of training in all: [\d.e-]+ s a step, [\d,]+ tokens/s, MFU', text)
     assert re.search(r'[\d.]+ MB a device: [\d.]+ \wB state and batch', text)
     assert start(text) == f'begins in {tmp_path / "run"}'
 
