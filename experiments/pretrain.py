@@ -50,7 +50,8 @@ def main() -> None:
         _refuse(options, 'explain', ('profile', 'wandb'))
     runtime.initialize()
     if options.explain:
-        text = explain(experiment, workdir)
+        with caught() as signals, signals.stopping('before anything was said'):
+            text = explain(experiment, workdir)
         if jax.process_index() == 0:
             print(text)
         return

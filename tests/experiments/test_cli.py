@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 import types
@@ -11,6 +13,7 @@ import pytest
 import configs
 from experiments import cli, evaluate, pretrain
 from llama_jax.data.config import DataConfig, Source, labels
+from llama_jax.errors import Stopped
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.train.experiment import Experiment, digest, to_dict
 
@@ -174,6 +177,14 @@ def test_options_reach_the_training_and_the_explanation(run_script, monkeypatch)
     assert asked == [('quickstart', 'runs/quickstart', {'profile': (10, 15), 'wandb': 'mine'})]
     code, out, _ = run_script(pretrain.main, 'quickstart', '--explain', '--workdir', 'x')
     assert (code, out) == (0, 'quickstart in x\n') and len(asked) == 1
+
+
+def test_a_signal_ends_an_explanation_in_order(monkeypatch):
+    """By an exception, so that what it wrote is removed."""
+    monkeypatch.setattr(pretrain, 'explain', lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr('sys.argv', ['pretrain', 'quickstart', '--explain'])
+    with pytest.raises(Stopped, match='stopped by SIGTERM before anything was said'):
+        pretrain.main()
 
 
 def test_a_signal_leaves_with_its_own_code():
