@@ -1,6 +1,7 @@
 """Settings of the data pipeline."""
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -84,8 +85,8 @@ def labels(sources: Sequence[Source]) -> list[str]:
     for source in sources:
         label = source.label or _name_of(source.files) or source.name.replace('/', '_')
         label = re.sub(r'[^\w.-]+', '_', label).strip('_') or 'source'
-        same = sum(other == label or other.startswith(f'{label}-') for other in found)
-        found.append(f'{label}-{same + 1}' if same else label)
+        numbered = itertools.chain([label], (f'{label}-{n}' for n in itertools.count(2)))
+        found.append(next(name for name in numbered if name not in found))
     return found
 
 

@@ -21,7 +21,8 @@ Seen = Callable[[int], None]  # is told how many bytes of the stored file were r
 BLOCK = 1 << 20
 _MAGIC = {
     b'\x1f\x8b': 'gzip',
-    b'BZh': 'bz2',
+    **{b'BZh%d1AY&SY' % level: 'bz2' for level in range(1, 10)},
+    **{b'BZh%d\x17rE8P\x90' % level: 'bz2' for level in range(1, 10)},  # of nothing
     b'\xfd7zXZ\0': 'xz',
     b'\x28\xb5\x2f\xfd': 'zstd',
 }
@@ -40,6 +41,11 @@ _LINE_ENDS_AS_BYTES = (
     *('gb', 'big5', 'euc', 'shift-jis', 'cp93', 'cp94', 'cp95', 'johab'),
 )
 _MULTIBYTE = ('gb', 'big5', 'euc', 'shift-jis', 'cp93', 'cp94', 'cp95', 'johab')
+
+
+def option(setting: str) -> str:
+    """The options that change a setting of a source: who reads a file knows not of which source."""
+    return f'--data.sources.N.{setting} or --data.validation.N.{setting}, N from 0'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,14 +266,14 @@ def _decode(
         what = f'{wide.upper()} and ' if wide else ''
         raise UserError(
             f'{str(path)!r} is {what}no {encoding.upper()} text (byte {begin}): set the encoding '
-            f'of its source (--data.sources.0.encoding) to {wide or "gb18030, latin-1, utf-16-le"}'
+            f'of its source ({option("encoding")}) to {wide or "gb18030, latin-1, utf-16-le"}'
             f'{"" if wide else " or whatever it is"}, or leave the file out (exclude)'
         ) from None
     if '\0' in text:
         if first and (wide := wide_encoding(block)):
             raise UserError(
                 f'{str(path)!r} looks like {wide.upper()}: set the encoding of its source '
-                f'(--data.sources.0.encoding) to {wide}'
+                f'({option("encoding")}) to {wide}'
             )
         where = at - kept + len(text[: text.index('\0')].encode(encoding, 'replace'))
         raise UserError(f'{str(path)!r} is binary (a zero byte at {where}): give text files')

@@ -143,7 +143,7 @@ class Loader:
             raise UserError('data.workers and data.prefetch must be 0 or more')
         corpus = sources.open_sources(config, split)
         self.texts = tokens.tokenised(corpus, tokenizer)
-        self.labels = labels(config.sources)
+        self.labels = labels(config.of(split))
         # Read to the end, sources get the shares that they have.
         weights = corpus.weights if epochs is None else tuple(max(t.tokens, 1) for t in self.texts)
         recipe = Recipe(
@@ -227,7 +227,7 @@ class Loader:
         told: dict[str, float] = {}
         for label, texts, (units, documents) in zip(self.labels, self.texts, counts, strict=True):
             end = f'/{label}' if len(counts) > 1 else ''
-            told[f'epochs{end}'] = units / self._units(texts)
+            told[f'epochs{end}'] = units / max(self._units(texts), 1)
             told[f'documents{end}'] = documents
             if end:
                 told[f'share{end}'] = units / max(whole, 1)

@@ -8,6 +8,7 @@ at any place in constant time and memory.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
@@ -56,12 +57,10 @@ class Blocks:
     def __init__(self, offsets: Offsets, size: int, *, cache: Path | None = None) -> None:
         self._offsets, self._size = offsets, size
         self.documents = len(offsets) - 1
-        if cache is not None and cache.exists():
-            self._before = np.load(cache)
-        else:
-            self._before = self._count()
-            if cache is not None:
-                _save(cache, self._before)
+        kept = None if cache is None else _kept(cache, 1 + -(-self.documents // _GROUP))
+        self._before = self._count() if kept is None else kept
+        if cache is not None and kept is None:
+            _save(cache, self._before)
         if len(self) > _MOST_BLOCKS:
             raise UserError(
                 f'{len(self):,} blocks of text in one source are more than can be shuffled '
@@ -116,7 +115,6 @@ class Stream:
       weights: shares of the sources, relative to each other.
       share: of what: 'tokens' or 'documents'.
       epochs: None for endless; else every source is read so often and then left out.
-      shuffled: False for the stored order.
     """
 
     def __init__(
@@ -171,6 +169,15 @@ def uniform(*numbers: int) -> float:
     return (int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little') >> 11) / 2**53
 
 
+def _kept(path: Path, size: int) -> np.ndarray | None:
+    """The array [size] that was saved; None where there is none, or none that is whole."""
+    try:
+        array = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if array.shape == (size,) else None
+
+
 def _save(path: Path, array: np.ndarray) -> None:
     """Keep an array for the next start, where there is room and leave to write."""
     partial = path.with_name(f'{path.name}.{np.random.default_rng().integers(2**31)}.partial')
@@ -179,4 +186,5 @@ def _save(path: Path, array: np.ndarray) -> None:
             np.save(file, array)
         partial.replace(path)
     except OSError:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # none of them is there to be deleted either
+            partial.unlink()

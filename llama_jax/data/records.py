@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from llama_jax.data.formats import Seen, reading
+from llama_jax.data.formats import Seen, option, reading
 from llama_jax.errors import UserError
 
 Numbered = tuple[str, int]  # a text, and the number of its line or record, from 1
@@ -43,7 +43,7 @@ class BadRecords:
         if self._said:
             raise UserError(
                 f'{str(self._path)!r}, {"; ".join(self._said)}{more}: mend or remove these, or set '
-                'the field of the source (--data.sources.0.field)'
+                f'the field of the source ({option("field")})'
             )
 
 
@@ -182,7 +182,7 @@ def from_parquet(path: Path, *, field: str, seen: Seen) -> Iterator[Numbered]:
             if field not in names:
                 raise UserError(
                     f'{str(path)!r} has no column {field!r} (there: {", ".join(names)}): set the '
-                    'field of the source (--data.sources.0.field)'
+                    f'field of the source ({option("field")})'
                 )
             rows = file.metadata.num_rows
             size, number, told = path.stat().st_size, 0, 0

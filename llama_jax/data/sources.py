@@ -29,7 +29,7 @@ class Documents:
     name: str
     records: Sequence[dict[str, Any]]
     field: str
-    digest: str  # of the data set's name, version, split and size
+    digest: str  # of the data set's name, version, split, size and field
     bytes: int  # of the records on disk, about
     damaged: Callable[[object], UserError]  # what to say where a record cannot be read
 
@@ -202,7 +202,7 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
     bases = [part.partition('[')[0] for part in split.split('+')]
     bases = list(known) if bases == ['all'] else bases
     total = sum(known[name].num_examples for name in known)
-    if not set(bases) <= set(known) or known[split].num_examples == 0:
+    if not set(bases) <= set(known) or _count(builder, source, split) == 0:
         raise UserError(
             f'{source.name!r} has no documents in the split {split!r} ({total} in '
             f'{", ".join(known)}): give more text, or set data.train_split and '
@@ -222,6 +222,7 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
         split,
         known[split].num_examples,
         [(known[base].num_bytes, known[base].shard_lengths) for base in bases],
+        *([] if field == 'text' else [field]),
     )
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()
     damaged = functools.partial(_damaged, source, str(builder.data_path))
@@ -232,6 +233,17 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
     except Exception as error:  # of array_record
         raise damaged(error) from error
     return Documents(source.name, records, field, digest, size, damaged)
+
+
+def _count(builder: tfds.core.DatasetBuilder, source: Source, split: str) -> int:
+    """Documents of a split. Raises UserError for a slice that is none."""
+    try:
+        return builder.info.splits[split].num_examples
+    except ValueError as error:  # of several lines
+        problem = str(error).splitlines()[0].partition(' See ')[0].rstrip('.')
+        raise UserError(
+            f"{source.name!r} has no split {split!r} ({problem}): write it as 'train[:99%]'"
+        ) from error
 
 
 def _damaged(source: Source, directory: str, problem: object) -> UserError:

@@ -152,7 +152,7 @@ def _lines(content: Iterator[bytes], span: Span, encoding: str) -> Iterator[byte
     if wide := formats.wide_encoding(first):
         raise UserError(
             f'{str(span.file.path)!r} looks like {wide.upper()}: set the encoding of its source '
-            f'(--data.sources.0.encoding) to {wide}'
+            f'({formats.option("encoding")}) to {wide}'
         )
     first = first.removeprefix(codecs.BOM_UTF8)
     return records.split_lines(itertools.chain([first], content), b'\n')

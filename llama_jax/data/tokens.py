@@ -30,6 +30,7 @@ from llama_jax.errors import UserError
 
 _PART_BYTES = 8 * 2**20
 _MOST_PARTS = 1024
+_MOST_OPEN = 64  # files of parts: each holds a descriptor, and many systems allow 1,024
 _FEW_BYTES = 32 * 2**20  # for which more processes are not worth their start
 _VERSION = 1
 _REMEDY = 'the same command goes on; python -m experiments.prepare --processes 1 takes less memory'
@@ -66,7 +67,9 @@ class Texts:
         begin, start, stop = (
             int(self.offsets[i]) for i in (self.parts[part], document, document + 1)
         )
-        return self._part(part)[start - begin : stop - begin]
+        size = int(self.offsets[self.parts[part + 1]]) - begin
+        ids = self._opened(self.directory / f'{part:05}.tokens', self.dtype, size)
+        return ids[start - begin : stop - begin]
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
@@ -86,15 +89,8 @@ class Texts:
         return _mapped(self.directory / _IDENTITIES, 'int32', len(self))
 
     @functools.cached_property
-    def _opened(self) -> dict[int, np.ndarray]:
-        return {}
-
-    def _part(self, part: int) -> np.ndarray:
-        if part not in self._opened:
-            first, last = self.parts[part : part + 2]
-            size = int(self.offsets[last] - self.offsets[first])
-            self._opened[part] = _mapped(self.directory / f'{part:05}.tokens', self.dtype, size)
-        return self._opened[part]
+    def _opened(self) -> Callable[[Path, str, int], np.ndarray]:
+        return functools.lru_cache(_MOST_OPEN)(_mapped)
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -153,15 +149,15 @@ def _make(
     with Progress(f'tokenising {documents.name}', documents.bytes, done) as progress:
         for _ in workers.run(missing, processes, progress.add, _REMEDY):
             pass
-    lengths = np.concatenate([task.lengths for task in tasks])
-    np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64).tofile(partial / _OFFSETS)
-    np.concatenate([task.identities for task in tasks]).tofile(partial / _IDENTITIES)
-    facts = {
-        'parts': parts,
-        'tokens': int(lengths.sum()),
-        'bytes': sum(task.bytes for task in tasks),
-        'dtype': dtype,
-    }
+    count = size = 0
+    with (partial / _OFFSETS).open('wb') as offsets, (partial / _IDENTITIES).open('wb') as ids:
+        np.zeros(1, np.int64).tofile(offsets)
+        for task in tasks:
+            lengths_D, identities_D, bytes_D = np.load(task.index).T
+            (count + np.cumsum(lengths_D)).tofile(offsets)
+            identities_D.astype(np.int32).tofile(ids)
+            count, size = count + int(lengths_D.sum()), size + int(bytes_D.sum())
+    facts = {'parts': parts, 'tokens': count, 'bytes': size, 'dtype': dtype}
     (partial / _FACTS).write_text(json.dumps(facts))
     for task in tasks:
         task.index.unlink()
@@ -200,18 +196,6 @@ class Part:
         partial = self.path.with_suffix('.partial.npy')
         np.save(partial, rows)
         partial.replace(self.index)
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.load(self.index)[:, 0]
-
-    @property
-    def identities(self) -> np.ndarray:
-        return np.load(self.index)[:, 1].astype(np.int32)
-
-    @property
-    def bytes(self) -> int:
-        return int(np.load(self.index)[:, 2].sum())
 
 
 def _mapped(path: Path, dtype: str, size: int) -> np.ndarray:

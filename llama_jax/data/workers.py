@@ -73,6 +73,8 @@ def run(
             if kind == 'seen':
                 seen(what)
                 continue
+            if worker not in busy:
+                continue  # it died when nothing was left for it to do
             number = busy.pop(worker)
             if kind == 'done':
                 yield what

@@ -64,6 +64,13 @@ def test_compression_is_told_by_content(tmp_path):
     assert texts(path) == list(CHINESE)
 
 
+def test_text_that_begins_as_compressed_files_do(tmp_path):
+    (tmp_path / 'name.txt').write_text('BZhang')
+    assert texts(tmp_path / 'name.txt') == ['BZhang']
+    (tmp_path / 'empty.bz2').write_bytes(bz2.compress(b''))
+    assert texts(tmp_path / 'empty.bz2') == []
+
+
 def test_gzip_of_several_members(tmp_path):
     path = tmp_path / 'lines.jsonl.gz'
     halves = (json_lines(CHINESE[:2]), json_lines(CHINESE[2:]))
@@ -159,7 +166,7 @@ def test_wide_text_names_the_setting_that_reads_it(name, tmp_path):
     content, encoding = WIDE[name]
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f'encoding of its source .*encoding. to {encoding}\\b'):
+    with pytest.raises(UserError, match=rf'encoding of its source \(.*\) to {encoding}\b'):
         texts(path)
     assert texts(path, encoding=encoding)
 

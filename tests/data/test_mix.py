@@ -7,7 +7,7 @@ import time
 import pytest
 
 from llama_jax.data import mix, overlap, sources
-from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.config import DataConfig, Source, labels
 from llama_jax.errors import UserError
 
 
@@ -118,6 +118,19 @@ def test_validation_sets_have_names_and_no_weights(tmp_path, monkeypatch):
         mix.named_sets(['a='], '--text')
     with pytest.raises(UserError, match='--data.validate names nothing'):
         mix.from_command_line(['--data.validate'])
+
+
+@pytest.mark.parametrize(
+    ('given', 'found'),
+    [
+        (['a', 'b'], ['a', 'b']),
+        (['a', 'a', 'a'], ['a', 'a-2', 'a-3']),
+        (['a-2', 'a', 'a'], ['a-2', 'a', 'a-3']),
+        (['a-b', 'a'], ['a-b', 'a']),
+    ],
+)
+def test_no_two_labels_are_alike(given, found):
+    assert labels([Source('x', label=label) for label in given]) == found
 
 
 def test_files_for_validation_are_read_whole():

@@ -39,6 +39,19 @@ def test_block_counts_are_kept_on_disk(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ['blocks.npy']
 
 
+@pytest.mark.parametrize('left', [0, 100, None], ids=['empty', 'cut', 'other'])
+def test_damaged_block_counts_are_counted_again(tmp_path, left):
+    kept = tmp_path / 'blocks.npy'
+    blocks([5, 30, 2], 8, cache=kept)
+    whole = kept.read_bytes()
+    if left is None:
+        np.save(kept, np.arange(9))
+    else:
+        kept.write_bytes(whole[:left])
+    assert len(blocks([5, 30, 2], 8, cache=kept)) == 1 + 4 + 1
+    assert kept.read_bytes() == whole
+
+
 class Endless:
     """Offsets of 400 million documents of 1 to 1,000 tokens, which are nowhere."""
 

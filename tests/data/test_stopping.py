@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from llama_jax.data import prepare, workers
 from llama_jax.data.config import Source
 from llama_jax.errors import UserError
-from tests.data.jobs import Failing
+from tests.data.jobs import Failing, Killing, Leaving
 
 
 def source_of(*files, **settings):
@@ -133,6 +133,11 @@ def test_of_several_errors_the_first_in_order_is_told():
     read = []
     assert list(workers.run([Failing(0)] * 5, 2, read.append, '')) == [0] * 5
     assert sum(read) == 25
+
+
+def test_a_process_that_had_nothing_to_do_may_die(tmp_path):
+    jobs = [Killing(tmp_path / 'pid'), Leaving(tmp_path / 'pid')]
+    assert list(workers.run(jobs, 2, lambda count: None, '')) == [None, 'done']
 
 
 def test_a_full_disk_is_one_line_with_the_remedy(large, own_cache):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llama_jax.data import tokens
+from llama_jax.data import tokens, write
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.sources import open_sources
 from llama_jax.data.tokenizer import bytes_tokenizer
@@ -41,6 +41,45 @@ def test_tokens_are_those_of_the_tokenizer(corpus, tokenizer, several):
     assert texts.bytes == sum(len(text.encode()) for text in documents)
     with pytest.raises(IndexError):
         texts[len(texts)]
+
+
+def test_few_files_are_open_at_once(corpus, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokens, '_PART_BYTES', 1)
+    monkeypatch.setattr(tokens, '_MOST_OPEN', 2)
+    (texts,) = tokens.tokenised(corpus, tokenizer)
+    assert len(texts.parts) - 1 == len(texts) > 4
+    texts[0], texts.identity(0)
+    open_files = Path('/proc/self/fd')
+    before = len([*open_files.iterdir()])
+    for i, text in enumerate(corpus.sources[0]):
+        np.testing.assert_array_equal(texts[i], tokenizer.encode(text))
+    assert len([*open_files.iterdir()]) <= before + 2
+
+
+def test_every_field_has_tokens_of_its_own(tmp_path, own_cache):
+    name = write.shard_name('pairs', 'train', 0, 1)
+    writer = write.ShardWriter(tmp_path / name)
+    writer.write(write.example({'text': b'one', 'body': CHINESE[0].encode()}))
+    writer.close()
+    write.write_description(
+        tmp_path,
+        name='pairs',
+        config='two',
+        version='1.0.0',
+        description='Two texts in a record.',
+        texts=('text', 'body'),
+        splits={'train': [write.Shard(name, writer.records, writer.bytes)]},
+    )
+    reading = bytes_tokenizer()
+    for field, wanted in (('text', 'one'), ('body', CHINESE[0])):
+        config = DataConfig(sources=(Source(str(tmp_path), field=field),))
+        (texts,) = tokens.tokenised(open_sources(config, 'train'), reading)
+        assert reading.decode(texts[0]) == wanted
+    for split in ('train[:x', 'train[5:]', 'train[3:1'):
+        config = DataConfig(sources=(Source(str(tmp_path), split=split),))
+        with pytest.raises(UserError, match='has no (split|documents)') as refused:
+            open_sources(config, 'train')
+        assert '\n' not in str(refused.value)
 
 
 def test_equal_documents_share_an_identity(corpus, tokenizer):
