@@ -10,6 +10,8 @@ import functools
 import io
 import logging
 import os
+import select
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -197,6 +199,10 @@ def main(script: Callable[[], None]) -> None:
         script()
     except UserError as error:
         _end(f'error: {error}', 2)
+    except BrokenPipeError:
+        if not _unread():
+            raise
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -210,6 +216,16 @@ def main(script: Callable[[], None]) -> None:
         _end(str(stopped), stopped.exit_code, at_once=True)
     except KeyboardInterrupt:
         _end('stopped by SIGINT', 130)
+
+
+def _unread() -> bool:
+    """Whether nobody reads the output any more, as of `| head`. The rest of it is given up."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _told(unraisable: sys.UnraisableHookArgs) -> None:

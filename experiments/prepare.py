@@ -40,7 +40,8 @@ def prepare(experiment: Experiment, processes: int | None = None) -> None:
         files = f' ({", ".join(source.files)})' if source.files else ''
         print(f'source {number}: {source.name}{files}, weight {source.weight:g}', flush=True)
         begin = time.time()
-        builder = sources.builder(source, processes)
+        with sources.called(f'--data.sources.{number}'):
+            builder = sources.builder(source, processes)
         seconds = time.time() - begin
         splits = builder.info.splits
         for split in splits:

@@ -40,7 +40,13 @@ def load_tokenizer(config: DataConfig) -> Tokenizer:
         with prepare.locked(path.with_suffix('.lock')):
             if not path.exists():
                 train(texts, vocab=recipe.vocab, kind=recipe.kind).save(path)
-    return Tokenizer.load(path)
+    try:
+        return Tokenizer.load(path)
+    except UserError as error:
+        raise UserError(
+            f'the tokenizer that was trained before is damaged ({error.__cause__ or error}): '
+            f'delete {path}; the same command trains it anew'
+        ) from error
 
 
 def check(recipe: TokenizerConfig, *, rows: int) -> None:

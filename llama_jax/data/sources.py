@@ -1,5 +1,6 @@
 """Opening the data sets of a configuration: prepared on first use, read by index ever after."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -73,8 +74,23 @@ def open_sources(config: DataConfig, split: str) -> Corpus:
     """
     check(config)
     chosen = config.of(split)
-    sources = tuple(_documents(builder(source), source, source.split or '') for source in chosen)
-    return Corpus(sources, tuple(source.weight for source in chosen))
+    option = 'validation' if split == 'validation' and config.validation else 'sources'
+    sources = []
+    for number, source in enumerate(chosen):
+        with called(f'--data.{option}.{number}'):
+            sources.append(_documents(builder(source), source, source.split or ''))
+    return Corpus(tuple(sources), tuple(source.weight for source in chosen))
+
+
+@contextlib.contextmanager
+def called(option: str) -> Iterator[None]:
+    """Within, errors name the settings of the source by `option`, such as --data.sources.1. Who
+    reads its files does not know its number, and names those of the first."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error).replace('--data.sources.0.', f'{option}.')
+        raise UserError(message) from error.__cause__
 
 
 def check(config: DataConfig) -> None:
@@ -205,8 +221,7 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
     if not set(bases) <= set(known) or _count(builder, source, split) == 0:
         raise UserError(
             f'{source.name!r} has no documents in the split {split!r} ({total} in '
-            f'{", ".join(known)}): give more text, or set data.train_split and '
-            "data.validation_split, e.g. 'train[:99%]' and 'train[99%:]'"
+            f'{", ".join(known)}): {", or ".join(_remedies(split, total))}'
         )
     features = builder.info.features
     # The text builder stores every field of a .jsonl as 'text'.
@@ -244,6 +259,15 @@ def _count(builder: tfds.core.DatasetBuilder, source: Source, split: str) -> int
         raise UserError(
             f"{source.name!r} has no split {split!r} ({problem}): write it as 'train[:99%]'"
         ) from error
+
+
+def _remedies(split: str, documents: int) -> Iterator[str]:
+    """What to do where a split of a data set has no documents."""
+    yield 'give more text'
+    if documents >= 10:
+        yield "set --data.train-split 'train[:90%]' --data.validation-split 'train[90%:]'"
+    if split == 'validation':
+        yield 'train without validation (--evaluation.every 0)'
 
 
 def _damaged(source: Source, directory: str, problem: object) -> UserError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import functools
 import itertools
 import logging
 from collections.abc import Iterator
@@ -74,7 +75,7 @@ def files_of(source: Source) -> tuple[list[File], Reading]:
             size = path.stat().st_size
         files.append(File(path, name, size, formats.recognise(path, encoding)))
     if binary:
-        log.warning('%d files are no text and are left out, such as %s', len(binary), binary[0])
+        _tell_left_out(source, len(binary), binary[0])
     if not files:
         raise UserError(f'there is no text in {", ".join(source.files)}: all files are binary')
     if source.field != 'text' and all(file.format.structure == 'text' for file in files):
@@ -83,6 +84,11 @@ def files_of(source: Source) -> tuple[list[File], Reading]:
             'has no fields; leave it out'
         )
     return files, Reading(source.field, encoding, _characters(source, files))
+
+
+@functools.cache  # a run looks at its files several times
+def _tell_left_out(source: Source, count: int, first: str) -> None:
+    log.warning('%d files are no text and are left out, such as %s', count, first)
 
 
 def _characters(source: Source, files: list[File]) -> int:

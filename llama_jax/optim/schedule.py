@@ -72,7 +72,7 @@ def _schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     if config.warmup_steps >= steps and steps > 0:
         raise UserError(
             f'a warm-up of {config.warmup_steps} steps leaves nothing of a run of {steps}: '
-            'lower --optimizer.schedule.warmup-steps or raise --train.steps'
+            'lower --optimizer.schedule.warmup-steps or train longer'
         )
     # The first step already learns: its rate is one part of the warm-up, not zero.
     warmup = optax.linear_schedule(

@@ -29,7 +29,7 @@ from llama_jax.train.workdir import in_use, unsaved
 
 STEPS = 5
 """Steps that are timed, after one that is not."""
-VALIDATION_BATCHES = 3
+VALIDATION_BATCHES = 8
 _LINE_BYTES = 700
 """Of a line in metrics.jsonl and its points for TensorBoard."""
 
@@ -44,13 +44,13 @@ def explain(experiment: Experiment, workdir: Path) -> str:
     with agreement.together(), _scratch(workdir) as scratch, prepare(experiment, scratch) as run:
         with jax.set_mesh(run.mesh):
             seconds, waited = _step_seconds(run)
-            validation = _validation_seconds(run)
+            opening, validation = _validation_seconds(run)
         sections = {
             'model': _model(run),
             'training': _training(run),
             'text': _text(run),
             'learning rate': [rate_in_words(run.experiment.optimizer.schedule, _train(run).steps)],
-            'time': _time(run, seconds, waited, validation),
+            'time': _time(run, seconds, waited, opening, validation),
             'memory': _memory(run),
             'files': _files(run, workdir),
             'start': _start(run, workdir),
@@ -95,10 +95,10 @@ def _step_seconds(run: Run) -> tuple[float, float]:
     return statistics.median(each[1:]), statistics.median(waiting[1:])
 
 
-def _validation_seconds(run: Run) -> float | None:
-    """Seconds of a batch of validation; None where there is none."""
+def _validation_seconds(run: Run) -> tuple[float, float]:
+    """Seconds of a validation up to its first batch, and of each batch; 0 where there is none."""
     if run.validate is None:
-        return None
+        return 0.0, 0.0
 
     def some(batches: int) -> tuple[float, int]:
         asked = [0]
@@ -112,8 +112,12 @@ def _validation_seconds(run: Run) -> float | None:
         return time.perf_counter() - begin, max(1, min(asked[0], batches))
 
     some(1)  # compiles
-    seconds, batches = some(VALIDATION_BATCHES)
-    return seconds / batches
+    opening, _ = some(1)
+    seconds, batches = some(1 + VALIDATION_BATCHES)
+    if batches == 1:
+        return 0.0, opening
+    each = max(seconds - opening, 0.0) / (batches - 1)
+    return max(opening - each, 0.0), each
 
 
 def _model(run: Run) -> list[str]:
@@ -167,7 +171,7 @@ def rate_in_words(config: ScheduleConfig, steps: int) -> str:
     return f'{rises}stays there until step {falls:,}, then falls in a straight line to {last}'
 
 
-def _time(run: Run, seconds: float, waited: float, validation: float | None) -> list[str]:
+def _time(run: Run, seconds: float, waited: float, opening: float, validation: float) -> list[str]:
     train, every = _train(run), run.experiment.evaluation.every
     a_step = train.batch * train.seq_len
     peak = (read_run(run.workdir) or {}).get('peak_flops')
@@ -179,15 +183,16 @@ def _time(run: Run, seconds: float, waited: float, validation: float | None) -> 
         f'{speed:,.0f} tokens/s{mfu} (median of {STEPS} steps taken here, after one to warm up)',
         f'{waited / seconds:.0%} of a step waits for data',
     ]
-    if validation is not None and run.validate is not None:
+    if run.validate is not None:
         batches = sum(
             n or math.ceil(run.validate.tokens / a_step / len(run.validate.batches))
             for n in run.validate.batches
         )
         times = math.ceil(train.steps / every)
+        whole = times * (opening + batches * validation)
         lines.append(
-            f'{_duration(times * batches * validation)} of validation in all: {times:,} times '
-            f'about {batches:,} batches of {validation:.3g} s (measured on {VALIDATION_BATCHES})'
+            f'{_duration(whole)} of validation in all: {times:,} times about {batches:,} batches '
+            f'of {validation:.3g} s (measured on {VALIDATION_BATCHES}), and {opening:.2g} s to begin'
         )
     else:
         lines.append('no validation')

@@ -36,11 +36,9 @@ class Profile:
         """Raises UserError for steps that a run from `taken` to `last` does not take."""
         self._steps, self._directory, self._on = traced, workdir / 'profile', False
         if traced is not None and not taken < traced.first <= traced.last <= last:
-            left = f'steps {taken + 1} to {last}' if taken < last else 'no step any more'
-            raise UserError(
-                f'--profile {traced.first}:{traced.last}: this run takes {left}: name some of '
-                'these, or leave it out'
-            )
+            left = f'takes steps {taken + 1} to {last}: name some of these, or'
+            left = left if taken < last else 'is finished:'
+            raise UserError(f'--profile {traced.first}:{traced.last}: this run {left} leave it out')
 
     def begin(self, step: int, state: Any) -> None:
         """Before `step` is given to the devices: they end first what they have."""
