@@ -40,8 +40,7 @@ def prepare(experiment: Experiment, processes: int | None = None) -> None:
         files = f' ({", ".join(source.files)})' if source.files else ''
         print(f'source {number}: {source.name}{files}, weight {source.weight:g}', flush=True)
         begin = time.time()
-        with sources.called(f'--data.sources.{number}'):
-            builder = sources.builder(source, processes)
+        builder = sources.builder(source, processes)
         seconds = time.time() - begin
         splits = builder.info.splits
         for split in splits:

@@ -1,6 +1,5 @@
 """Opening the data sets of a configuration: prepared on first use, read by index ever after."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -74,23 +73,8 @@ def open_sources(config: DataConfig, split: str) -> Corpus:
     """
     check(config)
     chosen = config.of(split)
-    option = 'validation' if split == 'validation' and config.validation else 'sources'
-    sources = []
-    for number, source in enumerate(chosen):
-        with called(f'--data.{option}.{number}'):
-            sources.append(_documents(builder(source), source, source.split or ''))
-    return Corpus(tuple(sources), tuple(source.weight for source in chosen))
-
-
-@contextlib.contextmanager
-def called(option: str) -> Iterator[None]:
-    """Within, errors name the settings of the source by `option`, such as --data.sources.1. Who
-    reads its files does not know its number, and names those of the first."""
-    try:
-        yield
-    except UserError as error:
-        message = str(error).replace('--data.sources.0.', f'{option}.')
-        raise UserError(message) from error.__cause__
+    sources = tuple(_documents(builder(source), source, source.split or '') for source in chosen)
+    return Corpus(sources, tuple(source.weight for source in chosen))
 
 
 def check(config: DataConfig) -> None:

@@ -160,7 +160,7 @@ class Checkpoints:
             return Restored(step, items, metadata, damaged)
         if damaged:
             raise UserError(
-                f'no checkpoint in {self.directory} can be read, of the steps '
+                f'no checkpoint in {self.directory} can be read, of steps '
                 f'{", ".join(map(str, bad_steps))}: use another --workdir, or delete this one to '
                 'begin again'
             )

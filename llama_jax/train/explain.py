@@ -192,7 +192,7 @@ def _time(run: Run, seconds: float, waited: float, opening: float, validation: f
         whole = times * (opening + batches * validation)
         lines.append(
             f'{_duration(whole)} of validation in all: {times:,} times about {batches:,} batches '
-            f'of {validation:.3g} s (measured on {VALIDATION_BATCHES}), and {opening:.2g} s to begin'
+            f'of {validation:.3g} s (measured on {VALIDATION_BATCHES}) and {opening:.2g} s to begin'
         )
     else:
         lines.append('no validation')

@@ -182,7 +182,7 @@ def test_an_empty_split_is_named(tmp_path, own_cache):
     path.write_text(CHINESE[0], 'utf-8')
     with pytest.raises(
         UserError,
-        match=r"in the split 'validation' \(1 in train\): give more",
+        match=r"'validation' \(1 in train\): give more text, or train without validation",
     ):
         open_sources(files(path), 'validation')
 
@@ -270,6 +270,12 @@ def test_tokenizers_are_cached_by_content(jsonl, own_cache, modules):
     assert load_tokenizer(large).digest != first.digest
     from_file = dataclasses.replace(small, tokenizer=TokenizerConfig(path=str(path)))
     assert load_tokenizer(from_file).digest == first.digest
+    path = min((own_cache / 'tokenizers').glob('*.model'), key=lambda path: path.stat().st_mtime_ns)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match=f'is damaged .*: delete {path}; the same command'):
+        load_tokenizer(small)
+    path.unlink()
+    assert load_tokenizer(small).digest == first.digest
 
 
 def _prepare(modules, queue):

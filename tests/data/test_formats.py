@@ -281,6 +281,8 @@ def test_directories_globs_and_names_that_look_like_globs(tmp_path, caplog, monk
     everything = ['a.txt', 'data[1].txt', 'sub/b.md', 'sub/min/c.js']
     assert texts(tmp_path) == everything
     assert '3 files are no text and are left out, such as picture.png' in caplog.text
+    texts(tmp_path)
+    assert caplog.text.count('are left out') == 1
     assert [origin for _, origin in read(tmp_path)] == [f'{name}:1' for name in everything]
     assert texts(tmp_path, exclude=('*.js', 'a.*')) == ['data[1].txt', 'sub/b.md']
     assert texts(tmp_path, exclude=('sub/*',)) == ['a.txt', 'data[1].txt']

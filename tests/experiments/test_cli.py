@@ -187,6 +187,25 @@ def test_a_signal_ends_an_explanation_in_order(monkeypatch):
         pretrain.main()
 
 
+def test_a_reader_that_left_ends_it_in_silence(run_script, tmp_path, monkeypatch):
+    """As of `--help | head`; a pipe of another kind that breaks is an error like others."""
+
+    def script():
+        print('text', flush=True)
+        raise BrokenPipeError
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, 'w') as unread, monkeypatch.context() as patch:
+        patch.setattr(sys, 'stdout', unread)
+        assert run_script(script) == (141, '', [])
+        print('what a script prints at its end', flush=True)
+    with (tmp_path / 'out').open('w') as read, monkeypatch.context() as patch:
+        patch.setattr(sys, 'stdout', read)
+        with pytest.raises(BrokenPipeError):
+            run_script(script)
+
+
 def test_a_signal_leaves_with_its_own_code():
     """And by no exit handler, in which JAX may crash or wait."""
     script = """

@@ -55,7 +55,7 @@ def test_steps_that_were_taken_are_refused(copied_run, short):
     longer = changed(short, 'train', steps=10)
     with pytest.raises(UserError, match='--profile 8:9: this run takes steps 9 to 10'):
         loop.train(longer, copied_run, profile=profile.Steps(8, 9))
-    with pytest.raises(UserError, match='this run takes no step any more'):
+    with pytest.raises(UserError, match='this run is finished: leave it out'):
         loop.train(short, copied_run, profile=profile.Steps(8, 8))
 
 
