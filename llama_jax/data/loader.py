@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
-_VERSION = 2
+_VERSION = 3
 """Of the order of rows: a cursor of another one leads elsewhere."""
 
 

@@ -76,7 +76,7 @@ class Plan:
         seed: int,
     ) -> None:
         self._stream, self._packer, self._lengths, self._ends = stream, packer, lengths, ends
-        self._seed = seed
+        self._seed, self._seq_len = seed, seq_len
         self._batch = batch * seq_len
         self._target = max(_WINDOW_ROWS * seq_len, _WINDOW_BATCHES * self._batch)
 
@@ -120,8 +120,8 @@ class Plan:
         return rows, Cursor(places, tuple(carried), cursor.window + 1), len(blocks)
 
     def _blocks(self, places: tuple[Place, ...]) -> tuple[list[Block], tuple[Place, ...]]:
-        """Blocks for a window. Of one source, it ends with an epoch; of several, none is read more
-        than once in it, where a batch can be had so."""
+        """Blocks for a window. Of one source, it ends with an epoch, where a row can be had so; of
+        several, none is read more than once in it, where a batch can be had so."""
         sizes, begin = [len(source) for source in self._stream.sources], places
         blocks: list[Block] = []
         units = 0
@@ -130,7 +130,9 @@ class Plan:
             if found is None:
                 break
             block, behind = found
-            if len(sizes) == 1 and blocks and block.epoch != blocks[0].epoch:
+            next_epoch = bool(blocks) and block.epoch != blocks[-1].epoch
+            enough = units >= self._seq_len or begin[0].blocks % sizes[0] > 0
+            if len(sizes) == 1 and next_epoch and enough:
                 break
             read = places[block.source].blocks - begin[block.source].blocks
             if units > self._batch and read >= sizes[block.source]:

@@ -1,5 +1,6 @@
 import collections
 import itertools
+import time
 import tracemalloc
 
 import numpy as np
@@ -97,6 +98,17 @@ def test_every_epoch_has_every_block_once_in_another_order():
     other = list(itertools.islice(Stream(stream.sources, [1.0], seed=2), size))
     orders = [[block[2:] for block in epoch] for epoch in [*epochs, other]]
     assert len({tuple(x) for x in orders}) == 4
+
+
+@pytest.mark.parametrize('n', [1, 2, 5, 100, order._FEW, order._FEW + 1])
+def test_every_number_comes_once_in_each_epoch_and_at_once(n):
+    begin = time.process_time()
+    shuffled = order.Shuffled(n, seed=3)
+    drawn = np.array([[shuffled[epoch * n + i] for i in range(n)] for epoch in range(30)])
+    assert (np.sort(drawn) == np.arange(n)).all()
+    assert n < 100 or len({tuple(epoch) for epoch in drawn.tolist()}) == 30
+    assert [shuffled[n + i] for i in range(n)] == drawn[1].tolist()  # an earlier epoch again
+    assert (time.process_time() - begin) / drawn.size < 5e-4
 
 
 def test_equal_sources_do_not_march_in_step():

@@ -150,6 +150,9 @@ def test_one_short_document_fills_rows_by_epochs():
     made = rows(planned([Lengths([9])], Causal(), seq_len=32), 3)
     assert fill(made, Causal(), 32) == 1
     assert len(set(units(made))) == 96
+    # Not packed anew for each of the 300 epochs that a row takes.
+    made = rows(planned([Lengths([9])], Causal(), seq_len=3000), 4)
+    assert made[-1][1].window <= 4 and fill(made, Causal(), 3000) == 1
 
 
 def test_text_that_gives_no_example_is_refused():
