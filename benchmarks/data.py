@@ -85,7 +85,7 @@ def plan(
 
 
 def used(made: list[packing.Row], maker: Maker, seq_len: int) -> float:
-    """Share of the positions of the rows that hold text, over all streams."""
+    """Share of the positions of the rows that are planned for text, over all streams."""
     positions = sum(sum(placed.sizes) for row in made for placed in row)
     return positions / (len(made) * sum(maker.lengths(seq_len).values()))
 
