@@ -20,7 +20,7 @@ from experiments import cli
 from llama_jax import runtime
 from llama_jax.compare import fair, one, record, results, runner
 from llama_jax.compare.budget import match_flops, table
-from llama_jax.compare.grid import FACTORS, Planned, only, runs, sweep
+from llama_jax.compare.grid import FACTORS, Planned, check_steps, only, runs, sweep
 from llama_jax.errors import UserError
 from llama_jax.report import comparison
 from llama_jax.train.progress import say
@@ -51,6 +51,7 @@ def main() -> None:
         raise UserError(f'--jobs {options.jobs}: it must be 1 or more')
     if options.seeds is not None:
         grid = replace(grid, seeds=options.seeds)
+    check_steps(grid)
     grid = fair.resolved(grid)
     if options.match == 'flops':
         grid = match_flops(grid)

@@ -20,7 +20,7 @@ from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.prefix import PrefixLM
 from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.train.run import place
-from llama_jax.train.validate import loss_step, validate
+from llama_jax.train.validate import figures, loss_step, loss_sums
 from tests.evaluate.conftest import COMPUTE, MODEL
 from tests.objectives.texts import packed as in_rows
 
@@ -91,13 +91,14 @@ def test_bits_per_byte_equal_those_of_validation(tokenizer, mesh, params):
     windows = [ids[i : i + SEQ_LEN + 1] for i in range(0, len(ids) - 1, SEQ_LEN)]
     batch = packed(likelihood.plain(windows), CausalLM(), tokenizer, rows=16)
     with jax.set_mesh(mesh):
-        expected = validate(
+        sums = loss_sums(
             loss_step(MODEL, CausalLM(), COMPUTE),
             params,
             [batch],
             place=lambda batch: place(batch, mesh),
             byte_lengths=tokenizer.byte_lengths,
         )
+        expected = figures(sums)
     score = Scorer(MODEL, params, sees_all=False, compute=COMPUTE, mesh=mesh)
     found = likelihood.bits_per_byte(
         score, likelihood.plain(windows), tokenizer.byte_lengths, seed=0

@@ -41,7 +41,7 @@ def _compiled(objective, config, read):
         model = layers.bind(config, params)
         read_x = []
 
-        def spy(x_BTD, head_VD, target_BT, weight_BT, z_loss):
+        def spy(x_BTD, head_VD, target_BT, weight_BT, z_loss, vocab_padding):
             read_x.append(x_BTD)
             return CrossEntropy(*(jnp.zeros(()),) * 3)
 
