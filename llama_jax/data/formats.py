@@ -264,10 +264,12 @@ def _decode(
         begin = at - kept + (error.start if isinstance(error, UnicodeDecodeError) else 0)
         wide = wide_encoding(block) if first else None
         what = f'{wide.upper()} and ' if wide else ''
+        cut = ', which ends within a character: give the whole file, or' if final else ':'
         raise UserError(
-            f'{str(path)!r} is {what}no {encoding.upper()} text (byte {begin}): set the encoding '
-            f'of its source ({option("encoding")}) to {wide or "gb18030, latin-1, utf-16-le"}'
-            f'{"" if wide else " or whatever it is"}, or leave the file out (exclude)'
+            f'{str(path)!r} is {what}no {encoding.upper()} text (byte {begin}){cut} set the '
+            f'encoding of its source ({option("encoding")}) to '
+            f'{wide or "gb18030, latin-1, utf-16-le or whatever it is"}, or leave the file out '
+            '(exclude)'
         ) from None
     if '\0' in text:
         if first and (wide := wide_encoding(block)):

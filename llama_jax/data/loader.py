@@ -79,6 +79,8 @@ class Recipe:
         """The example of one piece, where the text gives one."""
         block, draw, sizes = placed
         texts = self.texts[block.source]
+        if not block.start:  # once an epoch
+            texts.check(block.document)
         piece = Piece(
             texts[block.document],
             block.start,

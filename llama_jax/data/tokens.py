@@ -71,10 +71,21 @@ class Texts:
         ids = self._opened(self.directory / f'{part:05}.tokens', self.dtype, size)
         return ids[start - begin : stop - begin]
 
+    def check(self, document: int) -> None:
+        """Raise UserError for a document whose tokens are no longer those that were written."""
+        if identity_of(self[document]) != self.identity(document):
+            part = bisect.bisect_right(self.parts, document) - 1
+            path = self.directory / f'{part:05}.tokens'
+            raise _damaged(path, f'document {document} is not as it was written')
+
     @functools.cached_property
     def offsets(self) -> np.ndarray:
         """Tokens before each document, and in all: int64 [D + 1], on disk."""
-        return _mapped(self.directory / _OFFSETS, 'int64', len(self) + 1)
+        path = self.directory / _OFFSETS
+        offsets = _mapped(path, 'int64', len(self) + 1)
+        if (offsets[0], offsets[-1]) != (0, self.tokens):
+            raise _damaged(path, f'it tells of {offsets[-1]} tokens, and not {self.tokens}')
+        return offsets
 
     def length(self, document: int) -> int:
         """Tokens of a document."""

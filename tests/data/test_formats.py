@@ -185,8 +185,12 @@ DAMAGED = {
     'strings.json': (b'["a", 1]', r"record 2 has no text in the field 'text' \(there: int\)"),
     'deep.jsonl': (b'{"text": ' + b'[' * 200_000 + b'\n', 'line 1 is JSON nested too deeply'),
     'bytes.jsonl': (b'{"text": "a"}\n{"text": "\xff"}\n', r'line 2 is no UTF-8 text \(its byte 10'),
-    'half.txt': ('好'.encode()[:2], r'is no UTF-8 text \(byte 0\)'),
-    'late.txt': (b'a' * 3_000_000 + b'\xff', r'is no UTF-8 text \(byte 3000000\)'),
+    'half.txt': ('好'.encode()[:2], r'no UTF-8 text \(byte 0\), which ends within a character'),
+    'cut.txt': (
+        ('好' * 9).encode()[:-1],
+        r'\(byte 24\), which ends within .*: give the whole file',
+    ),
+    'late.txt': (b'a' * 3_000_000 + b'\xff', r'is no UTF-8 text \(byte 3000000\): set'),
     'zero.txt': (b'abc' * 500_000 + b'\x00def', r'is binary \(a zero byte at 1500000\)'),
 }
 

@@ -277,3 +277,18 @@ def test_close_ends_the_thread(config, tokenizer):
     assert not thread.is_alive()
     with pytest.raises(ValueError, match='closed'):
         next(loader)
+
+
+@pytest.mark.parametrize('name', ['offsets', '00000.tokens'])
+@pytest.mark.parametrize('byte', [b'\0', b'\xff'])
+def test_tokens_that_were_overwritten_are_told(jsonl, own_cache, tokenizer, name, byte):
+    """By the batch that reads them, as of pages that a crash left empty."""
+    source = Source('text_files', files=(str(jsonl([*CHINESE, 'text ' * 99])),), split='all')
+    config = DataConfig(sources=(source,))
+    with load(config, tokenizer, batch=1, epochs=1) as loader:
+        assert len(list(loader)) > 1
+        (texts,) = loader.texts
+    path = texts.directory / name
+    path.write_bytes(byte * path.stat().st_size)
+    with pytest.raises(UserError, match=f'{path} is damaged .* delete {path.parent};'):
+        take(load(config, tokenizer, batch=1, epochs=1), None)
