@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from experiments import cli
 from llama_jax.data import sources, tokens
@@ -25,11 +25,14 @@ def main() -> None:
     experiment, options = cli.read('prepare', __doc__, processes=(int | None, None))
     if options.processes is not None and options.processes < 1:
         raise UserError(f'--processes is {options.processes}: give 1 or more, or leave it out')
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        prepare(experiment, options.processes)
-    except KeyboardInterrupt:
-        raise Stopped('stopped; the same command goes on from here', exit_code=130) from None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    prepare(experiment, options.processes)
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    name = signal.Signals(number).name
+    raise Stopped(f'stopped by {name}; the same command goes on from here', exit_code=128 + number)
 
 
 def prepare(experiment: Experiment, processes: int | None = None) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from llama_jax.data import formats
+from llama_jax.data import formats, workers
 from llama_jax.data.progress import Progress
 
 CHUNK = 1 << 25
@@ -75,7 +75,7 @@ def _digest(files: Sequence[tuple[str, Path, tuple[int, ...]]], label: str) -> d
         for name, path, (_, size, *_) in files
         for start in range(0, max(size, 1), CHUNK)
     ]
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
+    pool = concurrent.futures.ThreadPoolExecutor(workers.cores())
     total = sum(size for _, _, (_, size, *_) in files)
     try:
         with Progress(f'reading {label}', total) as progress:

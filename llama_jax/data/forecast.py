@@ -11,7 +11,10 @@ import itertools
 from llama_jax.data.plan import Plan
 
 SAMPLE = 16_384
-"""Rows that are planned to measure."""
+"""Rows that are planned to measure, of as many tokens at most:"""
+TOKENS = 2**25
+LEAST = 1024
+"""Rows that are planned however long they are."""
 
 Read = tuple[tuple[int, int], ...]
 """(units, documents) of each source."""
@@ -19,7 +22,7 @@ Read = tuple[tuple[int, int], ...]
 
 def reading(plan: Plan, rows: int) -> Read:
     """What the first `rows` (1 or more) of an endless plan read."""
-    planned = min(rows, SAMPLE)
+    planned = min(rows, _sample(plan))
     *_, (_, cursor) = itertools.islice(plan.rows(plan.beginning()), planned)
     share = rows / planned
     return tuple((round(share * units), round(share * n)) for units, n in cursor.read)
@@ -27,11 +30,15 @@ def reading(plan: Plan, rows: int) -> Read:
 
 def rows_for(plan: Plan, units: float) -> float:
     """Rows of an endless plan that read so many units, of all sources together."""
-    read = 0
+    read, sample = 0, _sample(plan)
     for row, (_, cursor) in enumerate(plan.rows(plan.beginning()), start=1):
         read = sum(of_source for of_source, _ in cursor.read)
         if read >= units:
             return row
-        if row == SAMPLE:
+        if row == sample:
             break
-    return units * SAMPLE / read
+    return units * sample / read
+
+
+def _sample(plan: Plan) -> int:
+    return min(SAMPLE, max(LEAST, TOKENS // plan.seq_len))

@@ -77,6 +77,7 @@ class Plan:
     ) -> None:
         self._stream, self._packer, self._lengths, self._ends = stream, packer, lengths, ends
         self._seed, self._seq_len = seed, seq_len
+        self.seq_len = seq_len
         self._batch = batch * seq_len
         self._target = max(_WINDOW_ROWS * seq_len, _WINDOW_BATCHES * self._batch)
 
