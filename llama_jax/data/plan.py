@@ -76,8 +76,7 @@ class Plan:
         seed: int,
     ) -> None:
         self._stream, self._packer, self._lengths, self._ends = stream, packer, lengths, ends
-        self._seed, self._seq_len = seed, seq_len
-        self.seq_len = seq_len
+        self._seed, self.seq_len = seed, seq_len
         self._batch = batch * seq_len
         self._target = max(_WINDOW_ROWS * seq_len, _WINDOW_BATCHES * self._batch)
 
@@ -132,7 +131,7 @@ class Plan:
                 break
             block, behind = found
             next_epoch = bool(blocks) and block.epoch != blocks[-1].epoch
-            enough = units >= self._seq_len or begin[0].blocks % sizes[0] > 0
+            enough = units >= self.seq_len or begin[0].blocks % sizes[0] > 0
             if len(sizes) == 1 and next_epoch and enough:
                 break
             read = places[block.source].blocks - begin[block.source].blocks
