@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,9 +27,19 @@ def main() -> None:
     experiment, options = cli.read('prepare', __doc__, processes=(int | None, None))
     if options.processes is not None and options.processes < 1:
         raise UserError(f'--processes is {options.processes}: give 1 or more, or leave it out')
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
-    prepare(experiment, options.processes)
+    with _stopping():
+        prepare(experiment, options.processes)
+
+
+@contextmanager
+def _stopping() -> Iterator[None]:
+    """SIGTERM and SIGINT raise Stopped here."""
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

@@ -1,7 +1,12 @@
-"""Eight virtual CPU devices for every test. This has to stand before the first import of jax."""
+"""Eight virtual CPU devices for every test, and a process that stays as it was between them."""
 
+import logging
 import os
+import signal
 
+import pytest
+
+# Before the first import of jax.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # A flag and not JAX_NUM_CPU_DEVICES: a process that a test starts can override it either way.
 os.environ['XLA_FLAGS'] = ' '.join(
@@ -12,3 +17,18 @@ os.environ['XLA_FLAGS'] = ' '.join(
         '--xla_backend_optimization_level=0',
     )
 )
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@pytest.fixture(autouse=True)
+def _process_as_before():
+    """A test leaves the process's signal handlers as they were, which is checked, and the root
+    logger's handlers, which a script run by `cli.main` replaces: theirs write to closed files."""
+    signals = [signal.getsignal(number) for number in _SIGNALS]
+    handlers = list(logging.root.handlers)
+    yield
+    for handler in list(logging.root.handlers):
+        if type(handler) is logging.StreamHandler and handler not in handlers:
+            logging.root.removeHandler(handler)
+    assert [signal.getsignal(number) for number in _SIGNALS] == signals
