@@ -28,7 +28,6 @@ from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader, blocks_of
 from llama_jax.data.pieces import Maker
 from llama_jax.data.plan import Cursor, Plan
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.data.tokens import Texts
 from llama_jax.objectives.bart import Bart
 from llama_jax.objectives.causal import CausalLM
@@ -39,6 +38,7 @@ from llama_jax.objectives.prefix import PrefixLM
 from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.objectives.ul2 import UL2
+from llama_jax.text.tokenizer import Tokenizer
 
 OBJECTIVES: dict[str, Maker] = {
     'causal': CausalLM(),

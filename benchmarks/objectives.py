@@ -23,7 +23,6 @@ from experiments import cli
 from llama_jax import mesh as meshes
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.mesh import MeshConfig
 from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.bart import Bart
@@ -38,6 +37,7 @@ from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
+from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment, resolved
 from llama_jax.train.run import place
 from llama_jax.train.step import initial_state, train_step

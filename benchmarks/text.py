@@ -10,7 +10,7 @@ from pydoc_data import topics
 import numpy as np
 
 from llama_jax.errors import UserError
-from llama_jax.generate.text import Vocabulary
+from llama_jax.text.vocabulary import Vocabulary
 
 CODE_AND_PROSE = (Path(argparse.__file__), Path(topics.__file__))
 

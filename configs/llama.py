@@ -22,10 +22,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.model.config import Compute, ModelConfig, RopeScaling
 from llama_jax.optim.adamw import OptimizerConfig
 from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import EvaluationConfig, Experiment, TrainConfig
 
 

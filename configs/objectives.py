@@ -12,7 +12,6 @@ from typing import Any
 from configs import llama
 from llama_jax.compare.grid import Arm, Grid
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.evaluate.suite import Suite
 from llama_jax.model.config import ModelConfig
 from llama_jax.objectives.bart import Bart
@@ -27,6 +26,7 @@ from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
 from llama_jax.optim.adamw import OptimizerConfig
 from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import (
     CheckpointConfig,
     EvaluationConfig,

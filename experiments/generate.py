@@ -19,9 +19,9 @@ from llama_jax.generate.guess import Draft, Lookup
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
 from llama_jax.generate.request import Controls
-from llama_jax.generate.text import Detokenizer
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
+from llama_jax.text.detokenizer import Detokenizer
 
 
 @dataclass(frozen=True)

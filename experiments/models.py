@@ -14,16 +14,17 @@ import jax
 from jax.sharding import Mesh
 
 from llama_jax import layout
-from llama_jax.convert import gguf, huggingface, vocabulary
-from llama_jax.convert.vocabulary import Text
+from llama_jax.convert import gguf, huggingface
 from llama_jax.errors import UserError
-from llama_jax.generate.chat import ChatFormat, Message, end_ids
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import NOTHING, Quantization
-from llama_jax.generate.text import Vocabulary
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.paths import local
+from llama_jax.text import files
+from llama_jax.text.chat import ChatFormat, Message, end_ids
+from llama_jax.text.files import Text
+from llama_jax.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,7 @@ def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
         elif path.is_dir():
             name = path.resolve().name
             config, params = huggingface.load(path)
-            text = vocabulary.from_huggingface(path, vocab=config.vocab)
+            text = files.from_huggingface(path, vocab=config.vocab)
         else:
             raise UserError(
                 f'no weights are called {name!r}: give {", ".join(PACKAGES)}, a .gguf file or the '
@@ -171,7 +172,7 @@ def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
 
 def _gguf(path: Path) -> tuple[ModelConfig, Params, Text]:
     config, params, settings = gguf.load(path)
-    return config, params, vocabulary.from_gguf(settings)
+    return config, params, files.from_gguf(settings)
 
 
 def _packaged(name: str) -> Path:

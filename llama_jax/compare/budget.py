@@ -13,8 +13,8 @@ from llama_jax.compare.grid import Arm, Grid, check_steps
 from llama_jax.data.loader import Loader
 from llama_jax.data.plan import Cursor
 from llama_jax.data.sources import Corpus
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.data.tokens import Texts, tokenised
+from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.step import initial_params
 

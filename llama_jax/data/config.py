@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.paths import local
+from llama_jax.text.tokenizer import TokenizerConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,9 +12,9 @@ import sentencepiece
 from llama_jax.data import prepare
 from llama_jax.data.config import DataConfig, cache_dir
 from llama_jax.data.sources import Corpus, Documents, open_sources
-from llama_jax.data.tokenizer import Tokenizer, TokenizerConfig, bytes_tokenizer
 from llama_jax.data.train_tokenizer import SMALLEST, train
 from llama_jax.errors import UserError
+from llama_jax.text.tokenizer import Tokenizer, TokenizerConfig, bytes_tokenizer
 
 PIECE = 16_384
 """Characters of a document that a sample takes or leaves together."""

@@ -24,8 +24,8 @@ from llama_jax.data import forecast, order, packing, sources, tokens
 from llama_jax.data.config import DataConfig, labels
 from llama_jax.data.pieces import Example, Maker, Piece
 from llama_jax.data.plan import Cursor, Plan
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
+from llama_jax.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 

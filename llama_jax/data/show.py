@@ -12,7 +12,7 @@ from rich.text import Text
 from llama_jax.data.loader import Batch, Loader
 from llama_jax.data.order import Block
 from llama_jax.data.packing import stream_of
-from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.text.tokenizer import Tokenizer
 
 _VISIBLE = {'\n': '↵', '\t': '⇥', ' ': ' ', '\u200c': '\u200c', '\u200d': '\u200d'}
 _ORDINARY, _LOSS, _OTHER_LOSS, _CONTROL = 'dim', 'green', 'yellow', 'bold magenta'

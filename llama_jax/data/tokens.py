@@ -25,8 +25,8 @@ from llama_jax.data.pieces import identity_of
 from llama_jax.data.prepare import locked
 from llama_jax.data.progress import Progress
 from llama_jax.data.sources import Corpus, Documents
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
+from llama_jax.text.tokenizer import Tokenizer
 
 _PART_BYTES = 8 * 2**20
 _MOST_PARTS = 1024

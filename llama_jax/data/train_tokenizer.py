@@ -11,8 +11,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from llama_jax.data import tokenizer as tokenizer_lib
 from llama_jax.errors import UserError
+from llama_jax.text import tokenizer as tokenizer_lib
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.text.tokenizer import Tokenizer
 
 Record = dict[str, str]  # text, module, package, docstring, body, as data/python_corpus.py has them
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.evaluate import stats
 from llama_jax.evaluate.examples import Middle
 from llama_jax.evaluate.readings import Reading
 from llama_jax.evaluate.scores import Example, Scores
 from llama_jax.objectives.base import Objective
+from llama_jax.text.tokenizer import Tokenizer
 
 Result = dict[str, float | int]
 Score = Callable[[Sequence[Example]], Scores]

@@ -9,10 +9,10 @@ from jax.sharding import Mesh
 
 from llama_jax.data.config import DataConfig, labels
 from llama_jax.data.sources import Documents, open_sources
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
 from llama_jax.evaluate import examples, words
 from llama_jax.evaluate.suite import Suite, Texts, check, evaluate_texts
+from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.restore import Trained
 

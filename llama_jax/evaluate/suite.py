@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from llama_jax.data import sources
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
 from llama_jax.evaluate import examples, finetune, likelihood, retrieval, stats
 from llama_jax.evaluate.metrics import METRICS
@@ -23,6 +22,7 @@ from llama_jax.evaluate.probe import Part, labels, probe
 from llama_jax.evaluate.readings import reading
 from llama_jax.evaluate.represent import layer_step, vector_step, vectors
 from llama_jax.evaluate.scores import Scorer
+from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.restore import Trained, load
 

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.evaluate.examples import Middle
+from llama_jax.text.tokenizer import Tokenizer
 
 _UNSPACED = (
     *('CJK', 'IDEOGRAPHIC', 'HIRAGANA', 'KATAKANA', 'KATAKANA-HIRAGANA', 'BOPOMOFO', 'YI'),

@@ -16,7 +16,7 @@ from llama_jax.generate.request import (
     PromptScores,
     Request,
 )
-from llama_jax.generate.text import Detokenizer
+from llama_jax.text.detokenizer import Detokenizer
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ _KEPT = 16
 
 
 class Vocabulary(Protocol):
-    """What is needed of `generate.text.Vocabulary`."""
+    """What is needed of `text.vocabulary.Vocabulary`."""
 
     @property
     def vocab_size(self) -> int: ...

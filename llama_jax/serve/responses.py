@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from llama_jax.generate.request import Event, Finish, Logprob, PromptScores
-from llama_jax.generate.text import Vocabulary
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.prompts import Prompt
 from llama_jax.serve.schema import Ask
 from llama_jax.serve.served import Served
+from llama_jax.text.vocabulary import Vocabulary
 
 Json = dict[str, Any]
 _LOWEST = -9999.0

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llama_jax.generate.chat import ChatFormat
 from llama_jax.generate.request import Grammar, OnEvent, Request
-from llama_jax.generate.text import Vocabulary
+from llama_jax.text.chat import ChatFormat
+from llama_jax.text.vocabulary import Vocabulary
 
 MakeGrammar = Callable[[Mapping[str, Any]], Grammar]
 """A new grammar for `{'type': 'json_object'}`, `{'type': 'json_schema', 'schema': {...}}` or

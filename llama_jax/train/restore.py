@@ -12,11 +12,11 @@ import jax
 from jax.sharding import Mesh
 
 from llama_jax import layout
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.paths import local
+from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.checkpoint import Checkpoints, difference
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.plain import to_plain

@@ -19,11 +19,11 @@ from llama_jax.data.load_tokenizer import check as check_tokenizer
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.data.sources import open_sources
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
+from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train import agreement, resume
 from llama_jax.train.checkpoint import Checkpoints, Items
 from llama_jax.train.experiment import Experiment, check, resolved, steps_of, to_dict

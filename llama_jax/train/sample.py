@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.sharding import Mesh
 
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
+from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.step import State
 

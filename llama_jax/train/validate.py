@@ -18,10 +18,10 @@ from llama_jax import layout, precision
 from llama_jax.data.config import labels
 from llama_jax.data.loader import Loader
 from llama_jax.data.overlap import warn_of_overlap
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch, Loss, Objective
+from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import local_rows, place
 from llama_jax.train.step import loss_of

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from llama_jax.compare.grid import Arm, Grid
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.evaluate.suite import Suite
 from llama_jax.model.config import ModelConfig
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig
 from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import (
     CheckpointConfig,
     EvaluationConfig,

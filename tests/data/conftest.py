@@ -8,7 +8,7 @@ import pytest
 
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.load_tokenizer import load_tokenizer
-from llama_jax.data.tokenizer import TokenizerConfig
+from llama_jax.text.tokenizer import TokenizerConfig
 from tests.data.corpus import MODULES
 
 

@@ -14,8 +14,8 @@ from llama_jax.data import deduplicate, python_corpus, python_files, sources, sp
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.sources import documents, open_sources
-from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.errors import UserError
+from llama_jax.text.tokenizer import TokenizerConfig
 from tests.data.corpus import CHINESE
 
 

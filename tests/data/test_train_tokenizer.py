@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from llama_jax.data import tokenizer as tokenizer_lib
 from llama_jax.data import train_tokenizer
 from llama_jax.data.train_tokenizer import SMALLEST, train
 from llama_jax.errors import UserError
+from llama_jax.text import tokenizer as tokenizer_lib
 from tests.data.corpus import CHINESE
 
 

@@ -7,10 +7,10 @@ from llama_jax import mesh as meshes
 from llama_jax.data import python_files
 from llama_jax.data.config import DataConfig
 from llama_jax.data.load_tokenizer import load_tokenizer
-from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import Experiment, TrainConfig
 
 PACKAGES = ('asyncio', 'email', 'xml')

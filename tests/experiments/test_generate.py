@@ -11,12 +11,12 @@ import pytest
 import configs
 from experiments import generate, models
 from llama_jax.convert import huggingface
-from llama_jax.data.tokenizer import bytes_tokenizer
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
-from llama_jax.generate.chat import ChatML
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.text.chat import ChatML
+from llama_jax.text.tokenizer import bytes_tokenizer
 from llama_jax.train import restore
 from tests.convert import written
 from tests.data.corpus import CHINESE

@@ -12,8 +12,8 @@ import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
 from llama_jax.data import packing
-from llama_jax.data.tokenizer import Tokenizer, bytes_tokenizer
 from llama_jax.data.train_tokenizer import train
+from llama_jax.text.tokenizer import Tokenizer, bytes_tokenizer
 from tests.data.corpus import CHINESE
 
 CODE = tuple(inspect.getsource(module) for module in (heapq, shlex, string, textwrap))

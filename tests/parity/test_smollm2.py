@@ -13,9 +13,10 @@ import pytest
 
 from experiments import generate, models
 from llama_jax import layout
-from llama_jax.convert import gguf, vocabulary
+from llama_jax.convert import gguf
 from llama_jax.convert import tensors as tensors_lib
 from llama_jax.model.config import ModelConfig
+from llama_jax.text import files
 from tests.data.corpus import CHINESE
 from tests.parity.smollm2 import file, logits_of, one, ours, path
 
@@ -115,7 +116,7 @@ def test_the_template_is_tokenized_as_transformers_does():
 
 
 def test_vocabulary_keeps_text_of_all_kinds():
-    text = vocabulary.from_gguf(file().settings)
+    text = files.from_gguf(file().settings)
     assert text.begin == () and len(text.vocabulary.control) == 17
     for said in (
         MOON,

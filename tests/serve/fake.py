@@ -22,8 +22,8 @@ from llama_jax.generate.request import (
     QueueFullError,
     Request,
 )
-from llama_jax.generate.text import Detokenizer
 from llama_jax.serve.served import Limits, Served
+from llama_jax.text.detokenizer import Detokenizer
 
 BOS, EOS, PAD, VOCAB = 256, 257, 258, 259
 MODEL = 'fake/bytes'

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from llama_jax import trees
-from llama_jax.data.tokenizer import bytes_tokenizer
 from llama_jax.errors import UserError
 from llama_jax.generate.batching import Engine
 from llama_jax.generate.programs import Programs
@@ -22,6 +21,7 @@ from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.serve.grammar import Compiler
+from llama_jax.text.tokenizer import bytes_tokenizer
 
 PIECES = [
     *('true', 'ue', '{"', '":', '", "', '  ', '\n ', 'name', '12', '-1', '.5', 'e+', '[]'),

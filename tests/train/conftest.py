@@ -11,10 +11,10 @@ import pytest
 
 from llama_jax import mesh as meshes
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.model.config import ModelConfig
 from llama_jax.optim.adamw import OptimizerConfig
 from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train import loop, run
 from llama_jax.train.experiment import (
     CheckpointConfig,

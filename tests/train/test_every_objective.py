@@ -14,11 +14,11 @@ import pytest
 from llama_jax import layout, mesh
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.loader import Loader
-from llama_jax.data.tokenizer import TokenizerConfig, bytes_tokenizer
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.optim.adamw import OptimizerConfig
 from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.text.tokenizer import TokenizerConfig, bytes_tokenizer
 from llama_jax.train import loop, run
 from llama_jax.train.experiment import (
     CheckpointConfig,

@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from llama_jax import mesh as meshes
-from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
+from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train import loop, restore, run
 from llama_jax.train.experiment import check, resolved
 from tests.train.conftest import changed, one_device

@@ -20,9 +20,9 @@ from llama_jax import layout
 from llama_jax import mesh as meshes
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
-from llama_jax.data.tokenizer import TokenizerConfig
 from llama_jax.errors import Stopped, UserError
 from llama_jax.mesh import MeshConfig
+from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train import loop, run, validate
 from llama_jax.train.checkpoint import present
 from llama_jax.train.records import read_run

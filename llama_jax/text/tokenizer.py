@@ -18,9 +18,9 @@ import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from llama_jax.data import long_text
 from llama_jax.errors import UserError
 from llama_jax.paths import local
+from llama_jax.text import long_text
 
 SENTINELS = 128
 MARKS = (
@@ -124,7 +124,7 @@ class Tokenizer:
     def _encode(
         self, text: str, processor: sentencepiece.SentencePieceProcessor
     ) -> Iterator[np.ndarray]:
-        """Ids of a text without U+2581, perhaps in several arrays; see data/long_text.py."""
+        """Ids of a text without U+2581, perhaps in several arrays; see text/long_text.py."""
         if len(text) <= long_text.PART:
             yield np.array(processor.encode(text), np.int32)
             return

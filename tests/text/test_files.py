@@ -5,11 +5,11 @@ import json
 import pytest
 from sentencepiece import sentencepiece_model_pb2
 
-from llama_jax.convert import vocabulary
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
-from llama_jax.generate.chat import LLAMA2, LLAMA3, ChatML
+from llama_jax.text import files as text_files
+from llama_jax.text.chat import LLAMA2, LLAMA3, ChatML
+from llama_jax.text.tokenizer import Tokenizer
 from tests.convert import written
 from tests.data.corpus import CHINESE
 
@@ -17,19 +17,19 @@ TEXT = f'def f(x):  return x + 1984 {CHINESE[0]} 🙂 <|im_end|> <s>'
 
 
 def test_gguf_says_how_text_begins_and_ends_and_how_to_chat():
-    text = vocabulary.from_gguf(written.vocabulary())
+    text = text_files.from_gguf(written.vocabulary())
     assert text.begin == () and text.chat == ChatML('You are terse')
     assert text.vocabulary.end_ids == (2,)
     settings = written.vocabulary() | {'tokenizer.ggml.add_bos_token': True}
     settings |= {'tokenizer.ggml.eot_token_id': 0, 'tokenizer.chat_template': '{{ x }}'}
-    text = vocabulary.from_gguf(settings)
+    text = text_files.from_gguf(settings)
     assert text.begin == (1,) and text.chat is None and text.vocabulary.end_ids == (2, 0)
 
 
 def test_llama_3_begins_with_bos_where_a_file_does_not_say():
     settings = written.vocabulary() | {'tokenizer.ggml.pre': 'llama-bpe'}
     del settings['tokenizer.ggml.add_bos_token'], settings['tokenizer.chat_template']
-    text = vocabulary.from_gguf(settings)
+    text = text_files.from_gguf(settings)
     assert text.begin == (1,) and text.chat is None
     assert text.vocabulary.decode(text.vocabulary.encode(TEXT)) == TEXT
 
@@ -49,7 +49,7 @@ def test_llama_3_begins_with_bos_where_a_file_does_not_say():
 def test_unsupported_vocabulary_is_refused_by_name(change, named):
     settings = written.vocabulary() | {f'tokenizer.ggml.{k}': v for k, v in change.items()}
     with pytest.raises(UserError) as refused:
-        vocabulary.from_gguf(settings)
+        text_files.from_gguf(settings)
     assert named in str(refused.value)
 
 
@@ -68,7 +68,7 @@ def test_gguf_with_a_sentencepiece_vocabulary(space_before):
         'eos_token_id': ours.eos_id,
         'add_space_prefix': space_before,
     }
-    text = vocabulary.from_gguf({f'tokenizer.ggml.{k}': v for k, v in settings.items()})
+    text = text_files.from_gguf({f'tokenizer.ggml.{k}': v for k, v in settings.items()})
     assert text.vocabulary.encode(TEXT).tolist() == ours.encode(TEXT).tolist()
     assert text.vocabulary.decode(ours.encode(TEXT)) == TEXT
     assert text.begin == (ours.bos_id,) and text.vocabulary.end_ids == (ours.eos_id,)
@@ -81,12 +81,12 @@ def huggingface(directory, *, change=lambda content: None, **files):
     (directory / 'tokenizer.json').write_text(json.dumps(content), 'utf-8')
     for name, value in ({'config': {'eos_token_id': 2}} | files).items():
         (directory / f'{name}.json').write_text(json.dumps(value), 'utf-8')
-    return vocabulary.from_huggingface(directory, vocab=520)
+    return text_files.from_huggingface(directory, vocab=520)
 
 
 def test_tokenizer_json(tmp_path):
     text = huggingface(tmp_path)
-    gguf = vocabulary.from_gguf(written.vocabulary()).vocabulary
+    gguf = text_files.from_gguf(written.vocabulary()).vocabulary
     assert text.vocabulary.encode(TEXT).tolist() == gguf.encode(TEXT).tolist()
     assert text.vocabulary.decode(gguf.encode(TEXT)) == TEXT
     assert text.vocabulary.control == gguf.control
@@ -105,7 +105,7 @@ def test_settings_beside_tokenizer_json(tmp_path):
     assert (text.vocabulary.bos_id, text.vocabulary.pad_id) == (1, 0) and text.begin == ()
     assert text.vocabulary.end_ids == (2, 0) and text.chat == ChatML('You are terse')
     (tmp_path / 'chat_template.jinja').write_text("'<|start_header_id|>'")
-    assert vocabulary.from_huggingface(tmp_path, vocab=520).chat == LLAMA3
+    assert text_files.from_huggingface(tmp_path, vocab=520).chat == LLAMA3
 
 
 def test_what_tokenizer_json_puts_before_a_text_is_the_beginning(tmp_path):
@@ -157,20 +157,20 @@ def test_unsupported_tokenizer_json_is_refused_by_name(tmp_path, change, named):
 
 def test_directories_without_a_vocabulary_or_its_end(tmp_path):
     with pytest.raises(UserError, match='neither tokenizer.model nor tokenizer.json'):
-        vocabulary.from_huggingface(tmp_path, vocab=520)
+        text_files.from_huggingface(tmp_path, vocab=520)
     with pytest.raises(UserError, match='names eos'):
         huggingface(tmp_path, config={})
     (tmp_path / 'tokenizer.json').write_text('{')
     with pytest.raises(UserError, match='tokenizer.json is no JSON'):
-        vocabulary.from_huggingface(tmp_path, vocab=520)
+        text_files.from_huggingface(tmp_path, vocab=520)
 
 
 def test_tokenizer_model(tmp_path):
     tokenizer = train(CHINESE, vocab=512, kind='bpe')
     tokenizer.save(tmp_path / 'tokenizer.model')
-    text = vocabulary.from_huggingface(tmp_path, vocab=512)
+    text = text_files.from_huggingface(tmp_path, vocab=512)
     assert text.vocabulary.digest == tokenizer.digest and text.begin == (tokenizer.bos_id,)
     settings = {'add_bos_token': False, 'chat_template': 'a [INST] <<SYS>>'}
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
-    text = vocabulary.from_huggingface(tmp_path, vocab=512)
+    text = text_files.from_huggingface(tmp_path, vocab=512)
     assert text.begin == () and text.chat == LLAMA2

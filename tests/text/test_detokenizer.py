@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_jax.generate.text import Detokenizer
+from llama_jax.text.detokenizer import Detokenizer
 
 
 def by_bytes(ids):

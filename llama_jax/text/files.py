@@ -10,11 +10,11 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
-from llama_jax.data.bpe import Bpe, splitter
-from llama_jax.data.tokenizer import Tokenizer
 from llama_jax.errors import UserError
-from llama_jax.generate.chat import ChatFormat, from_template
-from llama_jax.generate.text import Vocabulary
+from llama_jax.text.bpe import Bpe, splitter
+from llama_jax.text.chat import ChatFormat, from_template
+from llama_jax.text.tokenizer import Tokenizer
+from llama_jax.text.vocabulary import Vocabulary
 
 _NORMAL, _UNKNOWN, _CONTROL, _WHOLE, _UNUSED, _BYTE = range(1, 7)
 """Kinds of token in a GGUF file; SentencePiece has the same numbers."""

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from llama_jax.convert import vocabulary
-from llama_jax.data import long_text
-from llama_jax.data.long_text import PART
-from llama_jax.data.tokenizer import Tokenizer
+from llama_jax.text import files, long_text
+from llama_jax.text.long_text import PART
+from llama_jax.text.tokenizer import Tokenizer
 from tests.convert import written
 from tests.data.corpus import CHINESE
 
@@ -159,7 +158,7 @@ def test_pairs_are_of_neighbours():
 
 
 def test_byte_level_vocabularies_are_cut_between_words(code):
-    bpe = vocabulary.from_gguf(written.vocabulary()).vocabulary
+    bpe = files.from_gguf(written.vocabulary()).vocabulary
     for text in (code, filled('a  b\n c ')):
         parts = list(long_text.words_in_parts(text))
         assert ''.join(parts) == text and len(parts) == -(-len(text) // PART)

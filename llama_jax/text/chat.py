@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from llama_jax.errors import UserError
-from llama_jax.generate.text import Vocabulary
+from llama_jax.text.vocabulary import Vocabulary
 
 Message = Mapping[str, str]
 """`role` (system, user or assistant) and `content`."""

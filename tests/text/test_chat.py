@@ -8,8 +8,8 @@ import pytest
 from hypothesis import strategies as st
 
 from llama_jax.errors import UserError
-from llama_jax.generate import chat
-from llama_jax.generate.chat import LLAMA2, LLAMA3, LLAMA4, ChatML
+from llama_jax.text import chat
+from llama_jax.text.chat import LLAMA2, LLAMA3, LLAMA4, ChatML
 
 NAMES = (
     *('<s>', '</s>', '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|begin_of_text|>'),

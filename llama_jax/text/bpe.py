@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llama_jax.data.long_text import words_in_parts
-from llama_jax.data.tokenizer import inside, refuse_surrogates
 from llama_jax.errors import UserError
+from llama_jax.text.long_text import words_in_parts
+from llama_jax.text.tokenizer import inside, refuse_surrogates
 
 if TYPE_CHECKING:
     from tokenizers.pre_tokenizers import PreTokenizer
@@ -55,7 +55,7 @@ def splitter(name: str) -> PreTokenizer:
 
 
 class Bpe:
-    """Text to token ids and back; `generate.text.Vocabulary`.
+    """Text to token ids and back; `text.vocabulary.Vocabulary`.
 
     Attributes:
         vocab_size: number of ids, those without a token included.

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from llama_jax.convert import vocabulary
-from llama_jax.data.bpe import BYTES, Bpe, splitter
 from llama_jax.errors import UserError
+from llama_jax.text import files
+from llama_jax.text.bpe import BYTES, Bpe, splitter
 from tests.convert import written
 from tests.data.corpus import CHINESE
 
@@ -38,7 +38,7 @@ PARTS = st.one_of(
 )
 
 
-VOCABULARY = functools.cache(lambda: vocabulary.from_gguf(written.vocabulary()).vocabulary)
+VOCABULARY = functools.cache(lambda: files.from_gguf(written.vocabulary()).vocabulary)
 """512 tokens, the first of which are control tokens; digits are split."""
 BYTE = {byte: char for char, byte in BYTES.items()}
 

@@ -7,9 +7,9 @@ import pytest
 import sentencepiece
 from hypothesis import strategies as st
 
-from llama_jax.data import tokenizer as tokenizer_lib
-from llama_jax.data.tokenizer import Tokenizer, bytes_tokenizer
 from llama_jax.errors import UserError
+from llama_jax.text import tokenizer as tokenizer_lib
+from llama_jax.text.tokenizer import Tokenizer, bytes_tokenizer
 from tests.data.corpus import CHINESE
 
 NASTY = (
