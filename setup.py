@@ -23,8 +23,8 @@ CORE = [
 ]
 
 SERVE = ['starlette>=1.10', 'uvicorn>=0.54', 'llguidance>=1.9']
-# Models of others: GGUF files, byte-level vocabularies, safetensors.
-WEIGHTS = ['gguf>=0.19', 'tokenizers>=0.23', 'safetensors>=0.8']
+# Models of others: GGUF files, tokenizer.json, safetensors, chat templates.
+WEIGHTS = ['gguf>=0.19', 'tokenizers>=0.23', 'safetensors>=0.8', 'jinja2>=3.1']
 
 # Files of text: Parquet, and Zstandard, which Python 3.14 has itself.
 FORMATS = ['pyarrow>=20', 'zstandard>=0.23; python_version < "3.14"']
@@ -40,13 +40,14 @@ EXTRAS = {
     'convert': ['safetensors>=0.8'],
     'weights': WEIGHTS,
     # The exact release: goldens name it, and it decides which build of torch pip takes.
-    'parity': ['torch==2.13.0', 'transformers>=5.23'],
+    # cyllama is llama.cpp, which reads the GGUF files that are written here.
+    'parity': ['torch==2.13.0', 'transformers>=5.23', 'cyllama>=0.2.18'],
     'test': [
         *('pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'),
         *SERVE,
         *WEIGHTS,
         *FORMATS,
-        *('openai>=3.57', 'jsonschema>=4.26'),
+        *('openai>=3.57', 'jsonschema>=4.26', 'tiktoken>=0.14'),
     ],
     # --wandb of experiments.pretrain.
     'wandb': ['wandb>=0.22'],
