@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +29,15 @@ _ROTATED = ('.q_DNH', '.k_DKH')
 
 Table = Mapping[str, tuple[str, str]]
 """Our dotted name -> (name there, with {i} for the layer; letters of its dimensions)."""
+
+
+class Tensors(Mapping[str, np.ndarray]):
+    """The tensors of a model's files by name. Each is read when it is asked for, in the type of the
+    file (bfloat16 by ml_dtypes), and is not kept. Several threads may read at a time."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, of which nothing is read."""
 
 
 @dataclass(frozen=True)
