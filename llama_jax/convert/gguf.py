@@ -17,7 +17,7 @@ import numpy as np
 from llama_jax.convert import gguf_header
 from llama_jax.convert import tensors as tensors_lib
 from llama_jax.convert.meta import half_split, interleaved
-from llama_jax.convert.tensors import Scheme
+from llama_jax.convert.tensors import Scheme, Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.model.layers import Params
@@ -74,7 +74,7 @@ class File:
 
     settings: Mapping[str, Any]
     """Plain values and lists by key."""
-    tensors: Mapping[str, np.ndarray]
+    tensors: Tensors
     """Float32, each dequantised when asked for."""
     rope_factors_h: np.ndarray | None
     """What the rotary frequencies are divided by, [H/2]; how files of Llama 3.1 stretch them."""
@@ -98,7 +98,8 @@ def read(path: Path) -> File:
     if n_parts not in (0, 1):
         raise UserError(f'{path} is one of {n_parts} parts: merge them first')
     rope_factors = tensors.pop(_ROPE_FACTORS, None)
-    return File(settings, _Lazy(tensors), None if rope_factors is None else rope_factors())
+    shapes = {info.name: info.shape for info in infos}
+    return File(settings, _Lazy(tensors, shapes), None if rope_factors is None else rope_factors())
 
 
 def _tensor(data: np.ndarray, info: gguf_header.Info) -> Callable[[], np.ndarray]:
@@ -239,20 +240,27 @@ def _scaling(
     return rule
 
 
-class _Lazy(Mapping[str, np.ndarray]):
-    """Arrays that are made when asked for."""
+class _Lazy(Tensors):
+    """Float32 arrays that are made when asked for."""
 
-    def __init__(self, make: Mapping[str, Callable[[], np.ndarray]]):
-        self._make = make
+    def __init__(
+        self,
+        make: Mapping[str, Callable[[], np.ndarray]],
+        shapes: Mapping[str, tuple[int, ...]],
+    ):
+        self._make, self._shapes = make, shapes
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._make[name]()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._make
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._make)
 
     def __len__(self) -> int:
         return len(self._make)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> np.dtype:
+        return np.dtype(np.float32)

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from llama_jax.convert import tensors as tensors_lib
-from llama_jax.convert.tensors import Scheme
+from llama_jax.convert.tensors import Scheme, Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.model.layers import Params
@@ -56,6 +57,9 @@ _IGNORED = {
     *('transformers_version', 'initializer_range', 'pretraining_tp', '_name_or_path'),
     *('output_attentions', 'output_hidden_states', 'return_dict', 'id2label', 'label2id'),
 }
+
+_DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': ml_dtypes.bfloat16}
+"""Types by their names in safetensors."""
 
 
 def config_from_huggingface(settings: Mapping[str, Any]) -> ModelConfig:
@@ -187,7 +191,7 @@ def save(directory: Path, config: ModelConfig, params: Params) -> None:
     save_file(tensors, directory / 'model.safetensors', metadata={'format': 'pt'})
 
 
-class _Files(Mapping[str, np.ndarray]):
+class _Files(Tensors):
     """Tensors of all safetensors files of a directory, each read when asked for."""
 
     def __init__(self, directory: Path):
@@ -204,11 +208,14 @@ class _Files(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         return self._home[name].get_tensor(name)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._home
-
     def __iter__(self) -> Iterator[str]:
         return iter(self._home)
 
     def __len__(self) -> int:
         return len(self._home)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._home[name].get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> np.dtype:
+        return np.dtype(_DTYPES[self._home[name].get_slice(name).get_dtype()])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,17 +27,52 @@ from llama_jax.model.rope import frequencies
 
 _ROTATED = ('.q_DNH', '.k_DKH')
 
-Table = Mapping[str, tuple[str, str]]
-"""Our dotted name -> (name there, with {i} for the layer; letters of its dimensions)."""
-
 
 class Tensors(Mapping[str, np.ndarray]):
-    """The tensors of a model's files by name. Each is read when it is asked for, in the type of the
-    file (bfloat16 by ml_dtypes), and is not kept. Several threads may read at a time."""
+    """Tensors of a model by name. Each is read when it is asked for, in the type that it has in the
+    file; nothing keeps it. Several threads may read at a time."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, of which nothing is read."""
+        """Of a tensor, without reading it. Raises KeyError where there is none."""
+
+    @abstractmethod
+    def dtype(self, name: str) -> np.dtype:
+        """Of what `self[name]` gives, without reading it; bfloat16 is that of ml_dtypes."""
+
+    def __contains__(self, name: object) -> bool:
+        # Not by reading the tensor, as a Mapping would.
+        try:
+            self.shape(name)  # type: ignore[arg-type]
+        except KeyError:
+            return False
+        return True
+
+
+class InMemory(Tensors):
+    """Arrays that are there already, such as a state dict."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]):
+        self._arrays = arrays
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._arrays[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._arrays[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._arrays[name].dtype
+
+
+Table = Mapping[str, tuple[str, str]]
+"""Our dotted name -> (name there, with {i} for the layer; letters of its dimensions)."""
 
 
 @dataclass(frozen=True)
