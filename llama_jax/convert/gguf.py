@@ -1,32 +1,32 @@
-"""GGUF files of the architecture `llama`, quantised or not.
+"""GGUF files of the architecture `llama`, quantised or not, in one part or in several.
 
-Queries and keys are in the interleaved order of Meta's files. Every tensor is dequantised to
-float32. Needs the extra `weights` (`gguf`), which dequantises.
+Queries and keys are in the interleaved order of Meta's files. Quantised tensors are dequantised to
+float32, the others have the type of the file. Needs the extra `weights` (`gguf`).
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from llama_jax.convert import gguf_header
 from llama_jax.convert import tensors as tensors_lib
+from llama_jax.convert.gguf_file import ROPE_FACTORS, File, read
 from llama_jax.convert.meta import half_split, interleaved
-from llama_jax.convert.tensors import Scheme, Tensors
+from llama_jax.convert.tensors import Scheme
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.model.layers import Params
 from llama_jax.model.rope import frequencies
 
+log = logging.getLogger(__name__)
+
 _LAYER = 'blk.{i}.'
-_ROPE_FACTORS = 'rope_freqs.weight'
-_ROW = 2**14
-"""A sixteenth of the entries that are dequantised at a time."""
 GGUF = Scheme(
     name='GGUF llama',
     table={
@@ -54,88 +54,22 @@ _READ = {
     *('attention.value_length', 'attention.layer_norm_rms_epsilon', 'rope.dimension_count'),
     *('rope.freq_base', 'rope.scaling.original_context_length'),
 }
-# The only value that this decoder has of each.
-_FIXED = {
-    'rope.scaling.type': 'none',
-    'rope.scaling.factor': 1.0,
-    'rope.scale_linear': 1.0,
-    'expert_count': 0,
-    'expert_used_count': 0,
-    'attention.causal': True,
-    'use_parallel_residual': False,
+# What this decoder has of each, besides 0, by which files leave a thing out.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    'rope.scaling.type': ('none',),
+    'rope.scaling.factor': (1.0,),
+    'rope.scale_linear': (1.0,),
+    'rope.scaling.attn_factor': (1.0,),
+    'attention.causal': (True,),
+    'logit_scale': (1.0,),
+    'residual_scale': (1.0,),
+    'embedding_scale': (1.0,),
 }
-# Of no consequence for what the weights compute.
-_IGNORED = {'tensor_data_layout', 'rope.scaling.finetuned'}
-
-
-@dataclass(frozen=True)
-class File:
-    """What a GGUF file holds."""
-
-    settings: Mapping[str, Any]
-    """Plain values and lists by key."""
-    tensors: Tensors
-    """Float32, each dequantised when asked for."""
-    rope_factors_h: np.ndarray | None
-    """What the rotary frequencies are divided by, [H/2]; how files of Llama 3.1 stretch them."""
-
-
-def read(path: Path) -> File:
-    """The file at `path`. Raises UserError when it is no whole GGUF file."""
-    if not path.is_file():
-        raise UserError(f'{path} is missing: name a .gguf file')
-    try:
-        data = np.asarray(np.memmap(path, mode='r'))
-        settings, infos = gguf_header.parse(data.data)
-        tensors = {info.name: _tensor(data, info) for info in infos}
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(
-            f'{path} is no whole GGUF file ({error}): copy it again from where it came'
-        ) from None
-    n_parts = settings.get('split.count', 0)
-    if n_parts not in (0, 1):
-        raise UserError(f'{path} is one of {n_parts} parts: merge them first')
-    rope_factors = tensors.pop(_ROPE_FACTORS, None)
-    shapes = {info.name: info.shape for info in infos}
-    return File(settings, _Lazy(tensors, shapes), None if rope_factors is None else rope_factors())
-
-
-def _tensor(data: np.ndarray, info: gguf_header.Info) -> Callable[[], np.ndarray]:
-    """Float32 when called."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
-
-    try:
-        kind = GGMLQuantizationType(info.kind)
-    except ValueError:
-        raise _unreadable(info.name, str(info.kind)) from None
-    block, block_bytes = GGML_QUANT_SIZES[kind]
-    n_blocks = math.prod(info.shape) // block
-    end = info.start + n_blocks * block_bytes
-    if (info.shape and info.shape[-1] % block) or end > len(data):
-        raise ValueError(f'tensor {info.name!r} is cut off')
-
-    def float32() -> np.ndarray:
-        # Rows of another length than those of the matrix: the package takes 16 at a time.
-        row = math.gcd(n_blocks, _ROW // block)
-        raw = data[info.start : end].reshape(n_blocks // row, row * block_bytes)
-        try:
-            found = dequantize(raw, kind)
-        except NotImplementedError:
-            raise _unreadable(info.name, kind.name) from None
-        # Float32 is given as it lies in the file, which may change.
-        is_view = kind == GGMLQuantizationType.F32
-        return found.astype(np.float32, copy=is_view).reshape(info.shape)
-
-    return float32
-
-
-def _unreadable(name: str, kind: str) -> UserError:
-    return UserError(
-        f'GGUF: tensor {name!r} is of type {kind}, which cannot be read: take the model in another '
-        'quantisation, such as Q8_0, or a newer package gguf'
-    )
+# Of no consequence for what the weights compute. Experts have none where their number is 0.
+_IGNORED = {
+    *('tensor_data_layout', 'rope.scaling.finetuned', 'decoder_start_token_id', 'pooling_type'),
+    *('attention.layer_norm_epsilon', 'expert_used_count', 'expert_feed_forward_length'),
+}
 
 
 def load(path: Path) -> tuple[ModelConfig, Params, Mapping[str, Any]]:
@@ -149,8 +83,8 @@ def load(path: Path) -> tuple[ModelConfig, Params, Mapping[str, Any]]:
 
 
 def config_from_gguf(file: File) -> ModelConfig:
-    """The architecture of `file`. Raises UserError for every setting that the decoder does not
-    have, known or not."""
+    """The architecture of `file`. Raises UserError for every setting that means something which the
+    decoder does not have; warns of those that nobody knows."""
     architecture = file.settings.get('general.architecture')
     if architecture != 'llama':
         raise UserError(f'GGUF: general.architecture = {architecture!r} is not supported: llama is')
@@ -160,12 +94,11 @@ def config_from_gguf(file: File) -> ModelConfig:
         if name.startswith('llama.')
     }
     for name, value in own.items():
-        if name in _FIXED:
-            if value != _FIXED[name]:
-                raise UserError(
-                    f'GGUF: llama.{name} = {value!r} is not supported, only {_FIXED[name]!r}'
-                )
-        elif name not in _READ | _IGNORED:
+        if name in _READ | _IGNORED:
+            continue
+        if name not in _FIXED and name not in _known_elsewhere():
+            log.warning('GGUF: llama.%s = %r is not known here, and passed over', name, value)
+        elif value not in _FIXED.get(name, (0,)) and (value != 0 or name == 'attention.causal'):
             raise UserError(f'GGUF: llama.{name} = {value!r} is not supported')
 
     def get(name: str, default: Any = None) -> Any:
@@ -234,33 +167,22 @@ def _scaling(
     expected = plain / stretched
     if factors_h.shape != expected.shape or not np.allclose(factors_h, expected, rtol=1e-3):
         raise UserError(
-            f"GGUF: tensor {_ROPE_FACTORS!r} is not Llama 3's rule for {rule}: no other is "
-            'supported'
+            f"GGUF: tensor {ROPE_FACTORS!r} is not Llama 3's rule for {rule}: no other is supported"
         )
     return rule
 
 
-class _Lazy(Tensors):
-    """Float32 arrays that are made when asked for."""
+@functools.cache
+def _known_elsewhere() -> frozenset[str]:
+    """Settings that some architecture has, without its name: those do something."""
+    from gguf.constants import Keys
 
-    def __init__(
-        self,
-        make: Mapping[str, Callable[[], np.ndarray]],
-        shapes: Mapping[str, tuple[int, ...]],
-    ):
-        self._make, self._shapes = make, shapes
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._make[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._make)
-
-    def __len__(self) -> int:
-        return len(self._make)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
-
-    def dtype(self, name: str) -> np.dtype:
-        return np.dtype(np.float32)
+    found: list[str] = []
+    rooms: list[Any] = [Keys]
+    for room in rooms:
+        for value in vars(room).values():
+            if isinstance(value, type):
+                rooms.append(value)
+            elif isinstance(value, str) and value.startswith('{arch}.'):
+                found.append(value.removeprefix('{arch}.'))
+    return frozenset(found)

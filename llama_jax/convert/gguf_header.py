@@ -36,9 +36,11 @@ def parse(data: memoryview) -> tuple[dict[str, Any], list[Info]]:
     """Settings and tensors of a file. Raises ValueError for what is none, or ends too early."""
     reader = _Reader(data)
     if bytes(data[:4]) != b'GGUF':
-        raise ValueError('it does not begin with GGUF')
+        raise ValueError(_instead(bytes(data[:100])))
     reader.at = 4
     (version,) = reader.numbers('I', 1)
+    if version in (2 << 24, 3 << 24):
+        raise ValueError('it is big-endian, and only little-endian files can be read')
     if version not in (2, 3):
         raise ValueError(f'version {version}, and there are 2 and 3')
     n_tensors, n_settings = reader.numbers('Q', 2)
@@ -67,6 +69,17 @@ def parse(data: memoryview) -> tuple[dict[str, Any], list[Info]]:
     return settings, [
         Info(name, shape, kind, begin + offset) for name, (shape, kind, offset) in found.items()
     ]
+
+
+def _instead(begin: bytes) -> str:
+    """What a file is that is no GGUF file."""
+    if not begin:
+        return 'it is empty'
+    if begin.startswith(b'version https://git-lfs'):
+        return 'it is a pointer of git-lfs: git lfs pull fetches the file itself'
+    if begin.lstrip().startswith(b'<'):
+        return 'it is a page of HTML'
+    return 'it does not begin with GGUF'
 
 
 class _Reader:

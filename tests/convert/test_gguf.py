@@ -125,6 +125,10 @@ def test_stretched_positions_are_read_from_their_factors(tmp_path, factor):
         ({'attention.layer_norm_rms_epsilon': None}, 'layer_norm_rms_epsilon is missing'),
         ({'vocab_size': None}, 'vocab_size is missing'),
         ({'logit_scale': 0.5}, 'logit_scale = 0.5'),
+        ({'final_logit_softcapping': 30.0}, 'final_logit_softcapping = 30.0'),
+        ({'attention.causal': False}, 'attention.causal = False'),
+        ({'rope.scaling.attn_factor': 1.2}, 'rope.scaling.attn_factor = 1.2'),
+        ({'ssm.conv_kernel': 4}, 'ssm.conv_kernel = 4'),
     ],
 )
 def test_unsupported_setting_is_refused_by_name(tmp_path, change, named):
@@ -135,10 +139,20 @@ def test_unsupported_setting_is_refused_by_name(tmp_path, change, named):
 def test_what_says_nothing_of_its_own_is_accepted(tmp_path):
     settings = {'rope.scaling.type': 'none', 'expert_count': 0, 'attention.causal': True}
     settings |= {'attention.head_count_kv': [4, 4], 'rope.scaling.finetuned': False}
+    settings |= {'expert_used_count': 2, 'logit_scale': 1.0, 'attention.scale': 0.0}
+    settings |= {'pooling_type': 3, 'final_logit_softcapping': 0.0, 'nextn_predict_layers': 0}
     path, _ = written(
         tmp_path, CONFIG, settings={f'llama.{name}': value for name, value in settings.items()}
     )
     assert gguf.load(path)[0] == CONFIG
+
+
+def test_what_nobody_knows_is_passed_over_and_told(tmp_path, caplog):
+    path, _ = written(tmp_path, CONFIG, settings={'llama.of_the_future': 3})
+    assert gguf.load(path)[0] == CONFIG
+    assert [r.getMessage() for r in caplog.records] == [
+        'GGUF: llama.of_the_future = 3 is not known here, and passed over'
+    ]
 
 
 @pytest.mark.parametrize(
@@ -156,12 +170,80 @@ def test_tensors_that_do_not_fit_are_refused_by_name(tmp_path, change, named):
 
 def test_types_that_cannot_be_read_are_refused_by_name(tmp_path):
     change = {'blk.1.attn_norm.weight': np.ones(64, np.int32)}
-    assert "'blk.1.attn_norm.weight' is of type I32" in refused(tmp_path, tensors=change)
+    path, _ = written(tmp_path, CONFIG, tensors=change)
+    with pytest.raises(UserError, match="'blk.1.attn_norm.weight' is of type I32"):
+        gguf.read(path)  # before any tensor is
 
 
-def test_other_architectures_and_parts_are_refused(tmp_path):
+@pytest.mark.parametrize(
+    'kind', ['F16', 'BF16', 'Q8_0', 'Q5_1', 'Q4_K', 'Q6_K', 'IQ4_NL', 'IQ2_XXS', 'TQ1_0']
+)
+def test_tensors_have_the_type_of_the_file_or_float32(tmp_path, kind):
+    import gguf as package
+
+    kind = package.GGMLQuantizationType[kind]
+    block, size = package.GGML_QUANT_SIZES[kind]
+    raw = np.random.RandomState(0).bytes(6 * 512 // block * size)
+    raw = np.frombuffer(raw, np.uint8).reshape(6, -1) & 0x3F  # no scale is infinite
+    writer = package.GGUFWriter(tmp_path / 'a.gguf', 'llama')
+    writer.add_tensor('w', raw, raw_dtype=kind)
+    for step in ('header', 'kv_data', 'tensors'):
+        getattr(writer, f'write_{step}_to_file')()
+    writer.close()
+    tensors = gguf.read(tmp_path / 'a.gguf').tensors
+    assert tensors.shape('w') == (6, 512)
+    assert tensors.dtype('w') == tensors['w'].dtype
+    assert tensors.dtype('w') == {'F16': 'float16', 'BF16': 'bfloat16'}.get(kind.name, 'float32')
+    expected = package.dequantize(raw, kind)
+    np.testing.assert_array_equal(tensors['w'].astype(np.float32), expected)
+
+
+def test_other_architectures_are_refused(tmp_path):
     assert "general.architecture = 'qwen2'" in refused(tmp_path, architecture='qwen2')
-    assert 'one of 3 parts' in refused(tmp_path, settings={'split.count': 3})
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """Three parts as llama.cpp splits a file: the first has the settings, each some tensors."""
+    tensors = tensors_of(weights(CONFIG, seed=3), CONFIG)
+    paths = [tmp_path / f'a-{i}-of-00003.gguf' for i in ('00001', '00002', '00003')]
+    for i, path in enumerate(paths):
+        names = list(tensors)[len(tensors) * i // 3 : len(tensors) * (i + 1) // 3]
+        part = {'split.no': i, 'split.count': 3, 'split.tensors.count': len(tensors)}
+        settings = part | (architecture(CONFIG) if i == 0 else {})
+        write(path, {name: tensors[name] for name in names}, settings)
+    return paths
+
+
+@pytest.mark.parametrize('named', range(3))
+def test_any_part_names_the_whole(parts, named):
+    config, params, _ = gguf.load(parts[named])
+    assert config == CONFIG
+    expected = huggingface.params_from_huggingface(weights(CONFIG, seed=3), CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_parts_that_do_not_belong_together(parts):
+    def message(path):
+        with pytest.raises(UserError) as error:
+            gguf.read(path)
+        return str(error.value)
+
+    one, two, three = parts
+    three.rename(away := three.with_name('away'))
+    assert 'missing beside it: a-00003-of-00003.gguf' in message(two)
+    away.write_bytes(two.read_bytes())
+    away.rename(three)
+    assert 'a-00003-of-00003.gguf holds part 1 of another' in message(one) or (
+        'a-00003-of-00003.gguf holds the tensor' in message(one)
+    )
+    settings = {'split.no': 2, 'split.count': 3}
+    write(three, {}, settings)
+    assert 'tensors of 21' in message(one)
+    write(three, {'output.weight': np.zeros((32, 64), np.float32)}, {'split.no': 2})
+    assert 'a-00003-of-00003.gguf holds' in message(one)
+    one.rename(one.with_name('model.gguf'))
+    assert 'model-00001-of-00003.gguf' in message(one.with_name('model.gguf'))
 
 
 def test_files_that_are_none(tmp_path):
@@ -169,10 +251,19 @@ def test_files_that_are_none(tmp_path):
     content = path.read_bytes()
     with pytest.raises(UserError, match='nowhere.gguf is missing'):
         gguf.load(tmp_path / 'nowhere.gguf')
-    for damaged in (b'', b'GG', b'PK' + content[2:], content[:100], content[:-100]):
+    for damaged, what in {
+        b'': 'is empty',
+        b'GG': 'does not begin',
+        b'PK' + content[2:]: 'does not begin',
+        b'version https://git-lfs.github.com/spec/v1\noid sha256:0': 'git lfs pull',
+        b'\n<!DOCTYPE html><html>': 'page of HTML',
+        content[:100]: 'ends too early',
+        content[:-100]: "tensor '.*' is cut off",
+    }.items():
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match='model.gguf is no whole GGUF file'):
+        with pytest.raises(UserError, match=f'model.gguf is no whole GGUF file .*{what}') as error:
             gguf.load(path)
+        assert '\n' not in str(error.value)
 
 
 def test_the_header_is_what_the_package_reads(tmp_path):
@@ -200,7 +291,7 @@ def test_no_beginning_of_a_file_is_taken_for_a_whole_one(tmp_path):
     content = memoryview(path.read_bytes())
     n_header = gguf_header.parse(content)[1][0].start
     for n in range(n_header - 32):
-        with pytest.raises(ValueError, match='ends too early|begin with GGUF'):
+        with pytest.raises(ValueError, match='ends too early|begin with GGUF|is empty'):
             gguf_header.parse(content[:n])
 
 
@@ -267,7 +358,7 @@ def test_more_layers_than_there_are(tmp_path):
     ('at', 'change', 'named'),
     [
         (4, (1).to_bytes(4, 'little'), 'version 1'),
-        (4, (3).to_bytes(4, 'big'), 'version 50331648'),
+        (4, (3).to_bytes(4, 'big'), 'big-endian'),
         (8, (2**62).to_bytes(8, 'little'), 'is no whole GGUF file'),
         (16, (2**62).to_bytes(8, 'little'), 'is no whole GGUF file'),
         (24, (2**62).to_bytes(8, 'little'), 'ends too early'),

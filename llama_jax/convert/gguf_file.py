@@ -1,0 +1,194 @@
+"""GGUF files, of one part or several: settings, and tensors that are read when asked for.
+
+Quantised tensors are dequantised to float32, the others have the type of the file. Needs the extra
+`weights` (`gguf`), which dequantises.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from llama_jax.convert import gguf_header
+from llama_jax.convert.tensors import Tensors
+from llama_jax.errors import UserError
+
+ROPE_FACTORS = 'rope_freqs.weight'
+_PART = re.compile(r'(.+)-\d{5}-of-(\d{5})\.gguf')
+_ROW = 2**14
+"""A sixteenth of the entries that are dequantised at a time."""
+_PLAIN = {
+    'F32': np.dtype(np.float32),
+    'F16': np.dtype(np.float16),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+"""Types that are not dequantised, by their names in GGUF."""
+
+
+@dataclass(frozen=True)
+class File:
+    """What a GGUF file holds, or all parts of one."""
+
+    settings: Mapping[str, Any]
+    """Plain values and lists by key; those of the first part."""
+    tensors: Tensors
+    """Each read, and dequantised to float32 if it is quantised, when asked for."""
+    rope_factors_h: np.ndarray | None
+    """What the rotary frequencies are divided by, [H/2]; how files of Llama 3.1 stretch them."""
+
+
+def read(path: Path) -> File:
+    """The file at `path`, or all of which it is a part. Reads what stands before the numbers.
+
+    Raises UserError when a file is missing, not whole, or holds types that cannot be read.
+    """
+    settings, tensors = _part(path)
+    n_parts = settings.get('split.count', 0)
+    if n_parts not in (0, 1):
+        settings, tensors = _parts(path, n_parts)
+    rope_factors = tensors.pop(ROPE_FACTORS, None)
+    return File(
+        settings, _Lazy(tensors), None if rope_factors is None else rope_factors.read(np.float32)
+    )
+
+
+def _parts(path: Path, n: Any) -> tuple[dict[str, Any], dict[str, _Stored]]:
+    """Of all `n` parts, whichever of them `path` is."""
+    name = _PART.fullmatch(path.name)
+    if not isinstance(n, int) or not name or int(name[2]) != n:
+        raise UserError(
+            f'{path} is one of {n} parts and must be called so, as in model-00001-of-00003.gguf: '
+            'give it its name back, beside the others'
+        )
+    paths = [path.with_name(f'{name[1]}-{i:05}-of-{n:05}.gguf') for i in range(1, n + 1)]
+    missing = [part.name for part in paths if not part.is_file()]
+    if missing:
+        raise UserError(f'{path} is one of {n} parts; missing beside it: {", ".join(missing)}')
+    settings: dict[str, Any] = {}
+    tensors: dict[str, _Stored] = {}
+    for i, part in enumerate(paths):
+        own, found = _part(part)
+        place = own.get('split.no', i), own.get('split.count')
+        twice = tensors.keys() & found.keys()
+        if place != (i, n) or twice:
+            what = (
+                f'the tensor {min(twice)!r} once more' if twice else f'part {place[0]} of another'
+            )
+            raise UserError(f'{part} holds {what}: copy all parts again from where they came')
+        settings, tensors = settings or own, tensors | found
+    total = settings.get('split.tensors.count', len(tensors))
+    if total != len(tensors):
+        raise UserError(
+            f'{path} and its other parts hold {len(tensors)} tensors of {total}: copy all parts '
+            'again from where they came'
+        )
+    return settings, tensors
+
+
+def _part(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
+    """Settings and tensors of one file."""
+    if not path.is_file():
+        raise UserError(f'{path} is missing: name a .gguf file')
+    try:
+        data = np.zeros(0, np.uint8)
+        if path.stat().st_size:  # an empty file cannot be mapped
+            data = np.asarray(np.memmap(path, mode='r'))
+        settings, infos = gguf_header.parse(data.data)
+        return settings, {info.name: _stored(data, info) for info in infos}
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
+    except ValueError as error:
+        raise UserError(
+            f'{path} is no whole GGUF file ({error}): copy it again from where it came'
+        ) from None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A tensor within a file."""
+
+    data: np.ndarray
+    """Bytes, [rows, bytes]: rows of another length than those of the matrix."""
+    kind: Any
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype:
+        return _PLAIN.get(self.kind.name, np.dtype(np.float32))
+
+    def read(self, dtype: Any = None) -> np.ndarray:
+        """A copy, for the file may change; in `dtype`, or in the type that it has."""
+        from gguf import dequantize
+
+        if self.kind.name in _PLAIN:
+            found = self.data.view(self.dtype)
+            return found.astype(dtype or self.dtype).reshape(self.shape)
+        return dequantize(self.data, self.kind).astype(np.float32, copy=False).reshape(self.shape)
+
+
+def _stored(data: np.ndarray, info: gguf_header.Info) -> _Stored:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        kind = GGMLQuantizationType(info.kind)
+    except ValueError:
+        raise _unreadable(info.name, str(info.kind)) from None
+    if kind.name not in _PLAIN and not _can_dequantize(kind):
+        raise _unreadable(info.name, kind.name)
+    block, block_bytes = GGML_QUANT_SIZES[kind]
+    n_blocks = math.prod(info.shape) // block
+    end = info.start + n_blocks * block_bytes
+    if (info.shape and info.shape[-1] % block) or end > len(data):
+        raise ValueError(f'tensor {info.name!r} is cut off')
+    row = math.gcd(n_blocks, _ROW // block)  # the package takes 16 rows at a time
+    rows = data[info.start : end].reshape(n_blocks // row if row else 0, row * block_bytes)
+    return _Stored(rows, kind, info.shape)
+
+
+@functools.cache
+def _can_dequantize(kind: Any) -> bool:
+    """Whether the package does: it says so only when it is asked to."""
+    from gguf import GGML_QUANT_SIZES, dequantize
+
+    try:
+        dequantize(np.zeros((1, GGML_QUANT_SIZES[kind][1]), np.uint8), kind)
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _unreadable(name: str, kind: str) -> UserError:
+    return UserError(
+        f'GGUF: tensor {name!r} is of type {kind}, which cannot be read: take the model in another '
+        'quantisation, such as Q8_0, or a newer package gguf'
+    )
+
+
+class _Lazy(Tensors):
+    """Tensors of files, each read when asked for."""
+
+    def __init__(self, stored: Mapping[str, _Stored]):
+        self._stored = stored
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._stored[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._stored[name].shape
+
+    def dtype(self, name: str) -> np.dtype:
+        return self._stored[name].dtype
