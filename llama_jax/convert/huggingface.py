@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from llama_jax.convert import tensors as tensors_lib
+from llama_jax.convert.directory import nothing_in, weights
+from llama_jax.convert.stored import read_object
 from llama_jax.convert.tensors import Scheme, Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig, RopeScaling
@@ -57,9 +59,6 @@ _IGNORED = {
     *('transformers_version', 'initializer_range', 'pretraining_tp', '_name_or_path'),
     *('output_attentions', 'output_hidden_states', 'return_dict', 'id2label', 'label2id'),
 }
-
-_DTYPES = {'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': ml_dtypes.bfloat16}
-"""Types by their names in safetensors."""
 
 
 def config_from_huggingface(settings: Mapping[str, Any]) -> ModelConfig:
@@ -167,17 +166,22 @@ def params_to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.n
     return tensors_lib.from_params(HUGGING_FACE, params, config)
 
 
-def load(directory: Path) -> tuple[ModelConfig, Params]:
-    """Settings and parameters (numpy, on the host) of a directory of config.json and safetensors.
+def read(directory: Path) -> tuple[ModelConfig, Tensors]:
+    """Settings and tensors of a directory of config.json and weights, of which none is read yet.
 
-    Needs the extra `convert`. Few tensors are read at a time. Raises UserError when a file is
-    missing or the model is not supported.
+    Raises UserError when a file is missing or damaged, or the model is not supported.
     """
     path = directory / 'config.json'
-    if not path.is_file():
-        raise UserError(f'{path} is missing: name a directory of a Hugging Face model')
-    config = config_from_huggingface(json.loads(path.read_text(encoding='utf-8')))
-    return config, params_from_huggingface(_Files(directory), config)
+    if not os.path.lexists(path):
+        raise nothing_in(directory, 'config.json')
+    return config_from_huggingface(read_object(path)), weights(directory)
+
+
+def load(directory: Path) -> tuple[ModelConfig, Params]:
+    """Settings and parameters (numpy, on the host) of a directory; few tensors are read at a time.
+    Raises UserError as `read` does."""
+    config, tensors = read(directory)
+    return config, params_from_huggingface(tensors, config)
 
 
 def save(directory: Path, config: ModelConfig, params: Params) -> None:
@@ -189,33 +193,3 @@ def save(directory: Path, config: ModelConfig, params: Params) -> None:
     (directory / 'config.json').write_text(settings + '\n', encoding='utf-8')
     tensors = params_to_huggingface(params, config)
     save_file(tensors, directory / 'model.safetensors', metadata={'format': 'pt'})
-
-
-class _Files(Tensors):
-    """Tensors of all safetensors files of a directory, each read when asked for."""
-
-    def __init__(self, directory: Path):
-        from safetensors import safe_open  # type: ignore[import-not-found]  # an extra
-
-        paths = sorted(directory.glob('*.safetensors'))
-        if not paths:
-            raise UserError(f'{directory} has no *.safetensors files')
-        self._home = {}
-        for path in paths:
-            file = safe_open(path, framework='numpy')
-            self._home.update(dict.fromkeys(file.keys(), file))
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self._home[name].get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._home)
-
-    def __len__(self) -> int:
-        return len(self._home)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self._home[name].get_slice(name).get_shape())
-
-    def dtype(self, name: str) -> np.dtype:
-        return np.dtype(_DTYPES[self._home[name].get_slice(name).get_dtype()])

@@ -185,7 +185,7 @@ def test_copies_that_hold_nothing_new_are_accepted():
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):
-    with pytest.raises(UserError, match='config.json is missing'):
+    with pytest.raises(UserError, match='has no config.json: fetch it'):
         huggingface.load(tmp_path)
 
 

@@ -87,7 +87,7 @@ def test_weights_that_are_not_there(mesh, tmp_path, monkeypatch):
         models.from_weights('smollm3', mesh)
     with pytest.raises(UserError, match='nowhere.gguf is missing'):
         models.from_weights('nowhere.gguf', mesh)
-    with pytest.raises(UserError, match='config.json is missing'):
+    with pytest.raises(UserError, match='has no config.json: fetch it'):
         models.from_weights(str(tmp_path), mesh)
 
     def files(package):
