@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import functools
 import math
+import mmap
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama_jax.convert import gguf_header
+from llama_jax.convert import gguf_header, stored
+from llama_jax.convert.stored import Place, damaged, opened
 from llama_jax.convert.tensors import Tensors
 from llama_jax.errors import UserError
 
@@ -55,12 +58,10 @@ def read(path: Path) -> File:
     if n_parts not in (0, 1):
         settings, tensors = _parts(path, n_parts)
     rope_factors = tensors.pop(ROPE_FACTORS, None)
-    return File(
-        settings, _Lazy(tensors), None if rope_factors is None else rope_factors.read(np.float32)
-    )
+    return File(settings, _Lazy(tensors), None if rope_factors is None else rope_factors.read())
 
 
-def _parts(path: Path, n: Any) -> tuple[dict[str, Any], dict[str, _Stored]]:
+def _parts(path: Path, n: Any) -> tuple[dict[str, Any], dict[str, _Tensor]]:
     """Of all `n` parts, whichever of them `path` is."""
     name = _PART.fullmatch(path.name)
     if not isinstance(n, int) or not name or int(name[2]) != n:
@@ -73,7 +74,7 @@ def _parts(path: Path, n: Any) -> tuple[dict[str, Any], dict[str, _Stored]]:
     if missing:
         raise UserError(f'{path} is one of {n} parts; missing beside it: {", ".join(missing)}')
     settings: dict[str, Any] = {}
-    tensors: dict[str, _Stored] = {}
+    tensors: dict[str, _Tensor] = {}
     for i, part in enumerate(paths):
         own, found = _part(part)
         place = own.get('split.no', i), own.get('split.count')
@@ -93,30 +94,29 @@ def _parts(path: Path, n: Any) -> tuple[dict[str, Any], dict[str, _Stored]]:
     return settings, tensors
 
 
-def _part(path: Path) -> tuple[dict[str, Any], dict[str, _Stored]]:
+def _part(path: Path) -> tuple[dict[str, Any], dict[str, _Tensor]]:
     """Settings and tensors of one file."""
-    if not path.is_file():
-        raise UserError(f'{path} is missing: name a .gguf file')
-    try:
-        data = np.zeros(0, np.uint8)
-        if path.stat().st_size:  # an empty file cannot be mapped
-            data = np.asarray(np.memmap(path, mode='r'))
-        settings, infos = gguf_header.parse(data.data)
-        return settings, {info.name: _stored(data, info) for info in infos}
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from None
-    except ValueError as error:
-        raise UserError(
-            f'{path} is no whole GGUF file ({error}): copy it again from where it came'
-        ) from None
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size:  # an empty file cannot be mapped
+            raise damaged(path, 'it is empty')
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+            try:
+                settings, infos = gguf_header.parse(view)
+                return settings, {info.name: _tensor(path, size, info) for info in infos}
+            except UserError as error:
+                raise UserError(f'{path}: {error}') from None
+            except ValueError as error:
+                why = str(error)
+    raise damaged(path, why)
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _Tensor:
     """A tensor within a file."""
 
-    data: np.ndarray
-    """Bytes, [rows, bytes]: rows of another length than those of the matrix."""
+    place: Place
+    """Of its bytes, [rows, bytes]: rows of another length than those of the matrix."""
     kind: Any
     shape: tuple[int, ...]
 
@@ -124,17 +124,17 @@ class _Stored:
     def dtype(self) -> np.dtype:
         return _PLAIN.get(self.kind.name, np.dtype(np.float32))
 
-    def read(self, dtype: Any = None) -> np.ndarray:
-        """A copy, for the file may change; in `dtype`, or in the type that it has."""
+    def read(self) -> np.ndarray:
         from gguf import dequantize
 
+        raw = stored.read(self.place)
         if self.kind.name in _PLAIN:
-            found = self.data.view(self.dtype)
-            return found.astype(dtype or self.dtype).reshape(self.shape)
-        return dequantize(self.data, self.kind).astype(np.float32, copy=False).reshape(self.shape)
+            return raw.view(self.dtype).reshape(self.shape)
+        return dequantize(raw, self.kind).astype(np.float32, copy=False).reshape(self.shape)
 
 
-def _stored(data: np.ndarray, info: gguf_header.Info) -> _Stored:
+def _tensor(path: Path, size: int, info: gguf_header.Info) -> _Tensor:
+    """Raises ValueError where it is not within the `size` bytes of the file."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     try:
@@ -145,12 +145,12 @@ def _stored(data: np.ndarray, info: gguf_header.Info) -> _Stored:
         raise _unreadable(info.name, kind.name)
     block, block_bytes = GGML_QUANT_SIZES[kind]
     n_blocks = math.prod(info.shape) // block
-    end = info.start + n_blocks * block_bytes
-    if (info.shape and info.shape[-1] % block) or end > len(data):
+    if (info.shape and info.shape[-1] % block) or info.start + n_blocks * block_bytes > size:
         raise ValueError(f'tensor {info.name!r} is cut off')
     row = math.gcd(n_blocks, _ROW // block)  # the package takes 16 rows at a time
-    rows = data[info.start : end].reshape(n_blocks // row if row else 0, row * block_bytes)
-    return _Stored(rows, kind, info.shape)
+    rows = (n_blocks // row if row else 0, row * block_bytes)
+    place = Place(path, kind.name, np.dtype(np.uint8), rows, info.start)
+    return _Tensor(place, kind, info.shape)
 
 
 @functools.cache
@@ -175,20 +175,20 @@ def _unreadable(name: str, kind: str) -> UserError:
 class _Lazy(Tensors):
     """Tensors of files, each read when asked for."""
 
-    def __init__(self, stored: Mapping[str, _Stored]):
-        self._stored = stored
+    def __init__(self, tensors: Mapping[str, _Tensor]):
+        self._tensors = tensors
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self._stored[name].read()
+        return self._tensors[name].read()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
-        return len(self._stored)
+        return len(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._stored[name].shape
+        return self._tensors[name].shape
 
     def dtype(self, name: str) -> np.dtype:
-        return self._stored[name].dtype
+        return self._tensors[name].dtype

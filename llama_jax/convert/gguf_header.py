@@ -36,7 +36,7 @@ def parse(data: memoryview) -> tuple[dict[str, Any], list[Info]]:
     """Settings and tensors of a file. Raises ValueError for what is none, or ends too early."""
     reader = _Reader(data)
     if bytes(data[:4]) != b'GGUF':
-        raise ValueError(_instead(bytes(data[:100])))
+        raise ValueError('it does not begin with GGUF')
     reader.at = 4
     (version,) = reader.numbers('I', 1)
     if version in (2 << 24, 3 << 24):
@@ -69,17 +69,6 @@ def parse(data: memoryview) -> tuple[dict[str, Any], list[Info]]:
     return settings, [
         Info(name, shape, kind, begin + offset) for name, (shape, kind, offset) in found.items()
     ]
-
-
-def _instead(begin: bytes) -> str:
-    """What a file is that is no GGUF file."""
-    if not begin:
-        return 'it is empty'
-    if begin.startswith(b'version https://git-lfs'):
-        return 'it is a pointer of git-lfs: git lfs pull fetches the file itself'
-    if begin.lstrip().startswith(b'<'):
-        return 'it is a page of HTML'
-    return 'it does not begin with GGUF'
 
 
 class _Reader:

@@ -252,16 +252,16 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(UserError, match='nowhere.gguf is missing'):
         gguf.load(tmp_path / 'nowhere.gguf')
     for damaged, what in {
-        b'': 'is empty',
-        b'GG': 'does not begin',
+        b'': 'empty',
+        b'GG': "a text that begins 'GG'",
         b'PK' + content[2:]: 'does not begin',
         b'version https://git-lfs.github.com/spec/v1\noid sha256:0': 'git lfs pull',
-        b'\n<!DOCTYPE html><html>': 'page of HTML',
+        b'\n<!DOCTYPE html><html>': 'web page',
         content[:100]: 'ends too early',
         content[:-100]: "tensor '.*' is cut off",
     }.items():
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=f'model.gguf is no whole GGUF file .*{what}') as error:
+        with pytest.raises(UserError, match=f'model.gguf is .*{what}') as error:
             gguf.load(path)
         assert '\n' not in str(error.value)
 
@@ -291,7 +291,7 @@ def test_no_beginning_of_a_file_is_taken_for_a_whole_one(tmp_path):
     content = memoryview(path.read_bytes())
     n_header = gguf_header.parse(content)[1][0].start
     for n in range(n_header - 32):
-        with pytest.raises(ValueError, match='ends too early|begin with GGUF|is empty'):
+        with pytest.raises(ValueError, match='ends too early|begin with GGUF'):
             gguf_header.parse(content[:n])
 
 
@@ -359,8 +359,8 @@ def test_more_layers_than_there_are(tmp_path):
     [
         (4, (1).to_bytes(4, 'little'), 'version 1'),
         (4, (3).to_bytes(4, 'big'), 'big-endian'),
-        (8, (2**62).to_bytes(8, 'little'), 'is no whole GGUF file'),
-        (16, (2**62).to_bytes(8, 'little'), 'is no whole GGUF file'),
+        (8, (2**62).to_bytes(8, 'little'), 'is damaged, it ends too early'),
+        (16, (2**62).to_bytes(8, 'little'), 'is damaged, it ends too early'),
         (24, (2**62).to_bytes(8, 'little'), 'ends too early'),
     ],
     ids=str,
