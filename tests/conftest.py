@@ -2,7 +2,9 @@
 
 import logging
 import os
+import platform
 import signal
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +19,14 @@ os.environ['XLA_FLAGS'] = ' '.join(
         '--xla_backend_optimization_level=0',
     )
 )
+
+# Half of the time of these tests is compilation, and many compile the same: programs are kept, for
+# the processes that tests start and for the next run as well. Their key is the whole program, its
+# options and the versions of jax and XLA; it does not know the processor, hence the host's name.
+_PROGRAMS = Path(__file__).parents[1] / '.pytest_cache' / 'programs' / platform.node()
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_PROGRAMS))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.02')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -9,13 +9,10 @@ from tests.compare import tiny
 
 @pytest.fixture(scope='session', autouse=True)
 def caches(tmp_path_factory):
-    """Prepared data and compiled programs, for this process and for those it starts."""
+    """Prepared data, for this process and for those it starts."""
     with pytest.MonkeyPatch.context() as patch:
         if 'LLAMA_JAX_CACHE' not in os.environ:
             patch.setenv('LLAMA_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
-        patch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path_factory.mktemp('compiled')))
-        patch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
-        patch.setenv('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
         yield
 
 

@@ -33,21 +33,11 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope='session', autouse=True)
 def caches(tmp_path_factory):
-    """Prepared data and compiled programs, for this process and for those it starts."""
-    before = os.environ.get('LLAMA_JAX_CACHE')
-    compiled = {
-        'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-        'jax_persistent_cache_min_compile_time_secs': 0.5,
-        'jax_persistent_cache_min_entry_size_bytes': -1,
-    }
+    """Prepared data, for this process and for those it starts."""
     with pytest.MonkeyPatch.context() as patch:
-        if before is None:
+        if 'LLAMA_JAX_CACHE' not in os.environ:
             patch.setenv('LLAMA_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
-        for name, value in compiled.items():
-            patch.setenv(name.upper(), str(value))
-            jax.config.update(name, value)
         yield
-        jax.config.update('jax_compilation_cache_dir', None)
 
 
 @pytest.fixture(autouse=True)
