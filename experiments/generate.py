@@ -29,7 +29,7 @@ class Options:
     checkpoint: str | None = None
     """The --workdir of a training, RUN, or RUN@STEP or RUN@best; or --weights."""
     weights: str | None = None
-    """smollm2, a .gguf file, or the directory of a Hugging Face model."""
+    """smollm2, a .gguf file, or the directory of a model, Hugging Face's or Meta's."""
     prompt: str | None = None
     """Text to continue. Empty: the beginning of a document."""
     chat: str | None = None

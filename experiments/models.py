@@ -14,7 +14,7 @@ import jax
 from jax.sharding import Mesh
 
 from llama_jax import layout
-from llama_jax.convert import gguf, huggingface
+from llama_jax.convert import gguf, huggingface, meta, meta_files
 from llama_jax.errors import UserError
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import NOTHING, Quantization
@@ -134,7 +134,8 @@ def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> 
 
 
 def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
-    """A name of PACKAGES, a .gguf file, or a directory of a Hugging Face model; float32.
+    """A name of PACKAGES, a .gguf file, or a directory of a Hugging Face model or of Meta's files;
+    float32.
 
     Raises UserError when it is not there or not supported, and for packages that are missing.
     """
@@ -144,14 +145,21 @@ def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
             config, params, text = _gguf(_packaged(name))
         elif path.suffix == '.gguf':
             name, (config, params, text) = path.stem, _gguf(path)
+        elif path.is_dir() and meta_files.is_meta(path):
+            name = path.resolve().name
+            config, tensors = meta_files.read(path)
+            params = meta.params_from_meta(tensors, config)
+            text = files.from_huggingface(meta_files.tokenizer_of(path), vocab=config.vocab)
         elif path.is_dir():
             name = path.resolve().name
             config, params = huggingface.load(path)
             text = files.from_huggingface(path, vocab=config.vocab)
+        elif path.is_file():
+            raise UserError(f'{path} is no GGUF file: name the directory that it is in')
         else:
             raise UserError(
                 f'no weights are called {name!r}: give {", ".join(PACKAGES)}, a .gguf file or the '
-                'directory of a Hugging Face model'
+                "directory of a model, Hugging Face's or Meta's"
             )
     if text.vocabulary.vocab_size < config.vocab:
         raise UserError(

@@ -34,7 +34,7 @@ class Options:
     checkpoint: str | None = None
     """The --workdir of a training, RUN, or RUN@STEP or RUN@best; or --weights."""
     weights: str | None = None
-    """smollm2, a .gguf file, or the directory of a Hugging Face model."""
+    """smollm2, a .gguf file, or the directory of a model, Hugging Face's or Meta's."""
     name: str | None = None
     """What the model is called in the API."""
     host: str = '127.0.0.1'

@@ -36,6 +36,8 @@ _STRAY = re.compile(
 )
 """In the names of files that are no model on their own."""
 _ELSEWHERE = {
+    'params.json': "it has params.json of Meta's layout: fetch consolidated.00.pth as well",
+    'consolidated.*': "it has weights in Meta's layout: fetch params.json as well",
     '*.gguf': 'name that file: {path}',
     'snapshots/*/config.json': 'it is a cache, name the model within: {parent}',
     'original/params.json': 'name the directory within: {parent}',
@@ -61,6 +63,13 @@ _QUANTISED = (
 )
 """Names of tensors that only quantised models have -> the method."""
 UNQUANTISED = 'take the repository with the weights that are not quantised, or a GGUF file'
+
+
+def is_huggingface(directory: Path) -> bool:
+    """Whether the directory has weights by the names of Hugging Face, and config.json."""
+    names = [name for pair in _USUAL for name in pair]
+    there = any(os.path.lexists(directory / name) for name in names)
+    return there and os.path.lexists(directory / 'config.json')
 
 
 def weights(directory: Path) -> Stored:

@@ -2,21 +2,27 @@
 
 Meta's code turns neighbouring dimensions of a head, 2i with 2i + 1, ours i with i + H/2 (Hugging
 Face's order): the same function once the rows of query and key projections are permuted. Models
-released in several files (13B and larger) are split over tensors: join them first.
+released in several files (13B and larger) are split over tensors, which `meta_files` joins.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from llama_jax.convert import tensors as tensors_lib
+from llama_jax.convert.directory import UNQUANTISED
 from llama_jax.convert.tensors import Scheme
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.model.layers import Params
+from llama_jax.model.patterns import Dense, Window
+
+log = logging.getLogger(__name__)
 
 
 def interleaved(w_XHD: np.ndarray) -> np.ndarray:
@@ -52,9 +58,31 @@ META = Scheme(
     from_pairs=half_split,
 )
 
-_KNOWN = {
-    *('dim', 'n_layers', 'n_heads', 'n_kv_heads', 'vocab_size', 'multiple_of'),
-    *('ffn_dim_multiplier', 'norm_eps', 'rope_theta', 'use_scaled_rope'),
+_READ = {
+    *('dim', 'n_layers', 'n_heads', 'n_kv_heads', 'head_dim', 'vocab_size', 'multiple_of'),
+    *('ffn_dim_multiplier', 'hidden_dim', 'norm_eps', 'rope_theta', 'use_scaled_rope'),
+    *('rope_scaling_factor', 'max_seq_len', 'sliding_window'),
+}
+_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    'rope_high_freq_factor': (4,),
+    'vision_chunk_size': (-1,),
+    'vision_num_cross_attention_layers': (-1,),
+    **dict.fromkeys(('use_qk_norm', 'use_biases', 'attn_temperature_tuning'), (False,)),
+    **dict.fromkeys(('moe', 'moe_args', 'nope_layer_interval', 'attention_chunk_size'), ()),
+    **dict.fromkeys(('vision_args', 'vision_model', 'vision_encoder', 'multimodal'), ()),
+    **dict.fromkeys(('yarn', 'llama_4_scaling', 'ffn_exp', 'lora_args'), ()),
+}
+"""Keys with an effect -> the values that the decoder has. Null is one of them."""
+_QUANTISED = ('quantization_args', 'quantization')
+_WITHOUT_EFFECT = {
+    *(
+        'max_batch_size',
+        'vision_max_num_chunks',
+        'floor_scale',
+        'attn_scale',
+        'model_parallel_size',
+    ),
+    *('model_type', 'causal'),
 }
 
 
@@ -69,21 +97,16 @@ def config_from_meta(
     """The architecture that params.json describes, and what it leaves unsaid.
 
     Args:
-      settings: the contents of params.json.
+      settings: the contents of params.json, after `check`.
       vocab: rows of 'tok_embeddings.weight' (params.json of LLaMA 1 and 2 says -1).
       tied: whether 'output.weight' equals the embedding (Llama 3.2 1B and 3B).
       context: longest sequence, in tokens.
       rope_factor: stretch where 'use_scaled_rope' is set: 8 for Llama 3.1 and 3.3, 32 for 3.2.
 
-    Raises UserError for settings that the decoder does not have.
+    Raises UserError for settings that are missing or make no sense.
     """
-    for name, value in settings.items():
-        if name not in _KNOWN and value is not None:
-            raise UserError(f'params.json: {name} = {value!r} is not supported')
-    for name in ('dim', 'n_layers', 'n_heads', 'multiple_of', 'norm_eps'):
-        if name not in settings:
-            raise UserError(f'params.json: {name} is missing')
-    if settings.get('vocab_size', -1) not in (-1, vocab):
+    dim, heads = (_count(settings, name) for name in ('dim', 'n_heads'))
+    if (settings.get('vocab_size') or -1) not in (-1, vocab):
         raise UserError(
             f'params.json: vocab_size is {settings["vocab_size"]}, the embedding has {vocab} rows'
         )
@@ -95,31 +118,75 @@ def config_from_meta(
         )
     if not scaled and rope_factor is not None:
         raise UserError(f'params.json has no scaled rope: rope_factor {rope_factor} must be None')
-    heads, dim = settings['n_heads'], settings['dim']
-    if dim % heads:
+    if settings.get('head_dim') is None and dim % heads:
         raise UserError(f'params.json: dim {dim} is no multiple of n_heads {heads}')
+    window = _count(settings, 'sliding_window', context)
     return ModelConfig(
         vocab=vocab,
         dim=dim,
-        layers=settings['n_layers'],
+        layers=_count(settings, 'n_layers'),
         heads=heads,
-        kv_heads=settings.get('n_kv_heads') or heads,
-        head_dim=dim // heads,
-        ffn=_hidden(dim, settings['multiple_of'], settings.get('ffn_dim_multiplier')),
+        kv_heads=_count(settings, 'n_kv_heads', heads),
+        head_dim=_count(settings, 'head_dim', dim // heads),
+        ffn=_hidden(settings, dim),
         context=context,
-        rope_theta=settings.get('rope_theta', 1e4),
+        rope_theta=_number(settings, 'rope_theta', 1e4),
         rope_scaling=RopeScaling(factor=rope_factor) if rope_factor else None,
-        norm_eps=settings['norm_eps'],
+        norm_eps=_number(settings, 'norm_eps'),
         tied=tied,
+        pattern=Window(window) if window < context else Dense(),
     )
 
 
-def _hidden(dim: int, multiple_of: int, multiplier: float | None) -> int:
-    """Hidden units: two thirds of 4 dim, times the multiplier, rounded up."""
+def check(settings: Mapping[str, Any]) -> None:
+    """Raise UserError for what the decoder does not have. Warn, in one line, of unknown keys."""
+    unknown = []
+    for name, value in settings.items():
+        if value is None or name in _READ | _WITHOUT_EFFECT:
+            continue
+        if name in _QUANTISED:
+            raise UserError(f'params.json: {name} says that weights are quantised: {UNQUANTISED}')
+        if name not in _NEUTRAL:
+            unknown.append(name)
+        elif value not in _NEUTRAL[name]:
+            raise UserError(f'params.json: {name} = {value!r} is not supported')
+    if unknown:
+        log.warning('params.json: %s not known, and ignored', ', '.join(sorted(unknown)))
+
+
+def _hidden(settings: Mapping[str, Any], dim: int) -> int:
+    """Hidden units, as Mistral writes them; or two thirds of 4 dim, times the multiplier, rounded
+    up."""
+    if settings.get('hidden_dim') is not None:
+        return _count(settings, 'hidden_dim')
     hidden = int(2 * 4 * dim / 3)
-    if multiplier is not None:
-        hidden = int(multiplier * hidden)
+    if settings.get('ffn_dim_multiplier') is not None:
+        hidden = int(_number(settings, 'ffn_dim_multiplier') * hidden)
+    multiple_of = _count(settings, 'multiple_of')
     return multiple_of * -(-hidden // multiple_of)
+
+
+def _count(settings: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = settings.get(name)
+    if value is None and default is not None:
+        return default
+    if value is None:
+        raise UserError(f'params.json: {name} is missing')
+    if type(value) is not int or value < 1:
+        raise UserError(f'params.json: {name} = {value!r} is no positive whole number')
+    return value
+
+
+def _number(settings: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    value: Any = settings.get(name)
+    if value is None and default is not None:
+        return default
+    if value is None:
+        raise UserError(f'params.json: {name} is missing')
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise UserError(f'params.json: {name} = {value!r} is no positive number')
+    return float(value)
 
 
 def params_from_meta(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:

@@ -125,7 +125,9 @@ def test_released_settings_give_the_published_shape(name):
     [
         ('llama3_2_1b', {}, {'rope_factor': None}, 'pass rope_factor'),
         ('llama1_7b', {}, {'rope_factor': 8.0}, 'rope_factor 8.0 must be None'),
-        ('llama1_7b', {'moe_args': {'experts': 16}}, {}, 'moe_args'),
+        ('llama1_7b', {'dim': '4096'}, {}, "dim = '4096' is no positive"),
+        ('llama1_7b', {'norm_eps': float('nan')}, {}, 'norm_eps = nan'),
+        ('llama1_7b', {'multiple_of': None}, {}, 'multiple_of is missing'),
         ('llama3_2_1b', {'vocab_size': 128000}, {}, 'vocab_size is 128000'),
         ('llama1_7b', {'n_heads': 33}, {}, 'n_heads 33'),
     ],

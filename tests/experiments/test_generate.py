@@ -1,5 +1,6 @@
 """Models that scripts generate with, and the script itself; the files are written here."""
 
+import json
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import configs
 from experiments import generate, models
-from llama_jax.convert import huggingface
+from llama_jax.convert import huggingface, meta
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
@@ -68,6 +70,27 @@ def test_weights_of_a_hugging_face_directory(mesh, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, model.params, params)
     assert model.prompt('a') == [tokenizer.bos_id, *tokenizer.encode('a')]
     assert model.end_ids == (tokenizer.eos_id,)
+
+
+def test_weights_of_a_directory_of_meta(mesh, tmp_path):
+    config = replace(CONFIG, rope_scaling=None)
+    params = huggingface.params_from_huggingface(weights(config, seed=3), config)
+    directory = tmp_path / 'llama-tiny'
+    directory.mkdir()
+    save_file(meta.params_to_meta(params, config), directory / 'consolidated.safetensors')
+    settings = {'dim': config.dim, 'n_layers': config.layers, 'n_heads': config.heads}
+    settings |= {'n_kv_heads': config.kv_heads, 'head_dim': config.head_dim}
+    settings |= {'hidden_dim': config.ffn, 'norm_eps': config.norm_eps}
+    settings |= {'rope_theta': config.rope_theta, 'max_seq_len': config.context}
+    (directory / 'params.json').write_text(json.dumps(settings))
+    tokenizer = train(CHINESE, vocab=512, kind='bpe')
+    tokenizer.save(tmp_path / 'tokenizer.model')  # one for all sizes
+    model = models.from_weights(str(directory), mesh)
+    assert model.name == 'llama-tiny' and model.config == config
+    jax.tree.map(np.testing.assert_array_equal, model.params, params)
+    assert model.prompt('a') == [tokenizer.bos_id, *tokenizer.encode('a')]
+    with pytest.raises(UserError, match='name the directory that it is in'):
+        models.from_weights(str(directory / 'consolidated.safetensors'), mesh)
 
 
 def test_padding_lies_within_the_embedding(mesh, tmp_path):
