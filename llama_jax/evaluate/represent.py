@@ -12,6 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from llama_jax import layout, precision
+from llama_jax.generate import finite
 from llama_jax.mesh import batch_shards
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
@@ -80,7 +81,8 @@ def vectors(
     step: Step, params: Params, texts: Sequence[np.ndarray], *, longest: int, mesh: Mesh
 ) -> np.ndarray:
     """Float32 vectors [n, D] (or [L + 1, n, D] of a layer_step) of token arrays, in their order.
-    `longest`: positions of the model, which no text and no padding exceeds."""
+    `longest`: positions of the model, which no text and no padding exceeds. Raises NotFiniteError
+    where they are no numbers."""
     rows = round_up(ROWS, batch_shards(mesh))
     out: np.ndarray | None = None
     with jax.set_mesh(mesh):
@@ -92,6 +94,8 @@ def vectors(
             out[..., index, :] = values
     if out is None:
         raise ValueError('no texts to represent')
+    if not np.isfinite(out).all():
+        raise finite.error("the model's features are", params)
     return out
 
 

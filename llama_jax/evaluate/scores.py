@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.evaluate.represent import host, place, round_up
+from llama_jax.generate import finite
 from llama_jax.mesh import batch_shards
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
@@ -54,10 +55,12 @@ class Scorer:
         mesh: Mesh,
     ):
         self._params, self._mesh, self._longest = params, mesh, config.context
+        self._precision = compute.precision
         self._step = _score_step(config, sees_all=sees_all, compute=compute)
 
     def __call__(self, examples: Sequence[Example]) -> Scores:
-        """Scores of each example, in their order. All examples have the same keys."""
+        """Scores of each example, in their order. All examples have the same keys. Raises
+        NotFiniteError where a target has no log-probability."""
         rows = round_up(ROWS, batch_shards(self._mesh))
         lengths = {
             key: min(
@@ -81,6 +84,8 @@ class Scorer:
         for i, places in enumerate(read):
             for whole in out:
                 whole[i, len(places) :] = 0
+        if not np.isfinite(out.log_p).all():
+            raise finite.error('the model gives', self._params, self._precision)
         return out
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import math
 import threading
 import time
 from collections import Counter, deque
@@ -17,6 +19,7 @@ from llama_jax.generate.admission import check_request, check_sizes
 from llama_jax.generate.decode import Drawn, State
 from llama_jax.generate.embed import Embedder
 from llama_jax.generate.engine import logprobs_of
+from llama_jax.generate.finite import NOT_FINITE, NotFiniteError
 from llama_jax.generate.guess import Lookup
 from llama_jax.generate.judge import Counts
 from llama_jax.generate.live import Live, Stats, Ticket
@@ -279,6 +282,9 @@ class Engine:
         live.n_read += n
         if live.controls.prompt_logprobs is not None:
             self._score(self._reading, x_BTD, at, n)
+            if live.finished:
+                self._reading = None
+                return
         if not self._ring:
             self._prefixes.hold(row, live.prompt[: live.n_read])
         if live.n_read == len(live.prompt):
@@ -363,12 +369,29 @@ class Engine:
                 self._totals.update(guessed=how.guessed, accepted=how.accepted)
                 n_tokens = how.tokens
             tokens = drawn.token_BT[row, :n_tokens].tolist()
+            failed = NOT_FINITE in tokens
+            tokens = tokens[: tokens.index(NOT_FINITE)] if failed else tokens
             logprobs = logprobs_of(drawn, row, len(tokens), live.controls.logprobs)
             self._totals['generated'] += live.add(tokens, logprobs)
+            if failed and not live.finished:
+                self._fail(live, self._live.index(live))
             if live.finished:
                 self._live = [None if other is live else other for other in self._live]
             elif live.request.grammar is not None:
                 self._follow(live, tokens[0])
+
+    def _fail(self, live: Live, row: int) -> None:
+        """The model computed no numbers for this request. The row's keys and values may be none
+        either, and would reach the next text there: what nobody sees is multiplied by 0, not left
+        out."""
+        live.finish('error', str(self._error))
+        self._state = self._on_rows.clear(self._state, row)
+        self._prefixes.hold(row, ())
+
+    @functools.cached_property
+    def _error(self) -> NotFiniteError:
+        """It reads all weights, once."""
+        return self.programs.not_finite('the model gives')
 
     def _follow(self, live: Live, token: int) -> None:
         """Let a constrained row's grammar know its token; one that fails ends its request only."""
@@ -391,7 +414,10 @@ class Engine:
         token_BT[0, : len(following)] = following
         drawn = jax.device_get(self._on_rows.scores(self.programs.params, x_BTD, token_BT))
         n_top = live.controls.prompt_logprobs
-        reading.scores.extend(logprobs_of(drawn, 0, len(following), n_top))
+        scores = logprobs_of(drawn, 0, len(following), n_top)
+        if not all(math.isfinite(score.logprob) for score in scores):
+            return self._fail(live, reading.row)
+        reading.scores.extend(scores)
         if at + n == len(live.prompt):
             live.scored(reading.scores)
 

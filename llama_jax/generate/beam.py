@@ -22,6 +22,7 @@ from llama_jax import layout
 from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Model
+from llama_jax.generate.finite import finite
 from llama_jax.generate.prefill import check_sources, prefill, shape_of
 from llama_jax.generate.programs import Programs, bucket, check_prompt
 from llama_jax.generate.request import Controls
@@ -74,11 +75,13 @@ class _Beams:
     ended_length_BW: Int[Array, 'B W']
     open_B: Bool[Array, ' B']
     """A running beam may still become better than the worst text that has ended."""
+    finite_B: Bool[Array, ' B']
+    """All logits were numbers, as long as they counted."""
 
     def live(self, rules: _Rules) -> Bool[Array, ' B']:
         """Prompts whose texts may still change."""
         full_B = jnp.isfinite(self.ended_score_BW).all(axis=1)
-        return self.open_B & ~(full_B & rules.first_wins)
+        return self.open_B & self.finite_B & ~(full_B & rules.first_wins)
 
 
 def beam_search(
@@ -110,7 +113,8 @@ def beam_search(
 
     Prompts may be of different lengths, and a prompt's texts do not depend on the others. Any mesh
     will do. The cache holds `beams` rows for each prompt, and a copy of one layer while beams
-    change places. Raises UserError for what cannot be done.
+    change places. Raises UserError for what cannot be done, NotFiniteError where a prompt's logits
+    are no numbers.
     """
     _check(programs, prompts, beams, max_tokens, length_penalty, early_stopping, n, stop_ids)
     shape = shape_of(
@@ -132,6 +136,9 @@ def beam_search(
                 slots=bucket(max_tokens),
             )
         )
+    for b in range(len(prompts)):
+        if not found.finite_B[b]:
+            raise programs.not_finite(f'prompt {b}: the model gives')
     return [
         [_hypothesis(found, b, w, ends) for w in range(n) if found.ended_score_BW[b, w] > -math.inf]
         for b in range(len(prompts))
@@ -184,6 +191,7 @@ def _nothing(length_B: jax.Array, beams: int, slots: int, pad_id: int) -> _Beams
             ended_token_BWT=token_BWT,
             ended_length_BW=jnp.zeros((B, beams), jnp.int32),
             open_B=length_B > 0,
+            finite_B=jnp.full(B, True),
         )
 
     return jax.shard_map(local, in_specs=_ROWS, out_specs=_ROWS, check_vma=False)(length_B)
@@ -206,6 +214,7 @@ def _advance_rows(
     logits_RV: jax.Array, found: _Beams, n: jax.Array, rules: _Rules
 ) -> tuple[_Beams, jax.Array, jax.Array]:
     (B, W), V = found.score_BW.shape, logits_RV.shape[-1]
+    finite_B = finite(logits_RV).reshape(B, W).all(axis=1)
     log_BWV = jax.nn.log_softmax(logits_RV).reshape(B, W, V) + found.score_BW[..., None]
     # Candidates C: so many that W of them go on, should all others end.
     n_candidates = min(W * (1 + len(rules.end_E)), W * V)
@@ -234,6 +243,7 @@ def _advance_rows(
         ended_token_BWT=_taken(token_BXT, kept_BW),
         ended_length_BW=_taken(length_BX, kept_BW),
         open_B=found.open_B & (hope_B > worst_B),
+        finite_B=found.finite_B & (finite_B | ~found.live(rules)),
     )
     return found, parent_BW, token_BW.reshape(-1)
 

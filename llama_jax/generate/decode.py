@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.generate import columns
+from llama_jax.generate.finite import NOT_FINITE, finite
 from llama_jax.generate.quantized import NOTHING, Quantization, placements, quantized
 from llama_jax.generate.sampling import sample
 from llama_jax.generate.settings import History, Settings, is_end, shaped
@@ -45,7 +46,8 @@ class State:
 
     cache: Cache
     token_B: Int[Array, ' B']
-    """The newest token of each row, not in the cache yet."""
+    """The newest token of each row, not in the cache yet; some id for NOT_FINITE, so that what a
+    row that is done goes on to write are numbers."""
     position_B: Int[Array, ' B']
     """Its place. A row that is done keeps both."""
     done_B: Bool[Array, ' B']
@@ -66,7 +68,7 @@ class Drawn:
     the logits as the model gives them."""
 
     token_BT: Int[Array, 'B T']
-    """What a row has after its end is padding."""
+    """What a row has after its end is padding; its last may be NOT_FINITE."""
     logprob_BT: Float[Array, 'B T'] | None = None
     top_BTR: Int[Array, 'B T R'] | None = None
     top_logprob_BTR: Float[Array, 'B T R'] | None = None
@@ -214,7 +216,8 @@ def begin(
     one, ended_B, history = draw(
         logits_BV, settings, history, length_B, live_B, pad_id=model.pad_id, n_top=n_top
     )
-    state = State(cache, one.token_BT, length_B, ended_B | ~live_B, history)
+    token_B = jnp.maximum(one.token_BT, 0)
+    state = State(cache, token_B, length_B, ended_B | ~live_B, history)
     return state, jax.tree.map(lambda x: jnp.expand_dims(x, 1), one)
 
 
@@ -256,7 +259,7 @@ def decode(
         state = replace(
             state,
             cache=cache,
-            token_B=jnp.where(live_B, one.token_BT, state.token_B),
+            token_B=jnp.where(live_B, jnp.maximum(one.token_BT, 0), state.token_B),
             position_B=jnp.where(live_B, position_B, state.position_B),
             done_B=state.done_B | ended_B,
             history=history,
@@ -311,7 +314,8 @@ def draw(
     n_top: int | None,
 ) -> tuple[Drawn, Bool[Array, ' B'], History | None]:
     """The tokens at `position_B` (padding in rows that do not live), without their dimension T;
-    which of them are the last of their row; and the history with them.
+    which of them are the last of their row; and the history with them. Where the logits are no
+    numbers it is NOT_FINITE, the last of its row.
 
     Each device draws for its own rows, and needs their whole vocabulary.
     """
@@ -324,8 +328,9 @@ def draw(
         live_B: jax.Array,
     ) -> tuple[Drawn, jax.Array, History | None]:
         token_B = sample(shaped(logits_BV, settings, history, position_B), settings, position_B)
-        token_B = jnp.where(live_B, token_B, pad_id)
-        ended_B = is_end(settings, token_B) | (position_B >= settings.last_B)
+        finite_B = finite(logits_BV)
+        token_B = jnp.where(live_B, jnp.where(finite_B, token_B, NOT_FINITE), pad_id)
+        ended_B = is_end(settings, token_B) | ~finite_B | (position_B >= settings.last_B)
         if history is not None:
             row_B = jnp.arange(len(token_B))
             count_BV = history.count_BV.at[row_B, token_B].add(live_B.astype(jnp.int32))

@@ -31,7 +31,8 @@ class Embedder:
 
     def __call__(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """Float32 [n, D] of token ids, in their order. Texts of like length go together, padded to
-        powers of two. Raises UserError for one that is empty or longer than the context."""
+        powers of two. Raises UserError for one that is empty or longer than the context,
+        NotFiniteError where the model computes no numbers."""
         programs, config = self._programs, self._programs.config
         for i, text in enumerate(texts):
             check_prompt(text, f'text {i}', vocab=config.ids)
@@ -56,6 +57,8 @@ class Embedder:
                     programs.params, programs.place(token_BT), programs.place(length_B)
                 )
             vectors[members] = np.asarray(vector_BD)[: len(members)]
+        for i in np.flatnonzero(~np.isfinite(vectors).all(axis=1))[:1]:
+            raise programs.not_finite(f'text {i}: the model gives')
         return vectors
 
 

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from llama_jax.errors import UserError
 from llama_jax.generate.decode import Drawn, State
+from llama_jax.generate.finite import NOT_FINITE
 from llama_jax.generate.guess import Draft, Lookup
 from llama_jax.generate.judge import Counts, Speculation
 from llama_jax.generate.prefill import Shape, check_sources, prefill, shape_of
@@ -93,7 +94,7 @@ class Generator:
         Settings are the fields of Controls, one value for all rows or a sequence with one per row;
         the default temperature is 0. Rows of one seed and one prompt draw the same tokens: for
         several samples of a prompt give it several times, with `seed=range(n)`. Raises UserError
-        for what cannot be done.
+        for what cannot be done, NotFiniteError where the logits of a row are no numbers.
         """
         if not len(prompts):
             raise UserError('no prompts: give at least one')
@@ -152,18 +153,18 @@ class Generator:
     ) -> Iterator[list[int]]:
         programs, ends = self.programs, self._ends(one)
 
-        def arrived(drawn: Drawn, n: int) -> tuple[list[int], bool]:
-            """Tokens before the end, and whether it is there."""
+        def arrived(drawn: Drawn, n: int) -> tuple[list[int], int | None]:
+            """Tokens before the end, and what ends them, where it is there."""
             tokens = np.asarray(drawn.token_BT)[0, :n].tolist()
-            n_kept = _n_kept(tokens, ends)
-            return tokens[:n_kept], n_kept < n
+            n_kept = _n_kept(tokens, {*ends, NOT_FINITE})
+            return tokens[:n_kept], tokens[n_kept] if n_kept < n else None
 
         # At once: it does not wait for the program of the others to be made.
-        tokens, ended = arrived(first, 1)
+        tokens, end = arrived(first, 1)
         if tokens:
             yield tokens
         ready, n_ready, n_left = None, 0, one.max_tokens - 1
-        while not ended and (n_ready or n_left):
+        while end is None and (n_ready or n_left):
             following, n_next = None, min(chunk, n_left)
             if n_next:
                 with jax.set_mesh(programs.mesh):
@@ -172,10 +173,12 @@ class Generator:
                     )
                 following.token_BT.copy_to_host_async()
             if ready is not None:
-                tokens, ended = arrived(ready, n_ready)
+                tokens, end = arrived(ready, n_ready)
                 if tokens:
                     yield tokens
             ready, n_ready, n_left = following, n_next, n_left - n_next
+        if end == NOT_FINITE:
+            raise programs.not_finite('the model gives')
 
     def shape(self, n_prompts: int, longest: int, max_tokens: int, source: int = 0) -> Shape:
         """What a batch is padded to; for sizing memory (see Programs.cache_bytes)."""
@@ -250,6 +253,8 @@ class Generator:
         self, drawn: Drawn, row: int, one: Controls, counts: Counts | None
     ) -> Completion:
         tokens = drawn.token_BT[row, : one.max_tokens].tolist()
+        if NOT_FINITE in tokens:
+            raise self.programs.not_finite(f'prompt {row}: the model gives')
         n_kept = _n_kept(tokens, self._ends(one))
         return Completion(
             tokens[:n_kept],

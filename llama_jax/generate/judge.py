@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Int
 
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Drawn
+from llama_jax.generate.finite import NOT_FINITE, finite
 from llama_jax.generate.guess import Guess
 from llama_jax.generate.sampling import INSTEAD, TRIAL, distribution, draw_from, sample, uniform
 from llama_jax.generate.settings import History, Settings, is_end, shaped
@@ -94,7 +95,9 @@ def judge(
         probability_BTV = distribution(logits_RV, each).reshape(B, T, V)
         token_BT, n_held_B = _tried(probability_BTV, guess, settings, each, place_BT)
 
-    ended_BT = is_end(each, token_BT.reshape(-1)).reshape(B, T)
+    finite_BT = finite(logits_BTV)
+    token_BT = jnp.where(finite_BT, token_BT, NOT_FINITE)
+    ended_BT = is_end(each, token_BT.reshape(-1)).reshape(B, T) | ~finite_BT
     ended_BT |= place_BT >= settings.last_B[:, None]
     n_held_B = jnp.where(rows.done_B, -1, n_held_B)
     # Up to the first end among those that hold and the one after them.
@@ -114,7 +117,7 @@ def judge(
         history = History(history.prompt_BV, count_BV)
     counts = rows.counts
     return Rows(
-        token_B=jnp.where(live_B, newest_B1[:, 0], rows.token_B),
+        token_B=jnp.where(live_B, jnp.maximum(newest_B1[:, 0], 0), rows.token_B),
         position_B=rows.position_B + n_new_B,
         done_B=rows.done_B | (ended_BT & new_BT).any(axis=1),
         history=history,

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from llama_jax import layout, precision
 from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
+from llama_jax.generate import finite
 from llama_jax.generate.decode import Model
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.settings import END_IDS
@@ -141,6 +142,10 @@ class Programs:
         n = len(source)  # type: ignore[arg-type]
         if n > config.context:
             raise UserError(f"{name} ({n} tokens) exceeds the model's context of {config.context}")
+
+    def not_finite(self, what: str) -> finite.NotFiniteError:
+        """The error of a text for which the model computed no numbers; `what` says where."""
+        return finite.error(what, self.params, self.model.compute.precision)
 
     def place(self, x: np.ndarray) -> jax.Array:
         """An array of the host by row: its first dimension is the batch."""

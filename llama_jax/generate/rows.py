@@ -58,6 +58,7 @@ class RowPrograms:
             functools.partial(begin_row, model, n_top=MOST_LOGPROBS), donate_argnums=(1, 2)
         )
         self.copy = jax.jit(copy_row, donate_argnums=0)
+        self.clear = jax.jit(clear_row, donate_argnums=0)
         self.put_bias = jax.jit(put_bias, donate_argnums=0)
         self.steps = state_goes(some)
         self.scores = jax.jit(functools.partial(scores_of, model))
@@ -151,6 +152,13 @@ def copy_row(state: State, source: Int[Array, ''], row: Int[Array, '']) -> State
     kept = state.cache.layers
     kept = _put(kept, _take(kept, source, _CACHE), row, _CACHE)
     return replace(state, cache=replace(state.cache, layers=kept))
+
+
+def clear_row(state: State, row: Int[Array, '']) -> State:
+    """Zeros as the keys and values of a row."""
+    kept = state.cache.layers
+    zeros = jax.tree.map(jnp.zeros_like, _take(kept, row, _CACHE))
+    return replace(state, cache=replace(state.cache, layers=_put(kept, zeros, row, _CACHE)))
 
 
 def scores_of(

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from llama_jax.errors import UserError
+from llama_jax.generate.finite import NotFiniteError
 from llama_jax.serve import body, schema
 from llama_jax.serve.constrain import asks_for_grammar
 from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, to_json
@@ -115,6 +116,8 @@ class Service:
         try:
             async with self._embedding:
                 vectors = await asyncio.to_thread(self.served.engine.embed, ask.inputs)
+        except NotFiniteError as error:
+            raise ApiError(500, str(error), code='engine_error') from None
         except UserError as error:
             raise ApiError(400, str(error), param='input') from None
         finally:

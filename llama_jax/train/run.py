@@ -19,6 +19,7 @@ from llama_jax.data.load_tokenizer import check as check_tokenizer
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.data.sources import open_sources
+from llama_jax.generate.finite import NotFiniteError
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch
 from llama_jax.optim.adamw import optimizer
@@ -86,10 +87,13 @@ class Run:
         if stop():
             return
         self.progress.validated(step, result)
-        if self.measure is not None:
-            self.progress.measured(step, self.measure(self.state))
-        for prompt, text in self.sample(self.state) if self.sample else ():
-            self.records.write('sample', step, prompt=prompt, text=text)
+        try:
+            if self.measure is not None:
+                self.progress.measured(step, self.measure(self.state))
+            for prompt, text in self.sample(self.state) if self.sample else ():
+                self.records.write('sample', step, prompt=prompt, text=text)
+        except NotFiniteError as error:  # the steps tell whether training can go on
+            self.progress.note(step, f'no samples: {error}')
         if (figure := score(result)) is not None:
             self.checkpoints.validated(step, figure)
 

@@ -12,6 +12,7 @@ from llama_jax.data import pieces
 from llama_jax.evaluate import finetune, likelihood
 from llama_jax.evaluate.represent import layer_step, vector_step, vectors
 from llama_jax.evaluate.scores import Scorer
+from llama_jax.generate.finite import NotFiniteError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.objectives.bart import Bart
@@ -107,6 +108,16 @@ def test_bits_per_byte_equal_those_of_validation(tokenizer, mesh, params):
     assert found['value'] == pytest.approx(expected['bits_per_byte'], rel=1e-5)
     assert found['low'] < found['value'] < found['high']
     assert found['n'] == len(windows)
+
+
+def test_a_model_that_computes_no_numbers_is_not_measured(tokens, mesh, params):
+    broken = {**params, 'norm': jax.tree.map(lambda x: x * np.nan, params['norm'])}
+    score = Scorer(MODEL, broken, sees_all=False, compute=COMPUTE, mesh=mesh)
+    with pytest.raises(NotFiniteError, match='the model gives NaN.*norm.scale_D'):
+        score(likelihood.plain([tokens[:SEQ_LEN]]))
+    step = vector_step(MODEL, causal=True, compute=COMPUTE)
+    with pytest.raises(NotFiniteError, match='features are NaN.*norm.scale_D'):
+        vectors(step, broken, [tokens[:9]], longest=MODEL.context, mesh=mesh)
 
 
 @pytest.mark.parametrize('causal', [True, False])

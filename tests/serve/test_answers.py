@@ -5,6 +5,7 @@ import base64
 import numpy as np
 import pytest
 
+from llama_jax.generate.finite import NotFiniteError
 from tests.serve import fake
 from tests.serve.asgi import get, post
 from tests.serve.fake import says
@@ -228,6 +229,19 @@ def test_embeddings(app):
     np.testing.assert_array_equal(
         np.frombuffer(base64.b64decode(packed), '<f4'), vectors[0].astype(np.float32)
     )
+
+
+def test_vectors_that_are_no_numbers_are_an_error_of_the_server(app, monkeypatch):
+    made = app()
+
+    def embed(prompts):
+        raise NotFiniteError('text 0: the model gives NaN')
+
+    monkeypatch.setattr(made.state.service.served.engine, 'embed', embed)
+    answer = post(made, '/v1/embeddings', {'input': 'a'})
+    assert answer.status == 500
+    told = {'message': 'text 0: the model gives NaN', 'type': 'server_error', 'param': None}
+    assert answer.error == {**told, 'code': 'engine_error'}
 
 
 def test_models(app):
