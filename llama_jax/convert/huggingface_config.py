@@ -148,7 +148,7 @@ def _kind(settings: Mapping[str, Any]) -> str:
     listed = set(map(str, names)) if isinstance(names, list) else set()
     if names is not None and not _ARCHITECTURES & listed:
         raise UserError(
-            f'config.json: architectures = {names!r} is not supported, only LlamaForCausalLM and '
+            f'config.json: architectures = {_short(names)} is not supported, only LlamaForCausalLM and '
             'MistralForCausalLM'
         )
     kind = settings.get('model_type')
@@ -156,9 +156,11 @@ def _kind(settings: Mapping[str, Any]) -> str:
         if names is None:
             raise UserError('config.json: model_type is missing: take the config.json of a model')
         return 'mistral' if 'MistralForCausalLM' in listed else 'llama'
-    if kind not in _DEFAULTS:
-        raise UserError(f'config.json: model_type = {kind!r} is not supported, only llama, mistral')
-    return str(kind)
+    if not isinstance(kind, str) or kind not in _DEFAULTS:
+        raise UserError(
+            f'config.json: model_type = {_short(kind)} is not supported, only llama, mistral'
+        )
+    return kind
 
 
 def _refuse(settings: Mapping[str, Any]) -> None:

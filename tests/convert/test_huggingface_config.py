@@ -263,3 +263,18 @@ def test_unsupported_setting_is_refused_by_name(change, named):
         huggingface.config_from_huggingface(LLAMA3_2_1B | change)
     assert named in str(refused.value)
     assert '\n' not in str(refused.value)
+
+
+JUNK = (None, True, False, 0, -1, 1, 3.5, float('nan'), float('inf'), 10**30, 'x', '', [], [1], {})
+JUNK += ({'a': 1}, [None], ['LlamaForCausalLM', 3])
+
+
+@pytest.mark.parametrize('base', [LLAMA3_2_1B, MISTRAL_7B], ids=['llama', 'mistral'])
+def test_any_value_of_any_key_is_taken_or_refused_in_one_line(base):
+    others = ('quantization_config', 'sliding_window', 'layer_types', 'num_experts', 'pruned_heads')
+    for name in (*base, *others, 'use_sliding_window', 'max_sequence_length'):
+        for value in JUNK if name != 'rope_scaling' else ():
+            try:
+                huggingface.config_from_huggingface(base | {name: value})
+            except UserError as error:
+                assert '\n' not in str(error) and len(str(error)) < 300
