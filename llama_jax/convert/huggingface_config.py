@@ -148,8 +148,8 @@ def _kind(settings: Mapping[str, Any]) -> str:
     listed = set(map(str, names)) if isinstance(names, list) else set()
     if names is not None and not _ARCHITECTURES & listed:
         raise UserError(
-            f'config.json: architectures = {_short(names)} is not supported, only LlamaForCausalLM and '
-            'MistralForCausalLM'
+            f'config.json: architectures = {_short(names)} is not supported, only '
+            'LlamaForCausalLM and MistralForCausalLM'
         )
     kind = settings.get('model_type')
     if kind is None:

@@ -273,7 +273,7 @@ JUNK += ({'a': 1}, [None], ['LlamaForCausalLM', 3])
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line(base):
     others = ('quantization_config', 'sliding_window', 'layer_types', 'num_experts', 'pruned_heads')
     for name in (*base, *others, 'use_sliding_window', 'max_sequence_length'):
-        for value in JUNK if name != 'rope_scaling' else ():
+        for value in JUNK if not name.startswith('rope') else ():
             try:
                 huggingface.config_from_huggingface(base | {name: value})
             except UserError as error:
