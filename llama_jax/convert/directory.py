@@ -80,7 +80,7 @@ def weights(directory: Path) -> Stored:
     """
     for index, alone in _USUAL:
         if os.path.lexists(directory / index):
-            return _indexed(directory, index)
+            return indexed(directory, index)
         if os.path.lexists(directory / alone):
             return of_files([directory / alone])
     files = sorted(directory.glob('*.safetensors'))
@@ -138,7 +138,8 @@ def nothing_in(directory: Path, lacks: str) -> UserError:
     return UserError(f'{directory} has no {lacks}: fetch it')
 
 
-def _indexed(directory: Path, name: str) -> Stored:
+def indexed(directory: Path, name: str) -> Stored:
+    """The tensors of the files that the index of that name says. Raises UserError as `weights`."""
     index = directory / name
     homes = read_object(index).get('weight_map')
     if not isinstance(homes, dict) or not homes:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.convert.directory import is_huggingface, of_files
+from llama_jax.convert.directory import indexed, is_huggingface, of_files
 from llama_jax.convert.meta import check, config_from_meta
 from llama_jax.convert.stored import Stored, missing_files, read_object
 from llama_jax.convert.stored import read as read_place
@@ -26,6 +26,7 @@ from llama_jax.model.config import ModelConfig
 
 _SETTINGS = 'params.json'
 _ONE = 'consolidated.safetensors'
+_INDEX = 'consolidated.safetensors.index.json'
 _PART = re.compile(r'consolidated\.(\d\d)\.pth')
 _AXIS = {
     **dict.fromkeys(('wq', 'wk', 'wv', 'w1', 'w3', 'output'), 0),
@@ -67,7 +68,7 @@ def is_meta(directory: Path) -> bool:
     have Hugging Face's files as well, which say more."""
     if not os.path.lexists(directory / _SETTINGS) or is_huggingface(directory):
         return False
-    return bool(_weights(directory))
+    return os.path.lexists(directory / _INDEX) or bool(_weights(directory))
 
 
 def read(directory: Path) -> tuple[ModelConfig, Tensors]:
@@ -77,7 +78,10 @@ def read(directory: Path) -> tuple[ModelConfig, Tensors]:
     """
     settings = read_object(directory / _SETTINGS)
     check(settings)
-    parts = [of_files([path]) for path in _weights(directory)]
+    if os.path.lexists(directory / _INDEX):
+        parts = [indexed(directory, _INDEX)]
+    else:
+        parts = [of_files([path]) for path in _weights(directory)]
     for part in parts:
         if _EMBEDDING not in part.places:
             path = next(iter(part.places.values())).path if part.places else directory

@@ -204,10 +204,9 @@ def _row_after_row(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
-    if len(content) < len(pairs):
-        seen: set[str] = set()
-        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f'{twice!r} is there twice')
+    for name, value in pairs:
+        if value != content[name]:
+            raise ValueError(f'{name!r} is there twice')
     return content
 
 

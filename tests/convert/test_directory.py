@@ -187,6 +187,9 @@ def test_places_that_are_no_files(tmp_path):
     path.unlink()
     os.mkfifo(path)
     assert 'no plain file' in refused(tmp_path)
+    path.unlink()
+    path.symlink_to(path.name)
+    assert 'cannot be read: Too many levels' in refused(tmp_path)
 
 
 def test_a_file_that_is_cut_while_it_is_read(tmp_path):

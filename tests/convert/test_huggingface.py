@@ -1,5 +1,6 @@
 """Tensors of Hugging Face models: what is read, and what is refused by name."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -73,6 +74,37 @@ def test_copies_that_hold_nothing_new_are_accepted():
 
 def test_a_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match='has no config.json: fetch it'):
+        huggingface.load(tmp_path)
+    settings = huggingface.config_to_huggingface(CONFIG)
+    (tmp_path / 'config.json').write_text(json.dumps(settings), encoding='utf-8-sig')
+    with pytest.raises(UserError, match='has no model.safetensors: fetch it'):
+        huggingface.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ('content', 'words'),
+    [
+        ('', 'is empty: fetch it again'),
+        ('<!DOCTYPE html>', 'is a web page'),
+        ('[]', 'it holds a list and not settings by name'),
+        ('null', 'it holds null and not settings'),
+        ('{"vocab_size": 7', 'no JSON: Expecting'),
+        ('{"vocab_size": 7, "vocab_size": 8}', "no JSON: 'vocab_size' is there twice"),
+        ('[' * 9000, 'no JSON: maximum recursion'),
+        ('Entry not found', 'no JSON'),
+        ('\xff', 'no JSON'),
+        ('version https://git-lfs.github.com/spec/v1', 'a pointer of git-lfs'),
+    ],
+)
+def test_settings_that_are_damaged(tmp_path, content, words):
+    (tmp_path / 'config.json').write_text(content, encoding='latin-1')
+    with pytest.raises(UserError, match=words) as error:
+        huggingface.load(tmp_path)
+    assert str(error.value).startswith(f'{tmp_path}/config.json ')
+    assert '\n' not in str(error.value)
+    (tmp_path / 'config.json').unlink()
+    (tmp_path / 'config.json').mkdir()
+    with pytest.raises(UserError, match='config.json is a directory'):
         huggingface.load(tmp_path)
 
 

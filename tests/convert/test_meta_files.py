@@ -85,6 +85,16 @@ def test_one_file_of_safetensors_in_the_layout_of_mistral(tmp_path):
     assert meta_files.is_meta(tmp_path)
     (tmp_path / 'model.safetensors').write_text('')
     assert not meta_files.is_meta(tmp_path)  # of two layouts the one that says more
+    names, homes = sorted(tensors), {}
+    for file, part in (('consolidated-1.safetensors', names[:5]), ('2.safetensors', names[5:])):
+        save_file({name: tensors[name] for name in part}, tmp_path / file)
+        homes |= dict.fromkeys(part, file)
+    index = tmp_path / 'consolidated.safetensors.index.json'
+    index.write_text(json.dumps({'weight_map': homes}))
+    (tmp_path / 'consolidated.safetensors').unlink()
+    (tmp_path / 'model.safetensors').unlink()
+    assert meta_files.is_meta(tmp_path) and len(meta_files.read(tmp_path)[1]) == len(tensors)
+    index.unlink()
     save_file(weights(CONFIG, seed=1), tmp_path / 'consolidated.safetensors')
     assert "no tensor 'tok_embeddings.weight'" in refused(tmp_path)
 
