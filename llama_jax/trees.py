@@ -9,9 +9,11 @@ from typing import Any
 import jax
 
 
-def map_named(f: Callable[[str, Any], Any], tree: Any) -> Any:
+def map_named(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """`jax.tree.map` whose function also gets the leaf's dotted path ('blocks.attention.q_DNH')."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: f(name(path), leaf), tree)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: f(name(path), *leaves), tree, *others
+    )
 
 
 def named(tree: Any) -> list[tuple[str, Any]]:

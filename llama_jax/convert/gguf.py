@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.convert import tensors as tensors_lib
+from llama_jax.convert import params as convert_params
 from llama_jax.convert.gguf_file import ROPE_FACTORS, File, read
 from llama_jax.convert.meta import half_split, interleaved
 from llama_jax.convert.tensors import Scheme
@@ -43,7 +43,6 @@ GGUF = Scheme(
         'blocks.mlp.up_DF': (_LAYER + 'ffn_up.weight', 'F,D'),
         'blocks.mlp.down_FD': (_LAYER + 'ffn_down.weight', 'D,F'),
     },
-    frequencies=_LAYER + 'attn_rot_embd.weight',
     to_pairs=interleaved,
     from_pairs=half_split,
 )
@@ -146,7 +145,7 @@ def config_from_gguf(file: File) -> ModelConfig:
 
 def params_from_gguf(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """Stacked float32 parameters from tensors by name; see `tensors.to_params`."""
-    return tensors_lib.to_params(GGUF, tensors, config)
+    return convert_params.to_params(GGUF, tensors, config)
 
 
 def _as_written(value: float) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llama_jax.convert import params as convert_params
 from llama_jax.convert import tensors as tensors_lib
 from llama_jax.convert.directory import nothing_in, weights
 from llama_jax.convert.huggingface_config import config_from_huggingface, config_to_huggingface
@@ -34,13 +35,12 @@ HUGGING_FACE = Scheme(
         'blocks.mlp.up_DF': (_LAYER + 'mlp.up_proj.weight', 'F,D'),
         'blocks.mlp.down_FD': (_LAYER + 'mlp.down_proj.weight', 'D,F'),
     },
-    frequencies=_LAYER + 'self_attn.rotary_emb.inv_freq',
 )
 
 
 def params_from_huggingface(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """Stacked float32 parameters from a state dict; see `tensors.to_params` for what it refuses."""
-    return tensors_lib.to_params(HUGGING_FACE, tensors, config)
+    return convert_params.to_params(HUGGING_FACE, tensors, config)
 
 
 def params_to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:

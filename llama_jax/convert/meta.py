@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax.convert import params as convert_params
 from llama_jax.convert import tensors as tensors_lib
 from llama_jax.convert.directory import UNQUANTISED
 from llama_jax.convert.tensors import Scheme
@@ -53,7 +54,6 @@ META = Scheme(
         'blocks.mlp.up_DF': ('layers.{i}.feed_forward.w3.weight', 'F,D'),
         'blocks.mlp.down_FD': ('layers.{i}.feed_forward.w2.weight', 'D,F'),
     },
-    frequencies='rope.freqs',
     to_pairs=interleaved,
     from_pairs=half_split,
 )
@@ -191,7 +191,7 @@ def _number(settings: Mapping[str, Any], name: str, default: float | None = None
 
 def params_from_meta(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """Stacked float32 parameters from Meta's tensors by name; see `tensors.to_params`."""
-    return tensors_lib.to_params(META, tensors, config)
+    return convert_params.to_params(META, tensors, config)
 
 
 def params_to_meta(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:

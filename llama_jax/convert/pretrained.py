@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 
-from llama_jax import layout
-from llama_jax.convert import gguf, huggingface, meta, meta_files
-from llama_jax.convert import tensors as tensors_lib
+from llama_jax.convert import gguf, huggingface, meta, meta_files, params
 from llama_jax.convert.tensors import Scheme, Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
@@ -35,8 +32,9 @@ class Weights:
     tokenizer: Path
     """The file or directory that its tokenizer is in."""
     config: ModelConfig
-    scheme: Scheme = field(repr=False)
-    tensors: Tensors = field(repr=False)
+    """As the tensors have it; see `fit.fitted`."""
+    unread: Params = field(repr=False)
+    """Its parameters with layers apart, each to be read when it is asked for."""
     _text: Callable[[], Text] = field(repr=False)
 
     def text(self) -> Text:
@@ -53,8 +51,7 @@ class Weights:
     def params(self, mesh: Mesh) -> Params:
         """Stacked float32 parameters on their devices. Raises UserError for damaged tensors."""
         with extras():
-            params = tensors_lib.to_params(self.scheme, self.tensors, self.config)
-        return jax.device_put(params, layout.shardings(params, mesh))
+            return params.placed(self.unread, mesh)
 
 
 def find(name_or_path: str, what: str = '--weights') -> Weights:
@@ -85,15 +82,16 @@ def find(name_or_path: str, what: str = '--weights') -> Weights:
 
 def _gguf(name: str, path: Path) -> Weights:
     file = gguf.read(path)
-    text = functools.partial(files.from_gguf, file.settings)
-    return Weights(name, path, gguf.config_from_gguf(file), gguf.GGUF, file.tensors, text)
+    config, unread = params.unread(gguf.GGUF, file.tensors, gguf.config_from_gguf(file))
+    return Weights(name, path, config, unread, functools.partial(files.from_gguf, file.settings))
 
 
 def _directory(
     path: Path, tokenizer: Path, config: ModelConfig, scheme: Scheme, tensors: Tensors
 ) -> Weights:
+    config, unread = params.unread(scheme, tensors, config)
     text = functools.partial(files.from_huggingface, tokenizer, vocab=config.ids)
-    return Weights(path.resolve().name, tokenizer, config, scheme, tensors, text)
+    return Weights(path.resolve().name, tokenizer, config, unread, text)
 
 
 def packaged(name: str) -> Path:

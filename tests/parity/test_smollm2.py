@@ -14,7 +14,7 @@ import pytest
 from experiments import generate, models
 from llama_jax import layout
 from llama_jax.convert import gguf
-from llama_jax.convert import tensors as tensors_lib
+from llama_jax.convert import params as params_lib
 from llama_jax.model.config import ModelConfig
 from llama_jax.text import files
 from tests.data.corpus import CHINESE
@@ -46,7 +46,7 @@ def loss(params, text):
 def interleaved():
     """Parameters as of a reader that does not know the order of GGUF's queries and keys."""
     wrong = replace(gguf.GGUF, from_pairs=lambda w_XHD: w_XHD)
-    params = tensors_lib.to_params(wrong, file().tensors, ours().config)
+    params = params_lib.to_params(wrong, file().tensors, ours().config)
     return jax.device_put(params, layout.shardings(params, one()))
 
 
