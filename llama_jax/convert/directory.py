@@ -17,6 +17,7 @@ from llama_jax.convert.stored import (
     in_one,
     missing_files,
     read_object,
+    unfinished,
 )
 from llama_jax.errors import UserError
 
@@ -135,7 +136,7 @@ def nothing_in(directory: Path, lacks: str) -> UserError:
         if path is not None:
             said = remedy.format(path=path, parent=path.parent)
             return UserError(f'{directory} has no {lacks}: {said}')
-    return UserError(f'{directory} has no {lacks}: fetch it')
+    return UserError(f'{directory} has no {lacks}{unfinished(directory / lacks)}: fetch it')
 
 
 def indexed(directory: Path, name: str) -> Stored:

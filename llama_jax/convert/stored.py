@@ -24,6 +24,8 @@ from llama_jax.errors import UserError
 _LONGEST_JSON = 256 << 20
 _PARTIAL = ('.incomplete', '.part', '.partial', '.aria2', '.crdownload', '.download', '.tmp')
 """Endings that downloaders give to a file which is not whole yet."""
+_HUB_PARTIAL = '.cache/huggingface/download/*.incomplete'
+"""Where huggingface_hub keeps such a file, by a name of its own."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     except FileNotFoundError:
         if path.is_symlink():
             raise UserError(f'{path} is a link to nothing: fetch the file again') from None
-        raise UserError(f'{path} is missing{_unfinished(path)}: fetch it') from None
+        raise UserError(f'{path} is missing{unfinished(path)}: fetch it') from None
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}') from None
     with file:
@@ -159,7 +161,7 @@ def damaged(path: Path, why: str) -> UserError:
             head = file.read(256)
     except OSError as error:
         return UserError(f'{path} cannot be read: {error.strerror}')
-    again = f'fetch it again{_unfinished(path)}'
+    again = f'fetch it again{unfinished(path)}'
     if not head:
         return UserError(f'{path} is empty: {again}')
     if head.startswith(b'version https://git-lfs'):
@@ -180,18 +182,20 @@ def missing_files(directory: Path, names: Iterable[str], said_by: str) -> UserEr
     """For the user, who has not all files that `said_by` names."""
     names = sorted(names)
     few = ', '.join(names[:4]) + (', ...' if len(names) > 4 else '')
-    unfinished = next((note for name in names if (note := _unfinished(directory / name))), '')
+    note = next((note for name in names if (note := unfinished(directory / name))), '')
     return UserError(
         f'{directory}: {few} missing ({len(names)} of the files that {said_by} names)'
-        f'{unfinished}: fetch what is missing, or remove {said_by} if it is of another model'
+        f'{note}: fetch what is missing, or remove {said_by} if it is of another model'
     )
 
 
-def _unfinished(path: Path) -> str:
+def unfinished(path: Path) -> str:
+    """What says that the file is on its way: a note in brackets, empty where nothing does."""
     for ending in _PARTIAL:
-        if path.with_name(path.name + ending).exists():
+        if os.path.lexists(f'{path}{ending}'):
             return f' ({path.name}{ending} beside it says that a download has not ended)'
-    return ''
+    found = next(path.parent.glob(_HUB_PARTIAL), None)
+    return '' if found is None else f' ({found} says that a download has not ended)'
 
 
 def _is_json(path: Path) -> bool:

@@ -103,6 +103,10 @@ def test_all_shards_that_are_missing_are_told(tmp_path):
         ('tf_model.h5', 'TensorFlow'),
         ('zero_to_fp32.py', 'DeepSpeed'),
         ('README.md', 'has no model.safetensors: fetch it'),
+        ('model.safetensors.part', '(model.safetensors.part beside it says that a download'),
+        ('.cache/huggingface/download/x.incomplete', 'download/x.incomplete says that'),
+        ('params.json', 'fetch consolidated.00.pth as well'),
+        ('consolidated.00.pth', 'fetch params.json as well'),
     ],
 )
 def test_a_directory_without_a_model(tmp_path, name, words):

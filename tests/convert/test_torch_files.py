@@ -53,6 +53,11 @@ def test_views_of_one_storage(tmp_path):
     assert all(found[name].flags.c_contiguous for name in found)
 
 
+OF_TYPE = Call(
+    Name('torch._utils', '_rebuild_tensor_v3'),
+    Storage('UntypedStorage', '0', 8),
+    *(0, (8,), (1,), False, {}, Name('torch', 'float8_e4m3fn')),
+)
 GOOD = view(Storage('FloatStorage', '0', 2), 0, (2,), (1,))
 
 
@@ -67,6 +72,8 @@ GOOD = view(Storage('FloatStorage', '0', 2), 0, (2,), (1,))
         ({'a': 3}, "'a' is no tensor"),
         ({3: GOOD}, '3 is no tensor'),
         ({'state_dict': {'a': GOOD}}, "under 'state_dict'"),
+        ({'layers': {'a': GOOD}}, "'layers' is no tensor"),
+        ({'a': OF_TYPE}, "'a' is of type float8_e4m3fn"),
         ({'a': Call(REBUILD, 'text', 0, (2,), (1,))}, 'damaged'),
         ({'a': view(Storage('FloatStorage', '0', 2), 1, (2,), (1,))}, "'a' is longer"),
         ({'a': view(Storage('FloatStorage', '0', 2), -1, (2,), (1,))}, 'damaged'),
