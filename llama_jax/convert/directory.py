@@ -136,7 +136,9 @@ def nothing_in(directory: Path, lacks: str) -> UserError:
         if path is not None:
             said = remedy.format(path=path, parent=path.parent)
             return UserError(f'{directory} has no {lacks}: {said}')
-    return UserError(f'{directory} has no {lacks}{unfinished(directory / lacks)}: fetch it')
+    others = ', '.join(sorted(path.name for path in directory.glob('*.safetensors')))
+    note = f', and {others} is none by its name' if others else ''
+    return UserError(f'{directory} has no {lacks}{note}{unfinished(directory / lacks)}: fetch it')
 
 
 def indexed(directory: Path, name: str) -> Stored:

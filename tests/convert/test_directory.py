@@ -47,7 +47,9 @@ def test_the_index_says_which_files_are_the_model(tmp_path):
 
 
 def test_without_an_index_the_usual_name_counts_else_the_only_file(tmp_path):
-    for stray in ('adapter_model', 'consolidated', 'optimizer', 'model.ema', 'training_state'):
+    save_file(ZEROS, tmp_path / 'model.ema.safetensors')
+    assert 'no model.safetensors, and model.ema.safetensors is none by its' in refused(tmp_path)
+    for stray in ('adapter_model', 'consolidated', 'optimizer', 'training_state', 'random_states'):
         save_file(ZEROS, tmp_path / f'{stray}.safetensors')
     (tmp_path / 'model.safetensors.bak').write_bytes(b'')
     assert 'which' not in refused(tmp_path)
