@@ -36,6 +36,7 @@ from llama_jax.generate.request import (
 from llama_jax.generate.rows import RowPrograms
 from llama_jax.generate.settings import Settings, history_of, rows_of
 from llama_jax.model.cache import slots_needed
+from llama_jax.model.config import by_length
 from llama_jax.model.patterns import Dense, Window
 
 log = logging.getLogger(__name__)
@@ -277,7 +278,7 @@ class Engine:
         token_BT = np.full((1, min(bucket(n), self._chunk)), programs.model.pad_id, np.int32)
         token_BT[0, :n] = live.prompt[at : at + n]
         self._state, x_BTD = self._on_rows.read(
-            programs.params, self._state, row, token_BT, at, first=at == 0
+            *(programs.params, self._state, row, token_BT, at, live.limit), first=at == 0
         )
         live.n_read += n
         if live.controls.prompt_logprobs is not None:
@@ -298,8 +299,9 @@ class Engine:
                 return
             live = self._waiting.pop()
         row, source, n_cached = free[0], free[0], 0
-        # What an encoder read is in the keys and values of a prompt too.
-        shares = not self._ring and not self.config.encoder_layers
+        # What an encoder read is in the keys and values of a prompt too, or the length of the text.
+        own = self.config.encoder_layers or by_length(self.config.rope_scaling)
+        shares = not self._ring and not own
         if shares and live.controls.prompt_logprobs is None:
             row, source, n_cached = self._prefixes.find(live.prompt, free)
         live.n_read = live.n_cached = n_cached

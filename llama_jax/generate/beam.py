@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -128,7 +128,9 @@ def beam_search(
     ends = [*programs.end_ids, *stop_ids]
     rules = _rules(ends, max_tokens, length_penalty, early_stopping)
     with jax.set_mesh(programs.mesh):
-        x_BD, cache, length_B = prefill(programs, prompts, shape, sources)
+        x_BD, cache, length_B = prefill(
+            programs, prompts, shape, sources, limits=[len(p) + max_tokens for p in prompts]
+        )
         found: _Beams = jax.device_get(
             _search(
                 *(programs.model, programs.params, cache, x_BD, length_B, rules),
@@ -270,7 +272,7 @@ def _follow(cache: Cache, parent_BW: jax.Array) -> Cache:
     layers = jax.shard_map(local, in_specs=(spec, _ROWS), out_specs=spec, check_vma=False)(
         cache.layers, parent_BW
     )
-    return Cache(layers, cache.cross)  # the source is the same for all beams of a prompt
+    return replace(cache, layers=layers)  # all else is the same for all beams of a prompt
 
 
 def _repeat(tree: Tree, times: int, spec: Any) -> Tree:

@@ -11,6 +11,7 @@ cores). Small products cost more than their share: query, key and value are one,
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from llama_jax import layout, precision
 from llama_jax.model import kernels
 from llama_jax.model.cache import Cache, LayerCache
-from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.config import Compute, ModelConfig, by_length
 from llama_jax.model.layers import Params
 from llama_jax.model.masks import Visibility
 from llama_jax.model.quantized import product, rows
@@ -54,7 +55,7 @@ def arrange(config: ModelConfig, params: Params) -> Params:
         }
 
     tables = {}
-    if config.context <= LONGEST_TABLE:
+    if config.context <= LONGEST_TABLE and not by_length(config.rope_scaling):
         rope = rotation_of(config, jnp.arange(config.context)[None])
         tables['rope'] = {'cos_CH': rope.cos_BTH[0, :, 0], 'sin_CH': rope.sin_BTH[0, :, 0]}
     return {**params, 'blocks': [arranged(block) for block in params['blocks']], **tables}
@@ -78,6 +79,7 @@ def features(
     *,
     cache: Cache | None,
     at_B: Int[Array, ' B'] | None,
+    length_B: Int[Array, ' B'] | None = None,
     compute: Compute,
 ) -> tuple[Float[Array, 'B T D'], Cache | None]:
     """As those of a Transformer: T more tokens of each row, one document, from place `at_B` on;
@@ -95,7 +97,10 @@ def features(
         tables = (params['rope'][name] for name in ('cos_CH', 'sin_CH'))
         rope_BTH = [x_CH.at[place_BT].get(out_sharding=layout.act('BTH')) for x_CH in tables]
     else:
-        rope_BTH = [x_BTNH[:, :, 0] for x_BTNH in rotation_of(config, place_BT)]
+        length_B = length_B if cache is None else cache.length_B
+        rope = rotation_of(config, place_BT, length_B=length_B)
+        # Not in every layer again, as XLA would.
+        rope_BTH = [jax.lax.optimization_barrier(x_BTNH[:, :, 0]) for x_BTNH in rope]
     cos_HBT, sin_HBT = (jnp.einsum('BTH->HBT', x_BTH) for x_BTH in rope_BTH)
     dtype = precision.dtype(compute.precision)
     token_BT = jax.reshard(token_BT, layout.act('BT'))
@@ -107,7 +112,7 @@ def features(
         x_DBT, kept = layer(block, x_DBT, kept, at_B, cos_HBT, sin_HBT, visible)
         written.append(kept)
     x_DBT = _norm(x_DBT, params['norm']['scale_D'], config.norm_eps)
-    return jnp.einsum('DBT->BTD', x_DBT), None if cache is None else Cache(written)
+    return jnp.einsum('DBT->BTD', x_DBT), cache and replace(cache, layers=written)
 
 
 def _layer(

@@ -138,15 +138,17 @@ def features(
     *,
     cache: Cache | None = None,
     at_B: Int[Array, ' B'] | None = None,
+    length_B: Int[Array, ' B'] | None = None,
 ) -> tuple[Float[Array, 'B T D'], Cache | None]:
     """What the head reads, of tokens from place `at_B` on (None: the first), and the cache with
     them.
 
     Rows stand at the left: what a row has after its last token is padding, which nothing sees and
-    later tokens overwrite.
+    later tokens overwrite. `length_B`: without it, where no cache says it.
     """
     with precision.matmuls(model.compute.precision):
-        how: dict[str, Any] = {'cache': cache, 'at_B': at_B, 'compute': model.compute}
+        how: dict[str, Any] = {'cache': cache, 'at_B': at_B, 'length_B': length_B}
+        how['compute'] = model.compute
         if model.in_columns:
             return columns.features(model.config, params, token_BT, **how)
         return layers.bind(model.config, params).features(token_BT, **how)

@@ -69,6 +69,6 @@ def _embed(
     if model.config.encoder_layers:
         x_BTD = decode.understood(model, params, token_BT, length_B).x_BSD
     else:
-        x_BTD, _ = decode.features(model, params, token_BT)
+        x_BTD, _ = decode.features(model, params, token_BT, length_B=length_B)
     sum_BD = jnp.where(real_BT[:, :, None], x_BTD.astype(jnp.float32), 0).sum(axis=1)
     return sum_BD / jnp.maximum(jnp.linalg.norm(sum_BD, axis=-1, keepdims=True), 1e-12)

@@ -106,6 +106,7 @@ class Generator:
             if n_more and speculate is not None:
                 more, counts = draw_rest(
                     *(programs, speculate, prompts, shape, state, first, rows),
+                    limits=_limits(prompts, controls),
                     n_more=n_more,
                     n_top=n_top,
                 )
@@ -211,8 +212,7 @@ class Generator:
         longest, most = max(map(len, prompts)), max(one.max_tokens for one in controls)
         n_draft = 0
         if speculate is not None:
-            texts = (len(p) + one.max_tokens for p, one in zip(prompts, controls, strict=True))
-            check(self.programs, speculate, longest=max(texts))
+            check(self.programs, speculate, longest=max(_limits(prompts, controls)))
             n_draft = speculate.n_draft
         source = check_sources(self.programs, prompts, sources)
         return controls, self.shape(len(prompts), longest, most + n_draft, source)
@@ -240,7 +240,9 @@ class Generator:
         reported = [one.logprobs for one in controls if one.logprobs is not None]
         n_top = max(reported) if reported else None
         rows, history = jax.tree.map(programs.place, (rows, history))
-        x_BD, cache, length = prefill(programs, prompts, shape, sources)
+        x_BD, cache, length = prefill(
+            programs, prompts, shape, sources, limits=_limits(prompts, controls)
+        )
         state, drawn = programs.begin(
             programs.params, cache, x_BD, length, rows, history, n_top=n_top
         )
@@ -282,6 +284,11 @@ def controls_of(n: int, settings: dict[str, Any]) -> list[Controls]:
         Controls(**{**settings, **{name: values[i] for name, values in several.items()}})
         for i in range(n)
     ]
+
+
+def _limits(prompts: Sequence[Sequence[int]], controls: list[Controls]) -> list[int]:
+    """How long each text may become."""
+    return [len(p) + one.max_tokens for p, one in zip(prompts, controls, strict=True)]
 
 
 def logprobs_of(drawn: Drawn, row: int, n: int, n_top: int | None) -> tuple[Logprob, ...]:

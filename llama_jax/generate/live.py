@@ -76,6 +76,11 @@ class Live:
         self._logprobs: list[Logprob] = []
 
     @property
+    def limit(self) -> int:
+        """How long prompt and text may become."""
+        return len(self.prompt) + self.controls.max_tokens
+
+    @property
     def owner(self) -> str:
         """Whose request it is."""
         return self.request.owner

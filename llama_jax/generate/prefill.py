@@ -57,12 +57,18 @@ def prefill(
     prompts: Sequence[Sequence[int]],
     shape: Shape,
     sources: Sequence[Sequence[int]] | None = None,
+    *,
+    limits: Sequence[int],
 ) -> tuple[jax.Array, Cache, jax.Array]:
     """Features of each row's last token [B, D], the cache with all prompts and sources, and the
-    lengths of the prompts [B], 0 for rows without one."""
+    lengths of the prompts [B], 0 for rows without one. `limits`: how long each text may become."""
     token_BT, length_B = padded(prompts, shape.rows, shape.prompt, programs.model.pad_id)
     length = programs.place(length_B)
     cache = programs.empty(batch=shape.rows, slots=shape.slots)
+    if cache.length_B is not None:
+        limit_B = np.ones(shape.rows, np.int32)
+        limit_B[: len(limits)] = limits
+        cache = replace(cache, length_B=programs.place(limit_B))
     if sources is not None:
         read = padded(sources, shape.rows, shape.source, programs.model.pad_id)
         cross = programs.encode(programs.params, *map(programs.place, read))

@@ -179,7 +179,9 @@ def _read(
 ) -> tuple[jax.Array, Cache]:
     """A piece of the prompts from place `start` on in every row; `x_BD` gathers the features of
     each row's last token."""
-    at_B = None if first else jnp.zeros_like(length_B) + start
+    # A prompt that has ended reads padding right behind itself: further on in a ring it would take
+    # the place of what the next tokens see.
+    at_B = None if first else jnp.minimum(length_B, start)
     x_BTD, cache = decode_lib.read(model, params, cache, token_BT, at_B)
     return decode_lib.last_features(x_BD, x_BTD, length_B - 1 - start), cache
 

@@ -71,20 +71,25 @@ def read_row(
     row: Int[Array, ''],
     token_BT: Int[Array, '1 T'],
     at: Int[Array, ''],
+    limit: Int[Array, ''],
     *,
     first: bool,
 ) -> tuple[State, Float[Array, '1 T D']]:
     """Read a piece of a prompt into one row, from place `at` on; the row is done until it begins.
+    Its text will have `limit` tokens at most.
 
     The other rows go on between pieces. Their steps write this row too: at the place where its
     next piece begins, before that is written.
     """
     own = _take(state.cache, row, placed(state.cache))
-    at_B = _batch_of_one(at)
+    at_B, kept = _batch_of_one(at), state.cache
+    if kept.length_B is not None:
+        own = replace(own, length_B=_batch_of_one(limit))
+        kept = replace(kept, length_B=_put(kept.length_B, own.length_B, row, _ROWS))
     x_BTD, own = decode_lib.read(model, params, own, token_BT, None if first else at_B)
     state = replace(
         state,
-        cache=replace(state.cache, layers=_put(state.cache.layers, own.layers, row, _CACHE)),
+        cache=replace(kept, layers=_put(kept.layers, own.layers, row, _CACHE)),
         position_B=_put(state.position_B, at_B + token_BT.shape[1], row, _ROWS),
         done_B=_put(state.done_B, _batch_of_one(jnp.array(True)), row, _ROWS),
     )
@@ -180,7 +185,9 @@ def put_bias(settings: Settings, bias_BV: Float[Array, '1 V'], row: Int[Array, '
 
 def placed(cache: Cache | Cross) -> Any:
     """How the arrays of a cache lie: keys and values, and what is by row."""
-    return jax.tree.map(lambda x: _CACHE if x.ndim == 4 else P(*_ROWS, None), cache)
+    return jax.tree.map(
+        lambda x: _CACHE if x.ndim == 4 else P(*_ROWS, *[None] * (x.ndim - 1)), cache
+    )
 
 
 def _written(text_BS: jax.Array, token_B: jax.Array, place: jax.Array) -> jax.Array:

@@ -70,11 +70,13 @@ def draw_rest(
     first: Drawn,
     settings: Settings,
     *,
+    limits: Sequence[int],
     n_more: int,
     n_top: int | None,
 ) -> tuple[Drawn, Counts]:
     """What `decode` would draw after the `first` tokens, in fewer runs of the model; up to `n_more`
-    tokens a row. The cache has room for `how.n_draft` tokens behind them."""
+    tokens a row, so that its text has `limits`. The cache has room for `how.n_draft` tokens behind
+    them."""
     text_BT, length_B = padded(
         prompts, shape.rows, bucket(shape.prompt + n_more + 1), programs.model.pad_id
     )
@@ -93,7 +95,7 @@ def draw_rest(
             max_tokens=n_more + 1 + how.n_draft,
             prefill_chunk=shape.piece,
         )
-        _, own, _ = prefill(how.programs, prompts, small)
+        _, own, _ = prefill(how.programs, prompts, small, limits=limits)
     done = _run(
         *(programs.model, guesser, programs.params, params, state, programs.place(text_BT), own),
         settings,

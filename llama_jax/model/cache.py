@@ -12,7 +12,7 @@ from jaxtyping import Array, Int
 
 from llama_jax import layout
 from llama_jax.mesh import platform_in_use
-from llama_jax.model.config import ModelConfig
+from llama_jax.model.config import ModelConfig, by_length
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import Pattern, Window
 from llama_jax.model.quantized import Quantized, Weight, quantize
@@ -143,6 +143,9 @@ class Cache:
     layers: list[LayerCache]
     cross: Cross | None = None
     """Of the decoder of an encoder-decoder."""
+    length_B: Int[Array, ' B'] | None = None
+    """The longest that each row will be, where the rotation goes by length (config.by_length), else
+    None. Keys were rotated for it, so that it cannot change later."""
 
     @property
     def slots(self) -> int:
@@ -179,7 +182,9 @@ class Cache:
                 return x
             return Quantized(x, zeros(letters, jnp.dtype(jnp.float32), H=1))
 
-        return Cache([LayerCache(one('BKHS'), one('BKSH')) for _ in range(config.layers)])
+        layers = [LayerCache(one('BKHS'), one('BKSH')) for _ in range(config.layers)]
+        goes_by_length = config.positions == 'rope' and by_length(config.rope_scaling)
+        return Cache(layers, length_B=zeros('B', jnp.dtype(jnp.int32)) if goes_by_length else None)
 
 
 def slots_needed(config: ModelConfig, *, length: int, piece: int) -> int:

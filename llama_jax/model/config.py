@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,98 @@ class RopeScaling:
     """Wavelengths below original_context / high are left alone."""
     original_context: int = 8192
 
+    def __post_init__(self) -> None:
+        _check_positive(self, 'factor', 'low', 'high', 'original_context')
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Positions are divided by `factor` (position interpolation, Chen et al. 2023)."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _check_positive(self, 'factor')
+
+
+@dataclass(frozen=True)
+class Dynamic:
+    """The base of the wavelengths grows with the length of the sequence once that exceeds the
+    original context ('dynamic NTK'; `dynamic` in transformers). See `by_length`."""
+
+    factor: float
+    original_context: int
+
+    def __post_init__(self) -> None:
+        _check_positive(self, 'factor', 'original_context')
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """Long wavelengths are stretched, short ones are kept, and queries and keys are lengthened
+    (YaRN, Peng et al. 2023, sections 3.2 to 3.4)."""
+
+    factor: float
+    original_context: int
+    attention_factor: float | None = None
+    """Cosines and sines are multiplied by it. None: 1 + 0.1 ln(factor), as in the paper."""
+    beta_fast: float = 32.0
+    """Pairs that turn more often than this within the original context are kept."""
+    beta_slow: float = 1.0
+    """Pairs that turn less often are stretched in full; in between it fades."""
+    truncate: bool = True
+    """The bounds of the fading are rounded outwards to whole pairs."""
+
+    def __post_init__(self) -> None:
+        _check_positive(
+            *(self, 'factor', 'original_context', 'attention_factor', 'beta_fast', 'beta_slow')
+        )
+        if self.beta_fast < self.beta_slow:
+            raise UserError(
+                f'model.rope_scaling Yarn: beta_fast {self.beta_fast} is below beta_slow '
+                f'{self.beta_slow}'
+            )
+
+
+@dataclass(frozen=True)
+class LongRope:
+    """Each pair is stretched by a factor of its own: `short` for sequences within the original
+    context, `long` for longer ones (LongRoPE, Ding et al. 2024, as Phi-3 uses it). See `by_length`.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_context: int
+    attention_factor: float
+    """Cosines and sines are multiplied by it, at every length."""
+
+    def __post_init__(self) -> None:
+        _check_positive(self, 'original_context', 'attention_factor')
+        factors = (*self.short, *self.long)
+        if len(self.short) != len(self.long) or not all(0 < f < math.inf for f in factors):
+            raise UserError(
+                'model.rope_scaling LongRope: short and long need a positive factor each for every '
+                f'pair of a head; they have {len(self.short)} and {len(self.long)}'
+            )
+
+
+Scaling = RopeScaling | Linear | Dynamic | Yarn | LongRope
+"""How rotary positions are stretched to a longer context."""
+
+
+def by_length(scaling: Scaling | None) -> bool:
+    """Whether the rotation goes by the length of the sequence, not by positions alone: text is read
+    otherwise once it is longer than the original context."""
+    return isinstance(scaling, Dynamic | LongRope)
+
+
+def _check_positive(scaling: Scaling, *names: str) -> None:
+    for name in names:
+        value = getattr(scaling, name)
+        if value is not None and not 0 < value < math.inf:
+            kind = type(scaling).__name__
+            raise UserError(f'model.rope_scaling {kind}: {name} is {value}, it must be positive')
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -51,7 +144,7 @@ class ModelConfig:
     context: int
     """Longest sequence, in tokens."""
     rope_theta: float = 1e4
-    rope_scaling: RopeScaling | None = None
+    rope_scaling: Scaling | None = None
     norm_eps: float = 1e-5
     tied: bool = False
     """The output head is the embedding."""
@@ -94,6 +187,14 @@ class ModelConfig:
             )
         if self.positions == 'rope' and self.head_dim % 2:
             raise UserError(f'model.head_dim {self.head_dim} is odd: rotary positions need pairs')
+        scaling = self.rope_scaling
+        if isinstance(scaling, Dynamic) and self.head_dim < 4:
+            raise UserError('model.rope_scaling Dynamic needs a head_dim of 4 or more')
+        if isinstance(scaling, LongRope) and len(scaling.short) != self.head_dim // 2:
+            raise UserError(
+                f'model.rope_scaling LongRope has {len(scaling.short)} factors, a head_dim of '
+                f'{self.head_dim} needs {self.head_dim // 2}: one for each pair'
+            )
         if self.positions == 'sinusoidal' and self.dim % 2:
             raise UserError(f'model.dim {self.dim} is odd: sinusoidal positions need pairs')
         if self.encoder_layers < 0:

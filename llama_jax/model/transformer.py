@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -87,6 +88,7 @@ class Transformer(nnx.Module):
         compute: Compute,
         cache: Cache | None = None,
         at_B: Int[Array, ' B'] | None = None,
+        length_B: Int[Array, ' B'] | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Float[Array, 'B T D'], Cache | None]:
         """Normalised output of the last layer, before the head.
@@ -105,6 +107,8 @@ class Transformer(nnx.Module):
             layers.unstack). Each row is one document, and padding stands behind it.
           at_B: place of each row's first token: what the row has read before is seen. None: nothing
             was read, and the piece attends to itself alone, by the fastest kernel.
+          length_B: of each row's text, for rotations that go by length (config.by_length); default:
+            that of the cache, else of each document.
           key: turns dropout on.
         """
         config = self.config
@@ -149,7 +153,10 @@ class Transformer(nnx.Module):
 
         keys = None if key is None else jax.random.split(key, 1 + config.layers)
         x_BTD = self._embedded(token_BT, position_BT, compute, keys)
-        context['rope'] = self._rotation(position_BT)
+        if cache is not None:
+            length_B = cache.length_B
+        own_BT = None if whole else segment_BT
+        context['rope'] = self._rotation(position_BT, own_BT, length_B)
         if cache is None:
             x_BTD, _ = _through(self.blocks, x_BTD, keys, **context)
         elif not isinstance(self.blocks, nnx.List):
@@ -162,7 +169,7 @@ class Transformer(nnx.Module):
                     context['memory'] = cross.layers[i], seen
                 x_BTD, layer = block(x_BTD, cache=layer, at_B=at_B, key=layer_key, **context)
                 written.append(layer)
-            cache = Cache(written, cross)
+            cache = replace(cache, layers=written)
         return x_BTD if self.norm is None else self.norm(x_BTD), cache
 
     def encode(
@@ -210,7 +217,7 @@ class Transformer(nnx.Module):
         _, x_LBTD = _through(
             *(self.blocks, x_BTD, None),
             keep=True,
-            rope=self._rotation(position_BT),
+            rope=self._rotation(position_BT, None if whole else segment_BT),
             visible=Visibility(
                 segment_BT, segment_BT, causal=causal, pattern=self.config.pattern, whole=whole
             ),
@@ -238,7 +245,7 @@ class Transformer(nnx.Module):
         x_BSD, x_LBSD = _through(
             *(self.encoder_blocks, embedded_BSD, keys),
             keep=keep,
-            rope=self._rotation(position_BS),
+            rope=self._rotation(position_BS, None if whole else segment_BS),
             visible=Visibility(
                 segment_BS, segment_BS, causal=False, pattern=config.pattern, whole=whole
             ),
@@ -268,8 +275,15 @@ class Transformer(nnx.Module):
             x_BTD = x_BTD + position_CD.at[position_BT].get(out_sharding=layout.act('BTD'))
         return drop(x_BTD, config.dropout, None if keys is None else keys[0])
 
-    def _rotation(self, position_BT: jax.Array) -> Rotation | None:
-        return rotation_of(self.config, position_BT) if self.config.positions == 'rope' else None
+    def _rotation(
+        self,
+        position_BT: jax.Array,
+        segment_BT: jax.Array | None,
+        length_B: jax.Array | None = None,
+    ) -> Rotation | None:
+        if self.config.positions != 'rope':
+            return None
+        return rotation_of(self.config, position_BT, segment_BT=segment_BT, length_B=length_B)
 
     def logits(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
         """Float32 logits of `features`. Training never forms them whole: objectives/softmax.py."""
