@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax.convert import gguf_rope
 from llama_jax.convert import params as convert_params
-from llama_jax.convert.gguf_file import ROPE_FACTORS, File, read
+from llama_jax.convert.gguf_file import File, read
 from llama_jax.convert.meta import half_split, interleaved
 from llama_jax.convert.tensors import Scheme
 from llama_jax.errors import UserError
-from llama_jax.model.config import ModelConfig, RopeScaling
+from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.model.rope import frequencies
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +47,13 @@ GGUF = Scheme(
     from_pairs=half_split,
 )
 
-_READ = {
-    *('vocab_size', 'context_length', 'embedding_length', 'block_count', 'feed_forward_length'),
+_READ = gguf_rope.KEYS | {
+    *('vocab_size', 'embedding_length', 'block_count', 'feed_forward_length'),
     *('attention.head_count', 'attention.head_count_kv', 'attention.key_length'),
     *('attention.value_length', 'attention.layer_norm_rms_epsilon', 'rope.dimension_count'),
-    *('rope.freq_base', 'rope.scaling.original_context_length'),
 }
 # What this decoder has of each, besides 0, by which files leave a thing out.
 _FIXED: dict[str, tuple[Any, ...]] = {
-    'rope.scaling.type': ('none',),
-    'rope.scaling.factor': (1.0,),
-    'rope.scale_linear': (1.0,),
-    'rope.scaling.attn_factor': (1.0,),
     'attention.causal': (True,),
     'logit_scale': (1.0,),
     'residual_scale': (1.0,),
@@ -121,7 +116,7 @@ def config_from_gguf(file: File) -> ModelConfig:
                 f'GGUF: llama.{name} = {own[name]} is not supported, only the head '
                 f'dimension {head_dim}'
             )
-    theta = _as_written(get('rope.freq_base', 1e4))
+    rope = gguf_rope.from_gguf(own, file.rope_factors, head_dim=head_dim)
     return ModelConfig(
         vocab=get('vocab_size', len(tokens) if isinstance(tokens, list) and tokens else None),
         dim=dim,
@@ -130,15 +125,10 @@ def config_from_gguf(file: File) -> ModelConfig:
         kv_heads=get('attention.head_count_kv', heads),
         head_dim=head_dim,
         ffn=get('feed_forward_length'),
-        context=get('context_length'),
-        rope_theta=theta,
-        rope_scaling=_scaling(
-            file.rope_factors_h,
-            head_dim=head_dim,
-            theta=theta,
-            original_context=get('rope.scaling.original_context_length', 8192),
-        ),
-        norm_eps=_as_written(get('attention.layer_norm_rms_epsilon')),
+        context=rope.context,
+        rope_theta=rope.theta,
+        rope_scaling=rope.scaling,
+        norm_eps=gguf_rope.as_written(get('attention.layer_norm_rms_epsilon')),
         tied='output.weight' not in file.tensors,
     )
 
@@ -146,29 +136,6 @@ def config_from_gguf(file: File) -> ModelConfig:
 def params_from_gguf(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
     """Stacked float32 parameters from tensors by name; see `tensors.to_params`."""
     return convert_params.to_params(GGUF, tensors, config)
-
-
-def _as_written(value: float) -> float:
-    """Files hold float32: 1e-5 and not 9.999999747378752e-06."""
-    return float(str(np.float32(value)))
-
-
-def _scaling(
-    factors_h: np.ndarray | None, *, head_dim: int, theta: float, original_context: int
-) -> RopeScaling | None:
-    """The rule behind the factors of a file, which holds no more than these."""
-    if factors_h is None or np.all(factors_h == 1):
-        return None
-    rule = RopeScaling(factor=float(factors_h.max()), original_context=original_context)
-    plain, stretched = (
-        np.asarray(frequencies(head_dim, theta=theta, scaling=scaling)) for scaling in (None, rule)
-    )
-    expected = plain / stretched
-    if factors_h.shape != expected.shape or not np.allclose(factors_h, expected, rtol=1e-3):
-        raise UserError(
-            f"GGUF: tensor {ROPE_FACTORS!r} is not Llama 3's rule for {rule}: no other is supported"
-        )
-    return rule
 
 
 @functools.cache

@@ -19,12 +19,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from llama_jax.convert import gguf_header, stored
+from llama_jax.convert import gguf_header, gguf_rope, stored
 from llama_jax.convert.stored import Place, damaged, opened
 from llama_jax.convert.tensors import Tensors
 from llama_jax.errors import UserError
 
-ROPE_FACTORS = 'rope_freqs.weight'
 _PART = re.compile(r'(.+)-\d{5}-of-(\d{5})\.gguf')
 _ROW = 2**14
 """A sixteenth of the entries that are dequantised at a time."""
@@ -44,8 +43,8 @@ class File:
     """Plain values and lists by key; those of the first part."""
     tensors: Tensors
     """Each read, and dequantised to float32 if it is quantised, when asked for."""
-    rope_factors_h: np.ndarray | None
-    """What the rotary frequencies are divided by, [H/2]; how files of Llama 3.1 stretch them."""
+    rope_factors: Mapping[str, np.ndarray]
+    """Those of gguf_rope.TENSORS that it has, float32."""
 
 
 def read(path: Path) -> File:
@@ -57,8 +56,9 @@ def read(path: Path) -> File:
     n_parts = settings.get('split.count', 0)
     if n_parts not in (0, 1):
         settings, tensors = _parts(path, n_parts)
-    rope_factors = tensors.pop(ROPE_FACTORS, None)
-    return File(settings, _Lazy(tensors), None if rope_factors is None else rope_factors.read())
+    names = [name for name in gguf_rope.TENSORS if name in tensors]
+    factors = {name: tensors.pop(name).read().astype(np.float32) for name in names}
+    return File(settings, _Lazy(tensors), factors)
 
 
 def _parts(path: Path, n: Any) -> tuple[dict[str, Any], dict[str, _Tensor]]:

@@ -13,10 +13,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from llama_jax.convert import rope
 from llama_jax.convert import tensors as tensors_lib
 from llama_jax.convert.directory import UNQUANTISED
 from llama_jax.errors import UserError
-from llama_jax.model.config import ModelConfig, RopeScaling
+from llama_jax.model.config import ModelConfig
 from llama_jax.model.patterns import Dense, Pattern, Window
 
 log = logging.getLogger(__name__)
@@ -35,8 +36,7 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 _READ = {
     *('model_type', 'architectures', 'vocab_size', 'hidden_size', 'intermediate_size'),
     *('num_hidden_layers', 'num_attention_heads', 'num_key_value_heads', 'head_dim'),
-    *('max_position_embeddings', 'rms_norm_eps', 'tie_word_embeddings'),
-    *('rope_theta', 'rope_scaling', 'rope_parameters'),
+    *('rms_norm_eps', 'tie_word_embeddings', *rope.KEYS),
     *('sliding_window', 'use_sliding_window', 'layer_types'),
     *('max_sequence_length', 'quantization_config'),
 }
@@ -60,7 +60,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(('qk_norm', 'use_qk_norm', 'qk_layernorm', 'parallel_attn', 'alibi'), (False,)),
     **dict.fromkeys(
         (
-            *('partial_rotary_factor', 'rotary_pct', 'embedding_multiplier', 'logit_scale'),
+            *('rotary_pct', 'embedding_multiplier', 'logit_scale'),
             *('residual_multiplier', 'logits_scaling', 'scale_emb', 'embedding_scale'),
         ),
         (1,),
@@ -121,7 +121,7 @@ def config_from_huggingface(settings: Mapping[str, Any]) -> ModelConfig:
             f'config.json: hidden_size {dim} is no multiple of num_attention_heads {heads}, and '
             'head_dim is missing'
         )
-    theta, scaling, context = _rope(settings)
+    theta, scaling, context = rope.from_huggingface(settings)
     tied = settings.get('tie_word_embeddings')
     if not isinstance(tied, bool | None):
         raise UserError(f'config.json: tie_word_embeddings = {tied!r} is neither true nor false')
@@ -234,31 +234,6 @@ def _pattern(settings: Mapping[str, Any], kind: str, context: int) -> Pattern:
     return pattern
 
 
-def _rope(settings: Mapping[str, Any]) -> tuple[float, RopeScaling | None, int]:
-    """Version 5 keeps all in 'rope_parameters'; version 4 has 'rope_theta' and 'rope_scaling'."""
-    home = 'rope_parameters' if settings.get('rope_parameters') else 'rope_scaling'
-    rope: dict[str, Any] = dict(settings.get(home) or {})
-    theta: float = rope.pop('rope_theta', settings.get('rope_theta') or 1e4)
-    kind = rope.pop('rope_type', rope.pop('type', 'default'))
-    scaling = None
-    if kind == 'llama3':
-        names = ('factor', 'low_freq_factor', 'high_freq_factor')
-        for name in (*names, 'original_max_position_embeddings'):
-            if name not in rope:
-                raise UserError(f'config.json: {home}.{name} is missing')
-        factor, low, high = (float(rope.pop(name)) for name in names)
-        original = rope.pop('original_max_position_embeddings')
-        scaling = RopeScaling(factor=factor, low=low, high=high, original_context=original)
-    elif kind != 'default':
-        raise UserError(
-            f'config.json: {home}.rope_type = {kind!r} is not supported, only default and llama3'
-        )
-    for name, value in rope.items():
-        if value is not None:
-            raise UserError(f'config.json: {home}.{name} = {value!r} is not supported')
-    return float(theta), scaling, _count(settings, 'max_position_embeddings')
-
-
 def _count(settings: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = settings.get(name)
     if value is None and default is not None:
@@ -284,20 +259,16 @@ def _short(value: Any) -> str:
 
 
 def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
-    """config.json of `config`, for transformers 5. Dropout is training's and is not written."""
+    """config.json of `config`, for transformers 4 and 5. Dropout is training's, and left out."""
     tensors_lib.check_llama(config)
-    rope: dict[str, Any] = {'rope_type': 'default', 'rope_theta': config.rope_theta}
-    if config.rope_scaling:
-        rope |= {
-            'rope_type': 'llama3',
-            'factor': config.rope_scaling.factor,
-            'low_freq_factor': config.rope_scaling.low,
-            'high_freq_factor': config.rope_scaling.high,
-            'original_max_position_embeddings': config.rope_scaling.original_context,
-        }
+    kind, name = 'llama', 'LlamaForCausalLM'
+    own: dict[str, Any] = {'attention_bias': False, 'mlp_bias': False}
+    if isinstance(config.pattern, Window):
+        kind, name = 'mistral', 'MistralForCausalLM'
+        own = {'sliding_window': config.pattern.size}
     return {
-        'architectures': ['LlamaForCausalLM'],
-        'model_type': 'llama',
+        'architectures': [name],
+        'model_type': kind,
         'hidden_act': 'silu',
         'vocab_size': config.vocab,
         'hidden_size': config.dim,
@@ -306,10 +277,8 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
         'num_attention_heads': config.heads,
         'num_key_value_heads': config.kv_heads,
         'head_dim': config.head_dim,
-        'max_position_embeddings': config.context,
         'rms_norm_eps': config.norm_eps,
         'tie_word_embeddings': config.tied,
-        'attention_bias': False,
-        'mlp_bias': False,
-        'rope_parameters': rope,
+        **rope.to_huggingface(config),
+        **own,
     }

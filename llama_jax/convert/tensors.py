@@ -18,7 +18,7 @@ from llama_jax import layout, trees
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.model.patterns import Dense
+from llama_jax.model.patterns import Dense, Window
 
 ROTATED = ('.q_DNH', '.k_DKH')
 """Ends of the paths of projections whose rows a scheme may have in another order."""
@@ -89,10 +89,10 @@ class Scheme:
 
 def check_llama(config: ModelConfig) -> None:
     """Raise UserError unless the architecture is one that files of LLaMA models can describe."""
-    if not config.llama or config.pattern != Dense():
+    if not config.llama or not isinstance(config.pattern, Dense | Window):
         raise UserError(
             'only decoders of the LLaMA family can be converted: norm rms, norm_place pre, mlp '
-            'swiglu, no bias, positions rope, pattern Dense and no encoder_layers'
+            'swiglu, no bias, positions rope, pattern Dense or Window and no encoder_layers'
         )
 
 

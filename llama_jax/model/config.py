@@ -113,7 +113,9 @@ Scaling = RopeScaling | Linear | Dynamic | Yarn | LongRope
 def by_length(scaling: Scaling | None) -> bool:
     """Whether the rotation goes by the length of the sequence, not by positions alone: text is read
     otherwise once it is longer than the original context."""
-    return isinstance(scaling, Dynamic | LongRope)
+    if isinstance(scaling, LongRope):
+        return scaling.short != scaling.long
+    return isinstance(scaling, Dynamic)
 
 
 def _check_positive(scaling: Scaling, *names: str) -> None:

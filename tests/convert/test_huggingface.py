@@ -10,7 +10,7 @@ import pytest
 
 from llama_jax.convert import huggingface
 from llama_jax.errors import UserError
-from llama_jax.model.patterns import Window
+from llama_jax.model.patterns import Dilated
 from tests.parity.cases import CASES, weights
 
 CONFIG = replace(CASES['llama3_1'], layers=2, vocab=32)
@@ -109,7 +109,7 @@ def test_settings_that_are_damaged(tmp_path, content, words):
 
 
 @pytest.mark.parametrize(
-    'change', [{'norm': 'layer'}, {'pattern': Window(8)}, {'encoder_layers': 1}]
+    'change', [{'norm': 'layer'}, {'pattern': Dilated(8, 2)}, {'encoder_layers': 1}]
 )
 def test_other_architectures_are_refused(change):
     config = replace(CASES['llama1'], **change)
