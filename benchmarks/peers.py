@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from llama_jax.convert.gguf import GGUF
-from llama_jax.convert.tensors import from_params
+from llama_jax.convert.renamed import from_params
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from llama_jax.convert import params as convert_params
-from llama_jax.convert import tensors as tensors_lib
 from llama_jax.convert.directory import nothing_in, weights
 from llama_jax.convert.huggingface_config import config_from_huggingface, config_to_huggingface
+from llama_jax.convert.renamed import from_params
 from llama_jax.convert.stored import read_object
 from llama_jax.convert.tensors import Scheme, Tensors
 from llama_jax.model.config import ModelConfig
@@ -45,7 +45,7 @@ def params_from_huggingface(tensors: Mapping[str, np.ndarray], config: ModelConf
 
 def params_to_huggingface(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
     """The state dict, float32, of stacked parameters. A tied head is left out, as there."""
-    return tensors_lib.from_params(HUGGING_FACE, params, config)
+    return from_params(HUGGING_FACE, params, config)
 
 
 def read(directory: Path) -> tuple[ModelConfig, Tensors]:

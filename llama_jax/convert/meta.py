@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from llama_jax.convert import params as convert_params
-from llama_jax.convert import tensors as tensors_lib
 from llama_jax.convert.directory import UNQUANTISED
+from llama_jax.convert.renamed import from_params
 from llama_jax.convert.tensors import Scheme
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig, RopeScaling
@@ -196,7 +196,7 @@ def params_from_meta(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> 
 
 def params_to_meta(params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
     """Meta's tensors by name, float32, from stacked parameters. A tied head is written out."""
-    tensors = tensors_lib.from_params(META, params, config)
+    tensors = from_params(META, params, config)
     if config.tied:
         tensors['output.weight'] = tensors['tok_embeddings.weight']
     return tensors

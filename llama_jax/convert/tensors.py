@@ -11,13 +11,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from llama_jax import layout, trees
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.model.layers import Params
 from llama_jax.model.patterns import Dense, Window
 
 ROTATED = ('.q_DNH', '.k_DKH')
@@ -89,37 +88,19 @@ class Scheme:
 
 def check_llama(config: ModelConfig) -> None:
     """Raise UserError unless the architecture is one that files of LLaMA models can describe."""
-    if not config.llama or not isinstance(config.pattern, Dense | Window):
+    needs: dict[str, Any] = {
+        **{'norm': 'rms', 'norm_place': 'pre', 'mlp': 'swiglu', 'bias': False},
+        **{'positions': 'rope', 'encoder_layers': 0},
+    }
+    if not isinstance(config.pattern, Window):
+        needs['pattern'] = Dense()
+    others = [name for name, value in needs.items() if getattr(config, name) != value]
+    if others:
+        has = ', '.join(f'{name} {getattr(config, name)}' for name in others)
         raise UserError(
-            'only decoders of the LLaMA family can be converted: norm rms, norm_place pre, mlp '
-            'swiglu, no bias, positions rope, pattern Dense or Window and no encoder_layers'
+            f'only decoders of the LLaMA family can be converted, and this model has {has}: the '
+            f'others have {", ".join(f"{name} {needs[name]}" for name in others)}'
         )
-
-
-def from_params(scheme: Scheme, params: Params, config: ModelConfig) -> dict[str, np.ndarray]:
-    """Float32 tensors under their names, from stacked parameters. A tied head is left out."""
-    check_llama(config)
-    sizes = sizes_of(config)
-
-    def turned(path: str, w: np.ndarray, letters: str) -> np.ndarray:
-        groups = scheme.table[path][1]
-        apart = groups.replace(',', '')
-        w = w.transpose([letters.index(letter) for letter in apart])
-        if path.endswith(ROTATED):
-            w = scheme.to_pairs(w)
-        return np.ascontiguousarray(w.reshape(fused(groups, sizes)))
-
-    tensors = {}
-    for path, value in trees.named(params):
-        theirs = scheme.table[path][0]
-        w = np.asarray(value, np.float32)
-        letters = layout.letters_of(path, w.ndim)
-        if '{i}' not in theirs:
-            tensors[theirs] = turned(path, w, letters)
-            continue
-        for i in range(config.layers):
-            tensors[theirs.format(i=i)] = turned(path, w[i], letters[1:])
-    return tensors
 
 
 def sizes_of(config: ModelConfig) -> dict[str, int]:

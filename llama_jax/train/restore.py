@@ -75,7 +75,7 @@ def load(
     UserError when there is no run, no such checkpoint, or none that can be read.
     """
     workdir, step = named(run, what)
-    experiment = _experiment(workdir)
+    experiment = experiment_of(workdir)
     layout.check(experiment.model.sizes(), mesh, shared_heads=shared_heads)
     abstract = jax.eval_shape(
         lambda: initial_params(experiment.model, experiment.objective, jax.random.key(0))
@@ -98,7 +98,8 @@ def load(
     return Trained(experiment, params, extra, tokenizer, restored.step)
 
 
-def _experiment(workdir: Path) -> Experiment:
+def experiment_of(workdir: Path) -> Experiment:
+    """The settings of a run. Raises UserError when there is none."""
     facts = read_run(workdir)
     if facts is None:
         raise UserError(
@@ -152,7 +153,7 @@ def check_start(experiment: Experiment) -> None:
     if experiment.start is None:
         return
     workdir, step = named(experiment.start, '--start')
-    model = _experiment(workdir).model
+    model = experiment_of(workdir).model
     _, fixed = _model_differences(model, experiment.model)
     if fixed:
         options = ', '.join(f'--model.{line.split(":")[0]}'.replace('_', '-') for line in fixed)

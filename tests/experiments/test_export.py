@@ -1,0 +1,318 @@
+"""Models written for other programs, read back bit for bit; and what is refused before."""
+
+import fcntl
+import json
+import os
+import resource
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from experiments import export
+from llama_jax.convert import ggml_vocabulary, gguf, huggingface, pretrained
+from llama_jax.data.train_tokenizer import train
+from llama_jax.model.config import ModelConfig, RopeScaling
+from llama_jax.objectives.masked import MaskedLM
+from llama_jax.text.chat import end_ids
+from llama_jax.text.tokenizer import bytes_tokenizer
+from tests.convert import run as runs
+from tests.convert import written
+from tests.data.corpus import CHINESE
+from tests.parity.cases import weights
+
+TEXTS = ('', 'def f(x):\n    return "a"\t', *CHINESE[:2], '\U0001f600 e\u0301 \x00', '  a   b ')
+CONFIG = ModelConfig(
+    vocab=640,
+    dim=32,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    ffn=64,
+    context=256,
+    rope_theta=5e5,
+    rope_scaling=RopeScaling(original_context=64),
+)
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return train(list(CHINESE), vocab=600, kind='bpe')
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory, tokenizer):
+    """A run whose vocabulary is padded, with its settings and parameters."""
+    config = replace(CONFIG, vocab_padding=CONFIG.vocab - tokenizer.vocab_size)
+    params = runs.random_params(config)
+    path = runs.save(tmp_path_factory.mktemp('runs') / 'run', config, params, tokenizer)
+    return path, config, params
+
+
+def as_read(config, params, cast=lambda w: w):
+    """What should come back: rows of tokens, each matrix in another type."""
+    config = replace(config, vocab=config.ids, vocab_padding=0)
+
+    def leaf(path, w):
+        name = jax.tree_util.keystr(path)
+        w = w[: config.ids] if 'VD' in name else w
+        return w if 'scale' in name else np.asarray(cast(w), np.float32)
+
+    return config, jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def assert_equal(found, expected):
+    assert found[0] == expected[0]
+    jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+def test_a_run_for_transformers(run_script, run, tokenizer):
+    path, config, params = run
+    options = ('out', '--checkpoint', path, '--to', 'huggingface', '--shard-gigabytes', '1e-4')
+    code, _, error = run_script(export.main, *options)
+    assert code == 0 and error[-1].startswith('wrote out: ') and error[-1].endswith(', float32')
+    assert_equal(huggingface.load(Path('out')), as_read(config, params))
+    index = json.loads(Path('out/model.safetensors.index.json').read_text())
+    files = sorted(path.name for path in Path('out').glob('*.safetensors'))
+    assert len(files) > 1 and files == sorted(set(index['weight_map'].values()))
+    assert files[0] == f'model-00001-of-{len(files):05}.safetensors'
+    assert index['metadata']['total_size'] == sum(
+        w.nbytes for w in jax.tree.leaves(as_read(config, params)[1])
+    )
+    assert not list(Path().glob('*.partial'))
+    special = {'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': tokenizer.pad_id}
+    assert json.loads(Path('out/generation_config.json').read_text()) == special
+    assert special.items() <= json.loads(Path('out/config.json').read_text()).items()
+    found = pretrained.find('out').text()
+    assert found.begin == (1,) and found.vocabulary.digest == tokenizer.digest
+
+
+def test_tokenizer_json_gives_the_ids_of_the_run(run_script, run, tokenizer):
+    from tokenizers import Tokenizer
+
+    run_script(export.main, 'out', '--checkpoint', run[0], '--to', 'huggingface')
+    theirs = Tokenizer.from_file('out/tokenizer.json')
+    for text in TEXTS:
+        ids = tokenizer.encode(text).tolist()
+        assert theirs.encode(text).ids == [tokenizer.bos_id, *ids]
+        assert theirs.decode(ids) == text
+    control = tokenizer.control['<sentinel_3>']
+    assert theirs.encode('a<sentinel_3>').ids[-1] == control
+    assert theirs.decode([control]) == ''
+    settings = json.loads(Path('out/tokenizer_config.json').read_text())
+    assert settings['tokenizer_class'] == 'PreTrainedTokenizerFast' and settings['add_bos_token']
+    assert [settings[f'{x}_token'] for x in ('bos', 'eos', 'unk')] == ['<s>', '</s>', '<unk>']
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_half_precision_is_rounded_to_nearest(run_script, run, dtype):
+    path, config, params = run
+    run_script(export.main, 'out', '--checkpoint', path, '--to', 'huggingface', '--dtype', dtype)
+    types = {'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
+    expected = jax.tree.map(
+        lambda w: w.astype(types[dtype]).astype(np.float32), as_read(config, params)[1]
+    )
+    jax.tree.map(np.testing.assert_array_equal, huggingface.load(Path('out'))[1], expected)
+    # And from there, without another rounding.
+    _, _, error = run_script(export.main, 'again', '--weights', 'out', '--to', 'huggingface')
+    assert error[-1].endswith(dtype)
+    for name in os.listdir('out'):
+        if name != 'config.json':
+            assert Path('again', name).read_bytes() == Path('out', name).read_bytes(), name
+
+
+def q8_0(w):
+    """As ggml rounds blocks of 32 along the rows; `w` is ours, so the rows are turned first."""
+    from gguf import GGMLQuantizationType, dequantize, quantize
+
+    kind = GGMLQuantizationType.Q8_0
+    return dequantize(quantize(np.ascontiguousarray(w), kind), kind)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'float16', 'bfloat16', 'q8_0'])
+def test_a_run_for_llama_cpp(run_script, run, tokenizer, dtype):
+    path, config, params = run
+    options = ['out.gguf', '--checkpoint', path, '--to', 'gguf']
+    code, _, error = run_script(export.main, *options, '--dtype', dtype)
+    assert code == 0 and error[-1].endswith(dtype)
+    found = gguf.load(Path('out.gguf'))
+    types = {'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16, 'float32': np.float32}
+    cast = (lambda w: w.astype(types[dtype])) if dtype in types else (lambda w: w)
+    expected = as_read(config, params, cast)
+    if dtype in types:
+        assert_equal(found[:2], expected)
+    else:
+        np.testing.assert_array_equal(found[1]['embed_VD'], q8_0(expected[1]['embed_VD']))
+        down_LDF = expected[1]['blocks']['mlp']['down_FD'].swapaxes(1, 2)
+        np.testing.assert_array_equal(
+            found[1]['blocks']['mlp']['down_FD'], q8_0(down_LDF).swapaxes(1, 2)
+        )
+    text = pretrained.find('out.gguf').text()
+    assert text.begin == (1,) and text.vocabulary.end_ids == (2,)
+    for words in TEXTS:
+        assert text.vocabulary.encode(words).tolist() == tokenizer.encode(words).tolist()
+    settings = found[2]
+    assert settings['tokenizer.ggml.padding_token_id'] == tokenizer.pad_id
+    assert settings['general.name'] == 'run' and settings['general.file_type'] in (0, 1, 7, 32)
+
+
+def byte_level(path, **settings):
+    """A GGUF file with a byte-level vocabulary."""
+    config = replace(CONFIG, vocab=512, rope_scaling=None)
+    return written.write(
+        path,
+        written.tensors_of(weights(config, seed=3), config),
+        written.architecture(config) | written.vocabulary() | settings,
+    )
+
+
+def test_weights_of_others_and_back(run_script, tmp_path):
+    first = byte_level(tmp_path / 'first.gguf', **{'general.license': 'mit'})
+    run_script(export.main, 'hf', '--weights', first, '--to', 'huggingface')
+    run_script(export.main, 'back.gguf', '--weights', 'hf', '--to', 'gguf', '--dtype', 'float32')
+    run_script(export.main, 'same.gguf', '--weights', first, '--to', 'gguf', '--dtype', 'float32')
+    expected = gguf.load(first)
+    for path in ('hf', 'back.gguf', 'same.gguf'):
+        found = pretrained.find(path)
+        loaded = huggingface.load(Path(path)) if path == 'hf' else gguf.load(Path(path))
+        assert_equal(loaded[:2], expected[:2])
+        text = found.text()
+        assert text.begin == ()
+        assert end_ids(text.chat, text.vocabulary) == (2, 0)
+        for words in TEXTS[1:4]:
+            assert text.vocabulary.decode(text.vocabulary.encode(words)) == words
+    template = expected[2]['tokenizer.chat_template']
+    assert Path('hf/chat_template.jinja').read_text() == template
+    theirs, same = (gguf.load(Path(name))[2] for name in ('back.gguf', 'same.gguf'))
+    assert theirs['tokenizer.chat_template'] == template and same['general.license'] == 'mit'
+    for name in ('pre', 'merges', 'model'):
+        key = f'tokenizer.ggml.{name}'
+        assert theirs[key] == same[key] == expected[2][key]
+
+
+def test_a_token_for_every_row_and_a_row_for_every_token():
+    settings = {f'tokenizer.ggml.{name}': [1, 2] for name in ('tokens', 'token_type', 'scores')}
+    settings |= {'tokenizer.ggml.eos_token_id': 1, 'tokenizer.ggml.padding_token_id': 2}
+    more, fewer = (ggml_vocabulary.fitted(settings, rows) for rows in (4, 1))
+    assert more['tokenizer.ggml.tokens'] == [1, 2, '[PAD2]', '[PAD3]']
+    assert more['tokenizer.ggml.token_type'] == [1, 2, 5, 5]
+    assert len(more['tokenizer.ggml.scores']) == 4 and more['tokenizer.ggml.padding_token_id'] == 2
+    assert fewer['tokenizer.ggml.tokens'] == [1]
+    assert not [name for name in fewer if name.endswith('_id')]
+
+
+def refused(run_script, *options):
+    code, out, error = run_script(export.main, *options)
+    assert code == 2 and len(error) == 1 and not out
+    return error[0]
+
+
+@pytest.mark.parametrize(
+    ('options', 'words'),
+    [
+        (['o.gguf', '--to', 'gguf'], 'either --checkpoint DIRECTORY or --weights NAME'),
+        (['o', '--to', 'gguf', '--weights', 'x'], 'o: --to gguf writes a file that ends in .gguf'),
+        (['o.gguf', '--to', 'huggingface', '--weights', 'x'], 'writes a directory'),
+        (['o', '--to', 'huggingface', '--weights', 'x', '--dtype', 'q8_0'], 'q8_0 is of GGUF'),
+        (['o', '--to', 'huggingface', '--weights', 'x', '--shard-gigabytes', '0'], 'positive'),
+        (['o', '--to', 'huggingface', '--checkpoint', 'x'], 'x holds no run'),
+        (['o', '--to', 'huggingface', '--weights', 'x'], "no weights are called 'x'"),
+        (['full', '--to', 'huggingface', '--weights', 'x'], 'full is there already'),
+        (['there.gguf', '--to', 'gguf', '--weights', 'x'], 'there.gguf is there already'),
+    ],
+    ids=lambda value: ' '.join(value) if isinstance(value, list) else '',
+)
+def test_options_that_do_not_fit(run_script, options, words):
+    Path('full').mkdir()
+    Path('full/a').touch()
+    Path('there.gguf').mkdir()
+    assert words in refused(run_script, *options)
+
+
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        ({'norm': 'layer', 'mlp': 'gelu', 'positions': 'learned'}, 'norm layer'),
+        ({'bias': True}, 'bias'),
+        ({'encoder_layers': 1}, 'encoder_layers'),
+    ],
+    ids=lambda value: '',
+)
+@pytest.mark.parametrize('out', [('o', 'huggingface'), ('o.gguf', 'gguf')])
+def test_what_they_do_not_have_is_refused_before_it_is_read(
+    run_script, tmp_path, change, words, out
+):
+    config = replace(CONFIG, vocab=399, rope_scaling=None, **change)
+    path = runs.save(tmp_path / 'other', config, {}, bytes_tokenizer())
+    assert words in refused(run_script, out[0], '--checkpoint', path, '--to', out[1])
+    assert not Path(out[0]).exists()
+
+
+def test_objectives_that_do_not_teach_to_continue(run_script, tmp_path):
+    config = replace(CONFIG, vocab=399)
+    params = runs.random_params(config)
+    path = runs.save(tmp_path / 'm', config, params, bytes_tokenizer(), objective=MaskedLM())
+    code, _, error = run_script(export.main, 'o.gguf', '--checkpoint', path, '--to', 'gguf')
+    assert code == 0 and 'MaskedLM' in error[0]
+
+
+@pytest.mark.parametrize('value', [1e6, np.nan])
+def test_numbers_that_cannot_be_written(run_script, tmp_path, value):
+    config = replace(CONFIG, vocab=399)
+    params = runs.random_params(config)
+    params['blocks']['mlp']['down_FD'][1, 2, 3] = value
+    path = runs.save(tmp_path / 'm', config, params, bytes_tokenizer())
+    for out, to in {'o': 'huggingface', 'o.gguf': 'gguf'}.items():
+        message = refused(run_script, out, '--checkpoint', path, '--to', to, '--dtype', 'float16')
+        assert {'o': "'model.layers.1.mlp.down_proj.weight'"}.get(out, "'blk.1.ffn_d") in message
+        assert ('not finite' if np.isnan(value) else 'bfloat16') in message
+        assert [p.name for p in Path().iterdir() if p.name.startswith('o')] == []
+
+
+def test_a_full_disk(run_script, run, monkeypatch):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for out, to in {'o': 'huggingface', 'o.gguf': 'gguf'}.items():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        try:
+            message = refused(run_script, out, '--checkpoint', run[0], '--to', to)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert f'{out} could not be written' in message and 'nothing of it is left' in message
+        assert list(Path().glob('o*')) == []
+        with monkeypatch.context() as patch:
+            usage = type('Usage', (), {'free': 1000})
+            patch.setattr('shutil.disk_usage', lambda path, usage=usage: usage)
+            message = refused(run_script, out, '--checkpoint', run[0], '--to', to)
+        assert '0 MB are free' in message and list(Path().glob('o*')) == []
+
+
+@pytest.mark.parametrize(('out', 'to'), [('o', 'huggingface'), ('o.gguf', 'gguf')])
+def test_what_a_killed_export_left(run_script, run, out, to):
+    options = (out, '--checkpoint', run[0], '--to', to)
+    partial = Path(f'{out}.partial')
+    if to == 'gguf':
+        partial.write_bytes(b'GGUF' + bytes(10**7))
+    else:
+        partial.mkdir()
+        (partial / 'model-00001-of-00009.safetensors').write_bytes(b'x')
+        (partial / 'notes').touch()
+        assert 'notes, which is not of an export' in refused(run_script, *options)
+        (partial / 'notes').unlink()
+        Path(out).mkdir()  # an empty directory is as good as none
+    lock = os.open(partial, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert 'is being written by another process' in refused(run_script, *options)
+    os.close(lock)
+    assert partial.exists()
+    code, _, _ = run_script(export.main, *options)
+    assert code == 0 and not partial.exists()
+    assert pretrained.find(out).config.dim == CONFIG.dim
+    if to == 'huggingface':
+        assert len(list(Path(out).glob('*.safetensors'))) == 1
+    else:
+        assert Path(out).stat().st_size < 10**6
+    assert 'is there already' in refused(run_script, *options)
