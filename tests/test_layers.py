@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     (
         'llama_jax.errors',
+        'llama_jax.convert.gguf_header',
         'llama_jax.mesh',
         'llama_jax.layout',
         'llama_jax.paths',

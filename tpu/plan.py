@@ -29,7 +29,7 @@ from llama_jax.data import packing, pieces
 from llama_jax.errors import UserError
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
-from llama_jax.text.tokenizer import bytes_tokenizer
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.train.experiment import Experiment, check, steps_of
 from llama_jax.train.step import abstract_state, train_step
 from tpu import hlo, topology

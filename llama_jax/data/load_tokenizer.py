@@ -14,7 +14,9 @@ from llama_jax.data.config import DataConfig, cache_dir
 from llama_jax.data.sources import Corpus, Documents, open_sources
 from llama_jax.data.train_tokenizer import SMALLEST, train
 from llama_jax.errors import UserError
-from llama_jax.text.tokenizer import Tokenizer, TokenizerConfig, bytes_tokenizer
+from llama_jax.text.files import tokenizer_of
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
+from llama_jax.text.tokenizer import Tokenizer, TokenizerConfig
 
 PIECE = 16_384
 """Characters of a document that a sample takes or leaves together."""
@@ -41,7 +43,7 @@ def load_tokenizer(config: DataConfig) -> Tokenizer:
             if not path.exists():
                 train(texts, vocab=recipe.vocab, kind=recipe.kind).save(path)
     try:
-        return Tokenizer.load(path)
+        return tokenizer_of(path)
     except UserError as error:
         raise UserError(
             f'the tokenizer that was trained before is damaged ({error.__cause__ or error}): '
@@ -78,7 +80,7 @@ def _without_corpus(recipe: TokenizerConfig) -> Tokenizer | None:
             raise UserError(
                 f'data.tokenizer.path {recipe.path} and kind bytes: leave one of them out'
             )
-        return Tokenizer.load(recipe.path)
+        return tokenizer_of(recipe.path)
     if recipe.kind == 'bytes':
         return bytes_tokenizer()
     if recipe.vocab < SMALLEST:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from llama_jax.errors import UserError
 from llama_jax.text import tokenizer as tokenizer_lib
+from llama_jax.text.sentencepiece_model import SentencePiece, bytes_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def train(
         raise UserError('no text to train a tokenizer on: give a corpus that is not empty')
     sentences = _without_rare_characters([s for s in sentences if s], most=room // 2)
     if not sentences:  # only what is spelled in bytes anyway
-        return tokenizer_lib.bytes_tokenizer()
+        return bytes_tokenizer()
     if not any(' ' in sentence for sentence in sentences):
         # A space needs a piece: in bytes it would be spelled, and come back, as SentencePiece's
         # mark for it. Chinese text may be without one.
@@ -100,7 +101,7 @@ def train(
             f'SentencePiece cannot learn a {what} ({found["error"]}): give more or other text, or '
             '--data.tokenizer.kind bytes'
         )
-    tokenizer = tokenizer_lib.Tokenizer(base64.b64decode(found['model']))
+    tokenizer = SentencePiece(base64.b64decode(found['model'])).extended()
     if tokenizer.vocab_size < vocab:
         log.info(
             'the text has no more words: its vocabulary has %d ids, not %d',

@@ -1,26 +1,26 @@
-"""SentencePiece tokenizer with one block of control tokens for every objective.
+"""What every tokenizer has: text to token ids and back, special tokens, control tokens.
 
-A `Tokenizer` is a SentencePiece model and nothing else: the control tokens which the model lacks
-are appended to its protobuf as pieces of type CONTROL (which text can never spell), so that the
-single file written by `save` is a valid `.model` for every other SentencePiece program as well.
+Two kinds read and write text: `sentencepiece_model` (LLaMA 1 and 2, Mistral, those trained here)
+and `tokenizer_json` (Llama 3 and 4, and whatever the library `tokenizers` reads).
 """
 
+from __future__ import annotations
+
+import abc
+import copy
 import dataclasses
 import functools
 import hashlib
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
 from llama_jax.errors import UserError
-from llama_jax.paths import local
-from llama_jax.text import long_text
 
 SENTINELS = 128
 MARKS = (
@@ -30,8 +30,8 @@ MARKS = (
 # Sentinel 0 has the highest id and the others count down from it (the convention of T5).
 CONTROL_NAMES = ('<s>', '</s>', *MARKS, *(f'<sentinel_{i}>' for i in reversed(range(SENTINELS))))
 
-_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
-_SPACE = '\u2581'  # SentencePiece spells a space with this character
+SPACE = '\u2581'
+"""SentencePiece, and files made from it, spell a space with this character."""
 _SURROGATE = re.compile('[\ud800-\udfff]')
 
 
@@ -41,7 +41,8 @@ class TokenizerConfig:
     bytes."""
 
     path: str | None = None
-    """Any SentencePiece .model; None trains one on a sample of the training split."""
+    """A SentencePiece .model, a tokenizer.json, the tokenizer.model of Llama 3 or 4, a .gguf file,
+    or the directory of a model; None trains one on a sample of the training split."""
     vocab: int = 4096
     """Ids of a trained vocabulary, control tokens included; a text of few words gives fewer."""
     kind: Literal['bpe', 'unigram', 'bytes'] = 'bpe'
@@ -51,105 +52,181 @@ class TokenizerConfig:
     """UTF-8 bytes of training text that a trained vocabulary is learnt from."""
 
 
-class Tokenizer:
-    """Text to token ids and back.
+@dataclasses.dataclass(frozen=True)
+class Special:
+    """Ids with a part of their own. None: the vocabulary has no such token."""
+
+    bos_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+    end_ids: tuple[int, ...] = ()
+    """Ids that end a text besides eos, such as the end of a turn."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Every id that ends a text, eos first."""
+        first = () if self.eos_id is None else (self.eos_id,)
+        return tuple(dict.fromkeys((*first, *self.end_ids)))
+
+    @property
+    def ids(self) -> frozenset[int]:
+        return frozenset(i for i in (self.bos_id, self.pad_id, *self.ends) if i is not None)
+
+    @property
+    def padding(self) -> int | None:
+        """The token that pads and does nothing else."""
+        return None if self.pad_id in (self.bos_id, *self.ends) else self.pad_id
+
+
+@dataclasses.dataclass(frozen=True)
+class Added:
+    """A token that a file adds to those that were learnt."""
+
+    content: str
+    id: int
+    special: bool = True
+    """No text spells it; else it is found in text before all others."""
+
+
+class Tokenizer(abc.ABC):
+    """Text to token ids and back; `text.vocabulary.Vocabulary`, and what training needs besides.
+
+    A file gives a tokenizer with the ids of its makers. `extended` gives one for training, with the
+    control tokens of every objective behind them.
 
     Attributes:
-        vocab_size: number of ids, the control tokens included.
-        pad_id, bos_id, eos_id, mask_id: the ids of `<pad>`, `<s>`, `</s>` and `<mask>`. The names
-            of bos and eos are the model's own where it has them (LLaMA's 1 and 2).
-        end_ids: the ids that end a text: eos.
-        sentinel_ids: 128 ids, counting down from the first.
-        control: name to id for `<s> </s> <pad> <mask> <prefix> <suffix> <middle> <eom> [R] [S] [X]
-            <sep> <cls> <sentinel_0> ... <sentinel_127>`.
+        vocab_size: number of ids, those without a token included.
+        special: bos, eos, pad and the ends.
+        control: name to id of the tokens that no text can spell. Of an extended tokenizer also
+            every name of CONTROL_NAMES; `<s>`, `</s>` and `<pad>` are the model's own there.
         byte_lengths: int32 [V], the UTF-8 bytes that each token stands for, 0 for control tokens.
-            `byte_lengths[encode(x)].sum() == len(x.encode())`, and one more when `dummy_prefix`.
-        dummy_prefix: the model puts a space before every text (LLaMA 1 and 2 do, trained ones do
-            not); `decode` takes it away again.
-        lossless: `decode(encode(x)) == x` for all text. False only for files that normalise text,
-            or put a space behind it.
-        digest: SHA-256 of the model, hexadecimal.
+            `byte_lengths[encode(x)].sum() == len(x.encode())` where it is lossless, and one more
+            when `dummy_prefix`.
+        dummy_prefix: a space is put before every text (LLaMA 1 and 2 do, trained ones do not);
+            `decode` takes it away again.
+        losses: what is done to text that `decode` cannot undo, in words.
+        digest: SHA-256 of the vocabulary and its special tokens, hexadecimal.
     """
 
-    def __init__(self, model: bytes) -> None:
-        """`model` is a serialised SentencePiece ModelProto. Raises UserError when it is not one."""
-        proto = _parse(model)
-        _add_byte_pieces(proto)
-        self.control = _add_control_pieces(proto)
-        self._model = proto.SerializeToString(deterministic=True)
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model)
-        self.digest = hashlib.sha256(self._model).hexdigest()
-        self.vocab_size = len(proto.pieces)
-        self.pad_id, self.mask_id = self.control['<pad>'], self.control['<mask>']
-        self.bos_id, self.eos_id = self.control['<s>'], self.control['</s>']
-        self.end_ids = (self.eos_id,)
-        self.sentinel_ids = tuple(self.control[f'<sentinel_{i}>'] for i in range(SENTINELS))
-        self._names = {i: name for name, i in self.control.items()}
-        self._bytes = [_piece_bytes(piece) for piece in proto.pieces]
-        self.byte_lengths = np.array([len(b) for b in self._bytes], np.int32)
-        normalizer = proto.normalizer_spec
-        self.dummy_prefix = normalizer.add_dummy_prefix
-        self.lossless = not (
-            normalizer.precompiled_charsmap
-            or normalizer.remove_extra_whitespaces
-            or (normalizer.add_dummy_prefix and proto.trainer_spec.treat_whitespace_as_suffix)
-        )
-        # U+2581 in text would come back as a space, so it is spelled in bytes between the parts.
-        byte_id = {p.piece: i for i, p in enumerate(proto.pieces) if p.type == _Piece.BYTE}
-        self._space_ids = [byte_id[f'<0x{b:02X}>'] for b in _SPACE.encode()]
-        normalizer.add_dummy_prefix = False
-        self._continuation = (
-            sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-            if self.dummy_prefix
-            else self._processor
-        )
+    FILE: ClassVar[str]
+    """Its name in the directory of a model or a run."""
+
+    dummy_prefix: bool
+    losses: tuple[str, ...]
+    _space_ids: np.ndarray | None
+    """U+2581 in bytes; None where it cannot be told from a space."""
+
+    def __init__(
+        self,
+        content: bytes,
+        special: Special,
+        *,
+        names: Mapping[str, int],
+        pieces: Sequence[bytes],
+        facts: str = '',
+    ) -> None:
+        """
+        Args:
+          content: the file.
+          names: id of each token that no text spells.
+          pieces: the UTF-8 of every id.
+          facts: what the digest tells besides the content.
+        """
+        inside([*names.values(), *special.ids], len(pieces))
+        self._content, self.special = content, special
+        self.vocab_size = len(pieces)
+        self.digest = hashlib.sha256(content + facts.encode()).hexdigest()
+        self.byte_lengths = np.array([len(b) for b in pieces], np.int32)
+        self._bytes = list(pieces)
+        self._names = {i: name for name, i in names.items()}
+        self.control = dict(names)
+        ours = _ours(special, names)
+        self._missing = tuple(name for name in CONTROL_NAMES if name not in ours)
+        if not self._missing:  # the model's own names last: they are those that are shown
+            self.control = ours | {name: i for name, i in names.items() if name not in ours}
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.special.bos_id
+
+    @property
+    def eos_id(self) -> int:
+        if self.special.eos_id is None:
+            raise UserError('the tokenizer has no token that ends a text')
+        return self.special.eos_id
+
+    @property
+    def pad_id(self) -> int:
+        """That of eos where there is none."""
+        return self.eos_id if self.special.pad_id is None else self.special.pad_id
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """The ids that end a text, eos first."""
+        return self.special.ends
+
+    @property
+    def mask_id(self) -> int:
+        return self.control['<mask>']
+
+    @property
+    def sentinel_ids(self) -> tuple[int, ...]:
+        """128 ids, counting down from the first."""
+        return tuple(self.control[f'<sentinel_{i}>'] for i in range(SENTINELS))
+
+    @property
+    def lossless(self) -> bool:
+        """`decode(encode(x)) == x` for all text."""
+        return not self.losses
+
+    def extended(self, rows: int = 0) -> Tokenizer:
+        """With every token of CONTROL_NAMES, for training: those that it lacks come behind all of
+        its ids, and behind the `rows` of its model's embedding."""
+        return self._extend(self._missing, rows) if self._missing else self
+
+    def padded(self, rows: int) -> Self:
+        """With as many ids as an embedding has `rows`: those behind the tokens have no text."""
+        if rows <= self.vocab_size:
+            return self
+        padded = copy.copy(self)
+        padded._bytes = self._bytes + [b''] * (rows - self.vocab_size)
+        padded.byte_lengths = np.array([len(b) for b in padded._bytes], np.int32)
+        padded.vocab_size = rows
+        return padded
+
+    @property
+    @abc.abstractmethod
+    def base_size(self) -> int:
+        """Number of ids without tokens that were added to those that were learnt."""
+
+    @abc.abstractmethod
+    def token_id(self, name: str) -> int | None:
+        """The id of a token by its name in the file."""
+
+    @abc.abstractmethod
+    def _extend(self, missing: Sequence[str], rows: int) -> Tokenizer: ...
+
+    @abc.abstractmethod
+    def _encode(self, text: str, *, continues: bool) -> Iterator[np.ndarray]:
+        """Ids of a text without lone surrogates, and without U+2581 where it has bytes for it;
+        perhaps in several arrays."""
 
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
         """Token ids of `text`, int32 [n]; no bos or eos, and never a control token.
 
         `continues`: the text goes on from another, so no space is put before it. Raises UserError
-        for a lone surrogate, which no UTF-8 text can hold.
-
-        Time is linear in the length and memory flat: long texts are encoded in parts. The ids are
-        those of the whole, but for a unigram model's ties between equally likely pieces, which the
-        library itself breaks by the rounding of a sum over all that stands before.
+        for a lone surrogate, which no UTF-8 text can hold. Time is linear in the length.
         """
         refuse_surrogates(text)
-        first, *rest = text.split(_SPACE) if _SPACE in text else (text,)
-        ids = [*self._encode(first, self._continuation if continues else self._processor)]
-        for part in rest:
-            ids += [np.array(self._space_ids, np.int32), *self._encode(part, self._continuation)]
-        return np.concatenate(ids) if len(ids) > 1 else ids[0]
-
-    def _encode(
-        self, text: str, processor: sentencepiece.SentencePieceProcessor
-    ) -> Iterator[np.ndarray]:
-        """Ids of a text without U+2581, perhaps in several arrays; see text/long_text.py."""
-        if len(text) <= long_text.PART:
-            yield np.array(processor.encode(text), np.int32)
-            return
-        if not self.lossless:
-            text = processor.normalize(text).replace(_SPACE, ' ')
-        elif processor is not self._continuation:
-            text = f' {text}'
-        yield from long_text.encode_in_parts(
-            text, self._plain.encode, pairs=self._pairs, byte_lengths=self.byte_lengths
-        )
-
-    @functools.cached_property
-    def _plain(self) -> sentencepiece.SentencePieceProcessor:
-        """Encodes text that is normalised already."""
-        proto = _parse(self._model)
-        proto.normalizer_spec.Clear()
-        proto.normalizer_spec.add_dummy_prefix = False
-        proto.normalizer_spec.remove_extra_whitespaces = False
-        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-
-    @functools.cached_property
-    def _pairs(self) -> frozenset[str]:
-        kinds = (_Piece.CONTROL, _Piece.UNKNOWN, _Piece.BYTE)
-        pieces = (p.piece for p in _parse(self._model).pieces if p.type not in kinds)
-        return long_text.pairs_within(piece.replace(_SPACE, ' ') for piece in pieces)
+        if self._space_ids is None or SPACE not in text:
+            parts = list(self._encode(text, continues=continues))
+        else:
+            # In text it would come back as a space, so it is spelled in bytes between the parts.
+            first, *rest = text.split(SPACE)
+            parts = list(self._encode(first, continues=continues))
+            for part in rest:
+                parts += [self._space_ids, *self._encode(part, continues=True)]
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def decode(self, ids: Iterable[int] | np.ndarray, *, show_control: bool = False) -> str:
         """Text of `ids`. Control tokens are dropped, or spelled by name when `show_control`.
@@ -176,103 +253,53 @@ class Tokenizer:
         """The UTF-8 that `token` stands for, perhaps a part of a character; b'' if none."""
         return self._bytes[inside([token], self.vocab_size)[0]]
 
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """What its file does not hold, as files of Hugging Face beside it do: by their names."""
+        ends = {'eos_token_id': list(self.end_ids)}
+        return {'generation_config.json': ends} if len(self.end_ids) > 1 else {}
+
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the model as one file, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
-        partial.write_bytes(self._model)
-        os.replace(partial, path)
+        """Writes the vocabulary as one file, whole or not at all."""
+        _write(Path(path), self._content)
 
-    @classmethod
-    def load(cls, path: str | Path) -> 'Tokenizer':
-        """The tokenizer of a SentencePiece .model file. Raises UserError when it is none."""
-        path = local(path, 'the tokenizer')
-        try:
-            model = path.read_bytes()
-        except OSError as error:
-            raise UserError(
-                f'cannot read the tokenizer {str(path)!r} ({error.strerror}): give the path of a '
-                'SentencePiece .model file'
-            ) from error
-        try:
-            return cls(model)
-        except UserError as error:
-            raise UserError(f'{str(path)!r}: {error}') from None
+    def save_to(self, directory: Path) -> None:
+        """Writes its file and `settings` to a directory, which `text.files.tokenizer_of` reads."""
+        for name, settings in self.settings().items():
+            _write(directory / name, json.dumps(settings, indent=1).encode())
+        self.save(directory / self.FILE)
 
-    def __reduce__(self) -> tuple[type['Tokenizer'], tuple[bytes]]:
-        """Travels to worker processes as the bytes of its model."""
-        return Tokenizer, (self._model,)
+    def __reduce__(self) -> tuple[Any, tuple[type[Tokenizer], bytes, Special]]:
+        """Travels to worker processes as its file, which each of them reads once."""
+        return _known, (type(self), self._content, self.special)
 
 
-def bytes_tokenizer() -> Tokenizer:
-    """Bytes, the space and control tokens only, for where no corpus is at hand."""
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.trainer_spec.model_type = proto.trainer_spec.BPE
-    proto.normalizer_spec.add_dummy_prefix = False
-    proto.normalizer_spec.remove_extra_whitespaces = False
-    proto.pieces.add(piece='<unk>', type=_Piece.UNKNOWN)
-    proto.pieces.add(piece=_SPACE, type=_Piece.NORMAL)
-    return Tokenizer(proto.SerializeToString())
+@functools.lru_cache(maxsize=2)
+def _known(kind: type[Tokenizer], content: bytes, special: Special) -> Tokenizer:
+    return kind(content, special)  # type: ignore[call-arg]  # of the kinds, which take these
 
 
-def _parse(model: bytes) -> sentencepiece_model_pb2.ModelProto:
-    proto = sentencepiece_model_pb2.ModelProto()
-    try:
-        proto.ParseFromString(model)
-        sentencepiece.SentencePieceProcessor(model_proto=model)
-    except Exception as error:
-        # The protobuf runtime and SentencePiece each raise classes of their own for bad bytes.
-        raise UserError(
-            'not a SentencePiece model: give a .model file that SentencePiece wrote'
-        ) from error
-    if not proto.pieces:
-        raise UserError('a SentencePiece model without pieces: give a trained .model file')
-    return proto
-
-
-def _add_byte_pieces(proto: sentencepiece_model_pb2.ModelProto) -> None:
-    """Lets a model without byte fallback spell characters it does not know, instead of <unk>."""
-    if proto.trainer_spec.byte_fallback:
-        return
-    known = {piece.piece for piece in proto.pieces}
-    for byte in range(256):
-        name = f'<0x{byte:02X}>'
-        if name in known:
-            raise UserError(
-                f'a SentencePiece model with the piece {name} but no byte fallback: train it with '
-                'byte_fallback=True'
-            )
-        proto.pieces.add(piece=name, score=0.0, type=_Piece.BYTE)
-    proto.trainer_spec.byte_fallback = True
-
-
-def _add_control_pieces(proto: sentencepiece_model_pb2.ModelProto) -> dict[str, int]:
-    """Name to id of every control token; appends those which the model lacks.
-
-    A piece of the same name that text could spell becomes a CONTROL piece, so text cannot.
-    """
-    index = {piece.piece: i for i, piece in enumerate(proto.pieces)}
-    spec = proto.trainer_spec
-    for name, own in (('<s>', spec.bos_piece), ('</s>', spec.eos_piece), ('<pad>', spec.pad_piece)):
-        if own in index:
-            index[name] = index[own]
-    control = {}
+def _ours(special: Special, names: Mapping[str, int]) -> dict[str, int]:
+    """Id of each of CONTROL_NAMES that is there."""
+    own = {'<s>': special.bos_id, '</s>': special.eos_id, '<pad>': special.padding}
+    found = {}
     for name in CONTROL_NAMES:
-        if name not in index:
-            index[name] = len(proto.pieces)
-            proto.pieces.add(piece=name, score=0.0)
-        control[name] = index[name]
-        proto.pieces[control[name]].type = _Piece.CONTROL
-    return control
+        for i in (own.get(name), names.get(name), names.get(other_name(name))):
+            if i is not None:
+                found[name] = i
+                break
+    return found
 
 
-def _piece_bytes(piece: sentencepiece_model_pb2.ModelProto.SentencePiece) -> bytes:
-    if piece.type in (_Piece.CONTROL, _Piece.UNKNOWN):
-        return b''
-    if piece.type == _Piece.BYTE:
-        return bytes([int(piece.piece[1:-1], 16)])
-    return piece.piece.replace(_SPACE, ' ').encode()
+def other_name(name: str) -> str:
+    """What a control token is called in a file where `name` is a word that text spells."""
+    return f'<|{name}|>'
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
+    partial.write_bytes(content)
+    os.replace(partial, path)
 
 
 def inside(ids: Iterable[int] | np.ndarray, vocab_size: int) -> list[int]:
@@ -284,6 +311,13 @@ def inside(ids: Iterable[int] | np.ndarray, vocab_size: int) -> list[int]:
             f'{vocab_size}: use the tokenizer that the model was trained with'
         )
     return ids
+
+
+def too_large(tokens: int, rows: int) -> UserError:
+    return UserError(
+        f'the vocabulary has {tokens} tokens and the embedding {rows} rows: they are of different '
+        'models'
+    )
 
 
 def refuse_surrogates(text: str) -> None:

@@ -233,7 +233,7 @@ def _files(run: Run, workdir: Path) -> list[str]:
         f'{workdir}/checkpoints: {len(saved):,} are saved{by_time}, {n:,} of {_size(each)} stay'
         f'{", the best among them" if best else ""}: {_size(n * each)}, and one more while saving '
         f'({_size(free)} are free there)',
-        f'{workdir}: run.json, metrics.jsonl, tensorboard/, tokenizer.model, report.html: about '
+        f'{workdir}: run.json, metrics.jsonl, tensorboard/, the tokenizer, report.html: about '
         f'{_size(lines * _LINE_BYTES + 1_000_000)}',
         f'{cache_dir()}: the prepared text and its tokens, there already',
     ]

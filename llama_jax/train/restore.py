@@ -16,6 +16,7 @@ from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.paths import local
+from llama_jax.text.files import tokenizer_of
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.checkpoint import Checkpoints, difference
 from llama_jax.train.experiment import Experiment, from_dict
@@ -92,7 +93,7 @@ def load(
             assert restored is not None  # there are some
         else:
             restored = checkpoints.restore_step(chosen, {'params': placed})
-    tokenizer = Tokenizer.load(str(workdir / 'tokenizer.model'))
+    tokenizer = tokenizer_of(workdir)
     params = dict(restored.items['params'])
     extra = params.pop(EXTRA, {})
     return Trained(experiment, params, extra, tokenizer, restored.step)
@@ -186,7 +187,7 @@ def adapted(
         workdir = named(experiment.start, '--start').workdir
         raise UserError(
             f'--start {experiment.start} has another tokenizer: set --data.tokenizer.path '
-            f'{workdir / "tokenizer.model"}'
+            f'{workdir / start.tokenizer.FILE}'
         )
     changed, _ = _model_differences(start.config, experiment.model)
     notes = [f'begun with the parameters of {experiment.start}, step {start.step}']

@@ -191,7 +191,7 @@ def check_metadata(
         raise UserError(
             f'the tokenizer is not that of the run in {workdir}{_set_otherwise(found)}'
             f'{", or the text has changed from which it is learnt" if learnt else ""}: set '
-            f'--data.tokenizer.path {workdir / "tokenizer.model"}, or give another --workdir'
+            f'--data.tokenizer.path {workdir}, or give another --workdir'
         )
     taken, steps = metadata['step'], experiment.train.steps
     if taken > steps:

@@ -199,7 +199,6 @@ def _prepare(
         resume.check_data(restored.metadata, loader.digest, experiment, workdir)
     flops = experiment.objective.flops(experiment.model, train.seq_len)
     peak, peak_source = peak_flops(device_mesh.devices.flat[0])
-    tokenizer_file = workdir / 'tokenizer.model'
     records = Records(
         workdir,
         experiment,
@@ -213,7 +212,7 @@ def _prepare(
     )
     opened.callback(records.close)
     if jax.process_index() == 0:
-        tokenizer.save(tokenizer_file)
+        tokenizer.save_to(workdir)
     seconds = records.begin(start)
 
     lowered = train_step(

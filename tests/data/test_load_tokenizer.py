@@ -13,7 +13,8 @@ from llama_jax.data.load_tokenizer import PIECE, check, load_tokenizer, sample
 from llama_jax.data.sources import Corpus
 from llama_jax.data.train_tokenizer import SMALLEST
 from llama_jax.errors import UserError
-from llama_jax.text.tokenizer import TokenizerConfig, bytes_tokenizer
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
+from llama_jax.text.tokenizer import TokenizerConfig
 
 
 @dataclasses.dataclass

@@ -13,7 +13,7 @@ from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.spans import SpanCorruption
-from llama_jax.text.tokenizer import bytes_tokenizer
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
 
 BYTES = bytes_tokenizer()
 TEXTS = ['春眠不觉晓，处处闻啼鸟。', 'def f(x):\n\treturn x[0]', 'naïve café 🙂 ' * 3, 'the end']

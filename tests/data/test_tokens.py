@@ -9,7 +9,7 @@ from llama_jax.data import tokens, write
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
-from llama_jax.text.tokenizer import bytes_tokenizer
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from tests.data.corpus import CHINESE
 
 TEXTS = [*CHINESE, 'def f():\n    return 1\n' * 20, CHINESE[0], '🙂']

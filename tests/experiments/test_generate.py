@@ -18,7 +18,7 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.text.chat import ChatML
-from llama_jax.text.tokenizer import bytes_tokenizer
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.train import restore
 from tests.convert import written
 from tests.data.corpus import CHINESE

@@ -9,7 +9,7 @@ from experiments import generate, models
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
-from llama_jax.text.tokenizer import bytes_tokenizer
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.train import sample
 from tests.train.every import BOTH, DECODER
 

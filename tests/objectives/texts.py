@@ -13,7 +13,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from llama_jax.data import packing
 from llama_jax.data.train_tokenizer import train
-from llama_jax.text.tokenizer import Tokenizer, bytes_tokenizer
+from llama_jax.text.sentencepiece_model import SentencePiece, bytes_tokenizer
 from tests.data.corpus import CHINESE
 
 CODE = tuple(inspect.getsource(module) for module in (heapq, shlex, string, textwrap))
@@ -32,9 +32,9 @@ def tokenizer(name='bpe'):
         return bytes_tokenizer()
     if name == 'llama':
         proto = sentencepiece_model_pb2.ModelProto()
-        proto.ParseFromString(tokenizer().__reduce__()[1][0])
+        proto.ParseFromString(tokenizer()._content)
         proto.normalizer_spec.add_dummy_prefix = True
-        return Tokenizer(proto.SerializeToString())
+        return SentencePiece(proto.SerializeToString()).extended()
     return train([*CODE, *CHINESE[:2]], vocab=700, kind=name)
 
 

@@ -21,7 +21,7 @@ from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.serve.grammar import Compiler
-from llama_jax.text.tokenizer import bytes_tokenizer
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
 
 PIECES = [
     *('true', 'ue', '{"', '":', '", "', '  ', '\n ', 'name', '12', '-1', '.5', 'e+', '[]'),

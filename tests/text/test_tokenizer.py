@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from llama_jax.errors import UserError
 from llama_jax.text import tokenizer as tokenizer_lib
-from llama_jax.text.tokenizer import Tokenizer, bytes_tokenizer
+from llama_jax.text.files import tokenizer_of
+from llama_jax.text.sentencepiece_model import SentencePiece, bytes_tokenizer
 from tests.data.corpus import CHINESE
 
 NASTY = (
@@ -72,7 +73,7 @@ def test_decode_inverts_encode_on_all_unicode_text(tokenizer, parts):
 @hypothesis.given(st.lists(PARTS, max_size=6))
 def test_a_model_with_dummy_prefix_loses_nothing_either(foreign, parts):
     text = ''.join(parts)
-    tokenizer = Tokenizer(foreign)
+    tokenizer = SentencePiece(foreign).extended()
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     dummy = bool(text) and not text.startswith('\u2581')
@@ -125,7 +126,7 @@ def test_pieces_hold_indentation_and_single_digits(tokenizer):
 
 def test_a_foreign_model_keeps_its_ids_and_gains_the_control_block(foreign):
     plain = sentencepiece.SentencePieceProcessor(model_proto=foreign)
-    tokenizer = Tokenizer(foreign)
+    tokenizer = SentencePiece(foreign).extended()
     text = 'def split(s, comments=False):'
     assert tokenizer.encode(text).tolist() == plain.encode(text)
     assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2) and tokenizer.dummy_prefix
@@ -138,7 +139,7 @@ def test_control_names_that_a_foreign_model_takes_from_text_are_closed_to_text(m
     model = llama_like(lines, user_defined_symbols=['<mask>'])
     plain = sentencepiece.SentencePieceProcessor(model_proto=model)
     assert plain.piece_to_id('<mask>') in plain.encode('a <mask>')
-    tokenizer = Tokenizer(model)
+    tokenizer = SentencePiece(model).extended()
     assert tokenizer.mask_id == plain.piece_to_id('<mask>')
     assert tokenizer.mask_id not in tokenizer.encode('a <mask>')
     assert tokenizer.decode(tokenizer.encode('a <mask>')) == 'a <mask>'
@@ -146,20 +147,20 @@ def test_control_names_that_a_foreign_model_takes_from_text_are_closed_to_text(m
 
 def test_a_model_without_byte_fallback_learns_to_spell(modules):
     lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
-    tokenizer = Tokenizer(llama_like(lines, byte_fallback=False, vocab_size=300))
+    tokenizer = SentencePiece(llama_like(lines, byte_fallback=False, vocab_size=300)).extended()
     assert tokenizer.decode(tokenizer.encode(CHINESE[0])) == CHINESE[0]
     assert tokenizer.lossless
 
 
 def test_a_model_that_normalises_says_so(modules):
     lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
-    assert not Tokenizer(llama_like(lines, normalization_rule_name='nmt_nfkc')).lossless
+    assert not SentencePiece(llama_like(lines, normalization_rule_name='nmt_nfkc')).lossless
 
 
 def test_the_saved_file_is_the_tokenizer_and_a_plain_model(tokenizer, tmp_path):
     path = tmp_path / 'deep' / 'tokenizer.model'
     tokenizer.save(path)
-    loaded = Tokenizer.load(path)
+    loaded = tokenizer_of(path)
     assert loaded.digest == tokenizer.digest and loaded.control == tokenizer.control
     plain = sentencepiece.SentencePieceProcessor(model_file=str(path))
     assert plain.encode('import os') == tokenizer.encode('import os').tolist()
@@ -172,12 +173,12 @@ def test_pickle_keeps_the_tokenizer(tokenizer):
 
 def test_files_that_are_no_tokenizer(tmp_path, modules):
     with pytest.raises(UserError, match=r'nowhere.model.*No such file'):
-        Tokenizer.load(tmp_path / 'nowhere.model')
+        tokenizer_of(tmp_path / 'nowhere.model')
     empty = tmp_path / 'empty.model'
     empty.write_bytes(b'')
     for path in (empty, modules / 'json.py'):
         with pytest.raises(UserError, match=f'{path.name}.*SentencePiece'):
-            Tokenizer.load(path)
+            tokenizer_of(path)
 
 
 def test_ids_outside_the_vocabulary_are_refused(tokenizer):

@@ -18,7 +18,8 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.optim.adamw import OptimizerConfig
 from llama_jax.optim.schedule import ScheduleConfig
-from llama_jax.text.tokenizer import TokenizerConfig, bytes_tokenizer
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
+from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train import loop, run
 from llama_jax.train.experiment import (
     CheckpointConfig,

@@ -1,0 +1,216 @@
+"""The tokenizer of a model's directory, which several files tell of.
+
+Two may hold the vocabulary (tokenizer.model, tokenizer.json); the others name tokens that were
+added, and those that begin, end and pad.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llama_jax.errors import UserError
+from llama_jax.text import ranks
+from llama_jax.text.sentencepiece_model import SentencePiece
+from llama_jax.text.tokenizer import Added, Special
+from llama_jax.text.tokenizer_json import JsonTokenizer
+
+log = logging.getLogger(__name__)
+
+Vocabulary = SentencePiece | JsonTokenizer
+MODEL, JSON, TEKKEN = NAMES = 'tokenizer.model', 'tokenizer.json', 'tekken.json'
+_NAMED = ('bos_token', 'eos_token', 'pad_token', 'unk_token', 'sep_token', 'cls_token', 'mask_token')
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What the files beside the vocabulary say."""
+
+    settings: Mapping[str, Any]
+    """tokenizer_config.json; the special tokens that it lacks are of special_tokens_map.json."""
+    added: tuple[Added, ...]
+    ends: tuple[int, ...]
+    """Ids that end a text, as generation_config.json and config.json say."""
+    rows: int
+    """Of the model's embedding; 0: not known."""
+
+    def token(self, which: str) -> str | None:
+        """The token that is called `which`, such as bos_token."""
+        return _content(self.settings.get(which))
+
+
+def read(directory: Path, *, file: Path | None = None, rows: int = 0) -> Vocabulary:
+    """The tokenizer of a directory, or of a `file` in it, with the ids of its makers.
+
+    `rows` of the embedding, where it is known: there are as many ids then, and what was added
+    behind it is left out with a warning. Raises UserError where there is none, for damaged files,
+    and for a vocabulary that is larger without added tokens already.
+    """
+    beside = look_beside(directory)
+    if file is None:
+        file = _file_of(directory)
+    vocabulary = _vocabulary(file)
+    try:
+        if file.name == MODEL and isinstance(vocabulary, SentencePiece):
+            added = {token.content: token for token in _added_of(directory / JSON)}
+            added |= {token.content: token for token in beside.added}
+        else:
+            added = {token.content: token for token in beside.added}
+        return _with(vocabulary, beside, list(added.values()), rows)
+    except UserError as error:
+        raise UserError(f'{file}: {error}') from None
+
+
+def _file_of(directory: Path) -> Path:
+    """The file with the vocabulary. SentencePiece is taken where the tokenizer.json beside it has
+    as many tokens; what else is called tokenizer.model is taken where there is no other."""
+    found = [directory / name for name in NAMES if (directory / name).is_file()]
+    if not found:
+        raise UserError(f'{directory} has neither tokenizer.model nor tokenizer.json')
+    if found[0].name != MODEL or len(found) == 1 or found[1].name != JSON:
+        return found[0]
+    model, other = found[:2]
+    size = _vocabulary(other).base_size
+    try:
+        vocabulary = _vocabulary(model)
+    except UserError:
+        return other
+    same = isinstance(vocabulary, SentencePiece) and vocabulary.base_size == size
+    return model if same else other
+
+
+def _vocabulary(path: Path) -> Vocabulary:
+    """Whatever kind the file is of. Raises UserError, which names it, for one that is damaged."""
+    content = content_of(path)
+    try:
+        if content.lstrip()[:1] == b'{':
+            settings = json.loads(content)
+            if 'default_vocab_size' in settings.get('config', ()):
+                return ranks.from_tekken(settings)
+            return JsonTokenizer(content)
+        return ranks.from_ranks(content) if ranks.is_ranks(content) else SentencePiece(content)
+    except (ValueError, UserError) as error:
+        raise UserError(f'{path}: {error}') from None
+
+
+def content_of(path: Path) -> bytes:
+    """A file's content. Raises UserError for one that is not there, or visibly another."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f'cannot read the tokenizer {str(path)!r} ({error.strerror}): give a SentencePiece '
+            '.model, a tokenizer.json, a .gguf file or the directory of a model'
+        ) from None
+    start = content[:200].lstrip().lower()
+    kinds = {
+        'is empty': not start,
+        'is a pointer of git-lfs and not the file': start.startswith(b'version https://git-lfs'),
+        'is a web page': start.startswith((b'<!doctype', b'<html')),
+    }
+    for words, found in kinds.items():
+        if found:
+            raise UserError(f'{path} {words}: download it again, whole')
+    return content
+
+
+def alone(path: Path) -> Vocabulary:
+    """The tokenizer of a file that no other belongs to."""
+    return _vocabulary(path)
+
+
+def look_beside(directory: Path) -> Beside:
+    """Raises UserError for files that are damaged."""
+    settings = _object(directory / 'tokenizer_config.json')
+    names = _object(directory / 'special_tokens_map.json')
+    generation, config = (_object(directory / f'{n}config.json') for n in ('generation_', ''))
+    settings = names | {key: value for key, value in settings.items() if value is not None}
+    closed = {_content(settings.get(which)) for which in _NAMED}
+    more = settings.get('additional_special_tokens') or ()
+    closed |= {_content(token) for token in (more.values() if isinstance(more, dict) else more)}
+    added = {}
+    for i, token in (settings.get('added_tokens_decoder') or {}).items():
+        name = str(_content(token))
+        special = bool(token.get('special')) or name in closed
+        added[name] = Added(name, int(i), special)
+    for name, i in _object(directory / 'added_tokens.json').items():
+        added.setdefault(name, Added(name, int(i)))
+    rows = config.get('vocab_size', (config.get('text_config') or {}).get('vocab_size'))
+    ends = (*_ids(generation.get('eos_token_id')), *_ids(config.get('eos_token_id')))
+    return Beside(
+        settings,
+        tuple(added.values()),
+        tuple(dict.fromkeys(ends)),
+        rows if isinstance(rows, int) else 0,
+    )
+
+
+def _with(
+    vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: int
+) -> Vocabulary:
+    outside: list[str] = []
+    if rows:
+        vocabulary, outside = vocabulary.within(rows)
+        outside += [token.content for token in added if token.id >= rows]
+        added = [token for token in added if token.id < rows]
+    size = max([vocabulary.vocab_size, *(token.id + 1 for token in added)])
+    ids = {token.content: token.id for token in added}
+
+    def id_of(which: str) -> int | None:
+        name = beside.token(which)
+        return None if name is None else ids.get(name, vocabulary.token_id(name))
+
+    own, named = vocabulary.special, id_of('eos_token')
+    ends = [*own.ends, *beside.ends, *([] if named is None else [named])]
+    unnamed = sorted({i for i in ends if i >= size})
+    outside += [str(i) for i in unnamed if i >= max(rows, size)]
+    added = [*added, *(Added(f'<row_{i}>', i) for i in unnamed if i < rows)]
+    ends = [i for i in dict.fromkeys(ends) if i < max(rows, size)]
+    if outside:
+        log.warning(
+            'tokens behind the embedding of %d rows are left out: %s', rows, ', '.join(outside)
+        )
+    bos_id, pad_id = id_of('bos_token'), id_of('pad_token')
+    special = Special(
+        own.bos_id if bos_id is None else bos_id,
+        ends[0] if ends else None,
+        own.pad_id if pad_id is None else pad_id,
+        tuple(ends[1:]),
+    )
+    made = vocabulary.with_tokens(added, special)
+    return made.padded(rows)
+
+
+def _added_of(path: Path) -> Iterator[Added]:
+    """The added tokens of a tokenizer.json, if there is one."""
+    for token in _object(path).get('added_tokens') or ():
+        yield Added(token['content'], token['id'], token['special'])
+
+
+def _content(token: Any) -> str | None:
+    """A token as these files name it; None where it is none."""
+    if isinstance(token, dict):
+        token = token.get('content')
+    return token if isinstance(token, str) and token else None
+
+
+def _ids(value: Any) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [i for i in values if isinstance(i, int) and not isinstance(i, bool) and i >= 0]
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The contents of a JSON file; nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(content_of(path))
+        if not isinstance(found, dict):
+            raise ValueError('it holds no names')
+    except ValueError as error:
+        raise UserError(f'{path} is no JSON as it should be ({error}): copy it again') from None
+    return found

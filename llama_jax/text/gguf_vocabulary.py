@@ -1,0 +1,107 @@
+"""The tokenizer that a GGUF file holds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from sentencepiece import sentencepiece_model_pb2
+
+from llama_jax.errors import UserError
+from llama_jax.text import ranks, words
+from llama_jax.text.sentencepiece_model import SentencePiece
+from llama_jax.text.tokenizer import Special
+from llama_jax.text.tokenizer_json import JsonTokenizer
+
+log = logging.getLogger(__name__)
+
+_NORMAL, _UNKNOWN, _CONTROL, _WHOLE, _UNUSED, _BYTE = range(1, 7)
+"""Kinds of token; SentencePiece has the same numbers."""
+
+
+def read(settings: Mapping[str, Any], *, rows: int = 0) -> SentencePiece | JsonTokenizer:
+    """Of the settings of a file, with as many ids as the embedding has `rows`, if that is known.
+    Raises UserError for a kind that is not supported."""
+
+    def get(name: str) -> Any:
+        value = settings.get(f'tokenizer.ggml.{name}')
+        if value is None:
+            raise UserError(f'GGUF: tokenizer.ggml.{name} is missing')
+        return value
+
+    def optional(name: str, default: Any = None) -> Any:
+        return settings.get(f'tokenizer.ggml.{name}', default)
+
+    kind, tokens = get('model'), get('tokens')
+    if kind not in ('gpt2', 'llama'):
+        raise UserError(
+            f'GGUF: tokenizer.ggml.model = {kind!r} is not supported: gpt2 (byte-level) and llama '
+            '(SentencePiece) are'
+        )
+    kinds = optional('token_type') or [_NORMAL] * len(tokens)
+    pad_id = optional('padding_token_id')
+    if pad_id is not None and pad_id >= len(tokens):
+        log.warning('the padding token %d is behind the %d tokens: left out', pad_id, len(tokens))
+        pad_id = None
+    ends = [optional(f'{name}_token_id') for name in ('eot', 'eom')]
+    special = Special(
+        optional('bos_token_id'),
+        get('eos_token_id'),
+        pad_id,
+        tuple(i for i in ends if i is not None),
+    )
+    for i in special.ids:
+        if i >= len(tokens):
+            raise UserError(f'GGUF: token id {i} is outside the vocabulary of {len(tokens)}')
+    if kind == 'llama':
+        made = _sentencepiece(
+            tokens, get('scores'), kinds, space=optional('add_space_prefix', True)
+        ).with_tokens((), special)
+        return made.padded(rows)
+    split = get('pre')
+    numbered = list(enumerate(zip(tokens, kinds, strict=True)))
+
+    def of(*wanted: int) -> dict[str, int]:
+        return {token: i for i, (token, kind) in numbered if kind in wanted}
+
+    made_of_bytes = ranks.byte_level(
+        of(_NORMAL, _UNUSED, _BYTE),
+        [_pair(merge) for merge in get('merges')],
+        splitter=words.splitter(split),
+        control=of(_CONTROL, _UNKNOWN),
+        whole=of(_WHOLE),
+        special=special,
+        ignore_merges=split in words.WHOLE_WORDS,
+        begins=begins_with_bos(settings),
+    )
+    return made_of_bytes.padded(rows)
+
+
+def begins_with_bos(settings: Mapping[str, Any]) -> bool:
+    """Texts begin with bos."""
+    default = (
+        settings.get('tokenizer.ggml.model') == 'llama'
+        or settings.get('tokenizer.ggml.pre') in words.WHOLE_WORDS
+    )
+    return bool(settings.get('tokenizer.ggml.add_bos_token', default))
+
+
+def _pair(merge: str) -> list[str]:
+    pair = merge.split(' ')
+    if len(pair) != 2:
+        raise UserError(f'merge {merge!r} is not of two tokens')
+    return pair
+
+
+def _sentencepiece(
+    tokens: list[str], scores: list[float], kinds: list[int], *, space: bool
+) -> SentencePiece:
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.trainer_spec.model_type = proto.trainer_spec.BPE
+    proto.trainer_spec.byte_fallback = _BYTE in kinds
+    proto.normalizer_spec.add_dummy_prefix = space
+    proto.normalizer_spec.remove_extra_whitespaces = False
+    for piece, score, kind in zip(tokens, scores, kinds, strict=True):
+        proto.pieces.add(piece=piece, score=score, type=kind)
+    return SentencePiece(proto.SerializeToString(deterministic=True))

@@ -1,0 +1,314 @@
+"""Tokenizers of the library `tokenizers`: every tokenizer.json, and what is made into one.
+
+The library's own object reads text, so the ids are its own; but no control token comes out of it,
+whatever the text spells. Needs the extra `weights`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llama_jax.errors import UserError
+from llama_jax.text import json_rules
+from llama_jax.text.json_rules import Content
+from llama_jax.text.long_text import words_in_parts
+from llama_jax.text.tokenizer import SPACE, Added, Special, Tokenizer, other_name, too_large
+from llama_jax.text.words import BYTES
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Theirs
+
+_BYTE = re.compile('<0x([0-9A-F]{2})>')
+_BEFORE = 'a'
+"""A token is decoded behind this one, for the first of a text may lose a space."""
+
+
+class JsonTokenizer(Tokenizer):
+    """A tokenizer.json; ids are those of the library."""
+
+    FILE = 'tokenizer.json'
+
+    def __init__(self, content: bytes, special: Special = Special()) -> None:
+        """`content` is the file; bos, eos, pad and the ends are not in it.
+
+        Raises UserError for a file that the library cannot read.
+        """
+        theirs, settings = _read(content, special)
+        vocabulary, added = theirs.get_vocab(), theirs.get_added_tokens_decoder()
+        closed = {token.content: i for i, token in added.items() if token.special}
+        unknown = _unknown(settings['model'], vocabulary)
+        pieces = _pieces(theirs, settings, vocabulary, added)
+        for i in (*closed.values(), *unknown):
+            pieces[i] = b''
+        super().__init__(
+            content,
+            special,
+            names=closed,
+            pieces=pieces,
+            facts=repr((special.bos_id, special.eos_id, special.pad_id)),
+        )
+        self.losses = json_rules.losses(settings)
+        self._theirs = self._continuation = theirs
+        without = json_rules.without_prefix(settings)
+        if any(settings[part] != without[part] for part in without):
+            self._continuation = _object({**settings, **without})
+        self._cut = json_rules.cut_before_spaces(settings)
+        self._closed = np.zeros(len(pieces), bool)
+        self._closed[[i for i in closed.values() if i not in unknown]] = True
+        bytes_ = [vocabulary.get(f'<0x{byte:02X}>', -1) for byte in SPACE.encode()]
+        self._space_ids = (
+            np.array(bytes_, np.int32) if json_rules.falls_back_to_bytes(settings) else None
+        )
+        # The library leaves these out without a word.
+        self._unspelt = frozenset(
+            byte
+            for char, byte in BYTES.items()
+            if char not in vocabulary and not unknown and json_rules.is_byte_level(settings)
+        )
+        first = theirs.encode(_BEFORE, add_special_tokens=False).ids
+        self.dummy_prefix = b''.join(pieces[i] for i in first).startswith(b' ')
+
+    def _encode(self, text: str, *, continues: bool) -> Iterator[np.ndarray]:
+        """Raises UserError for a character whose bytes the vocabulary lacks (control characters
+        that its training text did not hold)."""
+        if self._unspelt and not self._unspelt.isdisjoint(text.encode()):
+            i, char = next(
+                (i, char)
+                for i, char in enumerate(text)
+                if not self._unspelt.isdisjoint(char.encode())
+            )
+            raise UserError(
+                f'this vocabulary has no token for the character U+{ord(char):04X} at {i}: '
+                'leave it out'
+            )
+        theirs = self._continuation if continues else self._theirs
+        for part in words_in_parts(text) if self._cut else [text]:
+            yield self._ids(part, theirs)
+            theirs = self._continuation
+
+    def _ids(self, text: str, theirs: Theirs) -> np.ndarray:
+        found = theirs.encode(text, add_special_tokens=False)
+        ids = np.array(found.ids, np.int32)
+        closed_n = self._closed[ids]
+        if not closed_n.any():
+            return ids
+        # A vocabulary may hold a control token as a word as well. Text that spells it is cut within.
+        offsets = [found.offsets[i] for i in np.flatnonzero(closed_n)]
+        cuts = [start + 1 for start, end in offsets if end > start + 1]
+        if not cuts:
+            raise UserError(f'the text holds {found.tokens[closed_n.argmax()]!r}, a control token')
+        ends = [*cuts, len(text)]
+        parts = [text[i:j] for i, j in zip([0, *cuts], ends, strict=True)]
+        first = self._ids(parts[0], theirs)
+        return np.concatenate([first, *(self._ids(part, self._continuation) for part in parts[1:])])
+
+    @property
+    def base_size(self) -> int:
+        return int(self._theirs.get_vocab_size(with_added_tokens=False))
+
+    def token_id(self, name: str) -> int | None:
+        i: int | None = self._theirs.token_to_id(name)
+        return i
+
+    def around(self) -> tuple[tuple[int, ...], str]:
+        """Ids that the file puts before a text; and what it puts behind one, in words."""
+        plain, whole = (
+            self._theirs.encode(_BEFORE, add_special_tokens=marks) for marks in (False, True)
+        )
+        n = len(plain.ids)
+        starts = [i for i in range(len(whole.ids) - n + 1) if whole.ids[i : i + n] == plain.ids]
+        if not starts:
+            raise UserError(f'{self.FILE} changes a text that it puts tokens around')
+        start = starts[0]
+        return tuple(whole.ids[:start]), ' '.join(whole.tokens[start + n :])
+
+    def within(self, rows: int) -> tuple[JsonTokenizer, list[str]]:
+        """Without tokens that were added behind the `rows` of an embedding, and the names of these.
+        Raises UserError where others are there."""
+        vocabulary = self._theirs.get_vocab(with_added_tokens=False)
+        size = 1 + max(vocabulary.values(), default=-1)
+        if size > rows:
+            raise too_large(size, rows)
+        settings = json.loads(self._content)
+        outside = [token for token in settings['added_tokens'] if token['id'] >= rows]
+        if not outside:
+            return self, []
+        settings['added_tokens'] = [t for t in settings['added_tokens'] if t['id'] < rows]
+        return JsonTokenizer(_bytes(settings), self.special), [t['content'] for t in outside]
+
+    def with_tokens(self, added: Sequence[Added], special: Special) -> JsonTokenizer:
+        """With tokens that other files add, and these special tokens. Raises UserError where they
+        contradict the file."""
+        settings = json.loads(self._content)
+        size, changed = self._theirs.get_vocab_size(), False
+        entries = {token['content']: token for token in settings['added_tokens']}
+        tokens = sorted(added, key=lambda token: token.id)
+        for token in tokens:
+            known = self._theirs.token_to_id(token.content)
+            entry = entries.get(token.content)
+            if known is None and token.id >= self.vocab_size:
+                changed = True
+                _fill(settings, range(max(size, self.vocab_size), token.id))
+                size = token.id + 1
+                settings['added_tokens'].append(_entry(token))
+            elif known != token.id:
+                raise UserError(
+                    f'the added token {token.content!r} has the id {token.id}, which is not its id '
+                    f'in {self.FILE}'
+                )
+            elif entry is None:
+                changed = True
+                settings['added_tokens'].append(_entry(token))
+            elif token.special and not entry['special']:
+                changed, entry['special'] = True, True
+        made = JsonTokenizer(_bytes(settings) if changed else self._content, special)
+        made._check_ids(tokens)
+        return made
+
+    def _extend(self, missing: Sequence[str], rows: int) -> JsonTokenizer:
+        settings = json.loads(self._content)
+        known = self._theirs.get_vocab()
+        base = settings['model']['vocab']
+        if isinstance(base, dict):  # a gap would be filled with what is added
+            gaps = set(range(max(base.values(), default=-1))) - {*base.values(), *known.values()}
+            base |= {f'<row_{i}>': i for i in gaps}
+        first = max(rows, self.vocab_size)
+        _fill(settings, range(1 + max(known.values(), default=-1), first))
+        names = [name if name not in known else other_name(name) for name in missing]
+        tokens = [Added(name, first + i) for i, name in enumerate(names)]
+        settings['added_tokens'] += map(_entry, tokens)
+        new = dict(zip(missing, (token.id for token in tokens), strict=True))
+        old = self.special
+        special = Special(
+            bos_id=new.get('<s>', self._id('<s>', old.bos_id)),
+            eos_id=new.get('</s>', self._id('</s>', old.eos_id)),
+            pad_id=new.get('<pad>', self._id('<pad>', old.padding)),
+            end_ids=old.end_ids,
+        )
+        made = JsonTokenizer(_bytes(settings), special)
+        made._check_ids(tokens)
+        return made
+
+    def _id(self, name: str, own: int | None) -> int | None:
+        return self.control.get(name, self.control.get(other_name(name))) if own is None else own
+
+    def _check_ids(self, tokens: Sequence[Added]) -> None:
+        for token in tokens:
+            if self._theirs.token_to_id(token.content) != token.id:
+                raise UserError(
+                    f'the library gives the added token {token.content!r} another id than '
+                    f'{token.id}: correct the ids of added tokens in {self.FILE}'
+                )
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        special = self.special
+        names = {'bos': special.bos_id, 'eos': special.eos_id, 'pad': special.pad_id}
+        tokens = {f'{name}_token': self._names[i] for name, i in names.items() if i is not None}
+        ids = {f'{name}_token_id': i for name, i in names.items() if i is not None}
+        return {
+            'tokenizer_config.json': {'tokenizer_class': 'PreTrainedTokenizerFast', **tokens},
+            'generation_config.json': ids | {'eos_token_id': list(self.end_ids)},
+        }
+
+
+def _read(content: bytes, special: Special) -> tuple[Theirs, Content]:
+    """The library's object, and the file as the library writes it. Every token of `special` is a
+    control token of both."""
+    try:
+        settings = json.loads(content)
+        settings['model']['dropout'] = None  # which draws other ids every time
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'not a tokenizer.json ({error}): copy it again') from None
+    theirs = _object(settings)
+    added = {i: token.special for i, token in theirs.get_added_tokens_decoder().items()}
+    # An end that is a word, such as a line's end, stays one.
+    ends = {i for i in special.ends[1:] if i not in added}
+    lacking = {i for i in special.ids - ends if not added.get(i)}
+    if lacking:
+        named = {theirs.id_to_token(i): i for i in lacking}
+        entries = {token['content']: token for token in settings.get('added_tokens') or ()}
+        for name, i in named.items():
+            entries.setdefault(name, _entry(Added(name, i)))['special'] = True
+        settings['added_tokens'] = list(entries.values())
+        theirs = _object(settings)
+    return theirs, {**settings, **_steps(theirs)}
+
+
+def _steps(theirs: Theirs) -> Content:
+    """The parts of a file that are not its vocabulary, in the shape that the library writes now."""
+    parts = ('normalizer', 'pre_tokenizer', 'decoder')
+    found = {part: getattr(theirs, part) for part in parts}
+    settings: Content = {
+        part: None if step is None else json.loads(step.__getstate__())
+        for part, step in found.items()
+    }
+    flags = ('content', 'single_word', 'lstrip', 'rstrip', 'normalized', 'special')
+    settings['added_tokens'] = [
+        {'id': i} | {flag: getattr(token, flag) for flag in flags}
+        for i, token in sorted(theirs.get_added_tokens_decoder().items())
+    ]
+    return settings
+
+
+def _object(settings: Mapping[str, Any]) -> Theirs:
+    from tokenizers import Tokenizer as Library
+
+    try:
+        theirs = Library.from_str(json.dumps(settings, ensure_ascii=False))
+    except Exception as error:  # tokenizers raises no class of its own
+        raise UserError(f'not a tokenizer.json that can be read: {error}') from None
+    theirs.no_truncation()
+    theirs.no_padding()
+    theirs.encode_special_tokens = True  # what spells one in text is text
+    return theirs
+
+
+def _unknown(model: Content, vocabulary: Mapping[str, int]) -> tuple[int, ...]:
+    """The id for what the vocabulary lacks, if any."""
+    i = model['unk_id'] if model.get('unk_id') is not None else vocabulary.get(model.get('unk_token') or '')
+    return () if i is None else (i,)
+
+
+def _pieces(
+    theirs: Theirs,
+    settings: Content,
+    vocabulary: Mapping[str, int],
+    added: Mapping[int, AddedToken],
+) -> list[bytes]:
+    """The UTF-8 of every id, b'' where no token has it."""
+    pieces = [b''] * (1 + max(vocabulary.values(), default=-1))
+    byte_level = json_rules.is_byte_level(settings)
+    decoders = {step['type'] for step in json_rules.steps(settings, 'decoder')}
+    decode = theirs.decoder.decode if theirs.decoder else None
+    for token, i in vocabulary.items():
+        if i in added:
+            pieces[i] = added[i].content.encode()
+        elif byte_level and all(char in BYTES for char in token):
+            pieces[i] = bytes(map(BYTES.__getitem__, token))
+        elif 'ByteFallback' in decoders and (byte := _BYTE.fullmatch(token)):
+            pieces[i] = bytes([int(byte[1], 16)])
+        else:
+            text = decode([_BEFORE, token]) if decode and not byte_level else None
+            known = text is not None and text.startswith(_BEFORE)
+            pieces[i] = (text.removeprefix(_BEFORE) if known else token.replace(SPACE, ' ')).encode()
+    return pieces
+
+
+def _entry(token: Added) -> Content:
+    flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
+    return {'id': token.id, 'content': token.content, **flags, 'special': token.special}
+
+
+def _fill(settings: Content, ids: range) -> None:
+    """Names ids that have no token, so that others come behind them."""
+    settings['added_tokens'] += [_entry(Added(f'<row_{i}>', i)) for i in ids]
+
+
+def _bytes(settings: Content) -> bytes:
+    return json.dumps(settings, ensure_ascii=False).encode()
