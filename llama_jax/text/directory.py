@@ -23,7 +23,15 @@ log = logging.getLogger(__name__)
 
 Vocabulary = SentencePiece | JsonTokenizer
 MODEL, JSON, TEKKEN = NAMES = 'tokenizer.model', 'tokenizer.json', 'tekken.json'
-_NAMED = ('bos_token', 'eos_token', 'pad_token', 'unk_token', 'sep_token', 'cls_token', 'mask_token')
+_NAMED = (
+    'bos_token',
+    'eos_token',
+    'pad_token',
+    'unk_token',
+    'sep_token',
+    'cls_token',
+    'mask_token',
+)
 
 
 @dataclass(frozen=True)
@@ -93,8 +101,10 @@ def _vocabulary(path: Path) -> Vocabulary:
                 return ranks.from_tekken(settings)
             return JsonTokenizer(content)
         return ranks.from_ranks(content) if ranks.is_ranks(content) else SentencePiece(content)
-    except (ValueError, UserError) as error:
+    except UserError as error:
         raise UserError(f'{path}: {error}') from None
+    except ValueError as error:
+        raise UserError(f'{path} is no JSON ({error}): download it again, whole') from None
 
 
 def content_of(path: Path) -> bytes:
@@ -120,7 +130,10 @@ def content_of(path: Path) -> bytes:
 
 def alone(path: Path) -> Vocabulary:
     """The tokenizer of a file that no other belongs to."""
-    return _vocabulary(path)
+    try:
+        return _with(_vocabulary(path), Beside({}, (), (), 0), (), 0)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
 def look_beside(directory: Path) -> Beside:
@@ -149,9 +162,7 @@ def look_beside(directory: Path) -> Beside:
     )
 
 
-def _with(
-    vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: int
-) -> Vocabulary:
+def _with(vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: int) -> Vocabulary:
     outside: list[str] = []
     if rows:
         vocabulary, outside = vocabulary.within(rows)
@@ -175,6 +186,9 @@ def _with(
             'tokens behind the embedding of %d rows are left out: %s', rows, ', '.join(outside)
         )
     bos_id, pad_id = id_of('bos_token'), id_of('pad_token')
+    if bos_id is None and isinstance(vocabulary, JsonTokenizer):
+        begin, _ = vocabulary.around()
+        bos_id = begin[0] if begin else None
     special = Special(
         own.bos_id if bos_id is None else bos_id,
         ends[0] if ends else None,
@@ -212,5 +226,5 @@ def _object(path: Path) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise ValueError('it holds no names')
     except ValueError as error:
-        raise UserError(f'{path} is no JSON as it should be ({error}): copy it again') from None
+        raise UserError(f'{path} is no JSON ({error}): download it again, whole') from None
     return found

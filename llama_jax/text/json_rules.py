@@ -103,7 +103,9 @@ def without_prefix(content: Content) -> Content:
 def cut_before_spaces(content: Content) -> bool:
     """A space between two words parts a text: either side has the ids that it has in the whole."""
     for step in steps(content, 'normalizer'):
-        if step['type'] not in _PER_CHARACTER and not (step['type'] == 'Replace' and _is_mark(step)):
+        if step['type'] not in _PER_CHARACTER and not (
+            step['type'] == 'Replace' and _is_mark(step)
+        ):
             return False
     for token in content['added_tokens']:
         if not token['special'] and (

@@ -174,7 +174,7 @@ def _merges(ranks: Sequence[bytes]) -> list[tuple[str, str]]:
     merges = []
     for token in ranks:
         pairs = [(token[:i], token[i:]) for i in range(1, len(token))]
-        found = [(l, r) for l, r in pairs if l in order and r in order]
+        found = [pair for pair in pairs if pair[0] in order and pair[1] in order]
         found.sort(key=lambda pair: (order[pair[0]], order[pair[1]]))
         merges += [(_spelled(left), _spelled(right)) for left, right in found]
     return merges
@@ -185,7 +185,12 @@ def _reserved(prefix: str, ids: range) -> list[str]:
 
 
 _LLAMA3 = [
-    *('<|begin_of_text|>', '<|end_of_text|>', *_reserved('', range(2)), '<|finetune_right_pad_id|>'),
+    *(
+        '<|begin_of_text|>',
+        '<|end_of_text|>',
+        *_reserved('', range(2)),
+        '<|finetune_right_pad_id|>',
+    ),
     *('<|step_id|>', '<|start_header_id|>', '<|end_header_id|>', '<|eom_id|>', '<|eot_id|>'),
     *('<|python_tag|>', '<|image|>', *_reserved('', range(2, 246))),
 ]

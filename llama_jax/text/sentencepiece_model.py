@@ -1,4 +1,4 @@
-"""Tokenizers that are SentencePiece models: those of LLaMA 1 and 2, Mistral, and those trained here.
+"""Tokenizers that are SentencePiece models: LLaMA 1 and 2, Mistral, and those trained here.
 
 One file is the whole tokenizer: control tokens which the model lacks are appended to its protobuf
 as pieces of type CONTROL (which text can never spell), so that it stays a valid `.model` for every
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import sentencepiece
@@ -18,8 +19,8 @@ from llama_jax.errors import UserError
 from llama_jax.text import long_text
 from llama_jax.text.tokenizer import SPACE, Added, Special, Tokenizer, other_name, too_large
 
-Model = sentencepiece_model_pb2.ModelProto
-_Piece = Model.SentencePiece
+Model: TypeAlias = sentencepiece_model_pb2.ModelProto
+_Piece: TypeAlias = sentencepiece_model_pb2.ModelProto.SentencePiece
 _FIELDS = {'<s>': 'bos_piece', '</s>': 'eos_piece', '<pad>': 'pad_piece'}
 _NO_TEXT = (_Piece.CONTROL, _Piece.UNKNOWN)
 
@@ -131,16 +132,11 @@ class SentencePiece(Tokenizer):
             piece = proto.pieces[token.id]
             if token.special and piece.type != _Piece.UNKNOWN:
                 piece.type = _Piece.CONTROL
-        spec = proto.trainer_spec
-        for i in special.ids:
-            if proto.pieces[i].type != _Piece.UNKNOWN:
+        ids = {'<s>': special.bos_id, '</s>': special.eos_id, '<pad>': special.padding}
+        for name, i in ids.items():
+            if i is not None and proto.pieces[i].type != _Piece.UNKNOWN:
                 proto.pieces[i].type = _Piece.CONTROL
-        if special.bos_id is not None:
-            spec.bos_piece = proto.pieces[special.bos_id].piece
-        if special.eos_id is not None:
-            spec.eos_piece = proto.pieces[special.eos_id].piece
-        if special.padding is not None:
-            spec.pad_piece = proto.pieces[special.padding].piece
+                _call(proto, name, proto.pieces[i].piece)
         return SentencePiece(_bytes(proto), special)
 
     def _extend(self, missing: Sequence[str], rows: int) -> SentencePiece:
@@ -155,9 +151,8 @@ class SentencePiece(Tokenizer):
                 continue
             spelled = name if found is None else other_name(name)
             proto.pieces.add(piece=spelled, score=0.0, type=_Piece.CONTROL)
-            field = _FIELDS.get(name)
-            if field and getattr(proto.trainer_spec, field) != spelled:
-                setattr(proto.trainer_spec, field, spelled)
+            if name in _FIELDS:
+                _call(proto, name, spelled)
         return SentencePiece(_bytes(proto), self.special)
 
 
@@ -192,6 +187,13 @@ def fill(proto: Model, rows: int) -> None:
     """Names the ids up to `rows` that have no token, so that others come behind them."""
     for i in range(len(proto.pieces), rows):
         proto.pieces.add(piece=f'<row_{i}>', score=0.0, type=_Piece.CONTROL)
+
+
+def _call(proto: Model, name: str, piece: str) -> None:
+    """Says in the model which of its pieces is bos, eos or pad."""
+    field = _FIELDS[name]
+    if getattr(proto.trainer_spec, field) != piece:
+        setattr(proto.trainer_spec, field, piece)
 
 
 def _bytes(proto: Model) -> bytes:

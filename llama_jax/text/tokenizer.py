@@ -78,6 +78,9 @@ class Special:
         return None if self.pad_id in (self.bos_id, *self.ends) else self.pad_id
 
 
+NOTHING = Special()
+
+
 @dataclasses.dataclass(frozen=True)
 class Added:
     """A token that a file adds to those that were learnt."""

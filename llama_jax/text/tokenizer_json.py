@@ -17,7 +17,15 @@ from llama_jax.errors import UserError
 from llama_jax.text import json_rules
 from llama_jax.text.json_rules import Content
 from llama_jax.text.long_text import words_in_parts
-from llama_jax.text.tokenizer import SPACE, Added, Special, Tokenizer, other_name, too_large
+from llama_jax.text.tokenizer import (
+    NOTHING,
+    SPACE,
+    Added,
+    Special,
+    Tokenizer,
+    other_name,
+    too_large,
+)
 from llama_jax.text.words import BYTES
 
 if TYPE_CHECKING:
@@ -34,14 +42,19 @@ class JsonTokenizer(Tokenizer):
 
     FILE = 'tokenizer.json'
 
-    def __init__(self, content: bytes, special: Special = Special()) -> None:
+    def __init__(self, content: bytes, special: Special = NOTHING) -> None:
         """`content` is the file; bos, eos, pad and the ends are not in it.
 
         Raises UserError for a file that the library cannot read.
         """
         theirs, settings = _read(content, special)
         vocabulary, added = theirs.get_vocab(), theirs.get_added_tokens_decoder()
-        closed = {token.content: i for i, token in added.items() if token.special}
+        byte = json_rules.falls_back_to_bytes(settings)
+        closed = {
+            token.content: i
+            for i, token in added.items()
+            if token.special and not (byte and _BYTE.fullmatch(token.content))
+        }
         unknown = _unknown(settings['model'], vocabulary)
         pieces = _pieces(theirs, settings, vocabulary, added)
         for i in (*closed.values(), *unknown):
@@ -62,9 +75,7 @@ class JsonTokenizer(Tokenizer):
         self._closed = np.zeros(len(pieces), bool)
         self._closed[[i for i in closed.values() if i not in unknown]] = True
         bytes_ = [vocabulary.get(f'<0x{byte:02X}>', -1) for byte in SPACE.encode()]
-        self._space_ids = (
-            np.array(bytes_, np.int32) if json_rules.falls_back_to_bytes(settings) else None
-        )
+        self._space_ids = np.array(bytes_, np.int32) if byte else None
         # The library leaves these out without a word.
         self._unspelt = frozenset(
             byte
@@ -98,7 +109,7 @@ class JsonTokenizer(Tokenizer):
         closed_n = self._closed[ids]
         if not closed_n.any():
             return ids
-        # A vocabulary may hold a control token as a word as well. Text that spells it is cut within.
+        # A vocabulary may hold a control token as a word as well: text that spells it is cut.
         offsets = [found.offsets[i] for i in np.flatnonzero(closed_n)]
         cuts = [start + 1 for start, end in offsets if end > start + 1]
         if not cuts:
@@ -234,7 +245,7 @@ def _read(content: bytes, special: Special) -> tuple[Theirs, Content]:
         named = {theirs.id_to_token(i): i for i in lacking}
         entries = {token['content']: token for token in settings.get('added_tokens') or ()}
         for name, i in named.items():
-            entries.setdefault(name, _entry(Added(name, i)))['special'] = True
+            entries.setdefault(name, _entry(Added(str(name), i)))['special'] = True
         settings['added_tokens'] = list(entries.values())
         theirs = _object(settings)
     return theirs, {**settings, **_steps(theirs)}
@@ -271,7 +282,11 @@ def _object(settings: Mapping[str, Any]) -> Theirs:
 
 def _unknown(model: Content, vocabulary: Mapping[str, int]) -> tuple[int, ...]:
     """The id for what the vocabulary lacks, if any."""
-    i = model['unk_id'] if model.get('unk_id') is not None else vocabulary.get(model.get('unk_token') or '')
+    i = (
+        model['unk_id']
+        if model.get('unk_id') is not None
+        else vocabulary.get(model.get('unk_token') or '')
+    )
     return () if i is None else (i,)
 
 
@@ -287,16 +302,18 @@ def _pieces(
     decoders = {step['type'] for step in json_rules.steps(settings, 'decoder')}
     decode = theirs.decoder.decode if theirs.decoder else None
     for token, i in vocabulary.items():
-        if i in added:
+        if 'ByteFallback' in decoders and (byte := _BYTE.fullmatch(token)):
+            pieces[i] = bytes([int(byte[1], 16)])
+        elif i in added:
             pieces[i] = added[i].content.encode()
         elif byte_level and all(char in BYTES for char in token):
             pieces[i] = bytes(map(BYTES.__getitem__, token))
-        elif 'ByteFallback' in decoders and (byte := _BYTE.fullmatch(token)):
-            pieces[i] = bytes([int(byte[1], 16)])
         else:
-            text = decode([_BEFORE, token]) if decode and not byte_level else None
-            known = text is not None and text.startswith(_BEFORE)
-            pieces[i] = (text.removeprefix(_BEFORE) if known else token.replace(SPACE, ' ')).encode()
+            text = decode([_BEFORE, token]) if decode and not byte_level else ''
+            known = text.startswith(_BEFORE)
+            pieces[i] = (
+                text.removeprefix(_BEFORE) if known else token.replace(SPACE, ' ')
+            ).encode()
     return pieces
 
 

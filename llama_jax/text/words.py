@@ -76,8 +76,19 @@ _SPLITTERS: dict[tuple[str, ...], dict[str, Any]] = {
     ('deepseek-coder',): by_pattern(*_DEEPSEEK_CODER),
 }
 _BY_NAME = {name: splitter for names, splitter in _SPLITTERS.items() for name in names}
-WHOLE_WORDS = ('llama-bpe', 'llama3', 'llama-v3', 'falcon3', 'falcon-h1', 'pixtral', 'midm-2.0',
-               'lfm2', 'tekken', 'llama4', 'gpt-4o')
+WHOLE_WORDS = (
+    'llama-bpe',
+    'llama3',
+    'llama-v3',
+    'falcon3',
+    'falcon-h1',
+    'pixtral',
+    'midm-2.0',
+    'lfm2',
+    'tekken',
+    'llama4',
+    'gpt-4o',
+)
 """Where a word that is a token is that token, whatever the merges say."""
 PATTERNS = frozenset({LLAMA3, QWEN2, LLAMA4, TEKKEN, *_DEEPSEEK_V3, *_DEEPSEEK_CODER})
 """Of which every word begins at a space that stands between two words, if not before."""

@@ -30,7 +30,10 @@ def sampler(
         return None
     from llama_jax.generate.engine import Generator
 
-    begin, texts = [tokenizer.bos_id], [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    begin, texts = (
+        [tokenizer.control['<s>']],
+        [tokenizer.encode(prompt).tolist() for prompt in prompts],
+    )
     reads = experiment.model.encoder_layers > 0
     _check(experiment, texts, reads=reads)
 

@@ -9,7 +9,7 @@ from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.text import files as text_files
 from llama_jax.text.chat import LLAMA2, LLAMA3, ChatML
-from llama_jax.text.tokenizer import Tokenizer
+from llama_jax.text.sentencepiece_model import SentencePiece
 from tests.convert import written
 from tests.data.corpus import CHINESE
 
@@ -56,9 +56,9 @@ def test_unsupported_vocabulary_is_refused_by_name(change, named):
 @pytest.mark.parametrize('space_before', [True, False])
 def test_gguf_with_a_sentencepiece_vocabulary(space_before):
     model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(train([*CHINESE, 'def f(x):  return x'], vocab=512, kind='bpe')._model)
+    model.ParseFromString(train([*CHINESE, 'def f(x):  return x'], vocab=512, kind='bpe')._content)
     model.normalizer_spec.add_dummy_prefix = space_before
-    ours = Tokenizer(model.SerializeToString())
+    ours = SentencePiece(model.SerializeToString())
     settings = {
         'model': 'llama',
         'tokens': [piece.piece for piece in model.pieces],
@@ -108,7 +108,7 @@ def test_settings_beside_tokenizer_json(tmp_path):
     assert text_files.from_huggingface(tmp_path, vocab=520).chat == LLAMA3
 
 
-def test_what_tokenizer_json_puts_before_a_text_is_the_beginning(tmp_path):
+def test_what_tokenizer_json_puts_before_a_text_is_the_beginning(tmp_path, caplog):
     def post(single):
         def change(content):
             ids = {'<|im_start|>': 1, '<|im_end|>': 2}
@@ -131,28 +131,11 @@ def test_what_tokenizer_json_puts_before_a_text_is_the_beginning(tmp_path):
     text = huggingface(tmp_path, change=post(['<|im_start|>', '$A']))
     assert text.begin == (1,) and text.vocabulary.bos_id == 1
     assert 1 not in text.vocabulary.encode(TEXT)
-    with pytest.raises(UserError, match='puts tokens behind a text'):
-        huggingface(tmp_path, change=post(['$A', '<|im_end|>']))
-
-
-@pytest.mark.parametrize(
-    ('change', 'named'),
-    [
-        (lambda c: c['model'].update(type='WordPiece'), 'no byte-level BPE'),
-        (lambda c: c.update(pre_tokenizer={'type': 'Whitespace'}), 'no byte-level BPE'),
-        (lambda c: c.update(normalizer={'type': 'NFC'}), 'a normalizer, NFC'),
-        (lambda c: c['added_tokens'][1].update(lstrip=True), "'<|im_start|>' takes spaces"),
-        (
-            lambda c: c['pre_tokenizer']['pretokenizers'][1].update(add_prefix_space=True),
-            'add_prefix_space',
-        ),
-    ],
-    ids=['model', 'words', 'normalizer', 'strip', 'space'],
-)
-def test_unsupported_tokenizer_json_is_refused_by_name(tmp_path, change, named):
-    with pytest.raises(UserError) as refused:
-        huggingface(tmp_path, change=change)
-    assert named in str(refused.value)
+    text = huggingface(tmp_path, change=post(['<|im_start|>', '$A', '<|im_end|>']))
+    assert text.begin == (1,) and 'prompts end without <|im_end|>' in caplog.text
+    for says, begin in ((False, ()), (True, (1,))):
+        named = {'add_bos_token': says, 'bos_token': '<|im_start|>'}
+        assert huggingface(tmp_path, tokenizer_config=named).begin == begin
 
 
 def test_directories_without_a_vocabulary_or_its_end(tmp_path):
