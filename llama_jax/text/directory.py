@@ -183,7 +183,8 @@ def _with(vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: 
     ends = [i for i in dict.fromkeys(ends) if i < max(rows, size)]
     if outside:
         log.warning(
-            'tokens behind the embedding of %d rows are left out: %s', rows, ', '.join(outside)
+            'tokens behind the embedding of %d rows are left out: %s%s',
+            *(rows, ', '.join(outside[:5]), ', ...' if len(outside) > 5 else ''),
         )
     bos_id, pad_id = id_of('bos_token'), id_of('pad_token')
     if bos_id is None and isinstance(vocabulary, JsonTokenizer):

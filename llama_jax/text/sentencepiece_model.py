@@ -107,11 +107,17 @@ class SentencePiece(Tokenizer):
         return i if self._processor.id_to_piece(i) == name else None
 
     def within(self, rows: int) -> tuple[SentencePiece, list[str]]:
-        """Without tokens behind the `rows` of an embedding, and the names of these. Raises
-        UserError: a model has none that were added."""
-        if self.base_size > rows:
-            raise too_large(self.base_size, rows)
-        return self, []
+        """Without control tokens behind the `rows` of an embedding, and the names of these. Raises
+        UserError where others are there."""
+        if self.vocab_size <= rows:
+            return self, []
+        proto = parse(self._content)
+        outside = list(proto.pieces)[rows:]
+        if any(piece.type != _Piece.CONTROL for piece in outside):
+            raise too_large(self.vocab_size, rows)
+        names = [piece.piece for piece in outside]
+        del proto.pieces[rows:]
+        return SentencePiece(_bytes(proto), self.special), names
 
     def with_tokens(self, added: Sequence[Added], special: Special) -> SentencePiece:
         """With tokens that other files add, and the special tokens that they name. Raises UserError
