@@ -83,7 +83,8 @@ def find(name_or_path: str, what: str = '--weights') -> Weights:
 def _gguf(name: str, path: Path) -> Weights:
     file = gguf.read(path)
     config, unread = params.unread(gguf.GGUF, file.tensors, gguf.config_from_gguf(file))
-    return Weights(name, path, config, unread, functools.partial(files.from_gguf, file.settings))
+    text = functools.partial(files.from_gguf, file.settings, vocab=config.ids)
+    return Weights(name, path, config, unread, text)
 
 
 def _directory(

@@ -95,7 +95,7 @@ def test_weights_of_a_directory_of_meta(mesh, tmp_path):
 
 def test_padding_lies_within_the_embedding(mesh, tmp_path):
     # The control tokens that a SentencePiece model gains have ids behind the embedding.
-    config = replace(CONFIG, vocab=372)
+    config = replace(CONFIG, vocab=374)
     params = huggingface.params_from_huggingface(weights(config, seed=3), config)
     huggingface.save(tmp_path, config, params)
     tokenizer = train(CHINESE, vocab=512, kind='bpe')
