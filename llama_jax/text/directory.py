@@ -7,7 +7,6 @@ added, and those that begin, end and pad.
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,10 @@ from typing import Any
 
 from llama_jax.errors import UserError
 from llama_jax.text import ranks
+from llama_jax.text.gguf_vocabulary import tell
 from llama_jax.text.sentencepiece_model import SentencePiece
 from llama_jax.text.tokenizer import Added, Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
-
-log = logging.getLogger(__name__)
 
 Vocabulary = SentencePiece | JsonTokenizer
 MODEL, JSON, TEKKEN = NAMES = 'tokenizer.model', 'tokenizer.json', 'tekken.json'
@@ -181,11 +179,7 @@ def _with(vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: 
     outside += [str(i) for i in unnamed if i >= max(rows, size)]
     added = [*added, *(Added(f'<row_{i}>', i) for i in unnamed if i < rows)]
     ends = [i for i in dict.fromkeys(ends) if i < max(rows, size)]
-    if outside:
-        log.warning(
-            'tokens behind the embedding of %d rows are left out: %s%s',
-            *(rows, ', '.join(outside[:5]), ', ...' if len(outside) > 5 else ''),
-        )
+    tell(outside, rows)
     bos_id, pad_id = id_of('bos_token'), id_of('pad_token')
     if bos_id is None and isinstance(vocabulary, JsonTokenizer):
         begin, _ = vocabulary.around()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from sentencepiece import sentencepiece_model_pb2
 
@@ -15,6 +15,7 @@ from llama_jax.text.tokenizer import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 
 log = logging.getLogger(__name__)
+Kind = TypeVar('Kind', SentencePiece, JsonTokenizer)
 
 _NORMAL, _UNKNOWN, _CONTROL, _WHOLE, _UNUSED, _BYTE = range(1, 7)
 """Kinds of token; SentencePiece has the same numbers."""
@@ -58,7 +59,7 @@ def read(settings: Mapping[str, Any], *, rows: int = 0) -> SentencePiece | JsonT
         made = _sentencepiece(
             tokens, get('scores'), kinds, space=optional('add_space_prefix', True)
         ).with_tokens((), special)
-        return made.padded(rows)
+        return fitted(made, rows)
     split = get('pre')
     numbered = list(enumerate(zip(tokens, kinds, strict=True)))
 
@@ -75,7 +76,25 @@ def read(settings: Mapping[str, Any], *, rows: int = 0) -> SentencePiece | JsonT
         ignore_merges=split in words.WHOLE_WORDS,
         begins=begins_with_bos(settings),
     )
-    return made_of_bytes.padded(rows)
+    return fitted(made_of_bytes, rows)
+
+
+def fitted(vocabulary: Kind, rows: int) -> Kind:
+    """With as many ids as an embedding has `rows` (0: not known). Tokens that were added behind it
+    are left out with a warning; raises UserError where others are there."""
+    if not rows:
+        return vocabulary
+    vocabulary, outside = vocabulary.within(rows)
+    tell(outside, rows)
+    return vocabulary.padded(rows)
+
+
+def tell(outside: Sequence[str], rows: int) -> None:
+    if outside:
+        log.warning(
+            'tokens behind the embedding of %d rows are left out: %s%s',
+            *(rows, ', '.join(outside[:5]), ', ...' if len(outside) > 5 else ''),
+        )
 
 
 def begins_with_bos(settings: Mapping[str, Any]) -> bool:

@@ -95,10 +95,10 @@ def test_weights_of_a_directory_of_meta(mesh, tmp_path):
 
 def test_padding_lies_within_the_embedding(mesh, tmp_path):
     # The control tokens that a SentencePiece model gains have ids behind the embedding.
-    config = replace(CONFIG, vocab=374)
+    config = replace(CONFIG, vocab=372)
     params = huggingface.params_from_huggingface(weights(config, seed=3), config)
     huggingface.save(tmp_path, config, params)
-    tokenizer = train(CHINESE, vocab=512, kind='bpe')
+    tokenizer = train(CHINESE, vocab=511, kind='bpe')
     tokenizer.save(tmp_path / 'tokenizer.model')
     assert tokenizer.pad_id >= config.vocab
     model = models.from_weights(str(tmp_path), mesh)
@@ -131,9 +131,9 @@ def test_vocabulary_of_another_model(mesh, tmp_path):
     path = written.write(
         tmp_path / 'x.gguf',
         written.tensors_of(weights(CONFIG, seed=3), CONFIG),
-        written.architecture(CONFIG) | written.vocabulary(size=400),
+        written.architecture(CONFIG) | written.vocabulary(size=520),
     )
-    with pytest.raises(UserError, match='x: the embedding has 512 rows and the vocabulary 400'):
+    with pytest.raises(UserError, match='has 520 tokens and the embedding 512 rows'):
         models.from_weights(str(path), mesh)
 
 
