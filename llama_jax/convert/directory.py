@@ -95,6 +95,11 @@ def weights(directory: Path) -> Stored:
             f'{directory}: nothing says which of {names}{more} is the model: fetch '
             'model.safetensors.index.json, or keep one of them'
         )
+    if files and not any(os.path.lexists(directory / name) for name in _ADAPTERS):
+        raise UserError(
+            f'{directory} has no model.safetensors, and {files[0].name} is none by its name: fetch '
+            'it, or rename the file if it is the model'
+        )
     raise nothing_in(directory, 'model.safetensors')
 
 
@@ -136,9 +141,7 @@ def nothing_in(directory: Path, lacks: str) -> UserError:
         if path is not None:
             said = remedy.format(path=path, parent=path.parent)
             return UserError(f'{directory} has no {lacks}: {said}')
-    others = ', '.join(sorted(path.name for path in directory.glob('*.safetensors')))
-    note = f', and {others} is none by its name' if others else ''
-    return UserError(f'{directory} has no {lacks}{note}{unfinished(directory / lacks)}: fetch it')
+    return UserError(f'{directory} has no {lacks}{unfinished(directory / lacks)}: fetch it')
 
 
 def indexed(directory: Path, name: str) -> Stored:

@@ -75,6 +75,10 @@ def test_copies_that_hold_nothing_new_are_accepted():
 def test_a_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match='has no config.json: fetch it'):
         huggingface.load(tmp_path)
+    (tmp_path / 'model.safetensors').write_bytes(b'')
+    with pytest.raises(UserError, match='has no config.json: fetch it'):
+        huggingface.load(tmp_path)
+    (tmp_path / 'model.safetensors').unlink()
     settings = huggingface.config_to_huggingface(CONFIG)
     (tmp_path / 'config.json').write_text(json.dumps(settings), encoding='utf-8-sig')
     with pytest.raises(UserError, match='has no model.safetensors: fetch it'):
