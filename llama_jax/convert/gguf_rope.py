@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.convert.rope import Rope, count, number, unsupported
+from llama_jax.convert.rope import Rope
+from llama_jax.convert.values import count, number, unsupported
 from llama_jax.errors import UserError
 from llama_jax.model.config import (
     Linear,

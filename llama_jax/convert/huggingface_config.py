@@ -8,7 +8,6 @@ over. The tables below say which.
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from llama_jax.convert import rope
 from llama_jax.convert import tensors as tensors_lib
 from llama_jax.convert.directory import UNQUANTISED
+from llama_jax.convert.values import count, number, short
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.patterns import Dense, Pattern, Window
@@ -115,7 +115,10 @@ def config_from_huggingface(settings: Mapping[str, Any]) -> ModelConfig:
     _refuse(settings)
     # A null is a value: without the key Mistral's window is 4096, with null there is none.
     settings = {**_DEFAULTS[kind], **_longest(settings), **settings}
-    dim, heads = _count(settings, 'hidden_size'), _count(settings, 'num_attention_heads')
+    dim, heads = (
+        count(settings, 'hidden_size', 'config.json'),
+        count(settings, 'num_attention_heads', 'config.json'),
+    )
     if settings.get('head_dim') is None and dim % heads:
         raise UserError(
             f'config.json: hidden_size {dim} is no multiple of num_attention_heads {heads}, and '
@@ -126,17 +129,17 @@ def config_from_huggingface(settings: Mapping[str, Any]) -> ModelConfig:
     if not isinstance(tied, bool | None):
         raise UserError(f'config.json: tie_word_embeddings = {tied!r} is neither true nor false')
     return ModelConfig(
-        vocab=_count(settings, 'vocab_size'),
+        vocab=count(settings, 'vocab_size', 'config.json'),
         dim=dim,
-        layers=_count(settings, 'num_hidden_layers'),
+        layers=count(settings, 'num_hidden_layers', 'config.json'),
         heads=heads,
-        kv_heads=_count(settings, 'num_key_value_heads', heads),
-        head_dim=_count(settings, 'head_dim', dim // heads),
-        ffn=_count(settings, 'intermediate_size'),
+        kv_heads=count(settings, 'num_key_value_heads', 'config.json', heads),
+        head_dim=count(settings, 'head_dim', 'config.json', dim // heads),
+        ffn=count(settings, 'intermediate_size', 'config.json'),
         context=context,
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_eps=_number(settings, 'rms_norm_eps'),
+        norm_eps=number(settings, 'rms_norm_eps', 'config.json'),
         tied=bool(tied),
         pattern=_pattern(settings, kind, context),
     )
@@ -148,7 +151,7 @@ def _kind(settings: Mapping[str, Any]) -> str:
     listed = set(map(str, names)) if isinstance(names, list) else set()
     if names is not None and not _ARCHITECTURES & listed:
         raise UserError(
-            f'config.json: architectures = {_short(names)} is not supported, only '
+            f'config.json: architectures = {short(names)} is not supported, only '
             'LlamaForCausalLM and MistralForCausalLM'
         )
     kind = settings.get('model_type')
@@ -158,7 +161,7 @@ def _kind(settings: Mapping[str, Any]) -> str:
         return 'mistral' if 'MistralForCausalLM' in listed else 'llama'
     if not isinstance(kind, str) or kind not in _DEFAULTS:
         raise UserError(
-            f'config.json: model_type = {_short(kind)} is not supported, only llama, mistral'
+            f'config.json: model_type = {short(kind)} is not supported, only llama, mistral'
         )
     return kind
 
@@ -176,7 +179,7 @@ def _refuse(settings: Mapping[str, Any]) -> None:
             if value not in _NEUTRAL[name]:
                 only = ' or '.join(map(repr, _NEUTRAL[name]))
                 raise UserError(
-                    f'config.json: {name} = {_short(value)} is not supported'
+                    f'config.json: {name} = {short(value)} is not supported'
                     + (f', only {only}' if only else '')
                 )
         elif not _WITHOUT_EFFECT.fullmatch(name):
@@ -190,7 +193,7 @@ def _method(quantisation: Any) -> str | None:
     if not quantisation:
         return None
     if not isinstance(quantisation, dict):
-        return _short(quantisation)
+        return short(quantisation)
     loads = [quantisation.get(f'load_in_{n}bit') for n in (4, 8)]
     if False in loads and not any(loads):
         return None  # bitsandbytes, off
@@ -208,7 +211,7 @@ def _pattern(settings: Mapping[str, Any], kind: str, context: int) -> Pattern:
     """The window of Mistral 7B v0.1. One that is never left is none."""
     window = None
     if settings.get('sliding_window') is not None:
-        window = _count(settings, 'sliding_window')
+        window = count(settings, 'sliding_window', 'config.json')
     pattern: Pattern = Window(window) if window is not None and window < context else Dense()
     if pattern != Dense() and (kind == 'llama' or settings.get('use_sliding_window') is False):
         if kind == 'mistral':
@@ -225,37 +228,13 @@ def _pattern(settings: Mapping[str, Any], kind: str, context: int) -> Pattern:
     types = settings.get('layer_types')
     if types is not None:
         wanted = {'full_attention'} if pattern == Dense() else {'sliding_attention'}
-        found = set(map(str, types)) if isinstance(types, list) else {_short(types)}
+        found = set(map(str, types)) if isinstance(types, list) else {short(types)}
         if not found <= wanted:
             raise UserError(
                 f'config.json: layer_types with {", ".join(sorted(found))} is not supported, only '
                 f'{wanted.pop()} here'
             )
     return pattern
-
-
-def _count(settings: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = settings.get(name)
-    if value is None and default is not None:
-        return default
-    if value is None:
-        raise UserError(f'config.json: {name} is missing')
-    if type(value) is not int or value < 1:
-        raise UserError(f'config.json: {name} = {_short(value)} is no positive whole number')
-    return value
-
-
-def _number(settings: Mapping[str, Any], name: str) -> float:
-    value: Any = settings.get(name)
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 <= value < math.inf:
-        raise UserError(f'config.json: {name} = {_short(value)} is no number of 0 or more')
-    return float(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else text[:57] + '...'
 
 
 def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:

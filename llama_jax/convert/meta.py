@@ -8,7 +8,6 @@ released in several files (13B and larger) are split over tensors, which `meta_f
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from llama_jax.convert import params as convert_params
 from llama_jax.convert.directory import UNQUANTISED
 from llama_jax.convert.renamed import from_params
 from llama_jax.convert.tensors import Scheme
+from llama_jax.convert.values import count, number, unsupported
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.model.layers import Params
@@ -105,7 +105,7 @@ def config_from_meta(
 
     Raises UserError for settings that are missing or make no sense.
     """
-    dim, heads = (_count(settings, name) for name in ('dim', 'n_heads'))
+    dim, heads = (count(settings, name, 'params.json') for name in ('dim', 'n_heads'))
     if (settings.get('vocab_size') or -1) not in (-1, vocab):
         raise UserError(
             f'params.json: vocab_size is {settings["vocab_size"]}, the embedding has {vocab} rows'
@@ -120,19 +120,19 @@ def config_from_meta(
         raise UserError(f'params.json has no scaled rope: rope_factor {rope_factor} must be None')
     if settings.get('head_dim') is None and dim % heads:
         raise UserError(f'params.json: dim {dim} is no multiple of n_heads {heads}')
-    window = _count(settings, 'sliding_window', context)
+    window = count(settings, 'sliding_window', 'params.json', context)
     return ModelConfig(
         vocab=vocab,
         dim=dim,
-        layers=_count(settings, 'n_layers'),
+        layers=count(settings, 'n_layers', 'params.json'),
         heads=heads,
-        kv_heads=_count(settings, 'n_kv_heads', heads),
-        head_dim=_count(settings, 'head_dim', dim // heads),
+        kv_heads=count(settings, 'n_kv_heads', 'params.json', heads),
+        head_dim=count(settings, 'head_dim', 'params.json', dim // heads),
         ffn=_hidden(settings, dim),
         context=context,
-        rope_theta=_number(settings, 'rope_theta', 1e4),
+        rope_theta=number(settings, 'rope_theta', 'params.json', 1e4),
         rope_scaling=RopeScaling(factor=rope_factor) if rope_factor else None,
-        norm_eps=_number(settings, 'norm_eps'),
+        norm_eps=number(settings, 'norm_eps', 'params.json'),
         tied=tied,
         pattern=Window(window) if window < context else Dense(),
     )
@@ -149,7 +149,7 @@ def check(settings: Mapping[str, Any]) -> None:
         if name not in _NEUTRAL:
             unknown.append(name)
         elif value not in _NEUTRAL[name]:
-            raise UserError(f'params.json: {name} = {value!r} is not supported')
+            raise unsupported('params.json', name, settings)
     if unknown:
         log.warning('params.json: %s not known, and ignored', ', '.join(sorted(unknown)))
 
@@ -158,35 +158,12 @@ def _hidden(settings: Mapping[str, Any], dim: int) -> int:
     """Hidden units, as Mistral writes them; or two thirds of 4 dim, times the multiplier, rounded
     up."""
     if settings.get('hidden_dim') is not None:
-        return _count(settings, 'hidden_dim')
+        return count(settings, 'hidden_dim', 'params.json')
     hidden = int(2 * 4 * dim / 3)
     if settings.get('ffn_dim_multiplier') is not None:
-        hidden = int(_number(settings, 'ffn_dim_multiplier') * hidden)
-    multiple_of = _count(settings, 'multiple_of')
+        hidden = int(number(settings, 'ffn_dim_multiplier', 'params.json') * hidden)
+    multiple_of = count(settings, 'multiple_of', 'params.json')
     return multiple_of * -(-hidden // multiple_of)
-
-
-def _count(settings: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    value = settings.get(name)
-    if value is None and default is not None:
-        return default
-    if value is None:
-        raise UserError(f'params.json: {name} is missing')
-    if type(value) is not int or value < 1:
-        raise UserError(f'params.json: {name} = {value!r} is no positive whole number')
-    return value
-
-
-def _number(settings: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    value: Any = settings.get(name)
-    if value is None and default is not None:
-        return default
-    if value is None:
-        raise UserError(f'params.json: {name} is missing')
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not 0 < value < math.inf:
-        raise UserError(f'params.json: {name} = {value!r} is no positive number')
-    return float(value)
 
 
 def params_from_meta(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:

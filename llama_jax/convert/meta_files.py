@@ -21,6 +21,7 @@ from llama_jax.convert.meta import check, config_from_meta
 from llama_jax.convert.stored import Stored, missing_files, read_object
 from llama_jax.convert.stored import read as read_place
 from llama_jax.convert.tensors import Tensors
+from llama_jax.convert.values import count, number
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 
@@ -196,11 +197,8 @@ def _tied(parts: Sequence[Stored]) -> bool:
 
 
 def _context(directory: Path, settings: Mapping[str, Any], vocab: int) -> int:
-    said = settings.get('max_seq_len')
-    if said is not None:
-        if type(said) is not int or said < 1:
-            raise UserError(f'{directory / _SETTINGS}: max_seq_len = {said!r} is no length')
-        return said
+    if settings.get('max_seq_len') is not None:
+        return count(settings, 'max_seq_len', _SETTINGS)
     known = {'rope_theta': 1e4, **settings, 'vocab_size': vocab}
     for like, context in _CONTEXTS:
         if all(known.get(name) == value for name, value in like.items()):
@@ -214,13 +212,11 @@ def _context(directory: Path, settings: Mapping[str, Any], vocab: int) -> int:
 def _rope_factor(directory: Path, settings: Mapping[str, Any]) -> float | None:
     if not settings.get('use_scaled_rope'):
         return None
-    said = settings.get('rope_scaling_factor')
-    if said is None:
-        said = _SCALED.get((settings.get('dim'), settings.get('n_layers')))  # type: ignore[arg-type]
-    if said is None:
+    known = _SCALED.get((settings.get('dim'), settings.get('n_layers')))  # type: ignore[arg-type]
+    if known is None and settings.get('rope_scaling_factor') is None:
         raise UserError(
             f'{directory / _SETTINGS}: use_scaled_rope does not say by how much, and the model is '
             'none of those known here: write it there, such as "rope_scaling_factor": 8 (8 for '
             'Llama 3.1 and 3.3, 32 for Llama 3.2)'
         )
-    return float(said)
+    return number(settings, 'rope_scaling_factor', _SETTINGS, known)

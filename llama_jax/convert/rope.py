@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from llama_jax.convert.values import count, number, unsupported
 from llama_jax.errors import UserError
 from llama_jax.model.config import (
     Dynamic,
@@ -228,26 +229,3 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
     if rope:
         settings['rope_scaling'] = dict(rope)
     return {**settings, 'rope_parameters': {'rope_type': 'default', **rope, 'rope_theta': theta}}
-
-
-def number(room: Mapping[str, Any], name: str, where: str) -> float:
-    """A positive number among settings; UserError where there is none."""
-    value = room.get(name)
-    if value is None:
-        raise UserError(f'{where}.{name} is missing')
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise UserError(f'{where}.{name} = {value!r} is no positive number')
-    return float(value)
-
-
-def count(room: Mapping[str, Any], name: str, where: str) -> int:
-    """A positive whole number among settings; UserError where there is none."""
-    value = number(room, name, where)
-    if value != int(value):
-        raise UserError(f'{where}.{name} = {value!r} is no whole number')
-    return int(value)
-
-
-def unsupported(where: str, name: str, room: Mapping[str, Any]) -> UserError:
-    """For a setting that the decoder does not have."""
-    return UserError(f'{where}.{name} = {room[name]!r} is not supported')

@@ -238,7 +238,7 @@ def test_the_window_of_mistral():
         ({'quantization_config': {'load_in_4bit': True, 'quant_method': 'bitsandbytes'}}, 'bitsan'),
         ({'quantization': {'group_size': 64, 'bits': 4}}, 'quantization says quantised weights of'),
         ({'vocab_size': '128256'}, "vocab_size = '128256' is no positive"),
-        ({'hidden_size': 2048.0}, 'hidden_size = 2048.0'),
+        ({'hidden_size': 2048.5}, 'hidden_size = 2048.5 is no whole'),
         ({'num_hidden_layers': True}, 'num_hidden_layers = True'),
         ({'num_attention_heads': 0}, 'num_attention_heads = 0'),
         ({'num_attention_heads': 33, 'head_dim': None}, 'no multiple of num_attention_heads 33'),
@@ -272,9 +272,12 @@ JUNK += ({'a': 1}, [None], ['LlamaForCausalLM', 3])
 @pytest.mark.parametrize('base', [LLAMA3_2_1B, MISTRAL_7B], ids=['llama', 'mistral'])
 def test_any_value_of_any_key_is_taken_or_refused_in_one_line(base):
     others = ('quantization_config', 'sliding_window', 'layer_types', 'num_experts', 'pruned_heads')
-    for name in (*base, *others, 'use_sliding_window', 'max_sequence_length'):
-        for value in JUNK if not name.startswith('rope') else ():
-            try:
-                huggingface.config_from_huggingface(base | {name: value})
-            except UserError as error:
-                assert '\n' not in str(error) and len(str(error)) < 300
+    names = (*base, *others, 'use_sliding_window', 'max_sequence_length', 'rope_parameters')
+    changes = [{name: value} for name in names for value in JUNK]
+    rope = LLAMA3_2_1B['rope_scaling']
+    changes += [{'rope_scaling': rope | {name: value}} for name in rope for value in JUNK]
+    for change in changes:
+        try:
+            huggingface.config_from_huggingface(base | change)
+        except UserError as error:
+            assert '\n' not in str(error) and len(str(error)) < 300

@@ -169,7 +169,7 @@ def test_released_models_are_known_by_their_shape(tmp_path, name, changes, vocab
     ('changes', 'words'),
     [
         ({'max_seq_len': None}, 'such as "max_seq_len": 8192'),
-        ({'max_seq_len': '8k'}, "max_seq_len = '8k' is no length"),
+        ({'max_seq_len': '8k'}, "max_seq_len = '8k' is no positive"),
         (SCALED, 'such as "rope_scaling_factor": 8 (8 for Llama 3.1'),
         ({'moe': {'num_experts': 8}}, "moe = {'num_experts': 8} is not supported"),
         (
