@@ -131,7 +131,10 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         raise UserError(f'{path} cannot be read: {error.strerror}') from None
     with file:
-        yield file
+        try:
+            yield file
+        except OSError as error:
+            raise UserError(f'{path} cannot be read: {error.strerror}') from None
 
 
 def read_object(path: Path) -> dict[str, Any]:

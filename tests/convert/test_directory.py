@@ -103,6 +103,9 @@ def test_all_shards_that_are_missing_are_told(tmp_path):
         ('snapshots/5f1c/config.json', 'snapshots/5f1c'),
         ('checkpoint-40/config.json', 'checkpoint-40'),
         ('tf_model.h5', 'TensorFlow'),
+        ('pytorch_model-00001-of-00002.bin', 'fetch pytorch_model.bin.index.json'),
+        ('run.json', 'a run of this project: give --checkpoint'),
+        ('lit_model.pth', 'LitGPT'),
         ('zero_to_fp32.py', 'DeepSpeed'),
         ('README.md', 'has no model.safetensors: fetch it'),
         ('model.safetensors.part', '(model.safetensors.part beside it says that a download'),
@@ -196,6 +199,11 @@ def test_places_that_are_no_files(tmp_path):
     path.unlink()
     path.symlink_to(path.name)
     assert 'cannot be read: Too many levels' in refused(tmp_path)
+    unreadable = '/proc/self/mem'
+    if os.path.exists(unreadable):
+        path.unlink()
+        path.symlink_to(unreadable)
+        assert 'cannot be read: Input/output error' in refused(tmp_path)
 
 
 def test_a_file_that_is_cut_while_it_is_read(tmp_path):
