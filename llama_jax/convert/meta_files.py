@@ -56,12 +56,13 @@ _CONTEXTS: Sequence[tuple[Mapping[str, Any], int]] = (
         ({'vocab_size': vocab, 'rope_theta': 1e6, 'hidden_dim': None}, 16384)
         for vocab in (32000, 32016)
     ),
+    ({'vocab_size': 32016, 'rope_theta': 1e4}, 4096),
     ({'vocab_size': 32000, 'rope_theta': 1e4, 'norm_eps': 1e-6}, 2048),
     ({'vocab_size': 32000, 'rope_theta': 1e4, 'dim': 8192, 'n_kv_heads': None}, 2048),
     ({'vocab_size': 32000, 'rope_theta': 1e4, 'hidden_dim': None}, 4096),
 )
-"""Settings of Llama 3.1 to 3.3, Llama 3, Mistral 7B, Code Llama, LLaMA 1, its 65B, and Llama 2 ->
-the context, which params.json does not say. The first that fits counts."""
+"""Settings of Llama 3.1 to 3.3, Llama 3, Mistral 7B, Code Llama, its 70B for instructions, LLaMA 1,
+its 65B, and Llama 2 -> the context, which params.json does not say. The first that fits counts."""
 
 
 def is_meta(directory: Path) -> bool:

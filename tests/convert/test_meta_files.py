@@ -136,6 +136,7 @@ SHAPES = [
     ('Llama 2 70B', {'dim': 8192, 'n_layers': 80, 'n_kv_heads': 8}, 32000, 4096, None),
     ('Code Llama 7B', {'rope_theta': 1e6}, 32016, 16384, None),
     ('Code Llama 34B', {'rope_theta': 1e6, 'dim': 8192, 'n_layers': 48}, 32000, 16384, None),
+    ('Code Llama 70B Instruct', {'dim': 8192, 'n_layers': 80, 'n_kv_heads': 8}, 32016, 4096, None),
     ('Llama 3 8B', {'rope_theta': 5e5}, 128256, 8192, None),
     ('Llama 3.1 8B', SCALED, 128256, 131072, 8.0),
     ('Llama 3.1 405B', SCALED | {'dim': 16384, 'n_layers': 126}, 128256, 131072, 8.0),
