@@ -12,6 +12,7 @@ import pytest
 
 from llama_jax.errors import UserError
 from llama_jax.generate.batching import Engine
+from llama_jax.generate.engine import Generator
 from llama_jax.generate.guess import Lookup
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.request import (
@@ -22,6 +23,7 @@ from llama_jax.generate.request import (
     QueueFullError,
     Request,
 )
+from llama_jax.model.config import Dynamic
 from llama_jax.model.patterns import Window
 from tests.generate.tiny import COMPUTE, CONFIG, generator, mesh_of, prompt_of, uncached, weights
 
@@ -190,6 +192,21 @@ def test_a_window_decodes_in_a_ring(engine):
         controls = replace(GREEDY, max_tokens=40)
         ring, rows = (ask(one, prompt_of(n), controls).wait() for one in (ours, whole))
         assert ring.tokens == rows.tokens and len(set(ring.tokens)) > 4
+
+
+def test_positions_that_go_by_length_go_by_that_of_each_text(engine):
+    config = replace(CONFIG, rope_scaling=Dynamic(4.0, 24))
+    ours = engine(programs(config))
+    alone = Generator(*(config, weights()), mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)
+    # The same prompt once more, for a longer text: its keys are others, from the first on.
+    asked = [(20, 4), (40, 4), (20, 12)]
+    heard = [ask(ours, prompt_of(n), replace(GREEDY, max_tokens=more)) for n, more in asked]
+    found = [one.wait() for one in heard]
+    for (n, more), one in zip(asked, found, strict=True):
+        (expected,) = alone([prompt_of(n)], max_tokens=more)
+        assert one.tokens == expected.tokens
+        assert one.finish.cached_tokens == 0
+    assert found[0].tokens != found[2].tokens[:4], 'the length is seen'
 
 
 def test_a_shared_beginning_is_read_once_and_changes_nothing(engine):

@@ -9,16 +9,27 @@ import numpy as np
 import pytest
 
 from llama_jax import layout, trees
+from llama_jax.generate.beam import beam_search
 from llama_jax.generate.engine import Generator
+from llama_jax.generate.guess import Draft
 from llama_jax.model import layers
 from llama_jax.model.cache import Cache
+from llama_jax.model.config import Dynamic, LongRope
 from llama_jax.model.patterns import BlockGlobal, Dilated, Window
 from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of
 
+LONG_ROPE = LongRope(
+    short=(1.0,) * (CONFIG.head_dim // 2),
+    long=tuple(2.0**i for i in range(CONFIG.head_dim // 2)),
+    original_context=24,
+    attention_factor=1.2,
+)
 CONFIGS = {
     'window': replace(CONFIG, pattern=Window(5)),
     'dilated': replace(CONFIG, pattern=Dilated(3, 4)),
     'blocks and global': replace(CONFIG, pattern=BlockGlobal(6, 2)),
+    'dynamic': replace(CONFIG, rope_scaling=Dynamic(4.0, 24)),
+    'longrope': replace(CONFIG, rope_scaling=LONG_ROPE),
     'classic': replace(
         CONFIG,
         norm='layer',
@@ -52,13 +63,16 @@ def forward(config):
     """Next-token logits at every place of a row, no cache."""
     mesh = mesh_of()
     params = jax.device_put(weights(config), jax.NamedSharding(mesh, jax.P()))
-    step = jax.jit(lambda token_BT: layers.bind(config, params)(token_BT, compute=COMPUTE)[0])
+
+    @jax.jit
+    def step(token_BT, length_B):
+        return layers.bind(config, params)(token_BT, length_B=length_B, compute=COMPUTE)[0]
 
     def logits(tokens):
         token_BT = np.zeros((1, LENGTH), np.int32)
         token_BT[0, : len(tokens)] = tokens
         with jax.set_mesh(mesh):
-            return np.asarray(step(token_BT))[0]
+            return np.asarray(step(token_BT, np.full(1, len(tokens), np.int32)))[0]
 
     return logits
 
@@ -82,6 +96,19 @@ def test_cached_equals_uncached(name):
         tokens = [*prompt, *completion.tokens]
         after = slice(len(prompt) - 1, len(tokens) - 1)
         np.testing.assert_array_equal(forward(config)(tokens)[after].argmax(-1), completion.tokens)
+
+
+@pytest.mark.parametrize('name', ['window', 'dynamic'])
+def test_beams_and_guesses_read_as_one_row_does(name):
+    config, prompts = CONFIGS[name], [prompt_of(n) for n in (48, 17, 3)]
+    settings = {'mesh': mesh_of(), 'compute': COMPUTE, 'eos_ids': (), 'pad_id': 0}
+    ours = Generator(config, weights(config), prefill_chunk=16, **settings)
+    expected = [one.tokens for one in ours(prompts, max_tokens=N)]
+    guessed = ours(prompts, max_tokens=N, speculate=Draft(ours.programs, n_draft=15))
+    assert [one.tokens for one in guessed] == expected
+    assert all(one.speculation.accepted == one.speculation.guessed for one in guessed)
+    beams = beam_search(ours.programs, prompts, beams=1, max_tokens=N, prefill_chunk=16)
+    assert [best.tokens for (best,) in beams] == expected
 
 
 def test_a_pattern_changes_what_is_generated():

@@ -11,6 +11,7 @@ from llama_jax.errors import UserError
 from llama_jax.generate.embed import Embedder
 from llama_jax.generate.programs import Programs
 from llama_jax.model import layers
+from llama_jax.model.config import Dynamic
 from tests.generate.test_cached_architectures import weights
 from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of
 
@@ -30,12 +31,12 @@ def embedder(n_devices=1, config=CONFIG, **axes):
 
 
 @functools.cache
-def alone(length):
+def alone(length, config=CONFIG):
     """Oracle: one text without padding, pooled in numpy."""
     mesh = mesh_of()
-    params = jax.device_put(weights(CONFIG), jax.NamedSharding(mesh, jax.P()))
+    params = jax.device_put(weights(config), jax.NamedSharding(mesh, jax.P()))
     with jax.set_mesh(mesh):
-        x_BTD, _ = layers.bind(CONFIG, params).features(
+        x_BTD, _ = layers.bind(config, params).features(
             np.asarray([prompt_of(length)]), compute=COMPUTE
         )
     mean = np.asarray(x_BTD, np.float64)[0].mean(axis=0)
@@ -52,6 +53,15 @@ def test_vectors_are_those_of_texts_alone(axes):
     assert vectors.shape == (10, CONFIG.dim) and vectors.dtype == np.float32
     np.testing.assert_allclose(vectors, [alone(n) for n in LENGTHS], rtol=0, atol=2e-6)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+
+
+def test_padding_adds_nothing_to_the_length_of_a_text():
+    config = replace(CONFIG, rope_scaling=Dynamic(4.0, 24))
+    vectors = embedder(config=config)([prompt_of(n) for n in (30, 20)])
+    expected = [alone(n, config) for n in (30, 20)]
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(vectors[1], alone(20), rtol=0, atol=2e-6)  # within the context
+    assert np.abs(vectors[0] - alone(30)).max() > 1e-3
 
 
 def test_an_encoder_decoder_reads_with_its_encoder():
