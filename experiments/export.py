@@ -72,7 +72,11 @@ class Source:
 
 
 def main() -> None:
-    options = cli.options(Options, 'export', __doc__)
+    export(cli.options(Options, 'export', __doc__))
+
+
+def export(options: Options) -> None:
+    """Writes the model that the options name. Raises UserError where it cannot be written."""
     out, to_gguf = options.out, options.to == 'gguf'
     if to_gguf != (out.suffix == '.gguf'):
         wanted = 'a file that ends in .gguf' if to_gguf else 'a directory'
