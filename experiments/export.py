@@ -30,15 +30,16 @@ from llama_jax.convert import (
     tokenizer_files,
     whole,
 )
-from llama_jax.convert.ggml_vocabulary import Ids
 from llama_jax.convert.renamed import Renamed, apart
-from llama_jax.convert.tensors import Scheme, Tensors, check_llama
+from llama_jax.convert.tensors import Tensors, check_llama
 from llama_jax.data.progress import Progress
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import ModelConfig
+from llama_jax.model.layers import Params
 from llama_jax.text.chat import end_ids
-from llama_jax.text.tokenizer import Tokenizer
+from llama_jax.text.files import tokenizer_of
+from llama_jax.text.tokenizer import Special, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,21 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """A model to write. Its tensors are read when they are asked for."""
+    """A model to write."""
 
     name: str
     config: ModelConfig
-    ids: Ids
-    tensors: Callable[[Scheme], Tensors]
-    vocabulary: Callable[[], dict[str, Any]]
-    """In the words of GGUF."""
-    files: Callable[[], dict[str, bytes]]
-    """Of a Hugging Face tokenizer."""
+    tokenizer: Tokenizer
+    begin: bool
+    """Bos stands before every text."""
+    template: str | None
+    """Of chats."""
+    end_ids: tuple[int, ...]
+    """Any of them ends a text."""
+    params: Callable[[], Params]
+    """Layers apart, each leaf to be read when it is asked for."""
+    home: Path | None = None
+    """The file or directory of others that the tokenizer is of."""
 
 
 def main() -> None:
@@ -98,8 +104,16 @@ def export(options: Options) -> None:
 
 def _huggingface(source: Source, out: Path, options: Options) -> None:
     huggingface.config_to_huggingface(source.config)  # what cannot be written is told at once
-    text = source.files()
-    tensors = source.tensors(huggingface.HUGGING_FACE)
+    if source.home and (source.home / 'tokenizer_config.json').is_file():
+        text = tokenizer_files.copied(source.home)
+    else:
+        text = tokenizer_files.made(
+            source.tokenizer,
+            begin=source.begin,
+            context=source.config.context,
+            template=source.template,
+        )
+    tensors = Renamed(huggingface.HUGGING_FACE, source.params(), source.config)
     dtype: Any = options.dtype or np.result_type(*map(tensors.dtype, tensors)).name
     size = _entries(tensors) * np.dtype(dtype).itemsize
     with Progress(f'writing {out}', size) as progress:
@@ -108,7 +122,7 @@ def _huggingface(source: Source, out: Path, options: Options) -> None:
             source.config,
             tensors,
             dtype=dtype,
-            ids=source.ids,
+            ids=Special(source.tokenizer.bos_id, None, source.tokenizer.pad_id, source.end_ids),
             files=text,
             shard_bytes=int(options.shard_gigabytes * 1e9),
             progress=progress.add,
@@ -118,8 +132,17 @@ def _huggingface(source: Source, out: Path, options: Options) -> None:
 
 def _gguf(source: Source, out: Path, options: Options) -> None:
     export_gguf.settings_of(source.config)
-    vocabulary = ggml_vocabulary.fitted(source.vocabulary(), source.config.ids)
-    tensors = source.tensors(gguf.GGUF)
+    rows = source.config.ids
+    if source.home and source.home.is_file():
+        own = {'tokenizer.ggml.add_bos_token': source.begin}
+        vocabulary = ggml_vocabulary.fitted(own | ggml_vocabulary.of_gguf(source.home), rows)
+    else:
+        vocabulary = ggml_vocabulary.of_tokenizer(
+            source.tokenizer, begin=source.begin, end_ids=source.end_ids, rows=rows
+        )
+        if source.template:
+            vocabulary['tokenizer.chat_template'] = source.template
+    tensors = Renamed(gguf.GGUF, source.params(), source.config)
     dtype = options.dtype or 'float16'
     per = {'float32': 32, 'bfloat16': 16, 'float16': 16, 'q8_0': 8.5}[dtype]
     with Progress(f'writing {out}', int(_entries(tensors) * per / 8)) as progress:
@@ -155,56 +178,35 @@ def _run(checkpoint: str) -> Source:
     workdir, step = restore.named(checkpoint)
     config = restore.experiment_of(workdir).model
     check_llama(config)
-    path = workdir / 'tokenizer.model'
-    tokenizer = Tokenizer.load(path)
-    ids = Ids(tokenizer.bos_id, tokenizer.end_ids, tokenizer.pad_id)
+    tokenizer = tokenizer_of(workdir)
 
-    def vocabulary() -> dict[str, Any]:
-        return ggml_vocabulary.of_sentencepiece(path.read_bytes(), ids, begin=True)
-
-    def tokenizer_of() -> dict[str, bytes]:
-        model = path.read_bytes()
-        return tokenizer_files.made(vocabulary(), context=config.context, model=model)
-
-    def tensors(scheme: Scheme) -> Tensors:
+    def params() -> Params:
         try:
             devices = jax.devices('cpu')[:1]
         except RuntimeError:  # JAX was told to leave it alone
             devices = jax.devices()[:1]
         model = models.from_run(checkpoint, meshes.make(MeshConfig(), devices))
-        return Renamed(scheme, apart(jax.device_get(model.params)), config)
+        return apart(jax.device_get(model.params))
 
     name = workdir.resolve().name + (f'@{step}' if step else '')
-    return Source(name, config, ids, tensors, vocabulary, tokenizer_of)
+    return Source(name, config, tokenizer, True, None, tokenizer.end_ids, params)
 
 
 def _weights(name: str) -> Source:
     found = pretrained.find(name)
     text = found.text()
-    ids = Ids(text.vocabulary.bos_id, end_ids(text.chat, text.vocabulary), text.vocabulary.pad_id)
-    path, config = found.tokenizer, found.config
-    begin = bool(text.begin)
-
-    def vocabulary() -> dict[str, Any]:
-        if path.is_dir():
-            return ggml_vocabulary.of_huggingface(path, ids, begin=begin)
-        return {'tokenizer.ggml.add_bos_token': begin, **ggml_vocabulary.of_gguf(path)}
-
-    def tokenizer() -> dict[str, bytes]:
-        if path.is_dir() and (path / 'tokenizer_config.json').is_file():
-            return tokenizer_files.copied(path)
-        settings = vocabulary()
-        if settings['tokenizer.ggml.model'] != 'llama':
-            return tokenizer_files.made(settings, context=config.context)
-        model = path / 'tokenizer.model'
-        content = model.read_bytes() if path.is_dir() else None
-        content = content or ggml_vocabulary.to_sentencepiece(settings)
-        return tokenizer_files.made(settings, context=config.context, model=content)
-
-    def tensors(scheme: Scheme) -> Tensors:
-        return Renamed(scheme, found.unread, config)
-
-    return Source(found.name, config, ids, tensors, vocabulary, tokenizer)
+    tokenizer = text.vocabulary
+    assert isinstance(tokenizer, Tokenizer)
+    return Source(
+        found.name,
+        found.config,
+        tokenizer,
+        bool(text.begin),
+        tokenizer_files.template_of(found.tokenizer),
+        end_ids(text.chat, tokenizer),
+        lambda: found.unread,
+        found.tokenizer,
+    )
 
 
 if __name__ == '__main__':

@@ -13,11 +13,11 @@ import ml_dtypes
 import numpy as np
 
 from llama_jax.convert import whole
-from llama_jax.convert.ggml_vocabulary import Ids
 from llama_jax.convert.huggingface import config_to_huggingface
 from llama_jax.convert.tensors import Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
+from llama_jax.text.tokenizer import Special
 
 Dtype = Literal['float32', 'bfloat16', 'float16']
 _DTYPES = {
@@ -34,7 +34,7 @@ def write(
     tensors: Tensors,
     *,
     dtype: Dtype,
-    ids: Ids,
+    ids: Special,
     files: Mapping[str, bytes],
     shard_bytes: int = 5 * 10**9,
     progress: Callable[[int], None] = lambda n: None,
@@ -51,9 +51,9 @@ def write(
     Raises UserError where a tensor holds what is not finite, or what `dtype` cannot hold.
     """
     settings = config_to_huggingface(config)
-    special = {'bos_token_id': ids.bos, 'eos_token_id': _one_or_all(ids.end)}
-    if ids.pad is not None and ids.pad < config.ids:
-        special['pad_token_id'] = ids.pad
+    special = {'bos_token_id': ids.bos_id, 'eos_token_id': _one_or_all(ids.ends)}
+    if ids.pad_id is not None and ids.pad_id < config.ids:
+        special['pad_token_id'] = ids.pad_id
     settings |= {'vocab_size': config.ids, **special, 'dtype': dtype, 'torch_dtype': dtype}
     shards = _shards(tensors, dtype, shard_bytes)
     size = sum(map(math.prod, map(tensors.shape, tensors))) * _DTYPES[dtype][1].itemsize

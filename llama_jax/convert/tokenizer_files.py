@@ -1,39 +1,32 @@
-"""Files of a Hugging Face tokenizer, made from a vocabulary in the words of GGUF."""
+"""Files of a tokenizer that `transformers` loads, with the ids that it has here."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sentencepiece import SentencePieceProcessor
+from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-from llama_jax.convert.ggml_vocabulary import (
-    BYTE,
-    CONTROL,
-    GGML,
-    IGNORE_MERGES,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-    WHOLE,
-)
+from llama_jax.convert import gguf_file
 from llama_jax.errors import UserError
-from llama_jax.text.bpe import splitter
+from llama_jax.text.directory import look_beside
+from llama_jax.text.sentencepiece_model import SentencePiece, parse
+from llama_jax.text.tokenizer import SPACE, Tokenizer
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer as Theirs
 
 log = logging.getLogger(__name__)
 
-_SPELT = (NORMAL, WHOLE, UNUSED)
-_SPACE = '\u2581'
+_Piece = sentencepiece_model_pb2.ModelProto.SentencePiece
+_SPELT = (_Piece.NORMAL, _Piece.USER_DEFINED, _Piece.UNUSED)
 _NAMES = (
     *('tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'special_tokens_map.json'),
-    *('added_tokens.json', 'vocab.json', 'merges.txt', 'chat_template.jinja'),
-    'generation_config.json',
+    *('added_tokens.json', 'vocab.json', 'merges.txt', 'tekken.json', 'chat_template.jinja'),
+    *('chat_template.json', 'generation_config.json'),
 )
 """What a model of Hugging Face may have of its tokenizer, and of how it generates."""
 
@@ -44,16 +37,54 @@ def copied(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
+def template_of(home: Path) -> str | None:
+    """The template of chats in the directory of a model, or in a GGUF file."""
+    if not home.is_dir():
+        found: str | None = gguf_file.read(home).settings.get('tokenizer.chat_template')
+        return found
+    path = home / 'chat_template.jinja'
+    if path.is_file():
+        return path.read_text(encoding='utf-8')
+    template = look_beside(home).settings.get('chat_template')
+    if isinstance(template, list):  # several by name
+        template = next((t['template'] for t in template if t['name'] == 'default'), None)
+    return template
+
+
 def made(
-    settings: Mapping[str, Any], *, context: int, model: bytes | None = None
+    tokenizer: Tokenizer, *, begin: bool, context: int, template: str | None
 ) -> dict[str, bytes]:
-    """Files of a tokenizer that `transformers` loads: tokenizer.json, tokenizer_config.json, the
-    template of chats, and the SentencePiece `model` where there is one: a text that the two give
-    other ids is told in a warning."""
-    bos_id = settings.get(GGML + 'bos_token_id')
-    tokens = settings[GGML + 'tokens']
-    begin = bool(settings.get(GGML + 'add_bos_token')) and bos_id is not None
-    names = {'bos': 'bos', 'eos': 'eos', 'unk': 'unknown', 'pad': 'padding'}
+    """tokenizer.json, tokenizer_config.json, the `template` of chats, and the model where it is one
+    of SentencePiece. `begin`: bos stands before every text. A text that the library gives other
+    ids is told in a warning."""
+    files = {}
+    if isinstance(tokenizer, SentencePiece):
+        theirs = of_sentencepiece(tokenizer.content)
+        files[tokenizer.FILE] = tokenizer.content
+        other = difference(
+            lambda text: theirs.encode(text, add_special_tokens=False).ids, tokenizer.content
+        )
+        if other is not None:
+            log.warning(
+                'tokenizer.json gives %r other tokens than the model: the libraries break ties '
+                'between equally likely pieces each in its own way',
+                other,
+            )
+    else:
+        from tokenizers import Tokenizer as Library
+
+        theirs = Library.from_str(tokenizer.content.decode())
+    names = {i: name for name, i in tokenizer.control.items()}
+    special = {'bos': tokenizer.bos_id, 'eos': tokenizer.eos_id, 'pad': tokenizer.pad_id}
+    tokens = {
+        f'{which}_token': theirs.id_to_token(i) or names.get(i)
+        for which, i in special.items()
+        if i is not None
+    }
+    begin = begin and tokenizer.bos_id is not None
+    plain, whole = (theirs.encode('a', add_special_tokens=x).ids for x in (False, True))
+    if begin != (len(whole) > len(plain)):
+        theirs.post_processor = _before(tokens['bos_token'], special['bos']) if begin else _none()
     config: dict[str, Any] = {
         # Reads tokenizer.json as it is: LlamaTokenizer would put another together.
         'tokenizer_class': 'PreTrainedTokenizerFast',
@@ -61,137 +92,115 @@ def made(
         'add_eos_token': False,
         'clean_up_tokenization_spaces': False,
         'model_max_length': context,
+        **tokens,
     }
-    for theirs, name in names.items():
-        i = settings.get(f'{GGML}{name}_token_id')
-        if i is not None and i < len(tokens):
-            config[f'{theirs}_token'] = tokens[i]
-    tokenizer = of_settings(settings)
-    if begin:
-        from tokenizers.processors import TemplateProcessing
-
-        bos = tokens[bos_id]
-        tokenizer.post_processor = TemplateProcessing(
-            single=f'{bos} $A', pair=f'{bos} $A {bos}:1 $B:1', special_tokens=[(bos, bos_id)]
-        )
-    files = {
-        'tokenizer.json': tokenizer.to_str(pretty=True).encode(),
-        'tokenizer_config.json': (json.dumps(config, indent=2, ensure_ascii=False) + '\n').encode(),
-    }
-    template = settings.get('tokenizer.chat_template')
+    unknown = getattr(theirs.model, 'unk_token', None)
+    if unknown:
+        config['unk_token'] = unknown
+    files['tokenizer.json'] = theirs.to_str(pretty=True).encode()
+    files['tokenizer_config.json'] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     if template:
         files['chat_template.jinja'] = template.encode()
-    if model is not None:
-        files['tokenizer.model'] = model
-        other = difference(tokenizer, model)
-        if other is not None:
-            log.warning(
-                'tokenizer.json gives %r other tokens than the tokenizer of the model: libraries '
-                'break ties between equally likely pieces in ways of their own',
-                other,
-            )
     return files
 
 
-def of_settings(settings: Mapping[str, Any]) -> Tokenizer:
-    """A tokenizer of the library `tokenizers` that gives the ids of the vocabulary in `settings`.
+def _before(token: Any, i: Any) -> Any:
+    from tokenizers.processors import TemplateProcessing
 
-    Control tokens that a text spells become these tokens, as is usual there.
+    return TemplateProcessing(
+        single=f'{token} $A', pair=f'{token} $A {token}:1 $B:1', special_tokens=[(token, i)]
+    )
+
+
+def _none() -> Any:
+    from tokenizers.processors import TemplateProcessing
+
+    return TemplateProcessing(single='$A', pair='$A $B:1', special_tokens=[])
+
+
+def of_sentencepiece(model: bytes) -> Theirs:
+    """A tokenizer of the library `tokenizers` that gives the ids of a SentencePiece model; control
+    tokens that a text spells become these tokens, as is usual there.
+
+    Raises UserError for a model that changes text before it encodes it.
     """
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
 
-    tokens = settings[GGML + 'tokens']
-    kinds = settings.get(GGML + 'token_type') or [NORMAL] * len(tokens)
-    ids = {token: i for i, token in enumerate(tokens)}
-    if len(ids) < len(tokens):
-        twice = next(token for i, token in enumerate(tokens) if ids[token] != i)
-        raise UserError(f'the vocabulary has the token {twice!r} twice: it cannot be exported')
-    kind = settings[GGML + 'model']
-    if kind == 'gpt2':
-        tokenizer = _byte_level(ids, settings)
-    elif kind == 'llama':
-        tokenizer = _bpe(ids, settings[GGML + 'scores'], kinds)
-    elif kind == 't5':
-        from tokenizers.models import Unigram
-
-        scores = settings[GGML + 'scores']
-        least = min(scores) - 1e6  # for what no text may spell
-        pieces = [
-            (token, score if kinds[i] in _SPELT else least)
-            for i, (token, score) in enumerate(zip(tokens, scores, strict=True))
-        ]
-        unknown = settings[GGML + 'unknown_token_id']
-        tokenizer = Tokenizer(Unigram(pieces, unk_id=unknown, byte_fallback=True))
-    else:
-        raise UserError(f'a vocabulary of kind {kind!r} cannot be exported: gpt2 and llama can')
-    if kind != 'gpt2':
-        _spaces(tokenizer, before=settings.get(GGML + 'add_space_prefix', True))
+    proto = parse(model)
+    spec, normal = proto.trainer_spec, proto.normalizer_spec
+    if normal.precompiled_charsmap or normal.remove_extra_whitespaces:
+        raise UserError(
+            'the tokenizer normalises text (another Unicode form, or fewer spaces), which cannot '
+            'be exported: train one with normalization_rule_name=identity and '
+            'remove_extra_whitespaces=False'
+        )
+    if spec.model_type not in (spec.BPE, spec.UNIGRAM) or spec.treat_whitespace_as_suffix:
+        raise UserError(
+            'the tokenizer is no SentencePiece model of type bpe or unigram with spaces before '
+            'words: others cannot be exported'
+        )
+    tokenizer = (_bpe if spec.model_type == spec.BPE else _unigram)(proto.pieces)
+    _spaces(tokenizer, before=normal.add_dummy_prefix)
     # A token of spaces is found in the text only once that is written as the vocabulary has it.
-    whole = [
-        AddedToken(token, special=False, normalized=_SPACE in token)
-        for token, kind in zip(tokens, kinds, strict=True)
-        if kind == WHOLE
-    ]
-    control = [t for t, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, UNKNOWN)]
-    tokenizer.add_tokens(whole)
+    whole = [piece.piece for piece in proto.pieces if piece.type == _Piece.USER_DEFINED]
+    tokenizer.add_tokens(
+        [AddedToken(token, special=False, normalized=SPACE in token) for token in whole]
+    )
+    closed = (_Piece.CONTROL, _Piece.UNKNOWN)
+    control = [piece.piece for piece in proto.pieces if piece.type in closed]
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in control])
     return tokenizer
 
 
-def _byte_level(ids: Mapping[str, int], settings: Mapping[str, Any]) -> Tokenizer:
-    from tokenizers import Tokenizer, decoders
-    from tokenizers.models import BPE
-
-    pre = settings[GGML + 'pre']
-    merges = [tuple(merge.split(' ')) for merge in settings[GGML + 'merges']]
-    tokenizer = Tokenizer(BPE(dict(ids), merges, ignore_merges=pre in IGNORE_MERGES))
-    tokenizer.pre_tokenizer = splitter(pre)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
-
-
-def _bpe(ids: Mapping[str, int], scores: list[float], kinds: list[int]) -> Tokenizer:
+def _bpe(pieces: Sequence[Any]) -> Theirs:
     """SentencePiece merges to the piece of the highest score, whichever two parts it is made of."""
-    from tokenizers import Tokenizer
+    from tokenizers import Tokenizer as Library
     from tokenizers.models import BPE
 
+    ids = {piece.piece: i for i, piece in enumerate(pieces)}
+    spelt = {piece.piece: i for i, piece in enumerate(pieces) if piece.type in _SPELT}
     merges = []
-    for piece, i in ids.items():
-        if kinds[i] not in _SPELT:
-            continue
+    for piece, i in spelt.items():
         for cut in range(1, len(piece)):
-            left, right = ids.get(piece[:cut]), ids.get(piece[cut:])
-            if left is None or right is None:
-                continue
-            if kinds[left] in _SPELT and kinds[right] in _SPELT:
-                merges.append((-scores[i], i, left, right, (piece[:cut], piece[cut:])))
+            parts = piece[:cut], piece[cut:]
+            if parts[0] in spelt and parts[1] in spelt:
+                merges.append((-pieces[i].score, i, *map(ids.__getitem__, parts), parts))
     merges.sort()
-    unknown = next((token for token, i in ids.items() if kinds[i] == UNKNOWN), None)
+    unknown = next((piece.piece for piece in pieces if piece.type == _Piece.UNKNOWN), None)
+    byte = any(piece.type == _Piece.BYTE for piece in pieces)
     pairs = [pair for *_, pair in merges]
-    return Tokenizer(
-        BPE(dict(ids), pairs, unk_token=unknown, fuse_unk=True, byte_fallback=BYTE in kinds)
-    )
+    return Library(BPE(ids, pairs, unk_token=unknown, fuse_unk=True, byte_fallback=byte))
 
 
-def _spaces(tokenizer: Tokenizer, *, before: bool) -> None:
+def _unigram(pieces: Sequence[Any]) -> Theirs:
+    from tokenizers import Tokenizer as Library
+    from tokenizers.models import Unigram
+
+    least = min(piece.score for piece in pieces) - 1e6  # for what no text may spell
+    scores = [(p.piece, p.score if p.type in _SPELT else least) for p in pieces]
+    unknown = next((i for i, p in enumerate(pieces) if p.type == _Piece.UNKNOWN), None)
+    return Library(Unigram(scores, unk_id=unknown, byte_fallback=True))
+
+
+def _spaces(tokenizer: Theirs, *, before: bool) -> None:
     """Spaces as SentencePiece writes them; `before`: one is put before every text."""
     from tokenizers import decoders, normalizers
 
-    written: Any = normalizers.Replace(' ', _SPACE)
-    parts: list[Any] = [decoders.Replace(_SPACE, ' '), decoders.ByteFallback(), decoders.Fuse()]
+    written: Any = normalizers.Replace(' ', SPACE)
+    parts: list[Any] = [decoders.Replace(SPACE, ' '), decoders.ByteFallback(), decoders.Fuse()]
     if before:
-        written = normalizers.Sequence([normalizers.Prepend(_SPACE), written])
+        written = normalizers.Sequence([normalizers.Prepend(SPACE), written])
         parts.append(decoders.Strip(' ', 1, 0))
     tokenizer.normalizer = written
     tokenizer.decoder = decoders.Sequence(parts)
 
 
-def difference(tokenizer: Tokenizer, model: bytes) -> str | None:
-    """A text that `tokenizer` gives other ids than the SentencePiece `model`, of many that were
-    tried; None where there is none."""
-    theirs = SentencePieceProcessor(model_proto=model)
-    for text in _samples(theirs):
-        if tokenizer.encode(text, add_special_tokens=False).ids != theirs.encode(text):
+def difference(encode: Callable[[str], Sequence[int] | Any], model: bytes) -> str | None:
+    """A text that `encode` gives other ids than the SentencePiece `model`, of many that are tried;
+    None where there is none."""
+    processor = SentencePieceProcessor(model_proto=model)
+    for text in _samples(processor):
+        if list(encode(text)) != processor.encode(text):
             return text
     return None
 
@@ -199,11 +208,11 @@ def difference(tokenizer: Tokenizer, model: bytes) -> str | None:
 def _samples(processor: SentencePieceProcessor) -> Iterator[str]:
     """Every piece beside its neighbours, runs of one piece, and scripts that it may not know."""
     normal = [
-        processor.id_to_piece(i).replace(_SPACE, ' ')
+        processor.id_to_piece(i).replace(SPACE, ' ')
         for i in range(processor.get_piece_size())
         if not (processor.is_control(i) or processor.is_byte(i) or processor.is_unknown(i))
     ]
-    yield from ('', ' ', '  a  b', '\n\t\u4e2d\u6587 \U0001f600\u0301', '\x00\x7f\ufffd')
+    yield from ('', ' ', '  a  b', '<0x41>', '\n\t\u4e2d\u6587 \U0001f600\u0301', '\x00\x7f\ufffd')
     for i in range(0, len(normal), 64):
         some = normal[i : i + 64]
         yield ''.join(some)

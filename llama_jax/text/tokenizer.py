@@ -149,6 +149,11 @@ class Tokenizer(abc.ABC):
             self.control = ours | {name: i for name, i in names.items() if name not in ours}
 
     @property
+    def content(self) -> bytes:
+        """The file."""
+        return self._content
+
+    @property
     def bos_id(self) -> int | None:
         return self.special.bos_id
 

@@ -94,6 +94,28 @@ PATTERNS = frozenset({LLAMA3, QWEN2, LLAMA4, TEKKEN, *_DEEPSEEK_V3, *_DEEPSEEK_C
 """Of which every word begins at a space that stands between two words, if not before."""
 
 
+def name_of(pre_tokenizer: Any, *, whole_words: bool) -> str | None:
+    """What a GGUF file calls this part of a tokenizer.json; None where it has no name. See
+    WHOLE_WORDS."""
+    own = _effective(pre_tokenizer)
+    for name, known in _BY_NAME.items():
+        if _effective(known) == own and (name in WHOLE_WORDS) == whole_words:
+            return name
+    return None
+
+
+def _effective(part: Any) -> Any:
+    """The settings of a pre-tokenizer that change ids."""
+    if isinstance(part, list):
+        return [_effective(x) for x in part]
+    if not isinstance(part, dict):
+        return part
+    parts = part.get('pretokenizers', [])
+    if len(parts) == 1:
+        return _effective(parts[0])
+    return {name: _effective(x) for name, x in part.items() if name != 'trim_offsets'}
+
+
 def splitter(name: str) -> dict[str, Any]:
     """The pre-tokenizer, as tokenizer.json holds it, of a name in a GGUF file."""
     if name not in _BY_NAME:

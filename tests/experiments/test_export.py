@@ -18,7 +18,7 @@ from llama_jax.data.train_tokenizer import train
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.text.chat import end_ids
-from llama_jax.text.tokenizer import bytes_tokenizer
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from tests.convert import run as runs
 from tests.convert import written
 from tests.data.corpus import CHINESE

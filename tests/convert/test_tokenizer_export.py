@@ -1,0 +1,151 @@
+"""Tokenizers in the words of GGUF and of Hugging Face give the ids that they give here."""
+
+import json
+
+import pytest
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import Tokenizer as Library
+from tokenizers.models import BPE
+
+from llama_jax.convert import ggml_vocabulary, tokenizer_files
+from llama_jax.data.train_tokenizer import train
+from llama_jax.errors import UserError
+from llama_jax.text import files
+from llama_jax.text.sentencepiece_model import SentencePiece
+from llama_jax.text.tokenizer import Special
+from llama_jax.text.tokenizer_json import JsonTokenizer
+from tests.convert import written
+from tests.data.corpus import CHINESE
+
+TEXTS = ('a', ' a', '  a   b\t\n', *CHINESE[:2], 'def f(x):\n  return x+12', '\U0001f600 e\u0301')
+FLAGS = dict.fromkeys(('add_prefix_space', 'trim_offsets', 'use_regex'), True)
+SPECIAL = Special(bos_id=1, eos_id=2, end_ids=(0,))
+
+
+def in_gguf(tokenizer, rows=None, end_ids=None):
+    rows = rows or tokenizer.vocab_size
+    ends = end_ids or tokenizer.end_ids
+    return ggml_vocabulary.of_tokenizer(tokenizer, begin=True, end_ids=ends, rows=rows)
+
+
+def assert_same_ids(tokenizer):
+    """Read from either, and by the library."""
+    back = files.from_gguf(in_gguf(tokenizer))
+    assert back.begin == (tokenizer.bos_id,)
+    assert back.vocabulary.end_ids == tokenizer.end_ids
+    made = tokenizer_files.made(tokenizer, begin=True, context=99, template='{{ 1 }}')
+    assert made['chat_template.jinja'] == b'{{ 1 }}'
+    theirs = Library.from_str(made['tokenizer.json'].decode())
+    for text in TEXTS:
+        ids = tokenizer.encode(text).tolist()
+        assert back.vocabulary.encode(text).tolist() == ids, text
+        assert theirs.encode(text).ids == [tokenizer.bos_id, *ids], text
+        assert theirs.decode(ids) == text
+    return made
+
+
+def byte_level(**changes):
+    content = json.loads(written.trained().to_str())
+    content['decoder'] = {'type': 'ByteLevel', **FLAGS}
+    return JsonTokenizer(json.dumps(content | changes).encode(), SPECIAL)
+
+
+def sentencepiece(kind='bpe', **normalizer):
+    """A model of 600 pieces; with other settings of its normaliser."""
+    tokenizer = train(list(CHINESE), vocab=600, kind=kind)
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(tokenizer.content)
+    for name, value in normalizer.items():
+        setattr(proto.normalizer_spec, name, value)
+    return SentencePiece(proto.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        byte_level,
+        lambda: byte_level().extended(),  # as it is trained with
+        sentencepiece,
+        lambda: sentencepiece(add_dummy_prefix=True),
+    ],
+    ids=['byte-level', 'for training', 'SentencePiece', 'space before'],
+)
+def test_ids_are_the_same(make):
+    tokenizer = make()
+    settings = json.loads(assert_same_ids(tokenizer)['tokenizer_config.json'])
+    assert settings['model_max_length'] == 99 and settings['add_bos_token']
+
+
+def test_a_sentencepiece_model_of_which_only_the_json_is_left():
+    for prefix in (False, True):
+        made = assert_same_ids(sentencepiece(add_dummy_prefix=prefix))
+        assert made['tokenizer.model']
+        left = JsonTokenizer(made['tokenizer.json'], Special(bos_id=1, eos_id=2))
+        assert in_gguf(left)['tokenizer.ggml.model'] == 'llama'
+        assert 'tokenizer.model' not in assert_same_ids(left)
+    content = json.loads(made['tokenizer.json'])
+    del content['model']['merges'][::2]  # a piece that only one of its halves makes
+    with pytest.raises(UserError, match='llama.cpp would give .* other tokens'):
+        in_gguf(JsonTokenizer(json.dumps(content).encode(), Special(bos_id=1, eos_id=2)))
+
+
+def test_bos_is_taken_away_where_no_text_begins_with_it():
+    made = tokenizer_files.made(sentencepiece(), begin=True, context=9, template=None)
+    with_bos = JsonTokenizer(made['tokenizer.json'], Special(bos_id=1, eos_id=2))
+    made = tokenizer_files.made(with_bos, begin=False, context=9, template=None)
+    assert 1 not in Library.from_str(made['tokenizer.json'].decode()).encode('a').ids
+    assert not json.loads(made['tokenizer_config.json'])['add_bos_token']
+    assert 'chat_template.jinja' not in made
+
+
+def test_kinds_of_tokens():
+    settings = in_gguf(byte_level(), rows=515)
+    tokens, kinds = (settings[f'tokenizer.ggml.{name}'] for name in ('tokens', 'token_type'))
+    assert tokens[:3] == list(written.CONTROL) and kinds[:3] == [3, 3, 3]
+    assert set(kinds[3:512]) == {1} and kinds[512:] == [5, 5, 5]
+    assert settings['tokenizer.ggml.pre'] == 'smollm'
+    assert settings['tokenizer.ggml.eot_token_id'] == 0
+    assert set(in_gguf(sentencepiece())['tokenizer.ggml.token_type']) == {1, 2, 3, 6}
+
+
+@pytest.mark.parametrize(
+    ('make', 'words'),
+    [
+        (lambda: sentencepiece('unigram'), 'another type than bpe'),
+        (lambda: sentencepiece(remove_extra_whitespaces=True), 'normalises text'),
+        (lambda: byte_level(normalizer={'type': 'NFC'}), 'no name here'),
+        (
+            lambda: byte_level(pre_tokenizer={'type': 'ByteLevel', **FLAGS}),
+            'no name here',
+        ),
+    ],
+    ids=['unigram', 'spaces', 'NFC', 'prefix'],
+)
+def test_what_llama_cpp_would_read_otherwise_is_refused(make, words):
+    with pytest.raises(UserError, match=words):
+        in_gguf(make())
+
+
+def test_what_is_said(caplog):
+    in_gguf(byte_level(), end_ids=(2, 0, 1, 3))
+    assert '(2, 0, 1, 3) that end a text, GGUF has names for the first three' in caplog.text
+    caplog.clear()
+    made = tokenizer_files.made(sentencepiece('unigram'), begin=True, context=9, template=None)
+    assert json.loads(made['tokenizer.json'])['model']['type'] == 'Unigram'
+    assert "tokenizer.json gives '<0x41>' other tokens than the model" in caplog.text
+    with pytest.raises(UserError, match='normalises text'):
+        tokenizer_files.made(
+            sentencepiece(remove_extra_whitespaces=True), begin=True, context=9, template=None
+        )
+
+
+def test_a_difference_is_found():
+    """The comparison that warns sees a merge too few."""
+    tokenizer = sentencepiece()
+    content = json.loads(tokenizer_files.of_sentencepiece(tokenizer.content).to_str())
+    whole = Library.from_str(json.dumps(content))
+    content['model']['merges'].pop()
+    less = Library.from_str(json.dumps(content))
+    assert isinstance(less.model, BPE)
+    assert tokenizer_files.difference(lambda t: whole.encode(t).ids, tokenizer.content) is None
+    assert tokenizer_files.difference(lambda t: less.encode(t).ids, tokenizer.content)
