@@ -141,6 +141,13 @@ SHAPES = [
     ('Llama 3.1 8B', SCALED, 128256, 131072, 8.0),
     ('Llama 3.1 405B', SCALED | {'dim': 16384, 'n_layers': 126}, 128256, 131072, 8.0),
     ('Llama 3.2 1B', SCALED | {'dim': 2048, 'n_layers': 16}, 128256, 131072, 32.0),
+    (
+        'Guard 3 1B',
+        SCALED | {'dim': 2048, 'n_layers': 12, 'hidden_dim': 6400},
+        128256,
+        131072,
+        32.0,
+    ),
     ('Llama 3.2 3B', SCALED | {'dim': 3072, 'n_layers': 28}, 128256, 131072, 32.0),
     ('Mistral 7B', {'hidden_dim': 14336, 'rope_theta': 1e6}, 32768, 32768, None),
     ('said', {'max_seq_len': 77}, 77, 77, None),
