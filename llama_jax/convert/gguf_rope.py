@@ -45,7 +45,10 @@ _NEUTRAL = {
     'rope.scaling.yarn_ext_factor': 1,
     'rope.scaling.yarn_attn_factor': 1,
     'rope.scaling.yarn_log_multiplier': 0,
+    'rope.scaling.yarn_beta_fast': 32,
+    'rope.scaling.yarn_beta_slow': 1,
 }
+"""What llama.cpp takes with Llama models, whatever a file says."""
 
 
 def from_gguf(
@@ -85,9 +88,7 @@ def from_gguf(
         scaling = Yarn(
             factor,
             original,
-            attention_factor=None if attention == 1 else attention * paper_factor(factor),
-            beta_fast=written('rope.scaling.yarn_beta_fast', 32.0),
-            beta_slow=written('rope.scaling.yarn_beta_slow', 1.0),
+            None if attention == 1 else attention * paper_factor(factor),
         )
         return Rope(theta, scaling, context)
     factor = 1.0 if kind == 'none' else factor
@@ -134,10 +135,9 @@ def to_gguf(config: ModelConfig) -> tuple[dict[str, Any], dict[str, np.ndarray]]
         case RopeScaling(original_context=original) as scaling:
             tensors[FREQS] = _divided_by(scaling, config.head_dim, config.rope_theta)
             say(type='none', original_context_length=original)
-        case Yarn(factor, original, truncate=True) as scaling:
+        case Yarn(factor, original, beta_fast=32, beta_slow=1, truncate=True) as scaling:
             say(type='yarn', factor=float(factor), original_context_length=original)
             say(attn_factor=attention_factor(scaling) / paper_factor(factor))
-            say(yarn_beta_fast=scaling.beta_fast, yarn_beta_slow=scaling.beta_slow)
         case LongRope(short, long, original, attention) as scaling:
             tensors = {SHORT: np.asarray(short, np.float32), LONG: np.asarray(long, np.float32)}
             if not by_length(scaling):

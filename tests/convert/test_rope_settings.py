@@ -201,13 +201,13 @@ SCALINGS = [
     Linear(4.0),
     Dynamic(2.0, 16384),
     RopeScaling(8.0, 1.0, 4.0, 8192),
-    Yarn(8.0, 4096, 1.25, 24.0, 2.0),
+    Yarn(8.0, 4096, 1.25),
     LongRope(tuple(SHORT), tuple(LONG), 4096, 1.19),
     LongRope(tuple(LONG), tuple(LONG), 32768, 1.0),
 ]
 
 
-@pytest.mark.parametrize('scaling', [*SCALINGS, Yarn(8.0, 4096, truncate=False)])
+@pytest.mark.parametrize('scaling', [*SCALINGS, Yarn(8.0, 4096, None, 24.0, 2.0, truncate=False)])
 @pytest.mark.parametrize('pattern', [Dense(), Window(4096)], ids=['dense', 'window'])
 def test_config_json_both_ways(scaling, pattern):
     config = replace(CONFIG, rope_theta=5e5, rope_scaling=scaling, pattern=pattern)
@@ -232,7 +232,7 @@ def test_gguf_both_ways(scaling):
     config = replace(CONFIG, rope_theta=5e5, rope_scaling=scaling)
     theta, found, context = from_gguf(config)
     assert (theta, context) == (5e5, 32768)
-    if isinstance(scaling, Yarn):
+    if isinstance(scaling, Yarn):  # relative to the paper's in the file, and float32
         assert found.attention_factor == pytest.approx(1.25, rel=1e-6)
         found = replace(found, attention_factor=1.25)
     assert found == scaling
@@ -243,6 +243,8 @@ def test_gguf_both_ways(scaling):
     [
         ({'rope_scaling': Dynamic(2.0, 16384)}, 'no word for rope_scaling Dynamic'),
         ({'rope_scaling': Yarn(8.0, 4096, truncate=False)}, 'no word for rope_scaling Yarn'),
+        ({'rope_scaling': Yarn(8.0, 4096, beta_fast=16.0)}, 'no word for rope_scaling Yarn'),
+        ({'rope_scaling': Yarn(8.0, 4096, beta_slow=2.0)}, 'no word for rope_scaling Yarn'),
         ({'pattern': Window(8)}, 'Window'),
     ],
 )
@@ -291,6 +293,7 @@ def test_words_of_gguf():
         ({}, {'scaling__type': 'yarn', 'scaling__yarn_ext_factor': 0.0}, 'yarn_ext_factor = 0.0'),
         ({}, {'scaling__type': 'yarn', 'scaling__yarn_attn_factor': 2.0}, 'yarn_attn_factor = 2.0'),
         ({}, {'scaling__yarn_log_multiplier': 0.1}, 'yarn_log_multiplier = 0.1'),
+        ({}, {'scaling__type': 'yarn', 'scaling__yarn_beta_fast': 16.0}, 'yarn_beta_fast = 16.0'),
         ({}, {'freq_base': 0.0}, 'freq_base = 0.0'),
     ],
 )

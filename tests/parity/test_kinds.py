@@ -13,12 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.convert import huggingface
+from llama_jax.convert import gguf, gguf_rope, huggingface
 from llama_jax.generate.engine import Generator
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, by_length
 from llama_jax.model.patterns import Dense
+from tests.convert import written
 from tests.parity.cases import TOLERANCE, weights
 
 pytestmark = pytest.mark.parity
@@ -56,8 +57,11 @@ KINDS = {
     'dynamic, within': llama({'type': 'dynamic', 'factor': 4.0}, max_position_embeddings=512),
     'dynamic, beyond': llama({'type': 'dynamic', 'factor': 4.0}, max_position_embeddings=128),
     'yarn': yarn(),
-    'yarn, its own attention': yarn(attention_factor=0.8, beta_fast=8.0, beta_slow=2.0),
-    'yarn, mscale': yarn(mscale=1.0, mscale_all_dim=0.5, truncate=False),
+    'yarn, its own attention': yarn(attention_factor=0.8),
+    'yarn, mscale': yarn(
+        **{'mscale': 1.0, 'mscale_all_dim': 0.5, 'truncate': False},
+        **{'beta_fast': 8.0, 'beta_slow': 2.0},
+    ),
     'longrope, within': llama({**LONG_ROPE, 'factor': 4.0, ORIGINAL: 512}),
     'longrope, beyond': llama({**LONG_ROPE, ORIGINAL: 128}),
     'mistral 0.1': llama(model_type='mistral', sliding_window=48, num_key_value_heads=2),
@@ -120,6 +124,18 @@ def forward(config, params, row, length=None):
         return np.asarray(jax.jit(run)(params, np.asarray(row)[None]))[0]
 
 
+@functools.cache
+def generator(name):
+    return Generator(
+        *loaded(name),
+        mesh=make(MeshConfig(), jax.devices()[:1]),
+        compute=Compute(),
+        eos_ids=(),
+        pad_id=0,
+        prefill_chunk=64,
+    )
+
+
 @pytest.mark.parametrize('name', KINDS)
 def test_logits_equal_transformers(name):
     config, params = loaded(name)
@@ -142,15 +158,7 @@ def test_greedy_text_equals_transformers(name, n):
 
     config, params = loaded(name)
     prompts = [tokens(n).tolist(), tokens(n)[: n - 7][::-1].tolist()]
-    generator = Generator(
-        *(config, params),
-        mesh=make(MeshConfig(), jax.devices()[:1]),
-        compute=Compute(),
-        eos_ids=(),
-        pad_id=0,
-        prefill_chunk=64,
-    )
-    for prompt, one in zip(prompts, generator(prompts, max_tokens=N), strict=True):
+    for prompt, one in zip(prompts, generator(name)(prompts, max_tokens=N), strict=True):
         with torch.no_grad():
             ids = directory(name)[1].generate(
                 torch.tensor([prompt]), max_new_tokens=N, do_sample=False, pad_token_id=0
@@ -166,15 +174,50 @@ def test_text_that_grows_beyond_the_original_context_is_one_forward_pass(name):
     """Where transformers turns new keys otherwise than those in its cache, ours is read throughout
     as the text that it may become."""
     config, params = loaded(name)
-    generator = Generator(
-        *(config, params),
-        mesh=make(MeshConfig(), jax.devices()[:1]),
-        compute=Compute(),
-        eos_ids=(),
-        pad_id=0,
-        prefill_chunk=64,
-    )
     prompts = [tokens(124).tolist(), tokens(20).tolist()]
-    for prompt, one in zip(prompts, generator(prompts, max_tokens=N), strict=True):
+    for prompt, one in zip(prompts, generator(name)(prompts, max_tokens=N), strict=True):
         logits_TV = forward(config, params, [*prompt, *one.tokens], len(prompt) + N)
         assert logits_TV[len(prompt) - 1 : -1].argmax(-1).tolist() == one.tokens
+
+
+def in_llama_cpp(path, prompt, n):
+    """Greedy text of a GGUF file, in a context of 512 tokens."""
+    import cyllama.llama.llama_cpp as cpp
+
+    cpp.disable_logging()
+    cpp.ggml_backend_load_all()
+    settings = cpp.LlamaContextParams()
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = 512
+    settings.type_k = settings.type_v = 0  # float32
+    settings.flash_attn_type = 0
+    context = cpp.LlamaContext(cpp.LlamaModel(str(path), cpp.LlamaModelParams()), settings)
+    sampler = cpp.LlamaSampler(cpp.LlamaSamplerChainParams())
+    sampler.add_greedy()
+    new, text = prompt, []
+    while len(text) < n:
+        context.decode(cpp.llama_batch_get_one(new, len(prompt) + len(text) - len(new)))
+        new = [sampler.sample(context, -1)]
+        text += new
+    return text
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        *('llama 2', 'llama 3.1', 'linear', 'yarn', 'yarn, its own attention'),
+        *('longrope, within', 'longrope, beyond'),
+    ],
+)
+def test_greedy_text_equals_llama_cpp(name, tmp_path):
+    config, _ = loaded(name)
+    positions, factors = gguf_rope.to_gguf(config)
+    settings = written.architecture(config) | {'tokenizer.ggml.model': 'none'}
+    settings |= {f'llama.{setting}': value for setting, value in positions.items()}
+    tensors = written.tensors_of(weights(config, seed=0), config) | factors
+    path = written.write(tmp_path / 'model.gguf', tensors, settings)
+    read = gguf.load(path)[0]  # factors are float32 in the file
+    assert replace(read, rope_scaling=None) == replace(config, rope_scaling=None)
+    assert type(read.rope_scaling) is type(config.rope_scaling)
+    prompt = tokens(300).tolist()
+    (ours,) = generator(name)([prompt], max_tokens=2 * N)
+    assert in_llama_cpp(path, prompt, 2 * N) == ours.tokens
