@@ -15,7 +15,8 @@ from experiments import cli, evaluate, pretrain
 from llama_jax.data.config import DataConfig, Source, labels
 from llama_jax.errors import Stopped
 from llama_jax.evaluate.metrics import METRICS
-from llama_jax.train.experiment import Experiment, digest, to_dict
+from llama_jax.model.config import LongRope
+from llama_jax.train.experiment import Experiment, digest, from_dict, to_dict
 
 
 @pytest.fixture
@@ -131,6 +132,16 @@ def test_settings_survive_json():
     again = json.loads(json.dumps(plain))
     assert again['model']['rope_scaling']['factor'] == 8.0
     assert again['objective']['class'] == 'CausalLM'
+    # A record of when there was one kind only.
+    assert again['model']['rope_scaling'].pop('class') == 'RopeScaling'
+    assert from_dict(again) == configs.get('llama3_1_8b')
+    again['model']['rope_scaling'] = {
+        **{'class': 'LongRope', 'short': [1.0] * 64, 'long': [2.0] * 64},
+        **{'original_context': 8192, 'attention_factor': 1.1},
+    }
+    scaling = from_dict(again).model.rope_scaling
+    assert scaling == LongRope((1.0,) * 64, (2.0,) * 64, 8192, 1.1)
+    assert to_dict(from_dict(again)) == again
     assert {field.name for field in dataclasses.fields(Experiment)} == again.keys()
 
 
