@@ -52,15 +52,25 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
     if given:
         data = dataclasses.replace(experiment.data, **given)
         experiment = dataclasses.replace(experiment, data=data)
+    start, default = _given(arguments, '--start'), experiment
+    if start is not None:  # what it is trained from says what the model is, unless overridden
+        from llama_jax.train.start import settled, started
+
+        runtime.initialize()
+        workdir = _given(arguments, '--workdir') or f'runs/{experiment.name}'
+        default = started(
+            dataclasses.replace(experiment, start=start),
+            local(workdir, '--workdir') if 'workdir' in options else None,
+        )
     setting = Annotated[Experiment, tyro.conf.arg(name='', prefix_name=False)]
     command = _parse(
-        [*_fields(options), ('experiment', setting, experiment)],
-        [*options, *_paths(experiment)],
+        [*_fields(options), ('experiment', setting, default)],
+        [*options, *_paths(default)],
         script=script,
         description=description,
         arguments=arguments,
     )
-    return command.experiment, command
+    return command.experiment if start is None else settled(command.experiment, default), command
 
 
 def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tuple[Grid, Any]:
@@ -116,6 +126,17 @@ def _arguments(script: str, description: str, what: str, names: Iterable[str]) -
         f'options: python -m {script} {names[0]} --help'
     )
     raise SystemExit(0 if arguments[:1] in (['-h'], ['--help'], ['--list']) else 2)
+
+
+def _given(arguments: list[str], option: str) -> str | None:
+    """The value of an option; None where it is not there, or None."""
+    values = [
+        value if equals else following
+        for argument, following in zip(arguments, [*arguments[1:], ''], strict=True)
+        for name, equals, value in [argument.partition('=')]
+        if name == option
+    ]
+    return values[-1] if values and values[-1] not in ('', 'None') else None
 
 
 def _fields(options: dict[str, tuple[type, Any]]) -> list[tuple[str, Any, Any]]:

@@ -18,9 +18,8 @@ from experiments import cli
 from llama_jax.data import sources, tokens
 from llama_jax.data.config import labels
 from llama_jax.data.load_tokenizer import check as check_tokenizer
-from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.errors import Stopped, UserError
-from llama_jax.train.experiment import Experiment
+from llama_jax.train.experiment import Experiment, with_tokenizer
 
 
 def main() -> None:
@@ -50,7 +49,9 @@ def _stop(number: int, frame: object) -> NoReturn:
 def prepare(experiment: Experiment, processes: int | None = None) -> None:
     """Prepares and tokenises every source, and prints what is in each of its splits."""
     sources.check(experiment.data)
-    check_tokenizer(experiment.data.tokenizer, rows=experiment.model.vocab)
+    check_tokenizer(
+        experiment.data.tokenizer, rows=experiment.model.vocab, marks=experiment.objective.marks
+    )
     for number, source in enumerate(experiment.data.sources):
         files = f' ({", ".join(source.files)})' if source.files else ''
         print(f'source {number}: {source.name}{files}, weight {source.weight:g}', flush=True)
@@ -71,7 +72,7 @@ def prepare(experiment: Experiment, processes: int | None = None) -> None:
 def _count_tokens(experiment: Experiment, processes: int | None) -> None:
     """Tokenise what the configuration trains and validates on, which training finds as well."""
     data = experiment.data
-    tokenizer = load_tokenizer(data)
+    experiment, tokenizer = with_tokenizer(experiment)
     per_step = experiment.train.batch * experiment.train.seq_len
     for split in ('train', 'validation'):
         if split == 'validation' and not experiment.evaluation.every:

@@ -51,12 +51,21 @@ def load_tokenizer(config: DataConfig) -> Tokenizer:
         ) from error
 
 
-def check(recipe: TokenizerConfig, *, rows: int) -> None:
+def for_model(tokenizer: Tokenizer, *, ids: int, marks: bool) -> Tokenizer:
+    """The tokenizer for a model of so many ids (0: as many as it needs): narrower where the model
+    has no rows for control tokens of ours, and an objective without `marks` needs none."""
+    narrow = None
+    if not marks and 0 < ids < tokenizer.vocab_size:
+        narrow = tokenizer.narrowed(ids)
+    return tokenizer if narrow is None else narrow
+
+
+def check(recipe: TokenizerConfig, *, rows: int, marks: bool = True) -> None:
     """Raise UserError for a tokenizer that cannot be, or that is too large for a model of `rows`
-    embeddings (0: as many as the tokenizer needs). Touches no corpus."""
+    embeddings (0: as many as the tokenizer needs); see `for_model`. Touches no corpus."""
     known = _without_corpus(recipe)
     if known is not None:
-        check_rows(known.vocab_size, rows=rows)
+        check_rows(for_model(known, ids=rows, marks=marks).vocab_size, rows=rows)
     elif 0 < rows < recipe.vocab:
         raise UserError(
             f'data.tokenizer.vocab is {recipe.vocab}, but the model has {rows} ids: set '

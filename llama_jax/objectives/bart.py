@@ -46,6 +46,10 @@ class Bart(TokenPrediction):
     permute: bool = True
     """Sentences in random order. False: in theirs."""
 
+    @property
+    def marks(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
             raise UserError(f'the share {self.rate} of masked tokens must be in (0, 1)')

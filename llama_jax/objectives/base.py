@@ -51,6 +51,11 @@ class Objective(Maker, Protocol):
         ...
 
     @property
+    def marks(self) -> bool:
+        """Whether examples hold control tokens besides those that begin, end and pad a text."""
+        ...
+
+    @property
     def has_likelihood(self) -> bool:
         """Whether metrics['nll'] over 'targets' of positive 'weights' is the likelihood of text as
         it stands."""
@@ -101,6 +106,10 @@ class Base:
     @property
     def accumulates(self) -> bool:
         return True
+
+    @property
+    def marks(self) -> bool:
+        return False
 
     @property
     def has_likelihood(self) -> bool:

@@ -39,6 +39,10 @@ class FillInMiddle(TokenPrediction):
     spm: float = 0.5
     """Share of the transformed in the order suffix, prefix, middle."""
 
+    @property
+    def marks(self) -> bool:
+        return self.rate > 0
+
     def __post_init__(self) -> None:
         for share in (self.rate, self.spm):
             if not 0 <= share <= 1:

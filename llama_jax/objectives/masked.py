@@ -34,6 +34,10 @@ class MaskedLM(TokenPrediction):
 
     sees_all: ClassVar[bool] = True
 
+    @property
+    def marks(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
             raise UserError(f'the share {self.rate} of masked tokens must be in (0, 1]')

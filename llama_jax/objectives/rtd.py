@@ -50,6 +50,10 @@ class ReplacedTokens(Base):
     rate: float = 0.15
     """Share of tokens that are masked."""
 
+    @property
+    def marks(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         if not 0 < self.generator <= 1:
             raise UserError(f'a generator of {self.generator} of the width: give (0, 1]')

@@ -79,6 +79,10 @@ class SpanCorruption(TokenPrediction):
     """Inputs to the encoder of an encoder-decoder. False: inputs and targets in one stream, the
     inputs in full view."""
 
+    @property
+    def marks(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         self._spans()
 

@@ -70,6 +70,10 @@ class UL2(TokenPrediction):
     inputs in full view."""
     denoisers: tuple[Denoiser, ...] = MIXTURE
 
+    @property
+    def marks(self) -> bool:
+        return True
+
     def __post_init__(self) -> None:
         if not self.denoisers:
             raise UserError('a mixture of no denoisers: give one or more')

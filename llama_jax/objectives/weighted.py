@@ -60,6 +60,10 @@ class Weighted(Base):
     shares: tuple[float, ...]
     """Shares of the positions of a row, 1 in all: positions that the backbone processes."""
 
+    @property
+    def marks(self) -> bool:
+        return any(part.marks for part in self.parts)
+
     def __post_init__(self) -> None:
         n = len(self.parts)
         if not n or n != len(self.weights) or n != len(self.shares):

@@ -116,6 +116,7 @@ class Tokenizer(abc.ABC):
 
     dummy_prefix: bool
     losses: tuple[str, ...]
+    _whole: Tokenizer | None = None
     _space_ids: np.ndarray | None
     """U+2581 in bytes; None where it cannot be told from a space."""
 
@@ -202,6 +203,34 @@ class Tokenizer(abc.ABC):
         padded.vocab_size = rows
         return padded
 
+    def narrowed(self, ids: int) -> Tokenizer | None:
+        """With the first `ids` alone, for a model that has no rows for control tokens of ours: a
+        begin or padding token among these is eos then. None where other tokens stand behind."""
+        whole, special = self.whole, self.special
+        ours = {*CONTROL_NAMES, *map(other_name, CONTROL_NAMES)}
+        behind = {i for i in range(ids, self.vocab_size) if self._names.get(i) not in ours}
+        if any(self._bytes[i] or i in self._names for i in behind):
+            return None
+        if special.eos_id is None or max(special.ends) >= ids:
+            return None
+        made = copy.copy(self)
+        made._whole, made.vocab_size = whole, ids
+        made.special = dataclasses.replace(
+            special,
+            bos_id=special.eos_id if (special.bos_id or 0) >= ids else special.bos_id,
+            pad_id=None if (special.pad_id or 0) >= ids else special.pad_id,
+        )
+        made._bytes, made.byte_lengths = self._bytes[:ids], self.byte_lengths[:ids]
+        made._names = {i: name for i, name in self._names.items() if i < ids}
+        made.control = {name: i for name, i in self.control.items() if i < ids}
+        made.digest = hashlib.sha256(f'{whole.digest} {ids}'.encode()).hexdigest()
+        return made
+
+    @property
+    def whole(self) -> Tokenizer:
+        """The one that this one is `narrowed` from."""
+        return self._whole or self
+
     @property
     @abc.abstractmethod
     def base_size(self) -> int:
@@ -271,19 +300,31 @@ class Tokenizer(abc.ABC):
         _write(Path(path), self._content)
 
     def save_to(self, directory: Path) -> None:
-        """Writes its file and `settings` to a directory, which `text.files.tokenizer_of` reads."""
-        for name, settings in self.settings().items():
+        """Writes its file and `settings` to a directory, which `text.files.tokenizer_of` reads; of
+        the whole of a narrower one."""
+        for name, settings in self.whole.settings().items():
             _write(directory / name, json.dumps(settings, indent=1).encode())
         self.save(directory / self.FILE)
 
-    def __reduce__(self) -> tuple[Any, tuple[type[Tokenizer], bytes, Special]]:
+    def __copy__(self) -> Self:  # not by `__reduce__`, which gives one object to all
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """Travels to worker processes as its file, which each of them reads once."""
+        if self._whole is not None:
+            return _narrowed, (self._whole, self.vocab_size)
         return _known, (type(self), self._content, self.special)
 
 
 @functools.lru_cache(maxsize=2)
 def _known(kind: type[Tokenizer], content: bytes, special: Special) -> Tokenizer:
     return kind(content, special)  # type: ignore[call-arg]  # of the kinds, which take these
+
+
+def _narrowed(whole: Tokenizer, ids: int) -> Tokenizer | None:
+    return whole.narrowed(ids)
 
 
 def _ours(special: Special, names: Mapping[str, int]) -> dict[str, int]:

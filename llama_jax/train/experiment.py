@@ -14,7 +14,7 @@ import jax
 
 from llama_jax import layout, mesh
 from llama_jax.data.config import DataConfig
-from llama_jax.data.load_tokenizer import check_rows
+from llama_jax.data.load_tokenizer import check_rows, for_model, load_tokenizer
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import VOCAB_MULTIPLE, Compute, ModelConfig
@@ -22,6 +22,7 @@ from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig, optimizer
 from llama_jax.optim.schedule import schedule
+from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.plain import from_plain, to_plain
 
 
@@ -185,6 +186,17 @@ def _check_multiple(device_mesh: Any) -> None:
             f'model.vocab is left to the tokenizer, which makes it a multiple of {VOCAB_MULTIPLE}: '
             f'{error}; or give --model.vocab'
         ) from None
+
+
+def with_tokenizer(experiment: Experiment) -> tuple[Experiment, Tokenizer]:
+    """The `resolved` experiment, and the tokenizer that it trains with. Raises UserError where they
+    do not fit each other."""
+    tokenizer = for_model(
+        load_tokenizer(experiment.data),
+        ids=experiment.model.ids,
+        marks=experiment.objective.marks,
+    )
+    return resolved(experiment, tokenizer.vocab_size), tokenizer
 
 
 def resolved(experiment: Experiment, vocab_size: int) -> Experiment:

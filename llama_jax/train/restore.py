@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -12,21 +11,17 @@ import jax
 from jax.sharding import Mesh
 
 from llama_jax import layout
+from llama_jax.data.load_tokenizer import for_model
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.paths import local
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.tokenizer import Tokenizer
-from llama_jax.train.checkpoint import Checkpoints, difference
+from llama_jax.train.checkpoint import Checkpoints
 from llama_jax.train.experiment import Experiment, from_dict
-from llama_jax.train.plain import to_plain
 from llama_jax.train.records import read_run
-from llama_jax.train.step import EXTRA, State, initial_params
-
-START_MAY_CHANGE = ('context', 'rope_theta', 'rope_scaling', 'dropout')
-"""Settings of a model that has the same arrays whatever they are: with `--start`, a run may have
-others than the one it begins with."""
+from llama_jax.train.step import EXTRA, initial_params
 
 
 class Trained(NamedTuple):
@@ -93,7 +88,9 @@ def load(
             assert restored is not None  # there are some
         else:
             restored = checkpoints.restore_step(chosen, {'params': placed})
-    tokenizer = tokenizer_of(workdir)
+    tokenizer = for_model(
+        tokenizer_of(workdir), ids=experiment.model.ids, marks=experiment.objective.marks
+    )
     params = dict(restored.items['params'])
     extra = params.pop(EXTRA, {})
     return Trained(experiment, params, extra, tokenizer, restored.step)
@@ -148,63 +145,13 @@ def _chosen(
     return step
 
 
-def check_start(experiment: Experiment) -> None:
-    """Raise UserError unless `experiment` can begin with the parameters of the run `start`, where
-    one is named. Reads no parameters."""
-    if experiment.start is None:
-        return
-    workdir, step = named(experiment.start, '--start')
-    model = experiment_of(workdir).model
-    _, fixed = _model_differences(model, experiment.model)
-    if fixed:
-        options = ', '.join(f'--model.{line.split(":")[0]}'.replace('_', '-') for line in fixed)
-        raise UserError(
-            f'--start {experiment.start} has another architecture; it differs in '
-            f'{"; ".join(fixed)}: give {options} as it has'
-        )
-    if model.positions == 'learned' and model.context != experiment.model.context:
-        raise UserError(
-            f'--start {experiment.start} has learned positions, a table of {model.context} rows: '
-            f'set --model.context {model.context}, for only rotary and sinusoidal positions go '
-            'further'
-        )
+def check_checkpoint(run: str | Path, what: str) -> None:
+    """Raise UserError unless there is the checkpoint that `run` names; see `named`."""
+    workdir, step = named(run, what)
     with _checkpoints(workdir) as checkpoints:
         _chosen(workdir, step, checkpoints)
-
-
-def adapted(
-    state: State, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh
-) -> tuple[State, list[str]]:
-    """`state` with the backbone of the run `experiment.start`, where one is named, which
-    `check_start` has looked at; and what to say of it.
-
-    Raises UserError when that run has another tokenizer.
-    """
-    if experiment.start is None:
-        return state, []
-    start = load(experiment.start, mesh, what='--start')
-    if start.tokenizer.digest != tokenizer.digest:
-        workdir = named(experiment.start, '--start').workdir
-        raise UserError(
-            f'--start {experiment.start} has another tokenizer: set --data.tokenizer.path '
-            f'{workdir / start.tokenizer.FILE}'
-        )
-    changed, _ = _model_differences(start.config, experiment.model)
-    notes = [f'begun with the parameters of {experiment.start}, step {start.step}']
-    notes += [f'another setting than there: model.{line}' for line in changed]
-    params = {**state.params, **start.params}
-    return dataclasses.replace(state, params=params), notes
 
 
 def by_tokenizer(model: ModelConfig) -> tuple[str, ...]:
     """Fields of a model that its tokenizer decides: tokenizers are compared by themselves."""
     return ('vocab_padding',) if model.vocab else ('vocab', 'vocab_padding')
-
-
-def _model_differences(before: ModelConfig, after: ModelConfig) -> tuple[list[str], list[str]]:
-    """Fields that differ: those of which the arrays do not depend, and the others."""
-    one, other = to_plain(before), to_plain(after)
-    other |= {name: one[name] for name in by_tokenizer(after)}
-    lines = difference(one, other)
-    free = [line for line in lines if line.split(':')[0].split('.')[0] in START_MAY_CHANGE]
-    return free, [line for line in lines if line not in free]

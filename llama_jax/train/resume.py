@@ -14,7 +14,8 @@ from llama_jax.optim.schedule import Ramp, change, schedule
 from llama_jax.train.checkpoint import difference, present
 from llama_jax.train.experiment import Experiment, from_dict, to_dict
 from llama_jax.train.records import read_run
-from llama_jax.train.restore import by_tokenizer, check_start
+from llama_jax.train.restore import by_tokenizer
+from llama_jax.train.start import check_start
 
 FORMAT = 3
 """Of what a checkpoint holds beside the parameters; a run goes on from its own format only."""

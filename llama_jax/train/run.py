@@ -16,7 +16,6 @@ from jax.sharding import Mesh
 from llama_jax import layout, trees
 from llama_jax import mesh as meshes
 from llama_jax.data.load_tokenizer import check as check_tokenizer
-from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.data.sources import open_sources
 from llama_jax.generate.finite import NotFiniteError
@@ -27,14 +26,14 @@ from llama_jax.optim.schedule import schedule
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train import agreement, resume
 from llama_jax.train.checkpoint import Checkpoints, Items
-from llama_jax.train.experiment import Experiment, check, resolved, steps_of, to_dict
+from llama_jax.train.experiment import Experiment, check, steps_of, to_dict, with_tokenizer
 from llama_jax.train.peak import CONVENTION, peak_flops
 from llama_jax.train.place import HostBatch, local_rows, place
 from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
-from llama_jax.train.restore import adapted
 from llama_jax.train.sample import sampler
+from llama_jax.train.start import adapted
 from llama_jax.train.step import Metrics, State, abstract_state, initial_state, train_step
 from llama_jax.train.validate import Stop, Validation
 from llama_jax.train.wandb import package
@@ -130,7 +129,9 @@ def prepare(
     agreement.same(agreement.code(), 'code')
     device_mesh = meshes.make(experiment.mesh)
     check(experiment, device_mesh)
-    check_tokenizer(experiment.data.tokenizer, rows=experiment.model.vocab)
+    check_tokenizer(
+        experiment.data.tokenizer, rows=experiment.model.vocab, marks=experiment.objective.marks
+    )
     with contextlib.ExitStack() as opened:
         opened.enter_context(held(workdir))
         agreement.same({}, 'start')  # no process reads on before process 0 holds the directory
@@ -150,8 +151,7 @@ def _prepare(
 ) -> Run:
     notes = forget_unsaved(workdir)
     resume.check_workdir(workdir, experiment)
-    tokenizer = _tokenizer(experiment)
-    experiment = resolved(experiment, tokenizer.vocab_size)
+    experiment, tokenizer = _tokenizer(experiment)
     sample = sampler(experiment, tokenizer, device_mesh)
     validates = experiment.evaluation.every > 0
     validation = Validation(experiment, tokenizer, device_mesh) if validates else None
@@ -258,13 +258,14 @@ def _prepare(
     )
 
 
-def _tokenizer(experiment: Experiment) -> Tokenizer:
-    """The tokenizer, once it is known that every split is there: it may take minutes to train."""
+def _tokenizer(experiment: Experiment) -> tuple[Experiment, Tokenizer]:
+    """The experiment with its tokenizer, once it is known that every split is there: a tokenizer
+    may take minutes to train."""
     if experiment.data.tokenizer.path is not None:  # it is there, and the data may take minutes
-        resolved(experiment, load_tokenizer(experiment.data).vocab_size)
+        with_tokenizer(experiment)
     for split in ('train', 'validation') if experiment.evaluation.every else ('train',):
         open_sources(experiment.data, split)
-    return load_tokenizer(experiment.data)
+    return with_tokenizer(experiment)
 
 
 def _with_steps(experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> Experiment:

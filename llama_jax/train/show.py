@@ -8,11 +8,10 @@ from rich.console import Console
 
 from llama_jax import mesh as meshes
 from llama_jax.data import show
-from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
-from llama_jax.train.experiment import Experiment, check, resolved
+from llama_jax.train.experiment import Experiment, check, with_tokenizer
 
 
 def show_batches(experiment: Experiment, n: int) -> None:
@@ -24,8 +23,7 @@ def show_batches(experiment: Experiment, n: int) -> None:
         raise UserError(f'--show-batch {n}: give the number of batches to show, 1 or more')
     check(experiment, meshes.make(experiment.mesh))
     open_sources(experiment.data, 'train')
-    tokenizer = load_tokenizer(experiment.data)
-    experiment = resolved(experiment, tokenizer.vocab_size)
+    experiment, tokenizer = with_tokenizer(experiment)
     console = Console(file=sys.stdout, highlight=False)
     with Loader(
         experiment.data,

@@ -12,6 +12,7 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train import loop, restore, run
 from llama_jax.train.experiment import check, resolved
+from llama_jax.train.start import check_start
 from tests.train.conftest import changed, one_device
 
 
@@ -54,7 +55,7 @@ def test_a_run_goes_on_and_is_loaded_with_what_the_tokenizer_said(
     assert trained.step == 6 and trained.config.ids == trained.tokenizer.vocab_size == 399
     for rows in (0, 512):  # the numbers are the same, left open or given
         start = replace(changed(short, 'model', vocab=rows), start=str(tmp_path))
-        restore.check_start(start)
+        check_start(start)
 
 
 def test_a_tokenizer_that_does_not_fit_is_told_before_the_corpus(experiment, tmp_path, monkeypatch):

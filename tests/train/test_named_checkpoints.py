@@ -15,7 +15,8 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.train import loop, run
 from llama_jax.train.checkpoint import SCORES
 from llama_jax.train.records import read_run
-from llama_jax.train.restore import check_start, load, named
+from llama_jax.train.restore import load, named
+from llama_jax.train.start import check_start
 from tests.train.conftest import changed, events, one_device
 
 pytestmark = pytest.mark.filterwarnings(

@@ -1,0 +1,221 @@
+"""What a run begins with that `start` names: the parameters of another run, or weights of others.
+
+Their model and their tokenizer become those of the run (`started`), but for settings of which the
+arrays do not depend, and for more rows of the embedding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from llama_jax import layout
+from llama_jax.convert import pretrained
+from llama_jax.convert.pretrained import Weights
+from llama_jax.errors import UserError
+from llama_jax.model.config import ModelConfig
+from llama_jax.model.layers import Params
+from llama_jax.paths import local
+from llama_jax.text.files import tokenizer_of
+from llama_jax.text.tokenizer import Tokenizer, TokenizerConfig
+from llama_jax.train import restore
+from llama_jax.train.checkpoint import difference, present
+from llama_jax.train.experiment import Experiment, from_dict
+from llama_jax.train.plain import to_plain
+from llama_jax.train.records import read_run
+from llama_jax.train.step import State
+
+log = logging.getLogger(__name__)
+
+START_MAY_CHANGE = ('context', 'rope_theta', 'rope_scaling', 'dropout')
+"""Settings of a model that has the same arrays whatever they are: a run may have others than what
+it begins with."""
+_ROWS = ('vocab', 'vocab_padding')
+_TABLES = ('embed_VD', 'head_VD')
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What `start` names."""
+
+    name: str
+    model: ModelConfig
+    tokenizer: Path
+    """The file or directory that holds it."""
+    weights: Weights | None = None
+    """Of others; None: it is a run."""
+
+
+def origin(start: str) -> Origin:
+    """Finds it; reads no parameters. Raises UserError when there is neither a run nor a model."""
+    workdir, _ = restore.named(start, '--start')
+    if read_run(workdir) is not None:
+        return Origin(start, restore.experiment_of(workdir).model, workdir)
+    if start not in pretrained.PACKAGES and not local(start, '--start').exists():
+        raise UserError(
+            f'{workdir} holds no run, and no model of others is there: give --start a RUN, '
+            f'RUN@STEP or RUN@best, {", ".join(pretrained.PACKAGES)}, a .gguf file or the '
+            'directory of a model'
+        )
+    weights = pretrained.find(start, '--start')
+    return Origin(start, weights.config, weights.tokenizer, weights)
+
+
+def started(experiment: Experiment, workdir: Path | None = None) -> Experiment:
+    """The experiment with the model and the tokenizer of its start, but for dropout, which is a
+    matter of training; of the run in `workdir`, where it has begun with the same."""
+    if experiment.start is None:
+        return experiment
+    before = _begun(workdir) if workdir is not None else None
+    if before is not None and before.start == experiment.start:
+        model, tokenizer = before.model, before.data.tokenizer
+        if tokenizer.path is not None and not Path(tokenizer.path).exists():
+            tokenizer = replace(tokenizer, path=str(workdir))
+    else:
+        found = origin(experiment.start)
+        model = replace(found.model, dropout=experiment.model.dropout)
+        tokenizer = TokenizerConfig(path=str(found.tokenizer))
+        log.info(
+            'the model of %s: %d layers of %d, a vocabulary of %s, a context of %s, its tokenizer',
+            *(found.name, model.layers, model.dim, f'{model.vocab:,}', f'{model.context:,}'),
+        )
+    data = replace(experiment.data, tokenizer=tokenizer)
+    return replace(experiment, model=model, data=data)
+
+
+def settled(experiment: Experiment, default: Experiment) -> Experiment:
+    """The `started` experiment `default`, as it was overridden: with rows for the control tokens of
+    an objective that has any, where no number of rows is given.
+
+    Raises UserError for settings that its tokenizer leaves without effect.
+    """
+    recipe = experiment.data.tokenizer
+    for field in dataclasses.fields(recipe):
+        if field.name != 'path' and getattr(recipe, field.name) != field.default:
+            option = f'--data.tokenizer.{field.name}'.replace('_', '-')
+            raise UserError(
+                f'{option} has no effect with --start {experiment.start}, whose tokenizer is used: '
+                'leave it out'
+            )
+    model = experiment.model
+    if experiment.objective.marks and model.vocab == default.model.vocab:
+        if tokenizer_of(recipe.path or '').vocab_size > model.ids:
+            model = replace(model, vocab=0, vocab_padding=0)
+    elif model.vocab != default.model.vocab:
+        model = replace(model, vocab_padding=0)
+    return replace(experiment, model=model)
+
+
+def _begun(workdir: Path) -> Experiment | None:
+    """The experiment of a run that has saved a checkpoint."""
+    run = read_run(workdir) if present(workdir / 'checkpoints') else None
+    return None if run is None else from_dict(run['experiment'])
+
+
+def check_start(experiment: Experiment) -> None:
+    """Raise UserError unless `experiment` can begin with what `start` names, where it names
+    something. Reads no parameters."""
+    if experiment.start is None:
+        return
+    found, name = origin(experiment.start), experiment.start
+    _, fixed = model_differences(found.model, experiment.model)
+    if fixed:
+        options = ', '.join(f'--model.{line.split(":")[0]}'.replace('_', '-') for line in fixed)
+        raise UserError(
+            f'--start {name} has another architecture; it differs in {"; ".join(fixed)}: give '
+            f'{options} as it has'
+        )
+    if found.model.positions == 'learned' and found.model.context != experiment.model.context:
+        raise UserError(
+            f'--start {name} has learned positions, a table of {found.model.context} rows: set '
+            f'--model.context {found.model.context}, for only rotary and sinusoidal positions go '
+            'further'
+        )
+    if found.weights is None:
+        restore.check_checkpoint(name, '--start')
+    elif experiment.data.tokenizer.path is None:
+        raise _another_tokenizer(found)
+
+
+def adapted(
+    state: State, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh
+) -> tuple[State, list[str]]:
+    """`state` with the backbone that `experiment.start` names, where it names one, which
+    `check_start` has looked at; and what to say of it.
+
+    Raises UserError when that has another tokenizer.
+    """
+    if experiment.start is None:
+        return state, []
+    found = origin(experiment.start)
+    if tokenizer_of(found.tokenizer).digest != tokenizer.whole.digest:
+        raise _another_tokenizer(found)
+    if found.weights is not None:
+        layout.check(found.model.sizes(), mesh)
+        params, said = found.weights.params(mesh), ''
+    else:
+        run = restore.load(experiment.start, mesh, what='--start')
+        params, said = run.params, f', step {run.step}'
+    changed, _ = model_differences(found.model, experiment.model)
+    notes = [f'begun with the parameters of {experiment.start}{said}']
+    notes += [f'another setting than there: model.{line}' for line in changed]
+    rows, there = experiment.model.vocab, found.model.vocab
+    if rows > there:
+        params = grown(params, rows, ids=found.model.ids, mesh=mesh)
+        notes.append(
+            f'{rows - there} rows are added to the {there} of the embedding, each the mean of those'
+        )
+    return dataclasses.replace(state, params={**state.params, **params}), notes
+
+
+def grown(params: Params, rows: int, *, ids: int, mesh: Mesh) -> Params:
+    """Parameters with so many rows of embedding and head: the new ones are the mean of the first
+    `ids`, so that no new token is likelier than an average one (Hewitt 2021)."""
+    tables = {}
+    for name in _TABLES:
+        if name not in params:
+            continue
+        table_VD = _whole(params[name])
+        mean_D = table_VD[:ids].mean(axis=0, dtype=np.float64).astype(table_VD.dtype)
+        more_VD = np.broadcast_to(mean_D, (rows - len(table_VD), len(mean_D)))
+        tables[name] = np.concatenate([table_VD, more_VD])
+    placed = layout.shardings(tables, mesh)
+    return {
+        **params,
+        **{
+            name: jax.make_array_from_callback(x.shape, placed[name], x.__getitem__)
+            for name, x in tables.items()
+        },
+    }
+
+
+def _whole(x: jax.Array) -> np.ndarray:
+    """All of an array, on every host."""
+    return np.asarray(
+        x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+    )
+
+
+def _another_tokenizer(found: Origin) -> UserError:
+    return UserError(
+        f'--start {found.name} has another tokenizer: set --data.tokenizer.path {found.tokenizer}'
+    )
+
+
+def model_differences(before: ModelConfig, after: ModelConfig) -> tuple[list[str], list[str]]:
+    """Fields that differ: those of which the arrays do not depend, and the others. The number of
+    rows may grow, and may be left to the tokenizer."""
+    one, other = to_plain(before), to_plain(after)
+    if not 0 < after.vocab < before.vocab:
+        other |= {name: one[name] for name in _ROWS}
+    other |= {'vocab_padding': one['vocab_padding']}
+    lines = difference(one, other)
+    free = [line for line in lines if line.split(':')[0].split('.')[0] in START_MAY_CHANGE]
+    return free, [line for line in lines if line not in free]
