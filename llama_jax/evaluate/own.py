@@ -24,6 +24,10 @@ _OF_THE_CORPUS = ('text', 'pairs', 'topics', 'per_topic', 'steps', 'batch', 'rat
 """Settings of a suite that own text has no use for."""
 
 
+class TooLittleError(UserError):
+    """There is not enough text to choose from."""
+
+
 def evaluate_own(
     trained: Trained, experiment: Experiment, data: DataConfig, suite: Suite, mesh: Mesh
 ) -> dict[str, dict[str, Any]]:
@@ -79,13 +83,13 @@ def texts(name: str, documents: Documents, suite: Suite, tokenizer: Tokenizer) -
     windows = examples.windows(encoded, n=4 * suite.windows, length=suite.window, seed=seed)
     spans = examples.span_pairs(encoded, n=suite.pool, length=suite.span, seed=seed)
     if len(set(spans.document.tolist())) < 2:
-        raise UserError(
+        raise TooLittleError(
             f'{name} has too little text: no two documents of {_LEAST} tokens (there are '
             f'{len(documents)} documents): give more'
         )
     if len(windows) < 2:
         longest = max(map(len, encoded))
-        raise UserError(
+        raise TooLittleError(
             f'{name} has too little text: no two texts of {suite.window} tokens (the longest '
             f'document has {longest}): give more, or set --suite.window lower'
         )

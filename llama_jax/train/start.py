@@ -38,7 +38,6 @@ START_MAY_CHANGE = ('context', 'rope_theta', 'rope_scaling', 'dropout')
 """Settings of a model that has the same arrays whatever they are: a run may have others than what
 it begins with."""
 _ROWS = ('vocab', 'vocab_padding')
-_TABLES = ('embed_VD', 'head_VD')
 
 
 @dataclass(frozen=True)
@@ -157,18 +156,18 @@ def adapted(
     found = origin(experiment.start)
     if tokenizer_of(found.tokenizer).digest != tokenizer.whole.digest:
         raise _another_tokenizer(found)
+    rows, there = experiment.model.vocab, found.model.vocab
     if found.weights is not None:
-        layout.check(found.model.sizes(), mesh)
-        params, said = found.weights.params(mesh), ''
+        params, said = found.weights.params(mesh, rows=rows), ''
     else:
         run = restore.load(experiment.start, mesh, what='--start')
         params, said = run.params, f', step {run.step}'
+        if rows > there:
+            params = grown(params, rows, ids=found.model.ids, mesh=mesh)
     changed, _ = model_differences(found.model, experiment.model)
     notes = [f'begun with the parameters of {experiment.start}{said}']
     notes += [f'another setting than there: model.{line}' for line in changed]
-    rows, there = experiment.model.vocab, found.model.vocab
     if rows > there:
-        params = grown(params, rows, ids=found.model.ids, mesh=mesh)
         notes.append(
             f'{rows - there} rows are added to the {there} of the embedding, each the mean of those'
         )
@@ -176,16 +175,12 @@ def adapted(
 
 
 def grown(params: Params, rows: int, *, ids: int, mesh: Mesh) -> Params:
-    """Parameters with so many rows of embedding and head: the new ones are the mean of the first
-    `ids`, so that no new token is likelier than an average one (Hewitt 2021)."""
-    tables = {}
-    for name in _TABLES:
-        if name not in params:
-            continue
-        table_VD = _whole(params[name])
-        mean_D = table_VD[:ids].mean(axis=0, dtype=np.float64).astype(table_VD.dtype)
-        more_VD = np.broadcast_to(mean_D, (rows - len(table_VD), len(mean_D)))
-        tables[name] = np.concatenate([table_VD, more_VD])
+    """Placed parameters with so many rows of embedding and head; see `pretrained.with_rows`."""
+    tables = {
+        name: pretrained.with_rows(_whole(params[name]), rows, ids=ids)
+        for name in pretrained.TABLES
+        if name in params
+    }
     placed = layout.shardings(tables, mesh)
     return {
         **params,

@@ -127,3 +127,16 @@ def write(path, tensors, settings, *, architecture='llama', kinds=()):
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def directory(path, config, params, size=512):
+    """A Hugging Face model of these parameters, with the tokenizer of `trained`."""
+    import json
+
+    from llama_jax.convert import huggingface
+
+    huggingface.save(path, config, params)
+    trained(size).save(str(path / 'tokenizer.json'))
+    named = {'bos_token': '<|im_start|>', 'eos_token': '<|im_end|>'}
+    (path / 'tokenizer_config.json').write_text(json.dumps(named))
+    return path

@@ -1,6 +1,5 @@
 """Runs that begin with weights of others: their model, their tokenizer, their loss."""
 
-import json
 import pickle
 import shutil
 from dataclasses import replace
@@ -11,7 +10,6 @@ import pytest
 
 from llama_jax import layout, trees
 from llama_jax import mesh as meshes
-from llama_jax.convert import huggingface
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
@@ -58,12 +56,7 @@ def params():
 @pytest.fixture(scope='session')
 def others(params, tmp_path_factory):
     """The directory of a model that was made elsewhere."""
-    directory = tmp_path_factory.mktemp('others') / 'theirs'
-    huggingface.save(directory, MODEL, params)
-    written.trained().save(str(directory / 'tokenizer.json'))
-    named = {'bos_token': '<|im_start|>', 'eos_token': '<|im_end|>'}
-    (directory / 'tokenizer_config.json').write_text(json.dumps(named))
-    return directory
+    return written.directory(tmp_path_factory.mktemp('others') / 'theirs', MODEL, params)
 
 
 @pytest.fixture
