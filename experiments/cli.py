@@ -90,6 +90,15 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
     given, arguments = mix.from_command_line(arguments)
     if given:
         settings['data'] = dataclasses.replace(settings['data'], **given)
+    start = _given(arguments, '--start')
+    if start is not None:  # all arms have its model, with rows for the control tokens of any
+        from llama_jax.train.start import started
+
+        runtime.initialize()
+        found = started(dataclasses.replace(grid.arms[0].experiment, start=start))
+        model = dataclasses.replace(found.model, vocab=0, vocab_padding=0)
+        data = dataclasses.replace(settings['data'], tokenizer=found.data.tokenizer)
+        settings |= {'model': model, 'data': data}
     kinds = get_type_hints(Experiment)
     command = _parse(
         [*_fields(options), *((name, kinds[name], value) for name, value in settings.items())],

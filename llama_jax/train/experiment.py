@@ -93,7 +93,9 @@ class Experiment:
     seed: int = 0
     start: str | None = None
     """RUN, RUN@STEP or RUN@best: the parameters of another run, with which this one begins: an
-    adaptation from one objective to another (Wang et al. 2022, section 5). None: fresh ones."""
+    adaptation from one objective to another (Wang et al. 2022, section 5). Or weights of others:
+    smollm2, a .gguf file or the directory of a model. On the command line it also says what model
+    and tokenizer are, see train/start.py. None: fresh ones."""
 
 
 _LEAST = {

@@ -156,7 +156,7 @@ def test_several_processes_ask_between_two_batches(experiment):
         assert 0 < validation(params, lambda: next(answers))['bytes'] < whole['bytes']
 
 
-@pytest.mark.parametrize('where', ['load_tokenizer', 'train_step'])
+@pytest.mark.parametrize('where', ['with_tokenizer', 'train_step'])
 def test_a_signal_before_the_first_step_ends_at_once(experiment, tmp_path, monkeypatch, where):
     monkeypatch.setattr(run, where, kill_when(getattr(run, where)))
     with pytest.raises(Stopped, match='stopped by SIGTERM before a step was taken') as raised:
@@ -327,7 +327,7 @@ def test_a_tokenizer_that_is_there_is_checked_before_the_data_is_prepared(
 def test_a_split_that_is_not_there_is_told_before_a_tokenizer_is_trained(
     experiment, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run, 'load_tokenizer', None)
+    monkeypatch.setattr(run, 'with_tokenizer', None)
     with pytest.raises(UserError, match="no documents in the split 'valid'"):
         loop.train(changed(experiment, 'data', validation_split='valid'), tmp_path)
 

@@ -10,6 +10,7 @@ import pytest
 
 from llama_jax import layout, trees
 from llama_jax import mesh as meshes
+from llama_jax.convert import pretrained
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
@@ -25,11 +26,11 @@ from llama_jax.train.start import check_start, grown, settled, started
 from tests.convert import written
 from tests.train.conftest import MAKE_MESH, changed, events, one_device, scheduled
 
-ROWS = 520
+ROWS = 521
 MODEL = ModelConfig(
     vocab=ROWS, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, context=96, tied=True
 )
-"""8 rows of the embedding have no token."""
+"""9 rows of the embedding have no token."""
 
 pytestmark = pytest.mark.filterwarnings(
     'ignore:coroutine .* was never awaited:RuntimeWarning',
@@ -77,7 +78,7 @@ def test_model_and_tokenizer_are_theirs(short, others, caplog):
         found = started(replace(mine, start=str(others)))
     assert found.model == replace(MODEL, dropout=0.2), 'dropout is a matter of training'
     assert found.data.tokenizer == TokenizerConfig(path=str(others))
-    assert '2 layers of 32, a vocabulary of 520, a context of 96' in caplog.text
+    assert '2 layers of 32, a vocabulary of 521, a context of 96' in caplog.text
     assert started(short) == short
     check_start(found)
 
@@ -131,7 +132,7 @@ def test_a_run_from_them_is_begun_with_as_well(begun, tmp_path):
     with prepare(second, tmp_path / 'two') as run:
         table_VD = np.asarray(run.state.params['embed_VD'])
         before_VD = np.asarray(trained.params['embed_VD'])
-        assert run.experiment.model.vocab == len(table_VD) == 768  # 520 + 141, in 128s
+        assert run.experiment.model.vocab == len(table_VD) == 768  # 521 + 141, in 128s
         np.testing.assert_array_equal(table_VD[:ROWS], before_VD)
         mean_D = np.broadcast_to(before_VD.mean(axis=0), (768 - ROWS, 32))
         np.testing.assert_allclose(table_VD[ROWS:], mean_D, rtol=1e-5, atol=1e-7)
@@ -139,8 +140,20 @@ def test_a_run_from_them_is_begun_with_as_well(begun, tmp_path):
         assert batch['inputs'].max() >= ROWS, 'masks are among what is added'
         _, metrics = run.step(run.state, run.place(batch))
         assert np.isfinite(float(metrics['loss'])) and not metrics['skipped']
-    said = '248 rows are added to the 520 of the embedding, each the mean of those'
+    said = '247 rows are added to the 521 of the embedding, each the mean of those'
     assert said in events(tmp_path / 'two')
+
+
+def test_rows_are_added_before_they_are_placed(begun, params, tmp_path):
+    """521 rows do not divide by 2, 576 do."""
+    mesh = MAKE_MESH(MeshConfig(fsdp=1, tensor=2), jax.devices()[:2])
+    found = pretrained.find(begun.start)
+    with pytest.raises(ValueError, match='divi'):
+        found.params(mesh)
+    more_VD = np.asarray(found.params(mesh, rows=576)['embed_VD'])
+    np.testing.assert_array_equal(more_VD[:ROWS], params['embed_VD'])
+    mean_D = params['embed_VD'].mean(axis=0)
+    np.testing.assert_allclose(more_VD[-1], mean_D, rtol=1e-5, atol=1e-7)
 
 
 def test_rows_are_given_or_left_to_the_objective(begun):
@@ -150,7 +163,7 @@ def test_rows_are_given_or_left_to_the_objective(begun):
 
     assert (rows(CausalLM()), rows(MaskedLM()), rows(CausalLM(), vocab=640)) == (ROWS, 0, 640)
     check_start(changed(begun, 'model', vocab=640))
-    with pytest.raises(UserError, match='differs in vocab: 520 -> 512: give --model.vocab'):
+    with pytest.raises(UserError, match='differs in vocab: 521 -> 512: give --model.vocab'):
         check_start(changed(begun, 'model', vocab=512))
 
 
@@ -220,14 +233,15 @@ def test_narrow_tokenizers(others):
 
 
 def test_rows_grow_on_a_mesh(params):
-    table_VD, mesh = params['embed_VD'], MAKE_MESH(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
+    mesh = MAKE_MESH(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
+    table_VD = params['embed_VD'][:520]
     placed = jax.device_put(table_VD, layout_of(table_VD, mesh))
     more = grown({'embed_VD': placed, 'norm': 1}, 640, ids=512, mesh=mesh)
     assert more['norm'] == 1 and more['embed_VD'].sharding == layout_of(more['embed_VD'], mesh)
     new_VD = np.asarray(more['embed_VD'])
-    np.testing.assert_array_equal(new_VD[:ROWS], table_VD)
+    np.testing.assert_array_equal(new_VD[:520], table_VD)
     mean_D = table_VD[:512].mean(axis=0)
-    np.testing.assert_allclose(new_VD[ROWS:], np.tile(mean_D, (120, 1)), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(new_VD[520:], np.tile(mean_D, (120, 1)), rtol=1e-5, atol=1e-7)
 
 
 def layout_of(table, mesh):

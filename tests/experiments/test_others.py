@@ -12,6 +12,7 @@ from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.model.config import Linear, ModelConfig, RopeScaling, Yarn
 from llama_jax.text.tokenizer import TokenizerConfig
+from llama_jax.train.start import check_start
 from tests.convert import written
 
 MODEL = ModelConfig(
@@ -52,6 +53,17 @@ def test_the_command_line_says_what_is_otherwise(read, others):
     scaled = read('quickstart', '--start', others, '--model.rope-scaling', 'linear', 'factor=2')
     assert scaled.model == replace(found.model, rope_scaling=Linear(2.0))
     assert read('quickstart', '--start', 'None') == usual
+
+
+def test_all_arms_of_a_grid_begin_with_it(monkeypatch, others):
+    monkeypatch.setattr('sys.argv', ['script', 'objectives', '--start', str(others)])
+    grid, _ = cli.read_grid('compare', '')
+    for arm in grid.arms:
+        experiment = arm.experiment
+        assert experiment.start == str(others) and experiment.data.tokenizer.path == str(others)
+        if not experiment.model.encoder_layers:
+            assert replace(experiment.model, dropout=0.0) == replace(MODEL, vocab=0)
+            check_start(experiment)
 
 
 @pytest.mark.parametrize(
