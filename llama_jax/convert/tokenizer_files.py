@@ -66,8 +66,8 @@ def made(
         )
         if other is not None:
             log.warning(
-                'tokenizer.json gives %r other tokens than the model: the libraries break ties '
-                'between equally likely pieces each in its own way',
+                'tokenizer.json gives %.60r other tokens than the model: libraries differ in ties '
+                'between equally likely pieces, and in spaces behind added tokens',
                 other,
             )
     else:
