@@ -114,7 +114,7 @@ def _huggingface(source: Source, out: Path, options: Options) -> None:
             template=source.template,
         )
     tensors = Renamed(huggingface.HUGGING_FACE, source.params(), source.config)
-    dtype: Any = options.dtype or np.result_type(*map(tensors.dtype, tensors)).name
+    dtype: Any = options.dtype or export_huggingface.own_dtype(tensors)
     size = _entries(tensors) * np.dtype(dtype).itemsize
     with Progress(f'writing {out}', size) as progress:
         export_huggingface.write(

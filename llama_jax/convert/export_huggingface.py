@@ -20,7 +20,7 @@ from llama_jax.model.config import ModelConfig
 from llama_jax.text.tokenizer import Special
 
 Dtype = Literal['float32', 'bfloat16', 'float16']
-_DTYPES = {
+_DTYPES: dict[Dtype, tuple[str, np.dtype]] = {
     'float32': ('F32', np.dtype(np.float32)),
     'bfloat16': ('BF16', np.dtype(ml_dtypes.bfloat16)),
     'float16': ('F16', np.dtype(np.float16)),
@@ -72,6 +72,12 @@ def write(
         _write_json(partial / 'generation_config.json', special)
         for name, content in files.items():
             (partial / name).write_bytes(content)
+
+
+def own_dtype(tensors: Tensors) -> Dtype:
+    """The type of the tensors; float32 where they are mixed, for it holds them all."""
+    found = {tensors.dtype(name) for name in tensors}
+    return next((name for name, (_, dtype) in _DTYPES.items() if {dtype} == found), 'float32')
 
 
 def cast(name: str, w: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:

@@ -160,13 +160,14 @@ def test_a_run_for_llama_cpp(run_script, run, tokenizer, dtype):
     assert settings['general.name'] == 'run' and settings['general.file_type'] in (0, 1, 7, 32)
 
 
-def byte_level(path, **settings):
+def byte_level(path, kinds=(), **settings):
     """A GGUF file with a byte-level vocabulary."""
     config = replace(CONFIG, vocab=512, rope_scaling=None)
     return written.write(
         path,
         written.tensors_of(weights(config, seed=3), config),
         written.architecture(config) | written.vocabulary() | settings,
+        kinds=kinds,
     )
 
 
@@ -192,6 +193,16 @@ def test_weights_of_others_and_back(run_script, tmp_path):
     for name in ('pre', 'merges', 'model'):
         key = f'tokenizer.ggml.{name}'
         assert theirs[key] == same[key] == expected[2][key]
+
+
+def test_mixed_types_are_held_by_float32(run_script, tmp_path):
+    from gguf import GGMLQuantizationType as Kind
+
+    kinds = {'token_embd.weight': Kind.F16, 'output.weight': Kind.BF16}
+    first = byte_level(tmp_path / 'first.gguf', kinds=kinds)
+    _, _, error = run_script(export.main, 'hf', '--weights', first, '--to', 'huggingface')
+    assert error[-1].endswith(', float32')
+    assert_equal(huggingface.load(Path('hf')), gguf.load(first)[:2])
 
 
 def test_a_token_for_every_row_and_a_row_for_every_token():
