@@ -15,7 +15,8 @@ import pytest
 from experiments import export
 from llama_jax.convert import ggml_vocabulary, gguf, huggingface, pretrained
 from llama_jax.data.train_tokenizer import train
-from llama_jax.model.config import ModelConfig, RopeScaling
+from llama_jax.model.config import LongRope, ModelConfig, RopeScaling
+from llama_jax.model.patterns import Window
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.text.chat import end_ids
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
@@ -158,6 +159,19 @@ def test_a_run_for_llama_cpp(run_script, run, tokenizer, dtype):
     settings = found[2]
     assert settings['tokenizer.ggml.padding_token_id'] == tokenizer.pad_id
     assert settings['general.name'] == 'run' and settings['general.file_type'] in (0, 1, 7, 32)
+
+
+def test_positions_of_another_kind(run_script, tmp_path):
+    scaling = LongRope((1.0,) * 8, (4.0,) * 8, original_context=64, attention_factor=1.5)
+    config = replace(CONFIG, vocab=399, rope_scaling=scaling)
+    path = runs.save(tmp_path / 'm', config, runs.random_params(config), bytes_tokenizer())
+    for out, to in {'o': 'huggingface', 'o.gguf': 'gguf'}.items():
+        run_script(export.main, out, '--checkpoint', path, '--to', to)
+        assert pretrained.find(out).config == config
+    path = runs.save(tmp_path / 'w', replace(config, pattern=Window(9)), {}, bytes_tokenizer())
+    assert 'no Window(size=9)' in refused(
+        run_script, 'w.gguf', '--checkpoint', path, '--to', 'gguf'
+    )
 
 
 def byte_level(path, kinds=(), **settings):

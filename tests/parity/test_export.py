@@ -18,7 +18,7 @@ from llama_jax.convert import pretrained
 from llama_jax.data.train_tokenizer import train
 from llama_jax.generate.engine import Generator
 from llama_jax.model import layers
-from llama_jax.model.config import Compute, Linear, LongRope, ModelConfig, RopeScaling, Yarn
+from llama_jax.model.config import Compute, ModelConfig, RopeScaling
 from tests.convert import run as runs
 from tests.data.corpus import CHINESE
 from tests.parity.smollm2 import one
@@ -141,34 +141,19 @@ def test_llama_cpp_continues_as_we_do(run, tmp_path, dtype):
     assert dtype != 'q8_0' or np.mean(agreed) > 0.9
 
 
-SCALINGS = {
-    'tied': None,
-    'linear': Linear(4.0),
-    'yarn': Yarn(4.0, 64),
-    'longrope': LongRope(
-        short=tuple(np.linspace(1, 2, 16)), long=(4.0,) * 16, original_context=64,
-        attention_factor=1.1,
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize('kind', SCALINGS)
-def test_llama_cpp_turns_positions_as_we_do(tmp_path, kind):
-    """Whatever llama.cpp writes, each token is our likeliest after all before it."""
-    config = replace(CONFIG, rope_scaling=SCALINGS[kind], tied=kind == 'tied')
-    path = saved(tmp_path / 'run', config)
+def test_llama_cpp_continues_a_tied_model(tmp_path):
+    """Whatever llama.cpp writes, each token is our likeliest after all before it. Other positions
+    than Llama 3's: test_kinds.py."""
+    path = saved(tmp_path / 'run', replace(CONFIG, rope_scaling=None, tied=True))
     export(Options(tmp_path / 'a.gguf', 'gguf', checkpoint=str(path), dtype='float32'))
     peer, model = LlamaCpp(tmp_path / 'a.gguf'), models.from_run(path, one())
-    logits = jax.jit(lambda params, x: layers.bind(model.config, params)(x, compute=Compute())[0])
-    for text in (PROMPTS[0], PROMPTS[5]):
-        prompt = model.prompt(text)
-        row = [*prompt, *peer.likeliest(prompt)]
-        token_BT = np.zeros((1, 192), np.int32)
-        token_BT[0, : len(row)] = row
-        with jax.set_mesh(one()):
-            logits_TV = np.asarray(logits(model.params, jnp.asarray(token_BT)))[0]
-        likeliest_T = logits_TV[:, : model.config.ids].argmax(-1)
-        assert likeliest_T[len(prompt) - 1 : len(row) - 1].tolist() == row[len(prompt) :]
+    prompt = model.prompt(PROMPTS[5])
+    row = [*prompt, *peer.likeliest(prompt)]
+    with jax.set_mesh(one()):
+        bound = layers.bind(model.config, model.params)
+        logits_BTV, _ = bound(jnp.array([row]), compute=Compute())
+    likeliest_T = np.asarray(logits_BTV)[0, :, : model.config.ids].argmax(-1)
+    assert likeliest_T[len(prompt) - 1 : -1].tolist() == row[len(prompt) :]
 
 
 def test_smollm2_goes_out_and_comes_back(tmp_path):
