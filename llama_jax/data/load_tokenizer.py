@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import logging
 from collections.abc import Iterator
 
 import grain
@@ -17,6 +19,8 @@ from llama_jax.errors import UserError
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import Tokenizer, TokenizerConfig
+
+log = logging.getLogger(__name__)
 
 PIECE = 16_384
 """Characters of a document that a sample takes or leaves together."""
@@ -89,7 +93,10 @@ def _without_corpus(recipe: TokenizerConfig) -> Tokenizer | None:
             raise UserError(
                 f'data.tokenizer.path {recipe.path} and kind bytes: leave one of them out'
             )
-        return tokenizer_of(recipe.path)
+        tokenizer = tokenizer_of(recipe.path)
+        if tokenizer.losses:
+            _warn(recipe.path, tokenizer.losses)
+        return tokenizer
     if recipe.kind == 'bytes':
         return bytes_tokenizer()
     if recipe.vocab < SMALLEST:
@@ -100,6 +107,15 @@ def _without_corpus(recipe: TokenizerConfig) -> Tokenizer | None:
     if recipe.sample_bytes < 1:
         raise UserError(f'data.tokenizer.sample_bytes is {recipe.sample_bytes}: set 1 or more')
     return None
+
+
+@functools.cache  # once, however often the tokenizer is asked for
+def _warn(path: str, losses: tuple[str, ...]) -> None:
+    log.warning(
+        'the tokenizer %s loses text: %s. Bits per byte are of the text as it comes back, and '
+        'cannot be compared with those of other tokenizers',
+        *(path, '; '.join(losses)),
+    )
 
 
 def sample(corpus: Corpus, most_bytes: int) -> Iterator[str]:

@@ -21,6 +21,12 @@ from llama_jax.text.tokenizer_json import JsonTokenizer
 
 Vocabulary = SentencePiece | JsonTokenizer
 MODEL, JSON, TEKKEN = NAMES = 'tokenizer.model', 'tokenizer.json', 'tekken.json'
+ALL_NAMES = (
+    *NAMES,
+    *('tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json'),
+    *('generation_config.json', 'config.json'),
+)
+"""Every file that is looked at."""
 _NAMED = (
     'bos_token',
     'eos_token',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +71,22 @@ def tokenizer_of(path: str | Path) -> Tokenizer:
     or of a run. Ids of its own stay, and no control token of ours takes one, nor a row of its
     model's embedding. Raises UserError when it is none."""
     path = local(path, 'the tokenizer')
+    around = path if path.is_dir() else path.parent
+    stamps = [_stamp(path), *(_stamp(around / name) for name in directories.ALL_NAMES)]
+    return _tokenizer_of(path, tuple(stamps))
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """By which a file is known to be the same."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
+@functools.lru_cache(maxsize=4)  # a script asks several times, and a large one takes seconds
+def _tokenizer_of(path: Path, stamps: tuple[tuple[int, int] | None, ...]) -> Tokenizer:
     if path.is_dir():
         return directories.read(path).extended(directories.look_beside(path).rows)
     if path.suffix == '.gguf':

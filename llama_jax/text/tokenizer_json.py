@@ -268,8 +268,12 @@ def _steps(theirs: Theirs) -> Content:
 
 
 def _object(settings: Mapping[str, Any]) -> Theirs:
-    from tokenizers import Tokenizer as Library
-
+    try:
+        from tokenizers import Tokenizer as Library
+    except ModuleNotFoundError:
+        raise UserError(
+            "this tokenizer takes the package tokenizers: pip install -e '.[weights]'"
+        ) from None
     try:
         theirs = Library.from_str(json.dumps(settings, ensure_ascii=False))
     except Exception as error:  # tokenizers raises no class of its own

@@ -13,7 +13,9 @@ from sentencepiece import sentencepiece_model_pb2
 
 from llama_jax.data import packing
 from llama_jax.data.train_tokenizer import train
+from llama_jax.text import files
 from llama_jax.text.sentencepiece_model import SentencePiece, bytes_tokenizer
+from tests.convert import written
 from tests.data.corpus import CHINESE
 
 CODE = tuple(inspect.getsource(module) for module in (heapq, shlex, string, textwrap))
@@ -21,13 +23,17 @@ MIXED = '\n'.join(
     line for pair in zip(CHINESE, CODE[1].splitlines()[20:], strict=False) for line in pair
 )
 """Chinese and code by turns."""
-NAMES = 'bpe', 'unigram', 'bytes', 'llama'
+NAMES = 'bpe', 'unigram', 'bytes', 'llama', 'byte-level'
 
 
 @functools.cache
 def tokenizer(name='bpe'):
     """Trained on the code alone, so that most Chinese is spelled in bytes: 'bpe', 'unigram'.
-    'bytes': nothing but bytes. 'llama': puts a space before every text, as LLaMA 1 and 2 do."""
+    'bytes': nothing but bytes. 'llama': puts a space before every text, as LLaMA 1 and 2 do.
+    'byte-level': of the library `tokenizers`, as Llama 3's."""
+    if name == 'byte-level':
+        settings = written.vocabulary() | {'tokenizer.ggml.pre': 'llama-bpe'}
+        return files.from_gguf(settings).vocabulary.extended()
     if name == 'bytes':
         return bytes_tokenizer()
     if name == 'llama':

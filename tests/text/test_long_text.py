@@ -1,6 +1,7 @@
 """Texts of several parts: the ids are those of the library for the whole."""
 
 import base64
+import functools
 import io
 import itertools
 import random
@@ -155,6 +156,23 @@ def test_a_part_between_tokens_ends_with_a_character():
 
 def test_pairs_are_of_neighbours():
     assert long_text.pairs_within(['abc', 'd', '', 'cab']) == {'ab', 'bc', 'ca'}
+
+
+@pytest.mark.parametrize('split', ['smollm', 'llama-bpe', 'tekken', 'deepseek-coder'])
+@pytest.mark.parametrize(
+    'name', ['one letter', 'spaces', 'white space', 'digits', 'chinese', 'code']
+)
+def test_long_texts_of_byte_level_vocabularies(code, name, split):
+    bpe = byte_level(split)
+    text = code if name == 'code' else TEXTS[name]
+    ids = bpe.encode(text)
+    np.testing.assert_array_equal(ids, bpe._theirs.encode(text, add_special_tokens=False).ids)
+    assert bpe.to_bytes(ids) == text.encode()
+
+
+@functools.cache
+def byte_level(split):
+    return files.from_gguf(written.vocabulary() | {'tokenizer.ggml.pre': split}).vocabulary
 
 
 def test_byte_level_vocabularies_are_cut_between_words(code):
