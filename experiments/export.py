@@ -7,6 +7,7 @@ python -m experiments.export smollm2.gguf --weights smollm2 --to gguf --dtype q8
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 from collections.abc import Callable
@@ -94,6 +95,9 @@ def export(options: Options) -> None:
             f'--shard-gigabytes {options.shard_gigabytes} must be positive, and only --to '
             'huggingface has shards'
         )
+    package = 'gguf' if to_gguf else 'tokenizers'
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"--to {options.to} takes {package}: pip install -e '.[weights]'")
     whole.check(out, directory=not to_gguf)
     source = opened(options.checkpoint, options.weights)
     if to_gguf:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from experiments import export
-from llama_jax.convert import ggml_vocabulary, gguf, huggingface, pretrained
+from llama_jax.convert import ggml_vocabulary, gguf, huggingface, pretrained, whole
 from llama_jax.data.train_tokenizer import train
+from llama_jax.errors import UserError
 from llama_jax.model.config import LongRope, ModelConfig, RopeScaling
 from llama_jax.model.patterns import Window
 from llama_jax.objectives.masked import MaskedLM
@@ -81,6 +82,8 @@ def test_a_run_for_transformers(run_script, run, tokenizer):
     files = sorted(path.name for path in Path('out').glob('*.safetensors'))
     assert len(files) > 1 and files == sorted(set(index['weight_map'].values()))
     assert files[0] == f'model-00001-of-{len(files):05}.safetensors'
+    rows = huggingface.params_to_huggingface(params, config)['model.embed_tokens.weight']
+    assert len(rows) == config.vocab  # all of them, where nothing is exported
     assert index['metadata']['total_size'] == sum(
         w.nbytes for w in jax.tree.leaves(as_read(config, params)[1])
     )
@@ -313,6 +316,24 @@ def test_a_full_disk(run_script, run, monkeypatch):
             patch.setattr('shutil.disk_usage', lambda path, usage=usage: usage)
             message = refused(run_script, out, '--checkpoint', run[0], '--to', to)
         assert '0 MB are free' in message and list(Path().glob('o*')) == []
+
+
+def test_packages_that_are_not_there(run_script, run, monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    for out, to, package in ('o', 'huggingface', 'tokenizers'), ('o.gguf', 'gguf', 'gguf'):
+        message = refused(run_script, out, '--checkpoint', run[0], '--to', to)
+        assert message == f"error: --to {to} takes {package}: pip install -e '.[weights]'"
+
+
+def test_files_are_closed(tmp_path):
+    before = os.listdir('/proc/self/fd') if Path('/proc').exists() else []
+    for directory in (False, True):
+        with whole.written(tmp_path / f'{directory}', size=0, directory=directory):
+            pass
+        with pytest.raises(UserError), whole.written(tmp_path / 'x', size=2**80):
+            pass
+    after = os.listdir('/proc/self/fd') if Path('/proc').exists() else []
+    assert len(after) == len(before)
 
 
 @pytest.mark.parametrize(('out', 'to'), [('o', 'huggingface'), ('o.gguf', 'gguf')])
