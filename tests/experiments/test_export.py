@@ -164,6 +164,26 @@ def test_a_run_for_llama_cpp(run_script, run, tokenizer, dtype):
     assert settings['general.name'] == 'run' and settings['general.file_type'] in (0, 1, 7, 32)
 
 
+@pytest.mark.parametrize(
+    ('dtype', 'down', 'up'),
+    [('q8_0', 'F16', 'Q8_0'), ('float32', 'F32', 'F32'), ('bfloat16', 'BF16', 'BF16')],
+)
+def test_rows_that_blocks_do_not_divide(run_script, tmp_path, dtype, down, up):
+    from gguf import GGUFReader
+
+    config = replace(CONFIG, vocab=399, ffn=48)
+    path = runs.save(tmp_path / 'm', config, runs.random_params(config), bytes_tokenizer())
+    options = ('o.gguf', '--checkpoint', path, '--to', 'gguf', '--dtype', dtype)
+    assert run_script(export.main, *options)[0] == 0
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in GGUFReader('o.gguf').tensors}
+    assert kinds['blk.1.ffn_down.weight'] == down and kinds['blk.1.ffn_up.weight'] == up
+    assert {kind for name, kind in kinds.items() if 'norm' in name} == {'F32'}
+    settings = gguf.read(Path('o.gguf')).settings
+    number = {'q8_0': 7, 'float32': 0, 'bfloat16': 32}[dtype]
+    assert settings['general.file_type'] == number
+    assert settings['general.quantization_version'] == 2
+
+
 def test_positions_of_another_kind(run_script, tmp_path):
     scaling = LongRope((1.0,) * 8, (4.0,) * 8, original_context=64, attention_factor=1.5)
     config = replace(CONFIG, vocab=399, rope_scaling=scaling)
