@@ -30,10 +30,12 @@ from llama_jax.train.checkpoint import difference, present
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.plain import to_plain
 from llama_jax.train.records import read_run
-from llama_jax.train.step import State
+from llama_jax.train.step import EXTRA, State
 
 log = logging.getLogger(__name__)
 
+_SETTINGS = ('config.json', 'params.json')
+"""One of them is in the directory of a model."""
 START_MAY_CHANGE = ('context', 'rope_theta', 'rope_scaling', 'dropout')
 """Settings of a model that has the same arrays whatever they are: a run may have others than what
 it begins with."""
@@ -63,7 +65,12 @@ def origin(start: str) -> Origin:
             f'RUN@STEP or RUN@best, {", ".join(pretrained.PACKAGES)}, a .gguf file or the '
             'directory of a model'
         )
-    weights = pretrained.find(start, '--start')
+    try:
+        weights = pretrained.find(start, '--start')
+    except UserError as error:
+        if workdir.is_dir() and not any((workdir / name).exists() for name in _SETTINGS):
+            raise UserError(f'{workdir} holds no run, and is no model: {error}') from None
+        raise
     return Origin(start, weights.config, weights.tokenizer, weights)
 
 
@@ -156,6 +163,8 @@ def adapted(
     found = origin(experiment.start)
     if tokenizer_of(found.tokenizer).digest != tokenizer.whole.digest:
         raise _another_tokenizer(found)
+    for leaf in jax.tree.leaves({k: x for k, x in state.params.items() if k != EXTRA}):
+        leaf.delete()  # or there would be room for two models
     rows, there = experiment.model.vocab, found.model.vocab
     if found.weights is not None:
         params, said = found.weights.params(mesh, rows=rows), ''

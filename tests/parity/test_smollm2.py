@@ -15,6 +15,7 @@ from experiments import generate, models
 from llama_jax import layout
 from llama_jax.convert import gguf
 from llama_jax.convert import params as params_lib
+from llama_jax.evaluate import whole
 from llama_jax.model.config import ModelConfig
 from llama_jax.text import files
 from tests.data.corpus import CHINESE
@@ -77,6 +78,14 @@ def test_loss_on_the_reference_text(text, tokens, right, wrong):
     assert n == tokens and round(float(value), 4) == right
     # The order of queries and keys is what a reader of these files gets wrong most easily.
     assert round(float(loss(interleaved(), text)[0]), 4) == wrong
+
+
+def test_any_text_is_measured_as_transformers_does():
+    trained, begin = whole.of_others('smollm2', one(), '--from')
+    for text, right in ((MOON, 1.9882), (AUSTEN, 3.6531)):
+        found = whole.likelihood_of_text(trained, [text], one(), begin=begin)
+        assert round(found['nats_per_token'], 4) == right
+    assert trained.tokenizer.vocab_size == trained.config.vocab == 49152
 
 
 def test_chat_equals_the_template_of_the_file():

@@ -205,7 +205,7 @@ def test_the_tokenizer_is_theirs(begun, others, tmp_path):
     ('lacking', 'message'),
     [
         (['tokenizer.json'], 'has neither tokenizer.model nor tokenizer.json'),
-        (['config.json'], 'has no config.json'),
+        (['config.json'], 'holds no run, and is no model: .* has no config.json'),
         (['model.safetensors'], 'model.safetensors'),
     ],
 )
