@@ -12,8 +12,9 @@ clipped to norm 1, a cosine schedule: the defaults of OptimizerConfig. Ours ever
   from another model (Code Llama, Llama 3.2).
 - Data. The mixtures are not public: English Wikipedia stands in for them; replace it with
   `--data.sources.0.name` or in a function of your own. The tokenizer is learnt from that text with
-  the published vocabulary size. `--data.tokenizer.path` takes a released `.model`; it gains control
-  tokens there, and with it goes `--model.vocab 0`, which pads the model to a multiple of 128.
+  the published vocabulary size. `--data.tokenizer.path` takes a released one (docs/weights.md,
+  Tokenizers); it gains control tokens behind its own, and with it goes `--model.vocab 0`, which
+  pads the model to a multiple of 128.
 - Mesh and compute: parameters over all chips (fsdp), bfloat16, layers recomputed from their input.
 """
 

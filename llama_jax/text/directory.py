@@ -195,6 +195,7 @@ def _with(vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: 
         ends[0] if ends else None,
         own.pad_id if pad_id is None else pad_id,
         tuple(ends[1:]),
+        spaced=bool(beside.settings.get('legacy', True)),
     )
     made = vocabulary.with_tokens(added, special)
     return made.padded(rows)

@@ -7,6 +7,7 @@ other SentencePiece program as well.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
@@ -17,7 +18,15 @@ from sentencepiece import sentencepiece_model_pb2
 
 from llama_jax.errors import UserError
 from llama_jax.text import long_text
-from llama_jax.text.tokenizer import SPACE, Added, Special, Tokenizer, other_name, too_large
+from llama_jax.text.tokenizer import (
+    NOTHING,
+    SPACE,
+    Added,
+    Special,
+    Tokenizer,
+    other_name,
+    too_large,
+)
 
 Model: TypeAlias = sentencepiece_model_pb2.ModelProto
 _Piece: TypeAlias = sentencepiece_model_pb2.ModelProto.SentencePiece
@@ -31,16 +40,16 @@ class SentencePiece(Tokenizer):
     FILE = 'tokenizer.model'
 
     def __init__(self, content: bytes, special: Special | None = None) -> None:
-        """`content` is a serialised ModelProto; of `special` only `end_ids` are read, the rest is
-        in the model. Raises UserError when it is no model."""
+        """`content` is a serialised ModelProto, which says what bos, eos and pad are: of `special`
+        the rest is read. Raises UserError when it is no model."""
         proto = parse(content)
         index = {p.piece: i for i, p in enumerate(proto.pieces) if p.type == _Piece.CONTROL}
         spec = proto.trainer_spec
         bos, eos, pad = (index.get(n) for n in (spec.bos_piece, spec.eos_piece, spec.pad_piece))
-        ends = special.end_ids if special else ()
+        special = special or NOTHING
         super().__init__(
             content,
-            Special(bos, eos, pad, ends),
+            dataclasses.replace(special, bos_id=bos, eos_id=eos, pad_id=pad),
             names=index,
             pieces=[_piece_bytes(piece) for piece in proto.pieces],
         )

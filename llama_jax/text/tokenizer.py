@@ -61,6 +61,9 @@ class Special:
     pad_id: int | None = None
     end_ids: tuple[int, ...] = ()
     """Ids that end a text besides eos, such as the end of a turn."""
+    spaced: bool = True
+    """Where a space is put before a text, it is put before what follows a control token as well
+    (`legacy` of transformers)."""
 
     @property
     def ends(self) -> tuple[int, ...]:
@@ -290,10 +293,19 @@ class Tokenizer(abc.ABC):
         """The UTF-8 that `token` stands for, perhaps a part of a character; b'' if none."""
         return self._bytes[inside([token], self.vocab_size)[0]]
 
+    @property
+    def space_after_control(self) -> bool:
+        """Text that follows a control token has a space before it, like that at the beginning."""
+        return self.dummy_prefix and self.special.spaced
+
     def settings(self) -> dict[str, dict[str, Any]]:
         """What its file does not hold, as files of Hugging Face beside it do: by their names."""
-        ends = {'eos_token_id': list(self.end_ids)}
-        return {'generation_config.json': ends} if len(self.end_ids) > 1 else {}
+        found: dict[str, dict[str, Any]] = {}
+        if len(self.end_ids) > 1:
+            found['generation_config.json'] = {'eos_token_id': list(self.end_ids)}
+        if not self.special.spaced:
+            found['tokenizer_config.json'] = {'legacy': False}
+        return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the vocabulary as one file, whole or not at all."""

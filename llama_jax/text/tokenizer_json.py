@@ -6,6 +6,7 @@ whatever the text spells. Needs the extra `weights`.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,6 +75,10 @@ class JsonTokenizer(Tokenizer):
         self._cut = json_rules.cut_before_spaces(settings)
         self._closed = np.zeros(len(pieces), bool)
         self._closed[[i for i in closed.values() if i not in unknown]] = True
+        if settings['model']['type'] == 'Unigram':  # which finds every piece in text
+            self._closed[
+                [i for name, i in vocabulary.items() if byte and _BYTE.fullmatch(name)]
+            ] = True
         bytes_ = [vocabulary.get(f'<0x{byte:02X}>', -1) for byte in SPACE.encode()]
         self._space_ids = np.array(bytes_, np.int32) if byte else None
         # The library leaves these out without a word.
@@ -84,6 +89,21 @@ class JsonTokenizer(Tokenizer):
         )
         first = theirs.encode(_BEFORE, add_special_tokens=False).ids
         self.dummy_prefix = b''.join(pieces[i] for i in first).startswith(b' ')
+        spaced = self.dummy_prefix and self._space_follows(closed)
+        self.special = dataclasses.replace(special, spaced=spaced)
+
+    def _space_follows(self, closed: Mapping[str, int]) -> bool:
+        """The library puts a space before what follows a control token in a text."""
+        name = next(iter(closed), None)
+        if name is None:
+            return True
+        theirs = self._theirs
+        theirs.encode_special_tokens = False
+        try:
+            ids = theirs.encode(name + _BEFORE, add_special_tokens=False).ids
+        finally:
+            theirs.encode_special_tokens = True
+        return bool(ids[1:] == theirs.encode(_BEFORE, add_special_tokens=False).ids)
 
     def _encode(self, text: str, *, continues: bool) -> Iterator[np.ndarray]:
         """Raises UserError for a character whose bytes the vocabulary lacks (control characters
@@ -109,11 +129,15 @@ class JsonTokenizer(Tokenizer):
         closed_n = self._closed[ids]
         if not closed_n.any():
             return ids
-        # A vocabulary may hold a control token as a word as well: text that spells it is cut.
-        offsets = [found.offsets[i] for i in np.flatnonzero(closed_n)]
-        cuts = [start + 1 for start, end in offsets if end > start + 1]
+        # A vocabulary may hold a control token as a word as well: text that spells it is cut. A
+        # byte may stand for a character, and is closed to text that spells its name.
+        where = [int(i) for i in np.flatnonzero(closed_n)]
+        offsets = {i: found.offsets[i] for i in where}
+        cuts = [start + 1 for start, end in offsets.values() if end > start + 1]
         if not cuts:
-            raise UserError(f'the text holds {found.tokens[closed_n.argmax()]!r}, a control token')
+            if all(_BYTE.fullmatch(found.tokens[i]) for i in where):
+                return ids
+            raise UserError(f'the text holds {found.tokens[where[0]]!r}, a control token')
         ends = [*cuts, len(text)]
         parts = [text[i:j] for i, j in zip([0, *cuts], ends, strict=True)]
         first = self._ids(parts[0], theirs)
@@ -201,6 +225,7 @@ class JsonTokenizer(Tokenizer):
             eos_id=new.get('</s>', self._id('</s>', old.eos_id)),
             pad_id=new.get('<pad>', self._id('<pad>', old.padding)),
             end_ids=old.end_ids,
+            spaced=old.spaced,
         )
         made = JsonTokenizer(_bytes(settings), special)
         made._check_ids(tokens)

@@ -67,6 +67,18 @@ def test_tokens_added_beside_a_sentencepiece_model(tmp_path, model):
     assert min(ours.control[name] for name in CONTROL_NAMES[2:]) == n + 2
 
 
+@pytest.mark.parametrize('legacy', [True, False, None])
+def test_legacy_says_whether_a_space_follows_a_control_token(tmp_path, model, legacy):
+    proto = parse(model)
+    proto.normalizer_spec.add_dummy_prefix = True
+    settings = {} if legacy is None else {'legacy': legacy}
+    put(tmp_path, tokenizer__model=proto.SerializeToString(), tokenizer_config__json=settings)
+    ours = files.tokenizer_of(tmp_path)
+    ours.save_to(tmp_path / 'run')
+    for one in (ours, files.tokenizer_of(tmp_path / 'run')):
+        assert one.space_after_control == (legacy is not False)
+
+
 @pytest.mark.parametrize('rows', [600, 0])
 def test_control_tokens_of_ours_take_no_row_of_the_embedding(tmp_path, model, other, rows):
     size = max(rows, 512)

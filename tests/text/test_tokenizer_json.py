@@ -126,7 +126,7 @@ def test_ids_are_the_librarys(kind):
     def check(parts):
         text = ''.join(parts).replace('\u2581', '')
         ids = ours.encode(text)
-        if text and '<s>' not in text and '</s>' not in text:
+        if text and not any(name in text for name in ('<s>', '</s>', '<0x')):
             assert ids.tolist() == theirs.encode(text, add_special_tokens=False).ids
             if kind != 'wordpiece':  # it takes away spaces before punctuation, in one piece
                 decoded = theirs.decode(ids.tolist(), skip_special_tokens=False)
@@ -157,6 +157,20 @@ def test_what_is_lost_is_said(kind, losses, prefix):
     assert len(ours.losses) == len(losses)
     assert all(word in said for word, said in zip(losses, ours.losses, strict=True))
     assert ours.dummy_prefix == prefix and ours.lossless == (not losses)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'spaced'),
+    [('prepend', True), ('metaspace', False), ('unigram', False), ('byte_level', True)],
+)
+def test_what_follows_a_control_token_is_as_in_the_library(kind, spaced):
+    from tokenizers import Tokenizer
+
+    ours, theirs = both(kind)[0], Tokenizer.from_str(made(kind))
+    text = 'return'
+    ids = theirs.encode(f'</s>{text}', add_special_tokens=False).ids
+    assert ours.space_after_control == spaced == ours.extended().space_after_control
+    assert ids == [2, *ours.encode(text, continues=not ours.space_after_control)]
 
 
 @pytest.mark.parametrize('kind', KINDS)
