@@ -156,7 +156,6 @@ def _of_merges(
     ids = {token: i for i, token in enumerate(settings['tokens'])}
     kinds, scores = settings['token_type'], [0.0] * len(ids)
     for i, kind in enumerate(kinds):
-        scores[i] = -float(len(merges)) if kind == _NORMAL else 0.0
         if kind == _NORMAL and settings['tokens'][i] in _BYTE_NAMES:
             kinds[i] = _BYTE
     for rank, (left, right) in reversed(list(enumerate(merges))):

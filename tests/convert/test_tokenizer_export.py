@@ -1,6 +1,7 @@
 """Tokenizers in the words of GGUF and of Hugging Face give the ids that they give here."""
 
 import json
+import random
 
 import pytest
 from sentencepiece import sentencepiece_model_pb2
@@ -12,7 +13,7 @@ from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.text import files
 from llama_jax.text.sentencepiece_model import SentencePiece
-from llama_jax.text.tokenizer import Special
+from llama_jax.text.tokenizer import SPACE, Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from tests.convert import written
 from tests.data.corpus import CHINESE
@@ -60,20 +61,36 @@ def sentencepiece(kind='bpe', **normalizer):
     return SentencePiece(proto.SerializeToString())
 
 
+def shuffled():
+    """A model whose ids are in no order, with words that text spells and that are found first."""
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(sentencepiece().content)
+    pieces = list(proto.pieces)
+    rest = pieces[3:]
+    random.Random(0).shuffle(rest)
+    del proto.pieces[:]
+    proto.pieces.extend(pieces[:3] + rest)
+    for word in ('return', SPACE * 3):
+        proto.pieces.add(piece=word, type=4)
+    return SentencePiece(proto.SerializeToString())
+
+
 @pytest.mark.parametrize(
     'make',
     [
+        shuffled,
         byte_level,
         lambda: byte_level().extended(),  # as it is trained with
         sentencepiece,
         lambda: sentencepiece(add_dummy_prefix=True),
     ],
-    ids=['byte-level', 'for training', 'SentencePiece', 'space before'],
+    ids=['shuffled', 'byte-level', 'for training', 'SentencePiece', 'space before'],
 )
 def test_ids_are_the_same(make):
     tokenizer = make()
     settings = json.loads(assert_same_ids(tokenizer)['tokenizer_config.json'])
     assert settings['model_max_length'] == 99 and settings['add_bos_token']
+    assert not settings['add_eos_token'] and not settings['clean_up_tokenization_spaces']
 
 
 def test_a_sentencepiece_model_of_which_only_the_json_is_left():
@@ -105,7 +122,9 @@ def test_kinds_of_tokens():
     assert set(kinds[3:512]) == {1} and kinds[512:] == [5, 5, 5]
     assert settings['tokenizer.ggml.pre'] == 'smollm'
     assert settings['tokenizer.ggml.eot_token_id'] == 0
-    assert set(in_gguf(sentencepiece())['tokenizer.ggml.token_type']) == {1, 2, 3, 6}
+    settings = in_gguf(sentencepiece())
+    kinds = settings['tokenizer.ggml.token_type']
+    assert set(kinds) == {1, 2, 3, 6} and kinds[settings['tokenizer.ggml.unknown_token_id']] == 2
 
 
 @pytest.mark.parametrize(
