@@ -83,7 +83,7 @@ def from_gguf(
             raise UserError(f'GGUF: tensor {name!r} has no use with rope.scaling.type = {kind!r}')
     # The older name counts where the newer one is missing or 0; 0 is no scaling.
     names = ('rope.scaling.factor', 'rope.scale_linear')
-    factor = next((written(name, 1.0) for name in names if settings.get(name)), 1.0)
+    factor = written(next((name for name in names if settings.get(name)), ''), 1.0)
     if kind == 'yarn':
         scaling = Yarn(
             factor,

@@ -137,6 +137,16 @@ RELEASED = {
         {'rope_scaling': {'rope_type': 'default', 'factor': 8.0, 'low_freq_factor': 1.0}},
         (1e4, None, 4096),
     ),
+    'words of others, of no effect': (
+        {
+            'rope_scaling': {
+                **{'type': 'linear', 'factor': 2.0, 'attn_factor': 1.0, 'finetuned': False},
+                **{'extrapolation_factor': 1.0, 'partial_rotary_factor': 1.0, 'alpha': None},
+                **{'llama_4_scaling_beta': 0, 'mrope_interleaved': False},
+            }
+        },
+        (1e4, Linear(2.0), 4096),
+    ),
     'an empty one': ({'rope_scaling': {}}, (1e4, None, 4096)),
 }
 
@@ -200,7 +210,7 @@ SCALINGS = [
     None,
     Linear(4.0),
     Dynamic(2.0, 16384),
-    RopeScaling(8.0, 1.0, 4.0, 8192),
+    RopeScaling(32.0, 1.0, 4.0, 8192),
     Yarn(8.0, 4096, 1.25),
     LongRope(tuple(SHORT), tuple(LONG), 4096, 1.19),
     LongRope(tuple(LONG), tuple(LONG), 32768, 1.0),
@@ -268,6 +278,10 @@ def test_words_of_gguf():
     assert gguf_scaling(scaling__type='none', scaling__factor=4.0) is None
     assert gguf_scaling(scaling__type='linear') is None
     yarn = {'scaling__type': 'yarn', 'scaling__factor': 8.0}
+    standard = {'yarn_ext_factor': 1.0, 'yarn_attn_factor': 1.0, 'yarn_log_multiplier': 0.0}
+    standard |= {'yarn_beta_fast': 32.0, 'yarn_beta_slow': 1.0}
+    named = {f'scaling__{name}': value for name, value in standard.items()}
+    assert gguf_scaling(**yarn, **named) == Yarn(8.0, 32768)
     assert gguf_scaling(**yarn) == Yarn(8.0, 32768)
     assert gguf_scaling(**yarn, scaling__original_context_length=4096) == Yarn(8.0, 4096)
     strong = gguf_scaling(**yarn, scaling__attn_factor=2.0)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model.config import Dynamic, Linear, LongRope, RopeScaling, Yarn, by_length
-from llama_jax.model.rope import frequencies, rotate, rotation
+from llama_jax.model.rope import attention_factor, frequencies, rotate, rotation
 from tests.model import tiny
 
 RELEASED = {'3.1': (128, 8.0), '3.2_1b': (64, 32.0), '3.2_3b': (128, 32.0)}
@@ -134,6 +134,7 @@ def stretched(kind, head_dim, theta, length):
             )
             if kind.truncate:
                 low, high = math.floor(low), math.ceil(high)
+            low, high = max(low, 0), min(high, head_dim - 1)
             ramp = [min(max((i - low) / (high - low), 0), 1) for i in range(head_dim // 2)]
             mixed = [f * ((1 - r) + r / factor) for f, r in zip(plain, ramp, strict=True)]
             return mixed, kind.attention_factor or 0.1 * math.log(factor) + 1
@@ -155,6 +156,7 @@ KINDS = {
     'yarn, its own way': Yarn(4.0, 512, 0.7, beta_fast=16.0, beta_slow=0.5, truncate=False),
     'longrope': PHI,
 }
+YARNS = {'short context': Yarn(4.0, 128), 'huge context': Yarn(2.0, 2**28)}
 
 
 @pytest.mark.parametrize('length', [1, 64, 65, 400])
@@ -174,6 +176,19 @@ def test_rules_follow_their_papers(name, length):
     angle_h = (length - 1) * np.array(frequency_h)
     np.testing.assert_allclose(np.ravel(rope.cos_BTH), factor * np.cos(angle_h), atol=1e-4)
     np.testing.assert_allclose(np.ravel(rope.sin_BTH), factor * np.sin(angle_h), atol=1e-4)
+
+
+@pytest.mark.parametrize('kind', YARNS.values(), ids=YARNS)
+def test_the_ramp_ends_with_the_head(kind):
+    expected, factor = stretched(kind, 16, 1e4, 1)
+    np.testing.assert_allclose(frequencies(16, theta=1e4, scaling=kind), expected, rtol=2e-6)
+    assert attention_factor(kind) == pytest.approx(factor)
+
+
+def test_what_is_not_stretched_is_not_lengthened():
+    assert attention_factor(Yarn(0.5, 64)) == attention_factor(Yarn(1.0, 64)) == 1
+    assert attention_factor(Yarn(1.5, 64)) == 1 + 0.1 * math.log(1.5)
+    assert attention_factor(None) == attention_factor(Linear(2.0)) == 1
 
 
 @pytest.mark.parametrize('name', KINDS)
