@@ -202,6 +202,8 @@ class JsonTokenizer(Tokenizer):
                 settings['added_tokens'].append(_entry(token))
             elif token.special and not entry['special']:
                 changed, entry['special'] = True, True
+        if not changed and self.special == dataclasses.replace(special, spaced=self.special.spaced):
+            return self  # a large one takes seconds to make
         made = JsonTokenizer(_bytes(settings) if changed else self._content, special)
         made._check_ids(tokens)
         return made

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import json
 import tracemalloc
 
 import numpy as np
@@ -14,7 +15,8 @@ from llama_jax.data.sources import Corpus
 from llama_jax.data.train_tokenizer import SMALLEST
 from llama_jax.errors import UserError
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
-from llama_jax.text.tokenizer import TokenizerConfig
+from llama_jax.text.tokenizer import CONTROL_NAMES, TokenizerConfig
+from tests.convert import written
 
 
 @dataclasses.dataclass
@@ -140,3 +142,16 @@ def test_what_cannot_be_is_told_without_a_corpus(tmp_path, path, monkeypatch):
     for recipe in (TokenizerConfig(path=path), TokenizerConfig(vocab=1024)):
         for rows in (0, 1024, 2048):
             check(recipe, rows=rows)
+
+
+def test_a_tokenizer_that_loses_text_is_told_of_once(tmp_path, caplog):
+    content = json.loads(written.trained().to_str())
+    content['normalizer'] = {'type': 'Lowercase'}
+    path = tmp_path / 'lower.json'
+    path.write_text(json.dumps(content))
+    config = DataConfig(tokenizer=TokenizerConfig(path=str(path)))
+    lossy = load_tokenizer(config)
+    assert load_tokenizer(config).decode(lossy.encode('Ab Ü')) == 'ab ü' and not lossy.lossless
+    (record,) = caplog.records
+    assert f'{path} loses text: characters are changed (Lowercase)' in record.message
+    assert set(CONTROL_NAMES) <= set(lossy.control)
