@@ -67,6 +67,21 @@ def test_tokens_added_beside_a_sentencepiece_model(tmp_path, model):
     assert min(ours.control[name] for name in CONTROL_NAMES[2:]) == n + 2
 
 
+def test_added_tokens_of_tokenizer_json_beside_a_sentencepiece_model(tmp_path, model):
+    n = SentencePiece(model).vocab_size
+    content = json.loads(written.trained(n).to_str())  # of as many tokens
+    flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
+    content['added_tokens'] = [
+        {'id': n, 'content': '<|im_end|>', **flags, 'special': True},
+        {'id': n + 1, 'content': '<tool>', **flags, 'special': False},
+    ]
+    put(tmp_path, tokenizer__model=model, tokenizer__json=content)
+    ours = files.tokenizer_of(tmp_path)
+    assert isinstance(ours, SentencePiece) and ours.control['<|im_end|>'] == n
+    ids = ours.encode('<|im_end|><tool>')
+    assert ids[-1] == n + 1 and n not in ids and ours.decode(ids) == '<|im_end|><tool>'
+
+
 @pytest.mark.parametrize('legacy', [True, False, None])
 def test_legacy_says_whether_a_space_follows_a_control_token(tmp_path, model, legacy):
     proto = parse(model)
