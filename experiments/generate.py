@@ -93,6 +93,7 @@ def main() -> None:
         pad_id=model.pad_id,
         quantization=options.quantization,
     )
+    model = model.without_params()
     # An answer is a text of its own, a continuation follows the space that ends the prompt.
     detokenize = Detokenizer(model.vocabulary.decode, prompt=prompt if before else ())
     source = None if options.source is None else model.source(options.source)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -30,7 +30,7 @@ class Pretrained:
     name: str
     config: ModelConfig
     params: Params
-    """Stacked, placed on the mesh."""
+    """Of a run, stacked and on the mesh; of others, `Unread` and with layers apart."""
     vocabulary: Vocabulary
     begin: tuple[int, ...]
     """Ids before every prompt that is given as text (bos, where the model was trained with it)."""
@@ -67,7 +67,7 @@ class Pretrained:
     def programs(
         self, mesh: Mesh, compute: Compute, quantization: Quantization = NOTHING
     ) -> Programs:
-        """What generates with it, on the mesh that it lies on."""
+        """What generates with it, on a mesh."""
         return Programs(
             self.config,
             self.params,
@@ -77,6 +77,10 @@ class Pretrained:
             pad_id=self.pad_id,
             quantization=quantization,
         )
+
+    def without_params(self) -> Pretrained:
+        """The same, for use beside programs: these have a copy of the parameters for decoding."""
+        return replace(self, params={})
 
     def messages(self, messages: Sequence[Message]) -> list[int]:
         """Token ids that ask for the next message of a chat. Raises UserError when it has none."""
@@ -125,14 +129,16 @@ def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> 
 
 
 def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
-    """Weights of others, float32; see `pretrained.find`, also for the errors."""
+    """Weights of others, to be read; see `pretrained.find`, also for the errors. Rows of the
+    embedding that no token of the vocabulary has are padding."""
     found = pretrained.find(name_or_path)
     text = found.text()
-    layout.check(found.config.sizes(), mesh, shared_heads=True)
+    config = pretrained.padded(found.config, text.vocabulary.vocab_size)
+    layout.check(config.sizes(), mesh, shared_heads=True)
     return Pretrained(
         name=found.name,
-        config=found.config,
-        params=found.params(mesh),
+        config=config,
+        params=found.unread,
         vocabulary=text.vocabulary,
         begin=text.begin,
         chat=text.chat,

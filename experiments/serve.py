@@ -90,6 +90,7 @@ def main() -> None:
             prefill_chunk=PIECE,
             lookup=lookup,
         )
+        model = model.without_params()
         try:
             grammars = Compiler(model.vocabulary, vocab=model.config.vocab, end_ids=model.end_ids)
             begin = time.perf_counter()

@@ -16,7 +16,7 @@ import numpy as np
 from llama_jax.convert.tensors import Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.model.rope import frequencies
+from llama_jax.model.rope import attention_factor, frequencies
 
 _FREQUENCIES = re.compile(
     r'(^|\.)((original_)?inv_freq|(rope|rotary|rotary_emb|rotary_pos_emb)\.freqs'
@@ -41,7 +41,12 @@ def check(names: Iterable[str], tensors: Tensors, config: ModelConfig) -> None:
         found = np.asarray(tensors[name])
         digits = ml_dtypes.finfo(found.dtype).nmant
         found = found.astype(np.float64)
-        if not any(_agree(name, found, angles, digits) for angles in allowed):
+        factors = {1.0, attention_factor(config.rope_scaling)}
+        if not any(
+            _agree(name, found, angles, digits, factor=factor)
+            for angles in allowed
+            for factor in factors
+        ):
             scaling = '' if config.rope_scaling is None else f' and {config.rope_scaling}'
             raise UserError(
                 f'{tensors.where(name)} is not what the settings of the model say: rope_theta '
@@ -50,8 +55,11 @@ def check(names: Iterable[str], tensors: Tensors, config: ModelConfig) -> None:
             )
 
 
-def _agree(name: str, found: np.ndarray, angles_h: np.ndarray, digits: int) -> bool:
-    """`digits`: bits that the entries have after the first."""
+def _agree(
+    name: str, found: np.ndarray, angles_h: np.ndarray, digits: int, *, factor: float
+) -> bool:
+    """`digits`: bits that the entries have after the first. `factor`: what cosines and sines are
+    multiplied by."""
     relative = 2.0**-digits + 1e-3
     if _FREQUENCIES.search(name):
         # Half precision has no smaller step than 6e-8.
@@ -63,7 +71,8 @@ def _agree(name: str, found: np.ndarray, angles_h: np.ndarray, digits: int) -> b
     found = found.reshape(-1, found.shape[-1])[:_POSITIONS]
     angle = np.arange(len(found))[:, None] * angles_h
     wave = np.cos(angle) if 'cos' in name.rpartition('.')[2] else np.sin(angle)
-    # A half beside the other, or each twice: the first and the last two say which.
+    wave = wave * factor
+    # A half beside the other, or each twice.
     halves = [np.concatenate([wave, wave], axis=1), np.repeat(wave, 2, axis=1)]
     expected = [wave] if found.shape[1] == angles_h.size else halves
     return any(np.allclose(found, x, rtol=0, atol=4 * relative) for x in expected)

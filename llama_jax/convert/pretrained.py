@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from llama_jax.model.unread import Unread
 from llama_jax.paths import local
 from llama_jax.text import files
 from llama_jax.text.files import Text
+
+log = logging.getLogger(__name__)
 
 TABLES = ('embed_VD', 'head_VD')
 """Parameters with a row for each id."""
@@ -42,15 +45,10 @@ class Weights:
     _text: Callable[[], Text] = field(repr=False)
 
     def text(self) -> Text:
-        """Its vocabulary, and how it is asked. Raises UserError where they are of another model."""
+        """Its vocabulary, and how it is asked. It may have fewer tokens than there are rows of the
+        embedding, see `padded`, or more: those have no row."""
         with extras():
-            text = self._text()
-        if text.vocabulary.vocab_size < self.config.ids:
-            raise UserError(
-                f'{self.name}: the embedding has {self.config.ids} rows and the vocabulary '
-                f'{text.vocabulary.vocab_size} tokens: they are of different models'
-            )
-        return text
+            return self._text()
 
     def params(self, mesh: Mesh, *, rows: int = 0) -> Params:
         """Stacked float32 parameters on their devices, with so many rows of embedding and head
@@ -76,6 +74,18 @@ def _grown(leaf: Unread, rows: int, ids: int) -> Unread:
     return Unread(
         (rows, *leaf.shape[1:]), leaf.dtype, lambda: with_rows(leaf.read(), rows, ids=ids)
     )
+
+
+def padded(config: ModelConfig, tokens: int) -> ModelConfig:
+    """`config` for a vocabulary of so many tokens: rows behind them are padding."""
+    if tokens >= config.ids:
+        return config
+    log.info(
+        '%d of the %d rows of the embedding are of no token of the vocabulary: they get no '
+        'probability',
+        *(config.vocab - tokens, config.vocab),
+    )
+    return replace(config, vocab_padding=config.vocab - tokens)
 
 
 def find(name_or_path: str, what: str = '--weights') -> Weights:

@@ -11,10 +11,13 @@ cores). Small products cost more than their share: query, key and value are one,
 from __future__ import annotations
 
 import functools
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax import layout, precision
@@ -31,45 +34,78 @@ LONGEST_TABLE = 2**17
 """Positions whose cosines and sines are kept: 67 MB with heads of 128."""
 
 
-def arrange(config: ModelConfig, params: Params) -> Params:
-    """Parameters with unstacked blocks, as `features` takes them. The letter J is of parts that lie
-    together: the queries of a group, its key and its value; gate and up. Cosines and sines of all
-    positions join them: left to a program, XLA computes them in every layer again."""
+@dataclass(frozen=True)
+class Joined:
+    """An array, and the parameters of one layer that it is made of."""
+
+    parts: tuple[Any, ...]
+    join: Callable[..., Any] = lambda x: x
+    """Of arrays of the host, or of devices. What it does to the first it does by views where it
+    can."""
+
+
+def arrange(params: Params) -> Params:
+    """Parameters with layers apart, as `features` takes them: a tree of Joined. The letter J is of
+    parts that lie together: the queries of a group, its key and its value; gate and up."""
 
     def arranged(block: Params) -> Params:
         attention, mlp = block['attention'], block['mlp']
-        qkv = [attention[name] for name in ('q_DNH', 'k_DKH', 'v_DKH')]
+        qkv = tuple(attention[name] for name in ('q_DNH', 'k_DKH', 'v_DKH'))
         return {
-            'attention_norm': block['attention_norm'],
+            'attention_norm': _alone(block['attention_norm']),
             'attention': {
-                'qkv_KJHD': jax.tree.map(_join_heads, *qkv),
-                'out_DNH': jax.tree.map(_last_first, attention['out_NHD']),
+                'qkv_KJHD': Joined(qkv, _join_heads),
+                'out_DNH': Joined((attention['out_NHD'],), _last_first),
             },
-            'mlp_norm': block['mlp_norm'],
+            'mlp_norm': _alone(block['mlp_norm']),
             'mlp': {
-                'gate_up_JFD': jax.tree.map(
-                    lambda *xs: jnp.stack([x.T for x in xs]), mlp['gate_DF'], mlp['up_DF']
-                ),
-                'down_DF': jax.tree.map(_last_first, mlp['down_FD']),
+                'gate_up_JFD': Joined((mlp['gate_DF'], mlp['up_DF']), _transposed),
+                'down_DF': Joined((mlp['down_FD'],), _last_first),
             },
         }
 
-    tables = {}
-    if config.context <= LONGEST_TABLE and not by_length(config.rope_scaling):
-        rope = rotation_of(config, jnp.arange(config.context)[None])
-        tables['rope'] = {'cos_CH': rope.cos_BTH[0, :, 0], 'sin_CH': rope.sin_BTH[0, :, 0]}
-    return {**params, 'blocks': [arranged(block) for block in params['blocks']], **tables}
+    rest = {name: _alone(value) for name, value in params.items() if name != 'blocks'}
+    return {**rest, 'blocks': [arranged(block) for block in params['blocks']]}
 
 
-def _join_heads(q_DNH: jax.Array, k_DKH: jax.Array, v_DKH: jax.Array) -> jax.Array:
+def tables(config: ModelConfig) -> Params:
+    """Cosines and sines of all positions, which join the parameters: left to a program, XLA
+    computes them in every layer again."""
+    if config.context > LONGEST_TABLE or by_length(config.rope_scaling):
+        return {}
+    rope = rotation_of(config, jnp.arange(config.context)[None])
+    return {'rope': {'cos_CH': rope.cos_BTH[0, :, 0], 'sin_CH': rope.sin_BTH[0, :, 0]}}
+
+
+def _alone(params: Params) -> Params:
+    return jax.tree.map(lambda x: Joined((x,)), params)
+
+
+def _join_heads(q_DNH: Any, k_DKH: Any, v_DKH: Any) -> Any:
     D, K, H = k_DKH.shape
     parts = [q_DNH.reshape(D, K, -1, H), k_DKH[:, :, None], v_DKH[:, :, None]]
+    if isinstance(q_DNH, np.ndarray):
+        return np.concatenate(_of_one_type(parts), axis=2).transpose(1, 2, 3, 0)
     parts = [jax.reshard(x, layout.act('DKJH')) for x in parts]  # at rest K may lie whole
     return jnp.concatenate(parts, axis=2).transpose(1, 2, 3, 0)
 
 
-def _last_first(w: jax.Array) -> jax.Array:
-    return jnp.moveaxis(w, -1, 0)
+def _transposed(*parts: Any) -> Any:
+    """Side by side, with their last dimension first."""
+    if isinstance(parts[0], np.ndarray):
+        return np.stack([x.T for x in _of_one_type(parts)])
+    return jnp.stack([x.T for x in parts])
+
+
+def _of_one_type(parts: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
+    """Files may mix types, and numpy knows of no common one of float16 and bfloat16."""
+    if len({x.dtype for x in parts}) == 1:
+        return parts
+    return [x.astype(np.float32) for x in parts]
+
+
+def _last_first(w: Any) -> Any:
+    return w.transpose(w.ndim - 1, *range(w.ndim - 1))
 
 
 def features(

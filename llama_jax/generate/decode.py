@@ -3,29 +3,24 @@ write more in one loop."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.generate import columns
 from llama_jax.generate.finite import NOT_FINITE, finite
-from llama_jax.generate.quantized import NOTHING, Quantization, placements, quantized
 from llama_jax.generate.sampling import sample
 from llama_jax.generate.settings import History, Settings, is_end, shaped
 from llama_jax.model import layers
 from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.model.quantized import Quantized
 from llama_jax.model.transformer import Memory
-from llama_jax.trees import map_named
 
 
 @dataclass(frozen=True)
@@ -77,58 +72,6 @@ class Drawn:
 
 Carry = tuple[jax.Array, State, Drawn]
 """Steps taken, state, and what was drawn."""
-
-
-def prepare(
-    model: Model,
-    params: Params,
-    *,
-    mesh: Mesh,
-    head_copies: int,
-    quantization: Quantization,
-    whole_int4: bool,
-) -> Params:
-    """Parameters for decoding only: `prepared`, and gathered over the axes that a step would
-    otherwise gather them over again and again."""
-    change = functools.partial(
-        prepared,
-        model,
-        head_copies=head_copies,
-        quantization=quantization,
-        whole_int4=whole_int4,
-    )
-    with jax.set_mesh(mesh):
-        placed = placements(jax.eval_shape(change, params), mesh)
-        return jax.jit(change, out_shardings=placed)(params)
-
-
-def prepared(
-    model: Model,
-    params: Params,
-    *,
-    head_copies: int,
-    quantization: Quantization = NOTHING,
-    whole_int4: bool = False,
-) -> Params:
-    """Parameters with layers apart, quantised or else in the type of the computation, and each
-    key-value head `head_copies` times."""
-    dtype = precision.dtype(model.compute.precision)
-
-    def copied(path: str, x: jax.Array) -> jax.Array:
-        letters = layout.letters_of(path, x.ndim)
-        if head_copies == 1 or 'K' not in letters:
-            return x
-        # Query heads that follow each other share a head: its copies do so too.
-        return jnp.repeat(x, head_copies, axis=letters.index('K'))
-
-    params = params if isinstance(params['blocks'], list) else layers.unstack(params)
-    params = quantized(map_named(copied, params), quantization, whole_int4=whole_int4)
-    params = jax.tree.map(
-        lambda x: x if isinstance(x, Quantized) else x.astype(dtype),
-        params,
-        is_leaf=lambda x: isinstance(x, Quantized),
-    )
-    return columns.arrange(model.config, params) if model.in_columns else params
 
 
 def features(

@@ -17,6 +17,7 @@ from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate import finite
 from llama_jax.generate.decode import Model
+from llama_jax.generate.prepare import How, prepare
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.settings import END_IDS
 from llama_jax.model.cache import Cache, Cross
@@ -50,7 +51,8 @@ class Programs:
         pad_id: int,
         quantization: Quantization = NOTHING,
     ):
-        """`params` may be stacked or not, and placed anywhere; a copy for decoding is made.
+        """`params` may be stacked or not, placed anywhere or `Unread`; a copy for decoding is made,
+        and none of them is kept.
 
         Raises UserError when the model does not fit the mesh, or ids are not of its vocabulary.
         """
@@ -71,11 +73,14 @@ class Programs:
                 )
         if len(end_ids) > END_IDS:
             raise UserError(f'{len(end_ids)} end ids: at most {END_IDS}')
-        if is_cpu(mesh) and compute.precision != 'float32':
-            # Ten times faster: a CPU turns a bfloat16 matrix into float32 for every single row.
-            log.info('generation computes in float32 on a CPU, not in %s', compute.precision)
-            compute = replace(compute, precision='float32')
         in_columns = is_cpu(mesh) and config.llama
+        matrices = precision.dtype(compute.precision)
+        if is_cpu(mesh) and compute.precision != 'float32':
+            # A CPU turns a bfloat16 matrix into float32 for every single row, but for columns.py.
+            kept = compute.precision if in_columns else 'float32'
+            log.info('on a CPU generation computes in float32, and keeps matrices in %s', kept)
+            matrices = precision.dtype(kept)
+            compute = replace(compute, precision='float32')
         self.mesh, self.end_ids = mesh, tuple(end_ids)
         self.model = model = Model(config, compute, in_columns, pad_id)
         self.dtype = precision.dtype(compute.precision)
@@ -83,14 +88,8 @@ class Programs:
         whole_int4 = is_cpu(mesh) and quantization.weights == 'int4'
         if whole_int4:
             log.info('int4 on a CPU: matrices are rounded to it, and kept and used as float32')
-        self.params = decode_lib.prepare(
-            model,
-            params,
-            mesh=mesh,
-            head_copies=copies,
-            quantization=quantization,
-            whole_int4=whole_int4,
-        )
+        how = How(self.dtype, matrices, copies, quantization, whole_int4)
+        self.params = prepare(model, params, how, mesh=mesh)
         self.empty = jax.jit(
             functools.partial(
                 Cache.empty, config, dtype=jnp.dtype(quantization.cache or self.dtype)

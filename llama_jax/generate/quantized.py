@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llama_jax import layout
 from llama_jax.errors import UserError
-from llama_jax.model.layers import Params
 from llama_jax.model.quantized import dense, quantize
 from llama_jax.trees import map_named
 
@@ -20,6 +20,10 @@ _SUMMED = {
     **dict.fromkeys(('q_DNH', 'k_DKH', 'v_DKH', 'gate_DF', 'up_DF', 'embed_VD', 'head_VD'), 'D'),
     'out_NHD': 'NH',
     'down_FD': 'F',
+    # As columns.py has them.
+    **dict.fromkeys(('qkv_KJHD', 'gate_up_JFD'), 'D'),
+    'out_DNH': 'NH',
+    'down_DF': 'F',
 }
 _GROUP = 32
 _TABLES = ('embed_VD', 'head_VD')
@@ -55,33 +59,35 @@ NOTHING = Quantization()
 """All in the type of the computation."""
 
 
-def quantized(params: Params, how: Quantization, *, whole_int4: bool) -> Params:
-    """Parameters with unstacked blocks, of float32, with their matrices quantised. `whole_int4`:
-    those of int4 are rounded, and given as float32 again."""
-    if how.weights is None:
-        return params
-
-    def smaller(path: str, x: jax.Array) -> Any:
-        name = path.rsplit('.', 1)[-1]
-        if name not in _SUMMED:
-            return x
-        letters = name.rsplit('_', 1)[1]
-        summed = tuple(letters.index(letter) for letter in _SUMMED[name])
-        if how.weights == 'int8' or name in _TABLES:
-            return quantize(x, summed)
-        group = how.group or _GROUP
-        if x.shape[summed[-1]] % group:
-            raise UserError(
-                f'{path} {list(x.shape)} does not divide into groups of {group} inputs: set '
-                'another group of the quantization'
-            )
-        w = quantize(x, summed, bits=4, group=group)
-        return dense(w, x.dtype) if whole_int4 else w
-
-    return map_named(smaller, params)
+def quantized(path: str, x: jax.Array, how: Quantization, *, whole_int4: bool) -> Any:
+    """A parameter of one layer, or of none, quantised where it is a matrix. `whole_int4`: those of
+    int4 are rounded, and given as float32 again."""
+    name = path.rsplit('.', 1)[-1]
+    if how.weights is None or name not in _SUMMED:
+        return x
+    letters = name.rsplit('_', 1)[1]
+    summed = tuple(letters.index(letter) for letter in _SUMMED[name])
+    if how.weights == 'int8' or name in _TABLES:
+        return quantize(x, summed)
+    group = how.group or _GROUP
+    if x.shape[summed[-1]] % group:
+        raise UserError(
+            f'{path} {list(x.shape)} does not divide into groups of {group} inputs: set another '
+            'group of the quantization'
+        )
+    w = quantize(x, summed, bits=4, group=group)
+    return dense(w, jnp.float32) if whole_int4 else w
 
 
-def placements(params: Params, mesh: Mesh) -> Any:
+def by_rows(path: str, how: Quantization) -> bool:
+    """Whether each entry of the first dimension is quantised by itself."""
+    name = path.rsplit('.', 1)[-1]
+    if how.weights is None or name not in _SUMMED:
+        return False
+    return name.rsplit('_', 1)[1][0] not in _SUMMED[name]
+
+
+def placements(params: Any, mesh: Mesh) -> Any:
     """Where each array lies for decoding: by the letters of its name, or, of a quantised one, of
     its matrix. Raises UserError when scales do not divide over the mesh."""
 

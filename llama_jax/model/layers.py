@@ -17,7 +17,8 @@ from llama_jax.model.transformer import Transformer
 Params = dict[str, Any]
 """Nested dict of arrays, named as the modules' attributes are."""
 
-_STACKS = ('blocks', 'encoder_blocks')
+STACKS = ('blocks', 'encoder_blocks')
+"""Parts of the parameters that are of all layers."""
 
 
 def create(config: ModelConfig, key: jax.Array, mesh: Mesh) -> Params:
@@ -41,7 +42,7 @@ def bind(config: ModelConfig, params: Params) -> Transformer:
     """A model that computes with `params`, stacked or unstacked."""
     model = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)))
     rest = dict(params)
-    for stack in _STACKS:
+    for stack in STACKS:
         if not isinstance(params.get(stack), list):
             continue
         blocks: nnx.List = nnx.List()
@@ -74,4 +75,4 @@ def stack(params: Params) -> Params:
 
 
 def _of_stacks(change: Callable[[Any], Any], params: Params) -> Params:
-    return {name: change(value) if name in _STACKS else value for name, value in params.items()}
+    return {name: change(value) if name in STACKS else value for name, value in params.items()}

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 import configs
 from experiments import generate, models
 from llama_jax.convert import huggingface, meta
+from llama_jax.convert import params as params_lib
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
@@ -46,9 +47,10 @@ def test_weights_of_a_gguf_file(gguf, mesh):
     model = models.from_weights(str(gguf), mesh)
     assert model.name == 'tiny' and model.config == CONFIG and model.step is None
     expected = huggingface.params_from_huggingface(weights(CONFIG, seed=3), CONFIG)
-    jax.tree.map(np.testing.assert_array_equal, model.params, expected)
-    assert model.params['embed_VD'].sharding.mesh == mesh
-    assert not model.params['embed_VD'].sharding.is_fully_replicated
+    placed = params_lib.placed(model.params, mesh)
+    jax.tree.map(np.testing.assert_array_equal, placed, expected)
+    assert placed['embed_VD'].sharding.mesh == mesh
+    assert not placed['embed_VD'].sharding.is_fully_replicated
     assert model.chat == ChatML('You are terse') and model.begin == ()
     assert model.end_ids == (2, 0) and model.pad_id == 2
     assert model.vocabulary.decode(model.prompt('世界 1')) == '世界 1'
@@ -67,7 +69,7 @@ def test_weights_of_a_hugging_face_directory(mesh, tmp_path):
     tokenizer.save(tmp_path / 'model' / 'tokenizer.model')
     model = models.from_weights(str(tmp_path / 'model'), mesh)
     assert model.name == 'model' and model.config == CONFIG and model.chat is None
-    jax.tree.map(np.testing.assert_array_equal, model.params, params)
+    jax.tree.map(np.testing.assert_array_equal, params_lib.stacked(model.params), params)
     assert model.prompt('a') == [tokenizer.bos_id, *tokenizer.encode('a')]
     assert model.end_ids == (tokenizer.eos_id,)
 
@@ -87,7 +89,7 @@ def test_weights_of_a_directory_of_meta(mesh, tmp_path):
     tokenizer.save(tmp_path / 'tokenizer.model')  # one for all sizes
     model = models.from_weights(str(directory), mesh)
     assert model.name == 'llama-tiny' and model.config == config
-    jax.tree.map(np.testing.assert_array_equal, model.params, params)
+    jax.tree.map(np.testing.assert_array_equal, params_lib.stacked(model.params), params)
     assert model.prompt('a') == [tokenizer.bos_id, *tokenizer.encode('a')]
     with pytest.raises(UserError, match='name the directory that it is in'):
         models.from_weights(str(directory / 'consolidated.safetensors'), mesh)

