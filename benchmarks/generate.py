@@ -272,7 +272,7 @@ def engine(generator: Generator, rows: int, options: Options) -> Engine | None:
     if rows == 1 or options.tokens < 16 * rows:
         return None
     length = options.prompt + 1 + options.tokens
-    return Engine(generator.programs, decode=lambda ids: 'x' * len(ids), rows=rows, length=length)
+    return Engine(generator.programs, token_bytes=lambda token: b'x', rows=rows, length=length)
 
 
 def full_batch(running: Engine, prompts: np.ndarray, n: int) -> float:

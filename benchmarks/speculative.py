@@ -105,7 +105,7 @@ def compare_engines(
     length = options.prompt + options.tokens + 1
     hows = {'': None, ', lookup of 4': Lookup(n_draft=4)}
     engines = {
-        name: Engine(programs, decode=lambda ids: '', rows=rows, length=length, lookup=how)
+        name: Engine(programs, token_bytes=lambda token: b'', rows=rows, length=length, lookup=how)
         for name, how in hows.items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in engines}

@@ -21,6 +21,8 @@ from llama_jax.generate.quantized import Quantization
 from llama_jax.generate.request import Controls
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
+from llama_jax.text import template_files
+from llama_jax.text.chat import Conversation
 from llama_jax.text.detokenizer import Detokenizer
 
 
@@ -36,6 +38,12 @@ class Options:
     """What the user says; the model answers."""
     system: str | None = None
     """What the system says before."""
+    messages: str | None = None
+    """A JSON file with a whole chat: an array of messages, or an object with messages, tools,
+    documents, variables, add_generation_prompt, continue_final_message."""
+    chat_template: str | None = None
+    """Instead of the model's own: a file with a Jinja template, or chatml, llama2, llama3, llama4.
+    """
     source: str | None = None
     """What the encoder of an encoder-decoder reads; <mask> and other control tokens by name. Then
     --prompt is the beginning of what the decoder writes."""
@@ -61,15 +69,31 @@ class Options:
 def main() -> None:
     options = cli.options(Options, 'generate', __doc__)
     if options.source is not None:
-        if options.chat is not None:
-            raise UserError('--source and --chat: an encoder-decoder does not chat, leave one out')
+        for name in ('chat', 'messages'):
+            if getattr(options, name) is not None:
+                raise UserError(
+                    f'--source and --{name}: an encoder-decoder does not chat, leave one out'
+                )
         options = replace(options, prompt=options.prompt or '')
-    if (options.prompt is None) == (options.chat is None):
+    if sum(given is not None for given in (options.prompt, options.chat, options.messages)) != 1:
         raise UserError(
-            'give either --prompt TEXT or --chat TEXT; an encoder-decoder takes --source TEXT'
+            'give either --prompt TEXT or --chat TEXT or --messages FILE; an encoder-decoder takes '
+            '--source TEXT'
         )
     if options.system is not None and options.chat is None:
         raise UserError('--system is part of a chat: give --chat TEXT as well')
+    if options.chat_template is not None:
+        if options.prompt is not None:
+            raise UserError('--chat-template is of a chat: give --chat TEXT in place of --prompt')
+        template_files.chosen(options.chat_template)  # it is there
+    conversation = None
+    if options.messages is not None:
+        conversation = template_files.conversation_of(options.messages)
+    elif options.chat is not None:
+        said = {'system': options.system, 'user': options.chat}
+        conversation = Conversation(
+            [{'role': role, 'content': text} for role, text in said.items() if text is not None]
+        )
     if options.lookup and options.draft is not None:
         raise UserError('--lookup and --draft: one of them guesses, leave the other out')
     settings = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
@@ -78,12 +102,11 @@ def main() -> None:
     lookup = Lookup(n_draft=options.lookup) if options.lookup else None
     mesh = meshes.make(options.mesh)
     model = models.load(options.checkpoint, options.weights, mesh)
-    if options.chat is None:
+    model = model.chatting(options.chat_template)
+    if conversation is None:
         prompt, before = model.prompt(options.prompt), options.prompt
     else:
-        said = {'system': options.system, 'user': options.chat}
-        turns = [{'role': role, 'content': text} for role, text in said.items() if text is not None]
-        prompt, before = model.messages(turns), ''
+        prompt, before = model.messages(conversation), ''
     generator = Generator(
         model.config,
         model.params,
@@ -95,7 +118,12 @@ def main() -> None:
     )
     model = model.without_params()
     # An answer is a text of its own, a continuation follows the space that ends the prompt.
-    detokenize = Detokenizer(model.vocabulary.decode, prompt=prompt if before else ())
+    vocabulary = model.vocabulary
+    detokenize = Detokenizer(
+        vocabulary.token_bytes,
+        prompt=prompt if before else (),
+        drop_space=vocabulary.dummy_prefix and not before,
+    )
     source = None if options.source is None else model.source(options.source)
     how: Lookup | Draft | None = lookup
     if options.draft is not None:
@@ -113,7 +141,7 @@ def main() -> None:
     for tokens in pieces:
         n_tokens += len(tokens)
         print(detokenize(tokens), end='', flush=True)
-    print(detokenize.finish())
+    print()
     seconds = time.perf_counter() - begin
     step = '' if model.step is None else f'step {model.step}; '
     print(

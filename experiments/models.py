@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.text.chat import ChatFormat, Message, end_ids
+from llama_jax.text import template_files
+from llama_jax.text.chat import ChatFormat, Conversation, end_ids
 from llama_jax.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -82,11 +82,22 @@ class Pretrained:
         """The same, for use beside programs: these have a copy of the parameters for decoding."""
         return replace(self, params={})
 
-    def messages(self, messages: Sequence[Message]) -> list[int]:
-        """Token ids that ask for the next message of a chat. Raises UserError when it has none."""
+    def chatting(self, template: str | None) -> Pretrained:
+        """The same model, asked in the format that --chat-template names; None: in its own."""
+        if template is None:
+            return self
+        chat = template_files.chosen(template)
+        return replace(self, chat=chat, end_ids=end_ids(chat, self.vocabulary))
+
+    def messages(self, conversation: Conversation) -> list[int]:
+        """Token ids that ask for the next message of a chat. Raises UserError where it cannot be
+        asked."""
         if self.chat is None:
-            raise UserError(f'{self.name} has no chat format: give --prompt instead of --chat')
-        return self.chat.encode(messages, self.vocabulary)
+            raise UserError(
+                f'{self.name} has no chat format: give --prompt instead of --chat, or name a '
+                'format with --chat-template'
+            )
+        return self.chat.encode(conversation, self.vocabulary, begin=self.begin)
 
 
 def load(

@@ -21,6 +21,7 @@ from llama_jax.generate.quantized import Quantization
 from llama_jax.generate.queue import open_to_one
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
+from llama_jax.text import template_files
 
 KEYS = 'LLAMA_JAX_API_KEYS'
 """Environment variable: API keys, with commas between them."""
@@ -37,6 +38,9 @@ class Options:
     """smollm2, a .gguf file, or the directory of a model, Hugging Face's or Meta's."""
     name: str | None = None
     """What the model is called in the API."""
+    chat_template: str | None = None
+    """Instead of the model's own: a file with a Jinja template, or chatml, llama2, llama3, llama4.
+    """
     host: str = '127.0.0.1'
     """0.0.0.0 to be reached from other machines; then set LLAMA_JAX_API_KEYS."""
     port: int = 8000
@@ -76,14 +80,17 @@ def main() -> None:
     ):
         if value is not None and value < least:
             raise UserError(f'--{name} {value}: at least {least}')
+    if options.chat_template is not None:
+        template_files.chosen(options.chat_template)  # it is there
     lookup = Lookup(n_draft=options.lookup) if options.lookup else None
     keys = [key.strip() for key in os.environ.get(KEYS, '').split(',') if key.strip()]
     with run.bind(options.host, options.port) as socket:
         mesh = meshes.make(options.mesh)
         model = models.load(options.checkpoint, options.weights, mesh)
+        model = model.chatting(options.chat_template)
         engine = Engine(
             model.programs(mesh, options.compute, options.quantization),
-            decode=model.vocabulary.decode,
+            token_bytes=model.vocabulary.token_bytes,
             rows=options.rows,
             length=options.length or min(2048, model.config.context),
             queue=options.queue,

@@ -88,7 +88,7 @@ class Engine:
         self,
         programs: Programs,
         *,
-        decode: Callable[[list[int]], str],
+        token_bytes: Callable[[int], bytes],
         rows: int = 8,
         length: int = 2048,
         source_length: int | None = None,
@@ -97,13 +97,13 @@ class Engine:
         steps: int = 8,
         lookup: Lookup | None = None,
     ):
-        """`decode` gives the text of token ids (a tokenizer's). `queue`: requests that may wait.
-        Prompts are read in pieces of `prefill_chunk` tokens (a power of two); between them `steps`
-        tokens are drawn when all rows are busy, fewer when they are not. `source_length`: of the
-        longest source, of an encoder-decoder; default: `length`. With `lookup` tokens are guessed:
-        rows that repeat themselves need fewer steps, and whether others guess can then change the
-        last bits of a row's probabilities. Memory is taken at once, and logged. Raises UserError
-        for sizes that cannot be.
+        """`token_bytes` gives the UTF-8 of a token. `queue`: requests that may wait. Prompts are
+        read in pieces of `prefill_chunk` tokens (a power of two); between them `steps` tokens are
+        drawn when all rows are busy, fewer when they are not. `source_length`: of the longest
+        source, of an encoder-decoder; default: `length`. With `lookup` tokens are guessed: rows
+        that repeat themselves need fewer steps, and whether others guess can then change the last
+        bits of a row's probabilities. Memory is taken at once, and logged. Raises UserError for
+        sizes that cannot be.
         """
         check_sizes(
             programs,
@@ -120,7 +120,7 @@ class Engine:
             log.info('pattern %s: the cache holds whole rows', config.pattern)
         self.programs, self.config = programs, config
         self.rows, self.length = rows, length
-        self._decode_text, self._queue, self._steps = decode, queue, steps
+        self._token_bytes, self._queue, self._steps = token_bytes, queue, steps
         self._chunk = min(prefill_chunk, bucket(length))
         longest = length + (lookup.n_draft if lookup else 0)  # guesses are written too
         needed = slots_needed(config, length=longest, piece=self._chunk)
@@ -154,7 +154,7 @@ class Engine:
         live = Live(
             request,
             self._counting(on_event),
-            decode=self._decode_text,
+            token_bytes=self._token_bytes,
             end_ids=self.programs.end_ids,
         )
         with self._changed:

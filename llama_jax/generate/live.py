@@ -59,7 +59,7 @@ class Live:
         request: Request,
         on_event: OnEvent,
         *,
-        decode: Callable[[list[int]], str],
+        token_bytes: Callable[[int], bytes],
         end_ids: Sequence[int],
     ):
         controls = request.controls
@@ -70,7 +70,7 @@ class Live:
         """Tokens of the prompt in the cache, and how many of them were there before."""
         self._ends = {*(() if controls.ignore_end else end_ids), *controls.stop_ids}
         self._n_drawn = 0
-        self._text = Detokenizer(decode, prompt=self.prompt)
+        self._text = Detokenizer(token_bytes, prompt=self.prompt)
         self._stop = StopStrings(controls.stop)
         self._tokens: list[int] = []  # whose text is not out yet
         self._logprobs: list[Logprob] = []
@@ -123,8 +123,6 @@ class Live:
         if self.finished:
             return
         self.finished = True
-        if self._n_drawn and not self._stop.found:
-            text += self._stop(self._text.finish())
         if not self._stop.found:
             text += self._stop.finish()
         if text or self._tokens:

@@ -132,7 +132,8 @@ class Service:
             fields = await asyncio.to_thread(body.parse, data)
         if self.served.make_grammar is not None and asks_for_grammar(fields):
             return await self._compiled(lambda: check(fields))
-        if len(data) <= _INLINE_BYTES:
+        # A chat runs the template of the model, which may take its time.
+        if len(data) <= _INLINE_BYTES and 'messages' not in fields:
             return check(fields)
         return await asyncio.to_thread(check, fields)
 

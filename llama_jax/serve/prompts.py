@@ -1,16 +1,13 @@
-"""What clients send as text or token ids: prompts, sources of an encoder, messages of a chat."""
+"""What clients send as text or token ids: prompts, and sources of an encoder."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from llama_jax.errors import UserError
-from llama_jax.serve.body import Fields, shown
+from llama_jax.serve.body import Fields
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.served import Served
-
-_ROLES = {'system': 'system', 'developer': 'system', 'user': 'user', 'assistant': 'assistant'}
 
 
 @dataclass(frozen=True)
@@ -93,34 +90,3 @@ def _encoded(served: Served, text: str) -> tuple[int, ...]:
 
 def _plain(served: Served, text: str) -> tuple[int, ...]:
     return tuple(served.vocabulary.encode(text).tolist())
-
-
-def messages_of(fields: Fields) -> list[dict[str, str]]:
-    given = fields.array('messages')
-    if not given:
-        fields.bad('messages', 'is empty: give at least one message')
-    messages = []
-    for i, item in enumerate(given):
-        path = f'messages[{i}].'
-        if not isinstance(item, dict):
-            fields.bad(f'messages[{i}]', 'is no object: give role and content')
-        message = Fields(item, known={'role', 'content'}, path=path)
-        role = message.text('role', '')
-        if role not in _ROLES:
-            message.bad('role', f"is {shown(role)}: give 'system', 'user' or 'assistant'")
-        content = message.raw('content')
-        if isinstance(content, list):
-            content = ''.join(_part(part, f'{path}content[{j}].') for j, part in enumerate(content))
-        elif not isinstance(content, str):
-            message.bad('content', 'is no text: give a string, or parts of type text')
-        messages.append({'role': _ROLES[role], 'content': content})
-    return messages
-
-
-def _part(part: Any, path: str) -> str:
-    if not isinstance(part, dict):
-        raise ApiError(400, f'{path[:-1]} is no object: give type and text', param=path[:-1])
-    fields = Fields(part, known={'type', 'text'}, path=path)
-    if fields.text('type', '') != 'text':
-        fields.bad('type', f"is {shown(fields.raw('type'))}: only 'text' is supported")
-    return fields.text('text', '')

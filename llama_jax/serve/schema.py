@@ -14,7 +14,8 @@ from llama_jax.generate.request import Controls, Request
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.constrain import grammar, wanted_format
 from llama_jax.serve.errors import ApiError
-from llama_jax.serve.prompts import Prompt, messages_of, prompts_of, source_of
+from llama_jax.serve.messages import CONVERSATION_FIELDS, conversation_of
+from llama_jax.serve.prompts import Prompt, prompts_of, source_of
 from llama_jax.serve.served import Limits, Served
 
 _NUMBERS = (
@@ -29,14 +30,14 @@ _SHARED = {
     *_INTEGERS,
 }
 COMPLETION_FIELDS = _SHARED | {'prompt', 'source', 'echo'}
-CHAT_FIELDS = _SHARED | {'messages', 'top_logprobs', 'max_completion_tokens'}
+CHAT_FIELDS = _SHARED | CONVERSATION_FIELDS | {'messages', 'top_logprobs', 'max_completion_tokens'}
 EMBEDDING_FIELDS = {'model', 'input', 'encoding_format'}
 
 # Clients send these unasked; with these values they ask for nothing.
 _NOTHING_ASKED = {
     'completion': {'best_of': 1, 'suffix': ''},
     'chat': {
-        **{'store': False, 'tools': [], 'tool_choice': 'none', 'modalities': ['text']},
+        **{'store': False, 'modalities': ['text']},
         **{'functions': [], 'function_call': 'none', 'metadata': {}, 'service_tier': 'auto'},
     },
     'embedding': {},
@@ -129,9 +130,9 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
     n = _n(fields)
     if n > limits.choices:
         fields.bad('n', f'is {shown(n)}: give at most {limits.choices}')
-    messages = messages_of(fields)
+    conversation = conversation_of(fields, served.chat)
     try:
-        ids = tuple(int(i) for i in served.chat.encode(messages, served.vocabulary))
+        ids = tuple(served.chat.encode(conversation, served.vocabulary, begin=served.begin))
     except UserError as error:
         raise ApiError(400, str(error), param='messages') from None
     logprobs = fields.integer('top_logprobs', None)

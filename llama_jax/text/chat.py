@@ -1,5 +1,7 @@
 """Chats to token ids, as the models were trained to read them.
 
+A model's own template comes first (text/template.py). The formats here are for models without one:
+Meta's directories, which are told by their vocabulary, and whatever `--chat-template` names.
 Control tokens are ids of their own and text is encoded apart from them, so nothing that a message
 spells can open or close a turn.
 """
@@ -7,177 +9,301 @@ spells can open or close a turn.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from llama_jax.errors import UserError
-from llama_jax.text.vocabulary import Vocabulary
+from llama_jax.text.vocabulary import Vocabulary, encode_parts
 
-Message = Mapping[str, str]
-"""`role` (system, user or assistant) and `content`."""
+Message = Mapping[str, Any]
+"""`role`, `content` (a text, or parts of type text), and what else a template knows: `name`,
+`tool_calls`, `tool_call_id`, `reasoning_content`."""
 
-ROLES = ('system', 'user', 'assistant')
+
+@dataclass(frozen=True)
+class Conversation:
+    """What a prompt is made of. Raises UserError for messages that are none."""
+
+    messages: Sequence[Message]
+    add_generation_prompt: bool = True
+    """The prompt ends where the assistant's next message begins."""
+    continue_final_message: bool = False
+    """The prompt ends within the last message, which goes on; no generation prompt is added."""
+    tools: Sequence[Mapping[str, Any]] | None = None
+    """Functions that the model may call, by their JSON schemas."""
+    documents: Sequence[Mapping[str, Any]] | None = None
+    """Texts to answer from: `title` and `text`."""
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    """Further variables of the template, such as `enable_thinking`."""
+
+    def __post_init__(self) -> None:
+        if not self.messages:
+            raise UserError('a chat without messages: give at least one of the user')
+        for i, message in enumerate(self.messages):
+            _check(i, message)
+        if self.continue_final_message:
+            object.__setattr__(self, 'add_generation_prompt', False)
+            last = self.messages[-1]
+            if not text_of_content(last):
+                raise UserError(
+                    f'the last message ({last["role"]}) has no text that could be continued'
+                )
+
+    def joined(self) -> Conversation:
+        """With texts in place of parts."""
+        return self._with_contents(lambda content: _joined(content))
+
+    def in_parts(self) -> Conversation:
+        """With parts in place of texts."""
+        return self._with_contents(
+            lambda content: (
+                [{'type': 'text', 'text': content}] if isinstance(content, str) else content
+            )
+        )
+
+    def _with_contents(self, change: Any) -> Conversation:
+        messages = [
+            {**message, 'content': change(message['content'])} if 'content' in message else message
+            for message in self.messages
+        ]
+        return replace(self, messages=messages)
+
+
+def _check(i: int, message: Message) -> None:
+    if not isinstance(message, Mapping):
+        raise UserError(f'message {i} is no object: give role and content')
+    role, content = message.get('role'), message.get('content')
+    if not isinstance(role, str) or not role.strip():
+        raise UserError(f'message {i} has the role {role!r}: give user, assistant or another name')
+    if isinstance(content, list):
+        for part in content:
+            kind = part.get('type') if isinstance(part, Mapping) else None
+            if kind != 'text' or not isinstance(part.get('text'), str):
+                raise UserError(
+                    f'message {i} ({role}) holds a part of type {kind!r}: only text is read, as '
+                    "{'type': 'text', 'text': '...'}"
+                )
+    elif not isinstance(content, str) and not (content is None and message.get('tool_calls')):
+        raise UserError(
+            f'message {i} ({role}) has no text as its content: give a string, or parts of type text'
+        )
+
+
+def text_of_content(message: Message) -> str:
+    """What a message says, without its calls of tools."""
+    return _joined(message.get('content')) or ''
+
+
+def _joined(content: Any) -> Any:
+    return ''.join(part['text'] for part in content) if isinstance(content, list) else content
 
 
 class ChatFormat(Protocol):
-    @property
-    def ends(self) -> tuple[str, ...]:
-        """Names of control tokens that end an answer, besides the end ids of the vocabulary."""
+    def ends(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        """Control tokens that end an answer, besides the end ids of the vocabulary."""
 
-    def encode(self, messages: Sequence[Message], vocabulary: Vocabulary) -> list[int]:
-        """The prompt that asks for the assistant's next message.
+    def knows(self, word: str) -> bool:
+        """Whether it treats a role, or a variable, in a way of its own."""
 
-        Raises UserError for messages in another order than [system] user (assistant user)*, and for
-        a vocabulary without the control tokens of the format.
+    def encode(
+        self, conversation: Conversation, vocabulary: Vocabulary, *, begin: Sequence[int] = ()
+    ) -> list[int]:
+        """The prompt, which starts with `begin` exactly once.
+
+        Raises UserError for a conversation that the format cannot write, and for a vocabulary
+        without its control tokens.
         """
 
 
+def begun(ids: list[int], begin: Sequence[int]) -> list[int]:
+    """`ids` with `begin` before them, unless they start with it."""
+    return ids if ids[: len(begin)] == list(begin) else [*begin, *ids]
+
+
+class _Plain:
+    """A format without a template: what only a template could write is refused."""
+
+    names: tuple[str, ...]
+    """Of the control tokens that end an answer."""
+
+    def ends(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        control = vocabulary.control
+        return tuple(control[name] for name in self.names if name in control)
+
+    def knows(self, word: str) -> bool:
+        return word in ('system', 'user', 'assistant')
+
+    def encode(
+        self, conversation: Conversation, vocabulary: Vocabulary, *, begin: Sequence[int] = ()
+    ) -> list[int]:
+        for what in ('tools', 'documents', 'variables'):
+            if getattr(conversation, what):
+                raise UserError(f'{what} are given, and the model has no chat template for them')
+        turns = []
+        for i, message in enumerate(conversation.messages):
+            if message.get('tool_calls'):
+                raise UserError(
+                    f'message {i} has tool_calls, and the model has no chat template for them'
+                )
+            turns.append((message['role'], text_of_content(message)))
+        parts = self.parts(turns, conversation, vocabulary)
+        return begun(encode_parts(vocabulary, parts), begin)
+
+    def parts(
+        self, turns: list[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
+    ) -> Iterator[str | int]:
+        """Texts, and the ids of control tokens between them."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class ChatML:
-    """`<|im_start|>role\\ncontent<|im_end|>\\n` for each message (SmolLM2 and others)."""
+class ChatML(_Plain):
+    """`<|im_start|>role\\ncontent<|im_end|>\\n` for each message."""
 
-    default_system: str | None = None
-    """What the system says in a chat that begins with the user; None: nothing."""
-    ends: tuple[str, ...] = ('<|im_end|>', '<|endoftext|>')
+    names: tuple[str, ...] = ('<|im_end|>', '<|endoftext|>')
 
-    def encode(self, messages: Sequence[Message], vocabulary: Vocabulary) -> list[int]:
-        turns = _turns(messages)
-        if turns[0][0] != 'system' and self.default_system is not None:
-            turns.insert(0, ('system', self.default_system))
+    def parts(
+        self, turns: list[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
+    ) -> Iterator[str | int]:
         start, end = (_control(vocabulary, name) for name in ('<|im_start|>', '<|im_end|>'))
-        ids = []
-        for role, content in turns:
-            ids += [start, *_ids(vocabulary, f'{role}\n{content}'), end, *_ids(vocabulary, '\n')]
-        return [*ids, start, *_ids(vocabulary, 'assistant\n')]
+        for i, (role, content) in enumerate(turns, 1):
+            yield start
+            yield f'{role}\n{content}'
+            if not (conversation.continue_final_message and i == len(turns)):
+                yield end
+                yield '\n'
+        if conversation.add_generation_prompt:
+            yield start
+            yield 'assistant\n'
 
 
 @dataclass(frozen=True)
-class Headers:
+class Headers(_Plain):
     """A header with the role before each message (Llama 3 and 4, as in Meta's code: contents are
-    left as they are, and there is no system message but the given one)."""
+    left as they are, there is no system message but the given one, and tools answer as ipython)."""
 
     start: str
     stop: str
     """Around the role."""
     end: str
     """After each message."""
-    ends: tuple[str, ...]
+    names: tuple[str, ...]
     begin: str = '<|begin_of_text|>'
 
-    def encode(self, messages: Sequence[Message], vocabulary: Vocabulary) -> list[int]:
+    def parts(
+        self, turns: list[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
+    ) -> Iterator[str | int]:
         start, stop, end, begin = (
             _control(vocabulary, name) for name in (self.start, self.stop, self.end, self.begin)
         )
+        yield begin
+        for i, (role, content) in enumerate(turns, 1):
+            yield from (start, _META_ROLES.get(role, role), stop, f'\n\n{content}')
+            if not (conversation.continue_final_message and i == len(turns)):
+                yield end
+        if conversation.add_generation_prompt:
+            yield from (start, 'assistant', stop, '\n\n')
 
-        def header(role: str) -> list[int]:
-            return [start, *_ids(vocabulary, role), stop, *_ids(vocabulary, '\n\n')]
 
-        ids = [begin]
-        for role, content in _turns(messages):
-            ids += [*header(role), *_ids(vocabulary, content), end]
-        return [*ids, *header('assistant')]
+_META_ROLES = {'developer': 'system', 'tool': 'ipython'}
 
 
 @dataclass(frozen=True)
-class Llama2:
-    """`[INST] user [/INST] answer` between bos and eos, the system's message within the first."""
+class Llama2(_Plain):
+    """`[INST] user [/INST] answer` between bos and eos, the system's message within the first.
 
-    ends: tuple[str, ...] = ()
+    Raises UserError for another order than [system] user (assistant user)*, which the format cannot
+    write."""
 
-    def encode(self, messages: Sequence[Message], vocabulary: Vocabulary) -> list[int]:
+    names: tuple[str, ...] = ()
+
+    def parts(
+        self, turns: list[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
+    ) -> Iterator[str | int]:
         bos_id, eos_id = vocabulary.bos_id, vocabulary.eos_id
         if bos_id is None:
             raise UserError('a chat of Llama 2 begins with bos, which the vocabulary does not have')
-        turns = _turns(messages)
-        for role, content in turns:
-            tag = next((tag for tag in _LLAMA2_TAGS if tag in content), None)
-            # These tags are text, and whoever spells one could speak in another's name.
-            if tag:
-                raise UserError(
-                    f'the {role} message holds {tag}, which means something to Llama 2: take it out'
-                )
-        if turns[0][0] == 'system':
-            (_, system), (_, first), *rest = turns
-            turns = [('user', f'<<SYS>>\n{system}\n<</SYS>>\n\n{first}'), *rest]
-        ids: list[int] = []
+        turns = _in_turns(turns)
         contents = [content.strip() for _, content in turns]
-        for user, answer in itertools.zip_longest(contents[::2], contents[1::2]):
+        pairs = itertools.zip_longest(contents[::2], contents[1::2])
+        for i, (user, answer) in enumerate(pairs, 1):
+            yield bos_id
+            last = 2 * i == len(contents)
             if answer is None:
-                ids += [bos_id, *_ids(vocabulary, f'[INST] {user} [/INST]')]
+                yield f'[INST] {user} [/INST]'
+            elif last and conversation.continue_final_message:
+                yield f'[INST] {user} [/INST] {answer}'
             else:
-                ids += [bos_id, *_ids(vocabulary, f'[INST] {user} [/INST] {answer} '), eos_id]
-        return ids
+                yield f'[INST] {user} [/INST] {answer} '
+                yield eos_id
 
 
 _LLAMA2_TAGS = ('[INST]', '[/INST]', '<<SYS>>', '<</SYS>>')
+
+
+def _in_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """User and assistant in turns; the system's message is the beginning of the first."""
+    for role, content in turns:
+        tag = next((tag for tag in _LLAMA2_TAGS if tag in content), None)
+        # These tags are text, and whoever spells one could speak in another's name.
+        if tag:
+            raise UserError(
+                f'the {role} message holds {tag}, which means something to Llama 2: take it out'
+            )
+    if turns[0][0] == 'system' and len(turns) > 1:
+        (_, system), (role, first), *rest = turns
+        turns = [(role, f'<<SYS>>\n{system}\n<</SYS>>\n\n{first}'), *rest]
+    for i, ((role, _), due) in enumerate(zip(turns, itertools.cycle(('user', 'assistant')))):
+        if role != due:
+            raise UserError(
+                f'message {i} (not counting a first one of the system) is of the {role}, where the '
+                f'{due} has the turn: a chat of Llama 2 is [system] user, then assistant and user '
+                'in turns'
+            )
+    return turns
+
 
 LLAMA2 = Llama2()
 LLAMA3 = Headers(
     start='<|start_header_id|>',
     stop='<|end_header_id|>',
     end='<|eot_id|>',
-    ends=('<|eot_id|>', '<|end_of_text|>', '<|eom_id|>'),
+    names=('<|eot_id|>', '<|end_of_text|>', '<|eom_id|>'),
 )
 LLAMA4 = Headers(
     start='<|header_start|>',
     stop='<|header_end|>',
     end='<|eot|>',
-    ends=('<|eot|>', '<|end_of_text|>', '<|eom|>'),
+    names=('<|eot|>', '<|end_of_text|>', '<|eom|>'),
 )
+FORMATS: dict[str, ChatFormat] = {
+    'chatml': ChatML(),
+    'llama2': LLAMA2,
+    'llama3': LLAMA3,
+    'llama4': LLAMA4,
+}
 
 
-def from_template(template: str) -> ChatFormat | None:
-    """The format that a template of a model's file writes (Jinja, which is read and not run); None
-    for one that is none of these."""
-    if '<|im_start|>' in template:
-        default = re.search(r"<\|im_start\|>system(?:\n|\\n)([^<{}'\"]+)<\|im_end\|>", template)
-        return ChatML(default[1] if default else None)
+def by_vocabulary(vocabulary: Vocabulary) -> ChatFormat | None:
+    """The format whose control tokens a vocabulary has, for files that do not say."""
+    control = vocabulary.control
     for format_ in (LLAMA3, LLAMA4):
-        if format_.start in template:
+        if format_.start in control and format_.end in control:
             return format_
-    return LLAMA2 if '[INST]' in template and '<<SYS>>' in template else None
+    return FORMATS['chatml'] if {'<|im_start|>', '<|im_end|>'} <= control.keys() else None
 
 
 def end_ids(format_: ChatFormat | None, vocabulary: Vocabulary) -> tuple[int, ...]:
     """Every id that ends an answer: to stop at eos alone would run past the end of a turn."""
-    names = format_.ends if format_ else ()
-    control = vocabulary.control
-    return tuple(
-        dict.fromkeys((*vocabulary.end_ids, *(control[name] for name in names if name in control)))
-    )
+    ends = format_.ends(vocabulary) if format_ else ()
+    return tuple(dict.fromkeys((*vocabulary.end_ids, *ends)))
 
 
-def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
-    """Role and content of each message, in the order that a chat has."""
-    if not messages:
-        raise UserError('a chat without messages: give at least one of the user')
-    turns = []
-    for i, message in enumerate(messages):
-        role, content = message.get('role'), message.get('content')
-        if role not in ROLES:
-            raise UserError(f'message {i} has the role {role!r}: it must be one of {_or(ROLES)}')
-        if not isinstance(content, str):
-            raise UserError(f'message {i} ({role}) has no text as its content: give a string')
-        turns.append((role, content))
-    expected: Iterator[str] = itertools.cycle(('user', 'assistant'))
-    first = 1 if turns[0][0] == 'system' else 0
-    for i, (role, _) in enumerate(turns[first:], first):
-        if role != (due := next(expected)):
-            raise UserError(
-                f'message {i} is of the {role}, where the {due} has the turn: a chat is [system] '
-                'user, then assistant and user in turns'
-            )
-    if turns[-1][0] != 'user':
-        raise UserError(
-            f'the last message is of the {turns[-1][0]}: end with the user, whom the model answers'
-        )
-    return turns
-
-
-def _or(names: Sequence[str]) -> str:
-    return f'{", ".join(names[:-1])} or {names[-1]}'
+def one_line(text: str, most: int = 300) -> str:
+    """Text of others within a message of ours."""
+    text = ' '.join(text.split())
+    return text if len(text) <= most else f'{text[: most - 1]}…'
 
 
 def _control(vocabulary: Vocabulary, name: str) -> int:
@@ -187,7 +313,3 @@ def _control(vocabulary: Vocabulary, name: str) -> int:
         raise UserError(
             f'the vocabulary has no {name}: this chat format is of another model'
         ) from None
-
-
-def _ids(vocabulary: Vocabulary, text: str) -> list[int]:
-    return vocabulary.encode(text).tolist()

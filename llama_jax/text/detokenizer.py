@@ -2,46 +2,58 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterable, Sequence
 
 _BROKEN = '\N{REPLACEMENT CHARACTER}'
+_MOST = 4
+"""Bytes of a character."""
 
 
 class Detokenizer:
     """Turns tokens into text as they arrive, and never breaks a character.
 
-    A character's UTF-8 bytes may lie in several tokens: what ends in the midst of one is held back
-    until the rest is there (or `finish` says that there is none). All pieces joined are the text of
-    all tokens. Only a few tokens are decoded at a time, so long streams stay fast.
+    A character's UTF-8 bytes may lie in several tokens: they are held back until the last is there.
+    Bytes that make no character become U+FFFD, as everywhere; those of a character that never
+    became whole, because the text ended or the prompt did, make nothing. Every token is looked at
+    once.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], *, prompt: Sequence[int] = ()):
-        """`decode` gives the text of token ids, with U+FFFD for bytes that are no character. Text
-        continues that of `prompt`: tokenizers which drop the space before the first word keep it.
-        """
-        self._decode = decode
-        self._ids = list(prompt)
-        self._start = 0  # the window that is decoded: text before it is out, and is not looked at
-        self._shown = len(self._ids)  # tokens whose text is out
+    def __init__(
+        self,
+        token_bytes: Callable[[int], bytes],
+        *,
+        prompt: Sequence[int] = (),
+        drop_space: bool = False,
+    ):
+        """`token_bytes` gives the UTF-8 of a token, b'' for control tokens. Text continues that of
+        `prompt`, of which nothing is repeated. `drop_space`: a space that begins the text is the
+        tokenizer's and not part of it."""
+        self._token_bytes = token_bytes
+        self._decoder = codecs.getincrementaldecoder('utf-8')('replace')
+        self._drop_space = drop_space
+        end = b''
+        for token in reversed(prompt):
+            if len(end) >= _MOST:
+                break
+            end = token_bytes(token) + end
+        self._decoder.decode(end[-_MOST:])
+        self._begun, _ = self._decoder.getstate()
+        """What the prompt has of its last character, and what came to it since."""
 
     def __call__(self, tokens: Iterable[int]) -> str:
         """The text that `tokens` complete; may be empty."""
-        self._ids.extend(tokens)
-        text = self._text()
-        return '' if text.endswith(_BROKEN) else self._show(text)
-
-    def finish(self) -> str:
-        """What was held back."""
-        return self._show(self._text())
-
-    def _text(self) -> str:
-        known = self._decode(self._ids[self._start : self._shown]).rstrip(_BROKEN)
-        return self._decode(self._ids[self._start :])[len(known) :]
-
-    def _show(self, text: str) -> str:
-        # The window keeps the tokens of the last text, without which a tokenizer might take the
-        # next word for the first one.
-        if text:
-            self._start = self._shown
-        self._shown = len(self._ids)
+        data = b''.join([self._token_bytes(token) for token in tokens])
+        if self._drop_space and data:
+            self._drop_space = False
+            data = data.removeprefix(b' ')
+        text = self._decoder.decode(data)
+        if self._begun:
+            self._begun += data
+            if not text:
+                return ''
+            # The prompt showed its broken end already.
+            if text[0] == _BROKEN and not self._begun.startswith(_BROKEN.encode()):
+                text = text[1:]
+            self._begun = b''
         return text

@@ -15,8 +15,8 @@ from llama_jax.convert import gguf_header
 from llama_jax.errors import UserError
 from llama_jax.paths import local
 from llama_jax.text import directory as directories
-from llama_jax.text import gguf_vocabulary
-from llama_jax.text.chat import ChatFormat, from_template
+from llama_jax.text import gguf_vocabulary, template_files
+from llama_jax.text.chat import ChatFormat, by_vocabulary
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.vocabulary import Vocabulary
@@ -30,7 +30,7 @@ class Text:
     begin: tuple[int, ...]
     """Ids before every prompt that is no chat: bos, where the model was trained with it."""
     chat: ChatFormat | None
-    """None for a model without a template for chats, or with one that is not known."""
+    """None for a model that does not say how it is asked."""
 
 
 def from_gguf(settings: Mapping[str, Any], *, vocab: int = 0) -> Text:
@@ -38,12 +38,8 @@ def from_gguf(settings: Mapping[str, Any], *, vocab: int = 0) -> Text:
     there are tokens). Raises UserError for a kind of vocabulary not supported."""
     vocabulary = gguf_vocabulary.read(settings, rows=vocab)
     begin = vocabulary.bos_id if gguf_vocabulary.begins_with_bos(settings) else None
-    template = settings.get('tokenizer.chat_template')
-    return Text(
-        vocabulary,
-        () if begin is None else (begin,),
-        from_template(template) if template else None,
-    )
+    begins = () if begin is None else (begin,)
+    return Text(vocabulary, begins, template_files.of_gguf(settings))
 
 
 def from_huggingface(directory: Path, *, vocab: int) -> Text:
@@ -52,17 +48,10 @@ def from_huggingface(directory: Path, *, vocab: int) -> Text:
     if not vocabulary.end_ids:
         raise UserError(f'{directory}: neither config.json nor tokenizer_config.json names eos')
     settings = directories.look_beside(directory).settings
-    template = settings.get('chat_template')
-    if isinstance(template, list):  # several by name
-        template = next((t['template'] for t in template if t['name'] == 'default'), None)
-    path = directory / 'chat_template.jinja'
-    if path.is_file():
-        template = path.read_text(encoding='utf-8')
-    return Text(
-        vocabulary,
-        _begin(vocabulary, settings),
-        from_template(template) if template else None,
-    )
+    chat: ChatFormat | None = template_files.of_directory(directory, settings)
+    if chat is None and not (directory / 'config.json').is_file():  # Meta's
+        chat = by_vocabulary(vocabulary)
+    return Text(vocabulary, _begin(vocabulary, settings), chat)
 
 
 def tokenizer_of(path: str | Path) -> Tokenizer:

@@ -27,6 +27,10 @@ class Vocabulary(Protocol):
     def control(self) -> Mapping[str, int]:
         """Name to id of the control tokens."""
 
+    @property
+    def dummy_prefix(self) -> bool:
+        """A space is put before every text, and `decode` takes it away."""
+
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
         """Int32 [n], without bos, eos or any control token, whatever the text spells.
 
@@ -39,3 +43,15 @@ class Vocabulary(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 that a token stands for, perhaps a part of a character; b'' if none."""
+
+
+def encode_parts(vocabulary: Vocabulary, parts: Iterable[str | int]) -> list[int]:
+    """Token ids of texts with the ids of control tokens between them. Each text is one: it is not
+    cut further, and it is encoded as the text between two control tokens is."""
+    ids: list[int] = []
+    for part in parts:
+        if isinstance(part, int):
+            ids.append(part)
+        else:
+            ids.extend(vocabulary.encode(part).tolist())
+    return ids

@@ -35,6 +35,10 @@ def text_of(ids):
     return ''.join(chr(0x4E00 + i) for i in ids)
 
 
+def token_bytes(token):
+    return text_of([token]).encode()
+
+
 @functools.cache
 def programs(config=CONFIG, n_devices=1, **axes):
     return Programs(
@@ -53,7 +57,9 @@ def engine():
     made = []
 
     def make(programs_=None, **sizes):
-        made.append(Engine(programs_ or programs(), decode=text_of, **{**with_defaults, **sizes}))
+        made.append(
+            Engine(programs_ or programs(), token_bytes=token_bytes, **{**with_defaults, **sizes})
+        )
         return made[-1]
 
     yield make
@@ -517,9 +523,9 @@ def test_the_cache_stays_in_place(engine, lookup):
 )
 def test_bad_sizes_are_named(sizes, message):
     with pytest.raises(UserError, match=message):
-        Engine(programs(), decode=text_of, **sizes)
+        Engine(programs(), token_bytes=token_bytes, **sizes)
 
 
 def test_a_mesh_that_divides_the_batch_is_refused():
     with pytest.raises(UserError, match='serves one replica'):
-        Engine(programs(n_devices=2, data=2), decode=text_of, length=64)
+        Engine(programs(n_devices=2, data=2), token_bytes=token_bytes, length=64)

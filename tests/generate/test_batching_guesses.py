@@ -12,7 +12,7 @@ from llama_jax.generate.request import Controls
 from llama_jax.model.patterns import Window
 from tests.generate import test_sources as sources
 from tests.generate.guessing import generator
-from tests.generate.test_batching import GREEDY, Only, ask, text_of
+from tests.generate.test_batching import GREEDY, Only, ask, token_bytes
 from tests.generate.tiny import CONFIG, prompt_of
 
 LOOKUP = Lookup(n_draft=5)
@@ -35,7 +35,9 @@ def engines():
 
     def make(programs, **sizes):
         sizes = {'rows': 3, 'length': 128, 'prefill_chunk': 16, 'steps': 4, **sizes}
-        pair = [Engine(programs, decode=text_of, lookup=how, **sizes) for how in (LOOKUP, None)]
+        pair = [
+            Engine(programs, token_bytes=token_bytes, lookup=how, **sizes) for how in (LOOKUP, None)
+        ]
         made.extend(pair)
         return pair
 
@@ -135,4 +137,4 @@ def test_nothing_compiles_once_it_is_warm(engines):
 
 def test_bad_numbers_of_guesses():
     with pytest.raises(UserError, match='n_draft 16: guess 1 to 15'):
-        Engine(generator().programs, decode=text_of, lookup=Lookup(n_draft=16))
+        Engine(generator().programs, token_bytes=token_bytes, lookup=Lookup(n_draft=16))

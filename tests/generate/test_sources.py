@@ -153,7 +153,7 @@ class Heard(list):
 def engine():
     engine = Engine(
         ours().programs,
-        decode=lambda ids: ''.join(chr(0x4E00 + i) for i in ids),
+        token_bytes=lambda token: chr(0x4E00 + token).encode(),
         **dict(rows=2, length=64, source_length=40, prefill_chunk=16, steps=4),
     )
     yield engine
@@ -214,7 +214,7 @@ def test_a_decoder_alone_refuses_a_source():
     with pytest.raises(UserError, match='source 0 is given, but this model has no encoder'):
         generator()([[1]], sources=[[1]], max_tokens=4)
     with pytest.raises(UserError, match='source_length is given'):
-        Engine(generator().programs, decode=str, length=64, source_length=64)
+        Engine(generator().programs, token_bytes=bytes, length=64, source_length=64)
 
 
 def test_the_engine_names_bad_sources(engine):

@@ -33,6 +33,8 @@ class Bytes:
     """A vocabulary of bytes, and three ids that spell nothing."""
 
     bos_id, eos_id, pad_id, end_ids, vocab_size = BOS, EOS, PAD, (EOS,), VOCAB
+    dummy_prefix = False
+    control: dict[str, int] = {}
 
     def encode(self, text: str) -> np.ndarray:
         try:
@@ -50,9 +52,22 @@ class Bytes:
 class Turns:
     """A chat format: one line a message."""
 
-    def encode(self, messages, vocabulary) -> list[int]:
-        text = ''.join(f'{m["role"]}: {m["content"]}\n' for m in messages) + 'assistant: '
-        return [BOS, *vocabulary.encode(text).tolist()]
+    def knows(self, word) -> bool:
+        return word != 'developer'
+
+    def encode(self, conversation, vocabulary, *, begin=()) -> list[int]:
+        if conversation.messages[-1]['role'] == 'nobody':
+            raise UserError('the chat template refuses: nobody')
+        said = conversation.joined().messages
+        text = ''.join(f'{m["role"]}: {m["content"]}\n' for m in said)
+        for name in ('tools', 'documents', 'variables'):
+            if getattr(conversation, name):
+                text += f'{name} {getattr(conversation, name)}\n'
+        if conversation.continue_final_message:
+            text = text.rstrip('\n')
+        if conversation.add_generation_prompt:
+            text += 'assistant: '
+        return [*begin, *vocabulary.encode(text).tolist()]
 
 
 def again(request: Request) -> Iterable[int]:
@@ -116,7 +131,7 @@ class FakeEngine:
         request.controls.check(vocab=VOCAB)
         if len(request.prompt) + request.controls.max_tokens > self.length:
             raise UserError('prompt and max_tokens are too long')
-        row = Row(request, on_event, iter(self.script(request)), Detokenizer(Bytes().decode))
+        row = Row(request, on_event, iter(self.script(request)), Detokenizer(Bytes().token_bytes))
         with self._wake:
             if self._closed or len(self._waiting) >= self._queue:
                 raise QueueFullError(f'{len(self._waiting)} requests are waiting')
@@ -211,7 +226,7 @@ class FakeEngine:
             return True
         token = next(row.script, EOS)
         if token in controls.stop_ids or (token == EOS and not controls.ignore_end):
-            self._piece(row, row.held + row.text.finish())
+            self._piece(row, row.held)
             self._end(row, 'stop')
             return True
         row.drawn += 1
@@ -224,7 +239,7 @@ class FakeEngine:
             self._end(row, 'stop')
             return True
         if row.drawn == controls.max_tokens:
-            self._piece(row, row.held + row.text.finish())
+            self._piece(row, row.held)
             self._end(row, 'length')
             return True
         begun = (s[:n] for s in controls.stop for n in range(1, len(s)))

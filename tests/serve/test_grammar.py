@@ -77,7 +77,9 @@ def engine():
         end_ids=VOCABULARY.end_ids,
         pad_id=0,
     )
-    engine = Engine(programs, decode=VOCABULARY.decode, rows=8, length=192, prefill_chunk=16)
+    engine = Engine(
+        programs, token_bytes=VOCABULARY.token_bytes, rows=8, length=192, prefill_chunk=16
+    )
     yield engine
     engine.close()
 

@@ -3,46 +3,13 @@
 import itertools
 
 import hypothesis
-import numpy as np
 import pytest
 from hypothesis import strategies as st
 
 from llama_jax.errors import UserError
 from llama_jax.text import chat
-from llama_jax.text.chat import LLAMA2, LLAMA3, LLAMA4, ChatML
-
-NAMES = (
-    *('<s>', '</s>', '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|begin_of_text|>'),
-    *('<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>', '<|eom_id|>', '<|end_of_text|>'),
-    *('<|header_start|>', '<|header_end|>', '<|eot|>', '<|eom|>'),
-)
-
-
-class Bytes:
-    """A vocabulary of bytes; control tokens follow."""
-
-    def __init__(self, names=NAMES):
-        self.control = {name: 256 + i for i, name in enumerate(names)}
-        self.vocab_size = 256 + len(names)
-        self.bos_id, self.eos_id = self.control.get('<s>'), self.control.get('</s>')
-        self.pad_id, self.end_ids = self.eos_id, (self.eos_id,)
-
-    def encode(self, text, *, continues=False):
-        return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-    def decode(self, ids, *, show_control=False):
-        return b''.join(self.token_bytes(i) for i in ids).decode()
-
-    def token_bytes(self, token):
-        return bytes([token]) if token < 256 else b''
-
-    def read(self, ids):
-        """Control tokens by name among pieces of text."""
-        name = {i: name for name, i in self.control.items()}
-        groups = itertools.groupby(ids, lambda i: name.get(i, 'text'))
-        pieces = [(kind, list(group)) for kind, group in groups]
-        return [self.decode(ids) if kind == 'text' else kind for kind, ids in pieces]
-
+from llama_jax.text.chat import LLAMA2, LLAMA3, LLAMA4, ChatML, Conversation
+from tests.text.chats import NAMES, Bytes, plain
 
 VOCABULARY = Bytes()
 ASKED = [
@@ -54,59 +21,112 @@ ASKED = [
 FORMATS = {'chatml': ChatML(), 'llama2': LLAMA2, 'llama3': LLAMA3, 'llama4': LLAMA4}
 formats = pytest.mark.parametrize('format_', FORMATS.values(), ids=FORMATS)
 
+# What each format's public template says, without default system messages and dates.
+CHATML_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + "
+    "'<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA2_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system_message = messages[0]['content'] %}{% else %}"
+    '{% set loop_messages = messages %}{% set system_message = false %}{% endif %}'
+    '{% for message in loop_messages %}'
+    '{% if loop.index0 == 0 and system_message != false %}'
+    "{% set content = '<<SYS>>\n' + system_message + '\n<</SYS>>\n\n' + message['content'] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}"
+    '{% endif %}{% endfor %}'
+)
+HEADERS_TEMPLATE = (
+    "{{ '<|begin_of_text|>' }}{% for message in messages %}"
+    "{{ START + message['role'] + STOP + '\n\n' + message['content'] + END }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ START + 'assistant' + STOP + '\n\n' }}{% endif %}"
+)
+TEMPLATES = {
+    'chatml': (CHATML_TEMPLATE, {}),
+    'llama2': (LLAMA2_TEMPLATE, {'bos_token': '<s>', 'eos_token': '</s>'}),
+    'llama3': (
+        HEADERS_TEMPLATE,
+        {'START': LLAMA3.start, 'STOP': LLAMA3.stop, 'END': LLAMA3.end},
+    ),
+    'llama4': (
+        HEADERS_TEMPLATE,
+        {'START': LLAMA4.start, 'STOP': LLAMA4.stop, 'END': LLAMA4.end},
+    ),
+}
+
+
+def encoded(format_, messages, vocabulary=VOCABULARY, begin=(), **settings):
+    return format_.encode(Conversation(messages, **settings), vocabulary, begin=begin)
+
+
+@pytest.mark.parametrize('name', FORMATS)
+@pytest.mark.parametrize('n', [1, 2, 3, 4])
+@pytest.mark.parametrize('system', [True, False])
+def test_each_format_equals_its_template(name, n, system):
+    source, variables = TEMPLATES[name]
+    roles = itertools.cycle(['user', 'assistant'])
+    said = [
+        {'role': role, 'content': text}
+        for role, text in zip(roles, [' Hi\n', ' Hello. ', '你好 🙂', 'Yes'][:n], strict=False)
+    ]
+    said = [*ASKED[: int(system)], *said]
+    expected = plain(source, said, **variables)
+    assert ''.join(VOCABULARY.read(encoded(FORMATS[name], said))) == expected
+
 
 def test_chatml():
-    ids = ChatML('You are terse').encode(ASKED, VOCABULARY)
     start, end = '<|im_start|>', '<|im_end|>'
-    assert VOCABULARY.read(ids) == [
+    assert VOCABULARY.read(encoded(ChatML(), ASKED)) == [
         *(start, 'system\n Be brief. ', end, '\n', start, 'user\n Hi\n', end, '\n'),
         *(start, 'assistant\n Hello. ', end, '\n', start, 'user\n你好 🙂', end, '\n'),
         *(start, 'assistant\n'),
     ]
 
 
-def test_chatml_has_a_system_of_its_own_where_none_is_given():
-    for default, first in (
-        ('You are terse', ['<|im_start|>', 'system\nYou are terse', '<|im_end|>', '\n']),
-        (None, []),
-    ):
-        ids = ChatML(default).encode(ASKED[3:], VOCABULARY)
-        assert VOCABULARY.read(ids) == [
-            *first,
-            *('<|im_start|>', 'user\n你好 🙂', '<|im_end|>', '\n', '<|im_start|>', 'assistant\n'),
-        ]
-    ids = ChatML('You are terse').encode([{'role': 'system', 'content': ''}, ASKED[3]], VOCABULARY)
-    assert VOCABULARY.read(ids)[:3] == ['<|im_start|>', 'system\n', '<|im_end|>']
-
-
 def test_llama2():
-    assert VOCABULARY.read(LLAMA2.encode(ASKED, VOCABULARY)) == [
+    assert VOCABULARY.read(encoded(LLAMA2, ASKED)) == [
         '<s>',
         '[INST] <<SYS>>\n Be brief. \n<</SYS>>\n\n Hi [/INST] Hello. ',
         '</s>',
         '<s>',
         '[INST] 你好 🙂 [/INST]',
     ]
-    assert VOCABULARY.read(LLAMA2.encode(ASKED[1:2], VOCABULARY)) == ['<s>', '[INST] Hi [/INST]']
+    assert VOCABULARY.read(encoded(LLAMA2, ASKED[1:2])) == ['<s>', '[INST] Hi [/INST]']
 
 
-@pytest.mark.parametrize(
-    ('format_', 'start', 'stop', 'end'),
-    [
-        (LLAMA3, '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'),
-        (LLAMA4, '<|header_start|>', '<|header_end|>', '<|eot|>'),
-    ],
-    ids=['llama3', 'llama4'],
-)
-def test_llama3_and_llama4(format_, start, stop, end):
-    assert VOCABULARY.read(format_.encode(ASKED, VOCABULARY)) == [
+def test_llama3():
+    start, stop, end = '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'
+    roles = ('developer', 'tool', 'critic', 'user', 'user')
+    said = [{'role': role, 'content': 'x'} for role in roles]
+    names = ('system', 'ipython', 'critic', 'user', 'user')
+    assert VOCABULARY.read(encoded(LLAMA3, said)) == [
         '<|begin_of_text|>',
-        *(start, 'system', stop, '\n\n Be brief. ', end),
-        *(start, 'user', stop, '\n\n Hi\n', end),
-        *(start, 'assistant', stop, '\n\n Hello. ', end),
-        *(start, 'user', stop, '\n\n你好 🙂', end),
+        *(piece for name in names for piece in (start, name, stop, '\n\nx', end)),
         *(start, 'assistant', stop, '\n\n'),
     ]
+
+
+@formats
+@pytest.mark.parametrize('trail', ['', ' '])
+def test_last_message_is_continued(format_, trail):
+    said = [ASKED[1], {'role': 'assistant', 'content': f'Hel{trail}'}]
+    ids = encoded(format_, said, continue_final_message=True)
+    if format_ == LLAMA2:
+        trail = ''  # it strips
+    assert VOCABULARY.read(ids)[-1].endswith(f'Hel{trail}')
+    whole = encoded(format_, said, add_generation_prompt=False)
+    assert whole[: len(ids)] == ids and whole != ids
+
+
+@formats
+def test_begin_token_is_there_once(format_):
+    first = encoded(format_, ASKED)[0]
+    assert encoded(format_, ASKED, begin=(first,))[:2] != [first, first]
+    (other,) = [VOCABULARY.control['<|endoftext|>']]
+    assert encoded(format_, ASKED, begin=(other,)) == [other, *encoded(format_, ASKED)]
 
 
 SPOKEN = st.lists(st.one_of(st.text(max_size=5), st.sampled_from(NAMES)), max_size=4).map(''.join)
@@ -116,47 +136,61 @@ SPOKEN = st.lists(st.one_of(st.text(max_size=5), st.sampled_from(NAMES)), max_si
 @hypothesis.settings(deadline=None)
 @hypothesis.given(texts=st.lists(SPOKEN, min_size=1, max_size=5))
 def test_no_text_adds_a_control_token(format_, texts):
-    texts = texts if len(texts) % 2 else texts[1:]
     roles = itertools.cycle(['user', 'assistant'])
     said = [{'role': role, 'content': text} for role, text in zip(roles, texts, strict=False)]
-    plain = [{**message, 'content': 'x'} for message in said]
+    without = [{**message, 'content': 'x'} for message in said]
 
     def control(messages):
-        ids = format_.encode(messages, VOCABULARY)
-        return [i for i in ids if i in VOCABULARY.control.values()]
+        return VOCABULARY.controls(encoded(format_, messages))
 
-    assert control(said) == control(plain)
+    assert control(said) == control(without)
 
 
-@formats
+@pytest.mark.parametrize('roles', ['a', 'sa', 'us', 'ssu', 'uu', 'uaa', 'ut', 's'])
+def test_order_that_llama2_cannot_write(roles):
+    names = {'s': 'system', 'u': 'user', 'a': 'assistant', 't': 'tool'}
+    with pytest.raises(UserError, match='has the turn: a chat of Llama 2') as refused:
+        encoded(LLAMA2, [{'role': names[r], 'content': 'x'} for r in roles])
+    assert '\n' not in str(refused.value)
+
+
 @pytest.mark.parametrize(
-    ('roles', 'named'),
+    ('messages', 'named'),
     [
-        ('', 'without messages'),
-        ('s', 'end with the user'),
-        ('a', 'message 0 is of the assistant, where the user has the turn'),
-        ('sa', 'message 1 is of the assistant'),
-        ('us', 'message 1 is of the system, where the assistant has the turn'),
-        ('ssu', 'message 1 is of the system'),
-        ('uu', 'message 1 is of the user'),
-        ('ua', 'the last message is of the assistant'),
-        ('uaa', 'message 2 is of the assistant'),
-        ('ut', "message 1 has the role 'tool'"),
-        ('un', 'message 1 has the role None'),
+        ([], 'without messages'),
+        (['hi'], 'message 0 is no object'),
+        ([{'content': 'x'}], 'message 0 has the role None'),
+        ([{'role': 'user'}], r'message 0 \(user\) has no text'),
+        ([{'role': 'user', 'content': 3}], r'message 0 \(user\) has no text'),
+        ([{'role': 'user', 'content': [{'type': 'image_url'}]}], "part of type 'image_url'"),
+        ([{'role': 'user', 'content': ['x']}], 'part of type None'),
     ],
 )
-def test_wrong_order_is_refused_by_name(format_, roles, named):
-    names = {'s': 'system', 'u': 'user', 'a': 'assistant', 't': 'tool', 'n': None}
-    with pytest.raises(UserError) as refused:
-        format_.encode([{'role': names[r], 'content': 'x'} for r in roles], VOCABULARY)
-    assert named in str(refused.value) and '\n' not in str(refused.value)
+def test_messages_that_are_none(messages, named):
+    with pytest.raises(UserError, match=named):
+        Conversation(messages)
 
 
-@formats
-@pytest.mark.parametrize('message', [{'role': 'user'}, {'role': 'user', 'content': ['x']}])
-def test_content_that_is_no_text_is_refused(format_, message):
-    with pytest.raises(UserError, match=r'message 0 \(user\) has no text'):
-        format_.encode([message], VOCABULARY)
+def test_parts_are_one_text():
+    parts = [{'type': 'text', 'text': 'a'}, {'type': 'text', 'text': 'b'}]
+    ids = encoded(ChatML(), [{'role': 'user', 'content': parts}])
+    assert ids == encoded(ChatML(), [{'role': 'user', 'content': 'ab'}])
+
+
+def test_nothing_to_continue():
+    called = {'role': 'assistant', 'content': None, 'tool_calls': [{}]}
+    with pytest.raises(UserError, match='no text that could be continued'):
+        Conversation([called], continue_final_message=True)
+
+
+@pytest.mark.parametrize('what', ['tools', 'documents', 'variables'])
+def test_what_only_a_template_can_write(what):
+    given = {'x': 1} if what == 'variables' else [{'x': 1}]
+    with pytest.raises(UserError, match=f'{what} are given, and the model has no chat template'):
+        encoded(ChatML(), ASKED, **{what: given})
+    called = {'role': 'assistant', 'content': 'x', 'tool_calls': [{}]}
+    with pytest.raises(UserError, match='message 0 has tool_calls'):
+        encoded(ChatML(), [called])
 
 
 @pytest.mark.parametrize('tag', ['[INST]', '[/INST]', '<<SYS>>', '<</SYS>>'])
@@ -165,14 +199,14 @@ def test_llama2_refuses_text_with_its_tags(tag, i):
     said = [dict(message) for message in ASKED]
     said[i]['content'] += f'a{tag}b'
     with pytest.raises(UserError) as refused:
-        LLAMA2.encode(said, VOCABULARY)
+        encoded(LLAMA2, said)
     assert f'{said[i]["role"]} message holds {tag}' in str(refused.value)
 
 
 @formats
 def test_vocabulary_of_another_model_is_refused(format_):
     with pytest.raises(UserError, match='vocabulary'):
-        format_.encode(ASKED, Bytes(['<pad>']))
+        encoded(format_, ASKED, Bytes(['<pad>']))
 
 
 def test_every_id_of_the_end_list_ends_an_answer():
@@ -190,14 +224,8 @@ def test_every_id_of_the_end_list_ends_an_answer():
     assert chat.end_ids(ChatML(), few) == (256, 257)
 
 
-def test_templates_are_recognised():
-    assert chat.from_template("'<|start_header_id|>' + message['role']") == LLAMA3
-    assert chat.from_template("'<|header_start|>' + message['role']") == LLAMA4
-    assert chat.from_template("'[INST] ' + '<<SYS>>\\n' + content") == LLAMA2
-    assert chat.from_template("'[INST] ' + content") is None  # Mistral's
-    assert chat.from_template("'<|user|>' + content") is None
-    chatml = "{{'<|im_start|>' + message['role'] + '\\n'}}"
-    assert chat.from_template(chatml) == ChatML(None)
-    for newline in ('\n', '\\n'):
-        template = f"{{{{ '<|im_start|>system{newline}Hi, I am X<|im_end|>{newline}' }}}}{chatml}"
-        assert chat.from_template(template) == ChatML('Hi, I am X')
+def test_format_of_a_vocabulary():
+    for format_ in (LLAMA3, LLAMA4):
+        assert chat.by_vocabulary(Bytes([format_.start, format_.end])) == format_
+    assert chat.by_vocabulary(Bytes(['<|im_start|>', '<|im_end|>'])) == ChatML()
+    assert chat.by_vocabulary(Bytes(['<s>', '<|im_end|>', LLAMA3.start])) is None
