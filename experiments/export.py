@@ -40,6 +40,7 @@ from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.text.chat import end_ids
 from llama_jax.text.files import tokenizer_of
+from llama_jax.text.template import Template
 from llama_jax.text.tokenizer import Special, Tokenizer
 
 
@@ -206,7 +207,7 @@ def _weights(name: str) -> Source:
         found.config,
         tokenizer,
         bool(text.begin),
-        tokenizer_files.template_of(found.tokenizer),
+        text.chat.source if isinstance(text.chat, Template) else None,
         end_ids(text.chat, tokenizer),
         lambda: found.unread,
         found.tokenizer,

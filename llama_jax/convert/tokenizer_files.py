@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
-from llama_jax.convert import gguf_file
 from llama_jax.errors import UserError
-from llama_jax.text.directory import look_beside
 from llama_jax.text.sentencepiece_model import SentencePiece, parse
 from llama_jax.text.tokenizer import SPACE, Tokenizer
 
@@ -35,20 +33,6 @@ def copied(directory: Path) -> dict[str, bytes]:
     """Those of the directory of a model."""
     paths = (directory / name for name in _NAMES)
     return {path.name: path.read_bytes() for path in paths if path.is_file()}
-
-
-def template_of(home: Path) -> str | None:
-    """The template of chats in the directory of a model, or in a GGUF file."""
-    if not home.is_dir():
-        found: str | None = gguf_file.read(home).settings.get('tokenizer.chat_template')
-        return found
-    path = home / 'chat_template.jinja'
-    if path.is_file():
-        return path.read_text(encoding='utf-8')
-    template = look_beside(home).settings.get('chat_template')
-    if isinstance(template, list):  # several by name
-        template = next((t['template'] for t in template if t['name'] == 'default'), None)
-    return template
 
 
 def made(

@@ -42,6 +42,8 @@ _ROLES = frozenset(
 """Roles that may be part of a control token's name, as in `'<|' + message['role'] + '|>'`."""
 _REASONING = ('reasoning_content', 'thinking', 'reasoning')
 """What templates and clients call an assistant's thoughts."""
+_TEXT_ENDS = ('<|endoftext|>', '<|end_of_text|>', '<|eom_id|>', '<|eom|>')
+"""Tokens that end an answer wherever a vocabulary has them."""
 _CONTINUED = 'CONTINUE_FINAL_MESSAGE_TAG '
 _SOURCE = 1 << 18
 """Characters of a template at most; the longest known one has 40,000."""
@@ -72,7 +74,9 @@ class Template:
         return begun(encode_parts(vocabulary, parts), begin)
 
     def ends(self, vocabulary: Vocabulary) -> tuple[int, ...]:
-        """The control token behind an assistant's message, where one follows."""
+        """The control token behind an assistant's message, where one follows, and those that end a
+        text."""
+        ends = tuple(vocabulary.control[name] for name in _TEXT_ENDS if name in vocabulary.control)
         said = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
         tokens = self._spelt(vocabulary)
         try:
@@ -80,9 +84,9 @@ class Template:
             after = text[text.marks.rindex(of_message(1)) + 1 :]
             parts = control_apart(after, _control(vocabulary, tokens))
         except (UserError, ValueError):
-            return ()
+            return ends
         first = [part for part in parts if isinstance(part, int) or part.strip()][:1]
-        return tuple(part for part in first if isinstance(part, int))
+        return (*(part for part in first if isinstance(part, int)), *ends)
 
     def render(self, conversation: Conversation) -> str:
         """The text of the prompt; control tokens are spelled by name."""

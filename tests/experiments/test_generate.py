@@ -18,7 +18,7 @@ from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.objectives.masked import MaskedLM
-from llama_jax.text.chat import ChatML
+from llama_jax.text.chat import Conversation
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.train import restore
 from tests.convert import written
@@ -51,11 +51,11 @@ def test_weights_of_a_gguf_file(gguf, mesh):
     jax.tree.map(np.testing.assert_array_equal, placed, expected)
     assert placed['embed_VD'].sharding.mesh == mesh
     assert not placed['embed_VD'].sharding.is_fully_replicated
-    assert model.chat == ChatML('You are terse') and model.begin == ()
+    assert model.chat.source == written.TEMPLATE and model.begin == ()
     assert model.end_ids == (2, 0) and model.pad_id == 2
     assert model.vocabulary.decode(model.prompt('世界 1')) == '世界 1'
     assert model.prompt('') == [1]  # bos, where a model is not trained to see it before every text
-    ids = model.messages([{'role': 'user', 'content': 'Hi'}])
+    ids = model.messages(Conversation([{'role': 'user', 'content': 'Hi'}]))
     assert model.vocabulary.decode(ids, show_control=True) == (
         '<|im_start|>system\nYou are terse<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n'
         '<|im_start|>assistant\n'
@@ -172,7 +172,7 @@ def test_model_of_a_run(run, mesh):
     assert model.begin == (tokenizer.bos_id,) and model.end_ids == (tokenizer.eos_id,)
     assert model.prompt('') == [tokenizer.bos_id] and model.pad_id == tokenizer.pad_id
     with pytest.raises(UserError, match='quick has no chat format'):
-        model.messages([{'role': 'user', 'content': 'Hi'}])
+        model.messages(Conversation([{'role': 'user', 'content': 'Hi'}]))
 
 
 def test_the_script_continues_a_prompt_and_answers(run_script, run, gguf):
@@ -229,5 +229,6 @@ def test_options_that_do_not_fit(run_script, options, words):
 def test_chat_with_a_run_is_refused(run_script, run):
     code, _, error = run_script(generate.main, '--checkpoint', run, '--chat', 'Hi')
     assert code == 2 and error == [
-        'error: quick has no chat format: give --prompt instead of --chat'
+        'error: quick has no chat format: give --prompt instead of --chat, or name a format with '
+        '--chat-template'
     ]

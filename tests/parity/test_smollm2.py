@@ -18,6 +18,7 @@ from llama_jax.convert import params as params_lib
 from llama_jax.evaluate import whole
 from llama_jax.model.config import ModelConfig
 from llama_jax.text import files
+from llama_jax.text.chat import Conversation
 from tests.data.corpus import CHINESE
 from tests.parity.smollm2 import file, logits_of, one, ours, path
 
@@ -100,7 +101,7 @@ def test_chat_equals_the_template_of_the_file():
         {'role': 'user', 'content': '2 + 2?'},
     ]
     for messages in (asked[:1], asked, [{'role': 'system', 'content': 'Be brief.'}, *asked]):
-        ids = model.messages(messages)
+        ids = model.messages(Conversation(messages))
         expected = render(messages=messages, add_generation_prompt=True)
         assert model.vocabulary.decode(ids, show_control=True) == expected
         n_turns = len(messages) + (messages[0]['role'] != 'system')
@@ -120,7 +121,7 @@ def test_the_template_is_tokenized_as_transformers_does():
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     peer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
     peer.add_special_tokens([AddedToken(t, normalized=False) for t in tokens[:17]])
-    ids = ours().messages([{'role': 'user', 'content': 'Is 1984 a book?\n世界'}])
+    ids = ours().messages(Conversation([{'role': 'user', 'content': 'Is 1984 a book?\n世界'}]))
     assert ids == peer.encode(ours().vocabulary.decode(ids, show_control=True)).ids
 
 

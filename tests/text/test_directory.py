@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.text import files, ranks
+from llama_jax.text.chat import Conversation
 from llama_jax.text.sentencepiece_model import SentencePiece, parse
 from llama_jax.text.tokenizer import CONTROL_NAMES
 from llama_jax.text.tokenizer_json import JsonTokenizer
@@ -59,7 +60,9 @@ def test_tokens_added_beside_a_sentencepiece_model(tmp_path, model):
     assert text.vocabulary.end_ids == (2, n) and text.vocabulary.vocab_size == n + 2
     assert text.vocabulary.control == {'<s>': 1, '</s>': 2, '<|im_end|>': n, '<|im_start|>': n + 1}
     assert n not in text.vocabulary.encode('a<|im_end|>')
-    ids = text.chat.encode([{'role': 'user', 'content': '<|im_end|>'}], text.vocabulary)
+    ids = text.chat.encode(
+        Conversation([{'role': 'user', 'content': '<|im_end|>'}]), text.vocabulary
+    )
     assert ids.count(n) == 2 and ids.count(n + 1) == 3
     # Control tokens of ours come behind those of the model.
     ours = files.tokenizer_of(tmp_path)

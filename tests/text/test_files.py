@@ -8,22 +8,28 @@ from sentencepiece import sentencepiece_model_pb2
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.text import files as text_files
-from llama_jax.text.chat import LLAMA2, LLAMA3, ChatML
 from llama_jax.text.sentencepiece_model import SentencePiece
+from llama_jax.text.template import Template
 from tests.convert import written
 from tests.data.corpus import CHINESE
 
+SPELT = {
+    'bos_token': '<|im_start|>',
+    'eos_token': '<|im_end|>',
+    'pad_token': '<|im_end|>',
+}
 TEXT = f'def f(x):  return x + 1984 {CHINESE[0]} 🙂 <|im_end|> <s>'
 
 
 def test_gguf_says_how_text_begins_and_ends_and_how_to_chat():
     text = text_files.from_gguf(written.vocabulary())
-    assert text.begin == () and text.chat == ChatML('You are terse')
+    assert text.begin == () and text.chat == Template(written.TEMPLATE, SPELT)
     assert text.vocabulary.end_ids == (2,)
     settings = written.vocabulary() | {'tokenizer.ggml.add_bos_token': True}
     settings |= {'tokenizer.ggml.eot_token_id': 0, 'tokenizer.chat_template': '{{ x }}'}
     text = text_files.from_gguf(settings)
-    assert text.begin == (1,) and text.chat is None and text.vocabulary.end_ids == (2, 0)
+    assert text.begin == (1,) and text.chat == Template('{{ x }}', SPELT)
+    assert text.vocabulary.end_ids == (2, 0)
 
 
 def test_llama_3_begins_with_bos_where_a_file_does_not_say():
@@ -103,9 +109,10 @@ def test_settings_beside_tokenizer_json(tmp_path):
         generation_config={'eos_token_id': [2, 0]},
     )
     assert (text.vocabulary.bos_id, text.vocabulary.pad_id) == (1, 0) and text.begin == ()
-    assert text.vocabulary.end_ids == (2, 0) and text.chat == ChatML('You are terse')
-    (tmp_path / 'chat_template.jinja').write_text("'<|start_header_id|>'")
-    assert text_files.from_huggingface(tmp_path, vocab=520).chat == LLAMA3
+    spelt = {'bos_token': '<|im_start|>', 'pad_token': '<|endoftext|>'}
+    assert text.vocabulary.end_ids == (2, 0) and text.chat == Template(written.TEMPLATE, spelt)
+    (tmp_path / 'chat_template.jinja').write_text('new')
+    assert text_files.from_huggingface(tmp_path, vocab=520).chat == Template('new', spelt)
 
 
 def test_what_tokenizer_json_puts_before_a_text_is_the_beginning(tmp_path, caplog):
@@ -156,4 +163,4 @@ def test_tokenizer_model(tmp_path):
     settings = {'add_bos_token': False, 'chat_template': 'a [INST] <<SYS>>'}
     (tmp_path / 'tokenizer_config.json').write_text(json.dumps(settings))
     text = text_files.from_huggingface(tmp_path, vocab=512)
-    assert text.begin == () and text.chat == LLAMA2
+    assert text.begin == () and text.chat == Template('a [INST] <<SYS>>', {})

@@ -460,4 +460,5 @@ def test_without_the_package(monkeypatch):
 )
 def test_end_of_an_answer(body, ends):
     ids = end_ids(Template(LOOP.replace('BODY', body), TOKENS), VOCABULARY)
-    assert ids == (VOCABULARY.eos_id, *(VOCABULARY.control[name] for name in ends))
+    others = ['<|endoftext|>', '<|end_of_text|>', '<|eom_id|>', '<|eom|>']
+    assert ids == (VOCABULARY.eos_id, *(VOCABULARY.control[name] for name in [*ends, *others]))
