@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -110,6 +111,7 @@ class Tokenizer(abc.ABC):
             when `dummy_prefix`.
         dummy_prefix: a space is put before every text (LLaMA 1 and 2 do, trained ones do not);
             `decode` takes it away again.
+        takes_space: control tokens that take white space from the text on their left, or right.
         losses: what is done to text that `decode` cannot undo, in words.
         digest: SHA-256 of the vocabulary and its special tokens, hexadecimal.
     """
@@ -118,6 +120,7 @@ class Tokenizer(abc.ABC):
     """Its name in the directory of a model or a run."""
 
     dummy_prefix: bool
+    takes_space: Mapping[int, tuple[bool, bool]] = MappingProxyType({})
     losses: tuple[str, ...]
     _whole: Tokenizer | None = None
     _space_ids: np.ndarray | None

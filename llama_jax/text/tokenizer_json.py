@@ -72,6 +72,11 @@ class JsonTokenizer(Tokenizer):
         without = json_rules.without_prefix(settings)
         if any(settings[part] != without[part] for part in without):
             self._continuation = _object({**settings, **without})
+        self.takes_space = {
+            i: (token.lstrip, token.rstrip)
+            for i, token in added.items()
+            if token.special and (token.lstrip or token.rstrip)
+        }
         self._cut = json_rules.cut_before_spaces(settings)
         self._closed = np.zeros(len(pieces), bool)
         self._closed[[i for i in closed.values() if i not in unknown]] = True

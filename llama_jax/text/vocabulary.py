@@ -31,6 +31,14 @@ class Vocabulary(Protocol):
     def dummy_prefix(self) -> bool:
         """A space is put before every text, and `decode` takes it away."""
 
+    @property
+    def space_after_control(self) -> bool:
+        """Whether that space is put before a text behind a control token as well."""
+
+    @property
+    def takes_space(self) -> Mapping[int, tuple[bool, bool]]:
+        """Control tokens that take white space from the text on their left, or right."""
+
     def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
         """Int32 [n], without bos, eos or any control token, whatever the text spells.
 
@@ -46,12 +54,22 @@ class Vocabulary(Protocol):
 
 
 def encode_parts(vocabulary: Vocabulary, parts: Iterable[str | int]) -> list[int]:
-    """Token ids of texts with the ids of control tokens between them. Each text is one: it is not
-    cut further, and it is encoded as the text between two control tokens is."""
+    """Token ids of texts with the ids of control tokens between them, as the model's own tokenizer
+    gives them for the whole: each text is encoded as one, with the space that is put before a text
+    where it is put before each, and without white space that a token takes from beside it."""
     ids: list[int] = []
-    for part in parts:
+    parts = list(parts)
+    takes = vocabulary.takes_space
+    for i, part in enumerate(parts):
         if isinstance(part, int):
             ids.append(part)
-        else:
-            ids.extend(vocabulary.encode(part).tolist())
+            continue
+        before, after = (parts[j] if 0 <= j < len(parts) else None for j in (i - 1, i + 1))
+        if isinstance(before, int) and takes.get(before, (False, False))[1]:
+            part = part.lstrip()
+        if isinstance(after, int) and takes.get(after, (False, False))[0]:
+            part = part.rstrip()
+        if part:
+            continues = bool(ids) and not vocabulary.space_after_control
+            ids.extend(vocabulary.encode(part, continues=continues).tolist())
     return ids

@@ -33,10 +33,11 @@ class Bytes:
     """A vocabulary of bytes, and three ids that spell nothing."""
 
     bos_id, eos_id, pad_id, end_ids, vocab_size = BOS, EOS, PAD, (EOS,), VOCAB
-    dummy_prefix = False
+    dummy_prefix, space_after_control = False, True
+    takes_space: dict[int, tuple[bool, bool]] = {}
     control: dict[str, int] = {}
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
         try:
             return np.array(list(text.encode()), np.int32)
         except UnicodeEncodeError:

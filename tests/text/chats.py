@@ -25,6 +25,7 @@ class Bytes:
         self.vocab_size = 256 + len(names)
         self.bos_id, self.eos_id = self.control.get('<s>'), self.control.get('</s>')
         self.pad_id, self.end_ids, self.dummy_prefix = self.eos_id, (self.eos_id,), False
+        self.space_after_control, self.takes_space = True, {}
 
     def encode(self, text, *, continues=False):
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
