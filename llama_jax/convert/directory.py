@@ -4,6 +4,7 @@ name. Copies, adapters and states of an optimizer beside them are left alone.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from llama_jax.convert.stored import (
     unfinished,
 )
 from llama_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 _READERS: Mapping[str, Callable[[Path], dict[str, Place]]] = {
     '.safetensors': safetensor_files.places,
@@ -82,9 +85,11 @@ def weights(directory: Path) -> Stored:
     Raises UserError when it is not plain which files are the model, when one is missing or damaged,
     when two hold the same tensor, and for tensors that are quantised.
     """
+    if any(os.path.lexists(directory / name) for name in _ADAPTERS):
+        log.warning('%s holds an adapter (PEFT) beside the model: it is not applied', directory)
     for index, alone in _USUAL:
         if os.path.lexists(directory / index):
-            return indexed(directory, index)
+            return indexed(directory, index, beside=alone)
         if os.path.lexists(directory / alone):
             return of_files([directory / alone])
     files = sorted(directory.glob('*.safetensors'))
@@ -147,8 +152,9 @@ def nothing_in(directory: Path, lacks: str) -> UserError:
     return UserError(f'{directory} has no {lacks}{unfinished(directory / lacks)}: fetch it')
 
 
-def indexed(directory: Path, name: str) -> Stored:
-    """The tensors of the files that the index of that name says. Raises UserError as `weights`."""
+def indexed(directory: Path, name: str, *, beside: str = '') -> Stored:
+    """The tensors of the files that the index of that name says. Raises UserError as `weights`, and
+    where `beside`, which other programs prefer to the index, is there and not among its files."""
     index = directory / name
     homes = read_object(index).get('weight_map')
     if not isinstance(homes, dict) or not homes:
@@ -159,6 +165,11 @@ def indexed(directory: Path, name: str) -> Stored:
         if Path(home).suffix not in _READERS:
             raise UserError(f'{index}: {home} is of no kind that is read: give safetensors')
     files = sorted(set(homes.values()))
+    if beside and beside not in files and os.path.lexists(directory / beside):
+        raise UserError(
+            f'{directory}: {name} names {files[0]} and others, and {beside} is there as well, '
+            f'which transformers would read: remove {beside}, or {name} if it is the older one'
+        )
     absent = [file for file in files if not os.path.lexists(directory / file)]
     if absent:
         raise missing_files(directory, absent, name)

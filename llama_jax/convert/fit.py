@@ -192,7 +192,7 @@ def _missing(scheme: Scheme, names: list[str]) -> UserError:
     more = f' (and {len(names) - 1} more)' if len(names) > 1 else ''
     remedy = ''
     if names == [scheme.table[_HEAD][0]]:
-        remedy = '; if it is the embedding, say "tie_word_embeddings": true in config.json'
+        remedy = f'; if it is the embedding, say {scheme.tied}' if scheme.tied else ''
     return UserError(
         f'tensor {names[0]!r} is missing{more}: this is no whole {scheme.name} model{remedy}'
     )

@@ -35,6 +35,7 @@ HUGGING_FACE = Scheme(
         'blocks.mlp.up_DF': (_LAYER + 'mlp.up_proj.weight', 'F,D'),
         'blocks.mlp.down_FD': (_LAYER + 'mlp.down_proj.weight', 'D,F'),
     },
+    tied='"tie_word_embeddings": true in config.json',
 )
 
 

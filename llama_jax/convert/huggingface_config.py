@@ -45,6 +45,7 @@ _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     'hidden_activation': ('silu', 'swish'),
     'rope_interleaved': (False,),
     'is_encoder_decoder': (False,),
+    'transformers_weights': ('model.safetensors', 'model.safetensors.index.json'),
     'is_causal': (True,),
     'use_bidirectional_attention': (False,),
     'add_cross_attention': (False,),

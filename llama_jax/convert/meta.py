@@ -56,12 +56,13 @@ META = Scheme(
     },
     to_pairs=interleaved,
     from_pairs=half_split,
+    tied='"tied_embeddings": true in params.json',
 )
 
 _READ = {
     *('dim', 'n_layers', 'n_heads', 'n_kv_heads', 'head_dim', 'vocab_size', 'multiple_of'),
     *('ffn_dim_multiplier', 'hidden_dim', 'norm_eps', 'rope_theta', 'use_scaled_rope'),
-    *('rope_scaling_factor', 'max_seq_len', 'sliding_window'),
+    *('rope_scaling_factor', 'max_seq_len', 'sliding_window', 'tied_embeddings'),
 }
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     'rope_high_freq_factor': (4,),

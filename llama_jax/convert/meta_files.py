@@ -96,7 +96,7 @@ def read(directory: Path) -> tuple[ModelConfig, Tensors]:
     config = config_from_meta(
         settings,
         vocab=vocab,
-        tied=_tied(parts),
+        tied=_tied(parts, settings),
         context=_context(directory, settings, vocab),
         rope_factor=_rope_factor(directory, settings),
     )
@@ -186,11 +186,11 @@ def _weights(directory: Path) -> list[Path]:
     return [found[i] for i in sorted(found)]
 
 
-def _tied(parts: Sequence[Stored]) -> bool:
-    """Whether the head is the embedding, of which Meta writes a copy."""
+def _tied(parts: Sequence[Stored], settings: Mapping[str, Any]) -> bool:
+    """Whether the head is the embedding, of which Meta writes a copy and Mistral does not."""
     embedding, head = (parts[0].places.get(name) for name in (_EMBEDDING, _HEAD))
     if embedding is None or head is None:
-        return head is None
+        return settings.get('tied_embeddings') is True
     rows = min(_LIKE, embedding.shape[0], head.shape[0])
     first, second = (read_place(replace(p, shape=(rows, *p.shape[1:]))) for p in (embedding, head))
     width = min(first.shape[1], second.shape[1])

@@ -84,6 +84,8 @@ class Scheme:
     """Our order of a head's dimensions -> theirs, on query and key projections [heads, H, D]."""
     from_pairs: Callable[[np.ndarray], np.ndarray] = lambda w_XHD: w_XHD
     """The inverse of `to_pairs`."""
+    tied: str = ''
+    """How settings there say that the head is the embedding; empty where the files say it."""
 
 
 def check_llama(config: ModelConfig) -> None:

@@ -77,14 +77,15 @@ def _stamp(path: Path) -> tuple[int, int] | None:
 @functools.lru_cache(maxsize=4)  # a script asks several times, and a large one takes seconds
 def _tokenizer_of(path: Path, stamps: tuple[tuple[int, int] | None, ...]) -> Tokenizer:
     if path.is_dir():
-        return directories.read(path).extended(directories.look_beside(path).rows)
+        rows = directories.look_beside(path).rows
+        return directories.read(path, rows=rows).extended(rows)
     if path.suffix == '.gguf':
         settings = _gguf_settings(path)
         rows = settings.get('llama.vocab_size', 0)
-        return gguf_vocabulary.read(settings).extended(rows)
+        return gguf_vocabulary.read(settings, rows=rows).extended(rows)
     if path.name in directories.NAMES:
         rows = directories.look_beside(path.parent).rows
-        return directories.read(path.parent, file=path).extended(rows)
+        return directories.read(path.parent, file=path, rows=rows).extended(rows)
     return directories.alone(path).extended()
 
 

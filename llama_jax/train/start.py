@@ -148,6 +148,8 @@ def check_start(experiment: Experiment) -> None:
         restore.check_checkpoint(name, '--start')
     elif experiment.data.tokenizer.path is None:
         raise _another_tokenizer(found)
+    else:
+        found.weights.text()  # or rows would be added for the tokens of another model
 
 
 def adapted(

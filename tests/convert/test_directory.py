@@ -41,9 +41,39 @@ def same(found, expected):
 
 def test_the_index_says_which_files_are_the_model(tmp_path):
     shards(tmp_path, {'one.safetensors': A, 'two.safetensors': B})
-    for stray in ('old', 'model', 'zz-backup', 'consolidated', 'adapter_model'):
+    for stray in ('old', 'zz-backup', 'consolidated', 'model.ema'):
         save_file(ZEROS, tmp_path / f'{stray}.safetensors')
     same(directory.weights(tmp_path), A | B)
+
+
+@pytest.mark.parametrize(
+    ('index', 'alone'),
+    [
+        ('model.safetensors.index.json', 'model.safetensors'),
+        ('pytorch_model.bin.index.json', 'pytorch_model.bin'),
+    ],
+)
+def test_programs_differ_on_an_index_and_the_usual_file_beside_it(tmp_path, index, alone):
+    shards(tmp_path, {'one.safetensors': A, 'two.safetensors': B}, index)
+    (tmp_path / alone).write_bytes(b'')
+    line = refused(tmp_path)
+    assert f'{index} names one.safetensors and others, and {alone} is there as well' in line
+    assert line.endswith(f'remove {alone}, or {index} if it is the older one')
+    # Of which it says that it is the model.
+    (tmp_path / alone).unlink()
+    save_file(A | B, tmp_path / 'model.safetensors')
+    names = dict.fromkeys(A | B, 'model.safetensors')
+    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': names}))
+    same(directory.weights(tmp_path), A | B)
+
+
+def test_an_adapter_beside_the_model_is_told_of(tmp_path, caplog):
+    save_file(A, tmp_path / 'model.safetensors')
+    same(directory.weights(tmp_path), A)
+    assert not caplog.text
+    save_file(ZEROS, tmp_path / 'adapter_model.safetensors')
+    same(directory.weights(tmp_path), A)
+    assert f'{tmp_path} holds an adapter (PEFT) beside the model: it is not applied' in caplog.text
 
 
 def test_without_an_index_the_usual_name_counts_else_the_only_file(tmp_path):

@@ -223,6 +223,7 @@ def test_the_window_of_mistral():
         ({'architectures': ['LlavaLlamaForCausalLM']}, 'LlavaLlamaForCausalLM'),
         ({'architectures': 'LlamaForCausalLM'}, "architectures = 'LlamaForCausalLM'"),
         ({'architectures': []}, 'architectures = []'),
+        ({'transformers_weights': 'ema.safetensors'}, "transformers_weights = 'ema.safetensors'"),
         ({'text_config': {'vocab_size': 7}}, "text_config = {'vocab_size': 7}"),
         ({'rope_interleaved': True}, 'rope_interleaved = True is not supported, only False'),
         ({'qkv_bias': True}, 'qkv_bias = True'),

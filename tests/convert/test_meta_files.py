@@ -104,11 +104,16 @@ def test_a_head_that_is_the_embedding(tmp_path):
     params = {'dim': 72, 'n_layers': 1, 'n_heads': 6, 'n_kv_heads': 2, 'multiple_of': 64}
     params |= {'norm_eps': 1e-5, 'max_seq_len': 100, 'rope_theta': 5e5, 'head_dim': 16}
     expected, tensors = tensors_of(config)
-    for tied in (tensors, {k: v for k, v in tensors.items() if k != 'output.weight'}):
-        write(tmp_path, tied, params=params)
+    alone = {name: w for name, w in tensors.items() if name != 'output.weight'}
+    for stored, said in ((tensors, {}), (alone, {'tied_embeddings': True})):  # Meta, Mistral
+        write(tmp_path, stored, params=params | said)
         found, read = meta_files.read(tmp_path)
         assert found == config
         jax.tree.map(np.testing.assert_array_equal, meta.params_from_meta(read, found), expected)
+    write(tmp_path, alone, params=params)
+    found, read = meta_files.read(tmp_path)
+    with pytest.raises(UserError, match='missing: .* say "tied_embeddings": true in params.json'):
+        meta.params_from_meta(read, found)
     tensors['output.weight'] = tensors['output.weight'].copy()
     tensors['output.weight'][63] += 1
     write(tmp_path, tensors, params=params)

@@ -1,5 +1,6 @@
 """Runs that begin with weights of others: their model, their tokenizer, their loss."""
 
+import json
 import pickle
 import shutil
 from dataclasses import replace
@@ -7,10 +8,12 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from llama_jax import layout, trees
 from llama_jax import mesh as meshes
 from llama_jax.convert import pretrained
+from llama_jax.convert.meta import params_to_meta
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
@@ -165,6 +168,36 @@ def test_rows_are_given_or_left_to_the_objective(begun):
     check_start(changed(begun, 'model', vocab=640))
     with pytest.raises(UserError, match='differs in vocab: 521 -> 512: give --model.vocab'):
         check_start(changed(begun, 'model', vocab=512))
+
+
+def test_a_tokenizer_of_another_model_gets_no_rows(begun, others, params, tmp_path):
+    theirs = tmp_path / 'theirs'
+    shutil.copytree(others, theirs)
+    written.trained(600).save(str(theirs / 'tokenizer.json'))
+    mine = started(replace(begun, start=str(theirs), objective=MaskedLM()))
+    with pytest.raises(UserError, match='600 tokens and the embedding 521 rows: they are of'):
+        settled(mine, mine)
+    # Meta's files do not say how many rows there are; the weights do.
+    meta = tmp_path / 'meta'
+    meta.mkdir()
+    facts = {'dim': 32, 'n_layers': 2, 'n_heads': MODEL.heads, 'n_kv_heads': MODEL.kv_heads}
+    facts |= {'head_dim': MODEL.head_dim, 'hidden_dim': MODEL.ffn, 'norm_eps': 1e-5}
+    (meta / 'params.json').write_text(json.dumps({**facts, 'max_seq_len': MODEL.context}))
+    save_file(params_to_meta(params, MODEL), meta / 'consolidated.safetensors')
+    for name in ('tokenizer.json', 'tokenizer_config.json'):
+        shutil.copy(theirs / name, meta / name)
+    mine = started(replace(begun, start=str(meta), objective=MaskedLM()))
+    with pytest.raises(UserError, match='600 tokens and the embedding 521 rows: they are of'):
+        check_start(changed(mine, 'model', vocab=0))
+
+
+def test_tokens_behind_the_embedding_are_left_out(begun, others, tmp_path, caplog):
+    theirs = tmp_path / 'theirs'
+    shutil.copytree(others, theirs)
+    (theirs / 'added_tokens.json').write_text(json.dumps({'[PAD]': ROWS}))
+    with prepare(started(replace(begun, start=str(theirs))), tmp_path / 'run') as run:
+        assert run.experiment.model == MODEL
+    assert f'tokens behind the embedding of {ROWS} rows are left out: [PAD]' in caplog.text
 
 
 def test_what_may_be_set_otherwise_and_what_not(begun, tmp_path):
