@@ -82,10 +82,8 @@ def outcome(source: str, tokens: Mapping[str, Any], chat: str, prompt: bool) -> 
     except UserError as error:
         if expected is None:
             return 'refused by both'
-        for known in ('leaves out', 'ignores tools'):
-            if known in str(error):
-                return f'refused: {known}'
-        return f'refused: {error}'
+        ignored = 'ignores tools' in str(error)
+        return 'refused: ignores tools' if ignored else f'refused: {error}'
     return 'equal' if text == expected else 'different'
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -32,6 +33,8 @@ from llama_jax.text.vocabulary import Vocabulary, encode_parts
 
 if TYPE_CHECKING:
     from llama_jax.text.sandbox import Compiled
+
+log = logging.getLogger(__name__)
 
 _ROLES = frozenset(
     {
@@ -66,8 +69,9 @@ class Template:
     ) -> list[int]:
         """The prompt. `begin` stands before it unless the template writes it.
 
-        Raises UserError for a conversation that the template refuses, or a part of which it leaves
-        out without a word, and for a template that fails or does too much.
+        A message that the template leaves out is told in the log. Raises UserError for a
+        conversation that the template refuses, tools and documents that it ignores, and for a
+        template that fails or does too much.
         """
         tokens = self._spelt(vocabulary)
         parts = control_apart(self._rendered(conversation, tokens), _control(vocabulary, tokens))
@@ -107,11 +111,7 @@ class Template:
             text = _run(source, tokens, conversation.in_parts())  # it may take nothing else
             left = _left_out(conversation.messages, text)
         if left is not None:
-            raise UserError(
-                f'the chat template leaves out what message {left} '
-                f'({one_line(conversation.messages[left]["role"])}) says: it does not take this '
-                'role at this place'
-            )
+            _tell_left_out(source, left, one_line(conversation.messages[left]['role']))
         for what in ('tools', 'documents'):
             if getattr(conversation, what):
                 nothing: Any = {what: None}
@@ -330,6 +330,15 @@ def _left_out(messages: Sequence[Message], text: Marked) -> int | None:
         if of_message(i) not in seen and text_of_content(message).strip():
             return i
     return None
+
+
+@functools.lru_cache(maxsize=256)
+def _tell_left_out(source: str, place: int, role: str) -> None:
+    """Once for each place of each template: a server would repeat it with every request."""
+    log.warning(
+        'the chat template leaves out what message %d (%s) says: the model does not read it',
+        *(place, role),
+    )
 
 
 def _unknown_words(text: Marked) -> bool:
