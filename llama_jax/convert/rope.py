@@ -103,8 +103,11 @@ def _read(settings: Mapping[str, Any], home: str, context: int) -> Rope:
     if not isinstance(rope, dict):
         raise UserError(f'{where} = {rope!r} is not supported, only an object with rope_type')
     rope = {name: value for name, value in rope.items() if value is not None}
-    kinds = {rope[name] for name in ('rope_type', 'type') if isinstance(rope.get(name), str)}
-    kinds = {_ALIASES.get(kind, kind) for kind in kinds} or {'default'}
+    named = [name for name in ('rope_type', 'type') if name in rope]
+    for name in named:
+        if not isinstance(rope[name], str):
+            raise unsupported(where, name, rope)
+    kinds = {_ALIASES.get(rope[name], rope[name]) for name in named} or {'default'}
     for kind in kinds:
         if kind not in _FIELDS:
             raise UserError(
@@ -115,6 +118,8 @@ def _read(settings: Mapping[str, Any], home: str, context: int) -> Rope:
     (kind,) = kinds
     for name, value in rope.items():
         if name in _ELSEWHERE and value not in _ELSEWHERE[name]:
+            raise unsupported(where, name, rope)
+        if isinstance(value, dict):  # of one type of layer, beside settings of all
             raise unsupported(where, name, rope)
         if name not in _KNOWN:  # what another kind would read is ignored there as well
             log.warning('%s.%s = %r is not known, and ignored', where, name, value)
@@ -172,6 +177,8 @@ def _yarn(rope: Mapping[str, Any], where: str, theta: float, context: int) -> Ro
 def _longrope(rope: Mapping[str, Any], where: str, theta: float, context: int) -> Rope:
     original = count(rope, _ORIGINAL, where)
     factor = _factor(rope, where, context, original)
+    if original < 2:
+        raise unsupported(where, _ORIGINAL, rope)
     if 'attention_factor' in rope:
         attention = number(rope, 'attention_factor', where)
     else:

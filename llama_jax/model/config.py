@@ -189,6 +189,11 @@ class ModelConfig:
             )
         if self.positions == 'rope' and self.head_dim % 2:
             raise UserError(f'model.head_dim {self.head_dim} is odd: rotary positions need pairs')
+        if self.positions == 'rope' and not 1 < self.rope_theta < math.inf:
+            raise UserError(
+                f'model.rope_theta is {self.rope_theta}: wavelengths need a base above 1, such as '
+                '10000'
+            )
         scaling = self.rope_scaling
         if isinstance(scaling, Dynamic) and self.head_dim < 4:
             raise UserError('model.rope_scaling Dynamic needs a head_dim of 4 or more')

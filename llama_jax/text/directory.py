@@ -147,16 +147,23 @@ def look_beside(directory: Path) -> Beside:
     generation, config = (_object(directory / f'{n}config.json') for n in ('generation_', ''))
     settings = names | {key: value for key, value in settings.items() if value is not None}
     closed = {_content(settings.get(which)) for which in _NAMED}
-    more = settings.get('additional_special_tokens') or ()
-    closed |= {_content(token) for token in (more.values() if isinstance(more, dict) else more)}
+    more = settings.get('additional_special_tokens')
+    listed = more.values() if isinstance(more, dict) else more if isinstance(more, list) else ()
+    closed |= {_content(token) for token in listed}
     added = {}
-    for i, token in (settings.get('added_tokens_decoder') or {}).items():
-        name = str(_content(token))
-        special = bool(token.get('special')) or name in closed
+    for i, token in _within(settings, 'added_tokens_decoder').items():
+        name = _content(token)
+        if name is None or not i.isdecimal():
+            path = directory / 'tokenizer_config.json'
+            raise UserError(f'{path}: added_tokens_decoder[{i!r}] is no token: copy it again')
+        special = isinstance(token, dict) and bool(token.get('special')) or name in closed
         added[name] = Added(name, int(i), special)
     for name, i in _object(directory / 'added_tokens.json').items():
-        added.setdefault(name, Added(name, int(i)))
-    rows = config.get('vocab_size', (config.get('text_config') or {}).get('vocab_size'))
+        if not isinstance(i, int) or i < 0:
+            path = directory / 'added_tokens.json'
+            raise UserError(f'{path}: the id of {name!r} is {i!r}: copy it again')
+        added.setdefault(name, Added(name, i))
+    rows = config.get('vocab_size', _within(config, 'text_config').get('vocab_size'))
     ends = (*_ids(generation.get('eos_token_id')), *_ids(config.get('eos_token_id')))
     return Beside(
         settings,
@@ -212,6 +219,12 @@ def _content(token: Any) -> str | None:
     if isinstance(token, dict):
         token = token.get('content')
     return token if isinstance(token, str) and token else None
+
+
+def _within(settings: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """The settings under a name; none where something else is there."""
+    found = settings.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _ids(value: Any) -> list[int]:

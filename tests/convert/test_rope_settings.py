@@ -184,6 +184,10 @@ def test_spellings_of_released_files(settings, expected, caplog):
         ({'type': 'longrope', 'short_factor': SHORT, 'long_factor': LONG[:4]}, '8 and 4'),
         ({'type': 'linear', 'factor': 2.0, 'partial_rotary_factor': 0.5}, 'partial_rotary_factor'),
         ({'full': {'rope_type': 'default'}, 'sliding': {'type': 'linear', 'factor': 2.0}}, 'layer'),
+        ({'full': {'rope_type': 'linear', 'factor': 2.0}, 'rope_theta': 1e4}, 'full = '),
+        ({'rope_type': 2, 'factor': 2.0}, 'rope_type = 2'),
+        ({'rope_type': 'default', 'type': ['linear']}, "type = ['linear']"),
+        ({'type': 'longrope', **FACTORS, ORIGINAL: 1}, f'{ORIGINAL} = 1'),
         (4.0, 'rope_scaling = 4.0'),
     ],
 )

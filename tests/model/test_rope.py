@@ -278,3 +278,9 @@ def test_training_step(name, one_device):
         lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-5), gradients, gradients_split
     )
     assert np.abs(gradients['blocks']['attention']['q_DNH']).max() > 1e-4
+
+
+@pytest.mark.parametrize('theta', [1.0, 0.0, -1e4, math.inf, math.nan])
+def test_a_base_that_is_none(theta):
+    with pytest.raises(UserError, match='model.rope_theta is .*: wavelengths need a base above 1'):
+        replace(tiny.CONFIG, rope_theta=theta)

@@ -255,6 +255,30 @@ def test_ranks_give_the_ids_of_tiktoken(tmp_path, tokens, monkeypatch):
         files.from_huggingface(tmp_path, vocab=300)
 
 
+@pytest.mark.parametrize(
+    ('file', 'content', 'words'),
+    [
+        ('added_tokens', {'<a>': '7'}, "added_tokens.json: the id of '<a>' is '7'"),
+        ('added_tokens', {'<a>': -1}, "the id of '<a>' is -1"),
+        ('tokenizer_config', {'added_tokens_decoder': {'a': {'content': '<a>'}}}, "['a']"),
+        ('tokenizer_config', {'added_tokens_decoder': {'600': {'id': 1}}}, "['600'] is no token"),
+        ('tokenizer_config', {'added_tokens_decoder': {'600': '<a>'}}, ''),
+        ('tokenizer_config', {'added_tokens_decoder': ['<a>']}, ''),
+        ('tokenizer_config', {'additional_special_tokens': 7}, ''),
+        ('config', {'text_config': ['a']}, ''),
+    ],
+)
+def test_words_in_another_shape_than_usual(tmp_path, other, file, content, words):
+    put(tmp_path, tokenizer__json=other.encode())
+    (tmp_path / f'{file}.json').write_text(json.dumps(content))
+    if not words:  # told of by whoever reads it, or without a meaning
+        assert files.tokenizer_of(tmp_path)
+        return
+    with pytest.raises(UserError) as error:
+        files.tokenizer_of(tmp_path)
+    assert words in str(error.value)
+
+
 def test_families_of_llama():
     from tests.text import llama_tokens
 
