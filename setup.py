@@ -23,8 +23,8 @@ CORE = [
 ]
 
 SERVE = ['starlette>=1.10', 'uvicorn>=0.54', 'llguidance>=1.9']
-# Models of others: GGUF files, tokenizer.json, safetensors, chat templates.
-WEIGHTS = ['gguf>=0.19', 'tokenizers>=0.23', 'safetensors>=0.8', 'jinja2>=3.1']
+# Models of others: GGUF files, tokenizer.json, chat templates.
+WEIGHTS = ['gguf>=0.19', 'tokenizers>=0.23', 'jinja2>=3.1']
 
 # Files of text: Parquet, and Zstandard, which Python 3.14 has itself.
 FORMATS = ['pyarrow>=20', 'zstandard>=0.23; python_version < "3.14"']
@@ -37,7 +37,6 @@ EXTRAS = {
     # Comparing objectives: probes, and pictures as PNG.
     'compare': ['scikit-learn>=1.9', 'matplotlib>=3.11'],
     'formats': FORMATS,
-    'convert': ['safetensors>=0.8'],
     'weights': WEIGHTS,
     # The exact release: goldens name it, and it decides which build of torch pip takes.
     # cyllama is llama.cpp, which reads the GGUF files that are written here.
@@ -47,7 +46,7 @@ EXTRAS = {
         *SERVE,
         *WEIGHTS,
         *FORMATS,
-        *('openai>=3.57', 'jsonschema>=4.26', 'tiktoken>=0.14'),
+        *('openai>=3.57', 'jsonschema>=4.26', 'tiktoken>=0.14', 'safetensors>=0.8'),
     ],
     # --wandb of experiments.pretrain.
     'wandb': ['wandb>=0.22'],

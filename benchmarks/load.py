@@ -27,7 +27,7 @@ import tyro
 
 from llama_jax import mesh as meshes
 from llama_jax import trees
-from llama_jax.convert import huggingface, params
+from llama_jax.convert import huggingface, huggingface_config, params
 from llama_jax.convert.tensors import fused, sizes_of
 from llama_jax.generate.engine import Generator
 from llama_jax.generate.quantized import Quantization
@@ -123,7 +123,7 @@ def resident(what: str) -> int:
 
 def write(directory: Path, config: ModelConfig) -> None:
     """Random weights as a Hugging Face model in several files, made one tensor at a time."""
-    settings = json.dumps(huggingface.config_to_huggingface(config))
+    settings = json.dumps(huggingface_config.config_to_huggingface(config))
     (directory / 'config.json').write_text(settings, encoding='utf-8')
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     for name, shape in _tensors(config):

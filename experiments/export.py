@@ -27,6 +27,7 @@ from llama_jax.convert import (
     ggml_vocabulary,
     gguf,
     huggingface,
+    huggingface_config,
     pretrained,
     tokenizer_files,
     whole,
@@ -108,7 +109,9 @@ def export(options: Options) -> None:
 
 
 def _huggingface(source: Source, out: Path, options: Options) -> None:
-    huggingface.config_to_huggingface(source.config)  # what cannot be written is told at once
+    huggingface_config.config_to_huggingface(
+        source.config
+    )  # what cannot be written is told at once
     if source.home and (source.home / 'tokenizer_config.json').is_file():
         text = tokenizer_files.copied(source.home)
     else:

@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from llama_jax.convert import whole
-from llama_jax.convert.huggingface import config_to_huggingface
+from llama_jax.convert.huggingface_config import config_to_huggingface
 from llama_jax.convert.tensors import Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from llama_jax.convert import params as convert_params
 from llama_jax.convert.directory import nothing_in, weights
-from llama_jax.convert.huggingface_config import config_from_huggingface, config_to_huggingface
+from llama_jax.convert.huggingface_config import config_from_huggingface
 from llama_jax.convert.renamed import from_params
 from llama_jax.convert.stored import read_object
 from llama_jax.convert.tensors import Scheme, Tensors
@@ -65,14 +64,3 @@ def load(directory: Path) -> tuple[ModelConfig, Params]:
     Raises UserError as `read` does."""
     config, tensors = read(directory)
     return config, params_from_huggingface(tensors, config)
-
-
-def save(directory: Path, config: ModelConfig, params: Params) -> None:
-    """Write config.json and model.safetensors (float32). Needs the extra `convert`."""
-    from safetensors.numpy import save_file  # type: ignore[import-not-found]  # an extra
-
-    directory.mkdir(parents=True, exist_ok=True)
-    settings = json.dumps(config_to_huggingface(config), indent=2)
-    (directory / 'config.json').write_text(settings + '\n', encoding='utf-8')
-    tensors = params_to_huggingface(params, config)
-    save_file(tensors, directory / 'model.safetensors', metadata={'format': 'pt'})

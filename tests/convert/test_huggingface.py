@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from llama_jax.convert import huggingface
+from llama_jax.convert import huggingface, huggingface_config
 from llama_jax.errors import UserError
 from llama_jax.model.patterns import Dilated
 from tests.parity.cases import CASES, weights
@@ -79,7 +79,7 @@ def test_a_directory_without_a_model_is_refused(tmp_path):
     with pytest.raises(UserError, match='has no config.json: fetch it'):
         huggingface.load(tmp_path)
     (tmp_path / 'model.safetensors').unlink()
-    settings = huggingface.config_to_huggingface(CONFIG)
+    settings = huggingface_config.config_to_huggingface(CONFIG)
     (tmp_path / 'config.json').write_text(json.dumps(settings), encoding='utf-8-sig')
     with pytest.raises(UserError, match='has no model.safetensors: fetch it'):
         huggingface.load(tmp_path)
@@ -118,7 +118,7 @@ def test_settings_that_are_damaged(tmp_path, content, words):
 def test_other_architectures_are_refused(change):
     config = replace(CASES['llama1'], **change)
     for convert in (
-        lambda: huggingface.config_to_huggingface(config),
+        lambda: huggingface_config.config_to_huggingface(config),
         lambda: huggingface.params_to_huggingface({}, config),
         lambda: huggingface.params_from_huggingface({}, config),
     ):

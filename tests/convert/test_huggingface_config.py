@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from llama_jax.convert import huggingface
+from llama_jax.convert import huggingface_config
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.model.patterns import Window
@@ -57,7 +57,7 @@ LLAMA3_2_1B = LLAMA1_7B | {
 
 
 def test_settings_of_the_first_llama():
-    assert huggingface.config_from_huggingface(LLAMA1_7B) == ModelConfig(
+    assert huggingface_config.config_from_huggingface(LLAMA1_7B) == ModelConfig(
         vocab=32000,
         dim=4096,
         layers=32,
@@ -86,14 +86,14 @@ def test_settings_of_llama_3_2():
         norm_eps=1e-5,
         tied=True,
     )
-    assert huggingface.config_from_huggingface(LLAMA3_2_1B) == expected
+    assert huggingface_config.config_from_huggingface(LLAMA3_2_1B) == expected
     # transformers 5 writes the same another way.
-    written = huggingface.config_to_huggingface(expected)
+    written = huggingface_config.config_to_huggingface(expected)
     assert written['rope_parameters']['rope_theta'] == 5e5
     # ... and transformers 4 finds its own words there.
     assert written['rope_theta'] == 5e5
     assert written['rope_scaling'] == LLAMA3_2_1B['rope_scaling']
-    assert huggingface.config_from_huggingface(written) == expected
+    assert huggingface_config.config_from_huggingface(written) == expected
 
 
 MISTRAL_7B = LLAMA1_7B | {
@@ -170,16 +170,16 @@ def test_keys_without_effect_are_passed_over(caplog, name):
     settings = LLAMA1_7B | WITHOUT_EFFECT[name]
     if settings['max_position_embeddings'] is None:
         settings.pop('max_position_embeddings')
-    expected = huggingface.config_from_huggingface(LLAMA1_7B)
-    assert huggingface.config_from_huggingface(settings) == expected
+    expected = huggingface_config.config_from_huggingface(LLAMA1_7B)
+    assert huggingface_config.config_from_huggingface(settings) == expected
     assert not caplog.records
 
 
 def test_unknown_keys_are_told_in_one_line(caplog):
     caplog.set_level(logging.WARNING)
-    expected = huggingface.config_from_huggingface(LLAMA1_7B)
+    expected = huggingface_config.config_from_huggingface(LLAMA1_7B)
     settings = LLAMA1_7B | {'new_key': 3, 'auto_map': {'AutoModelForCausalLM': 'a.B'}, 'none': None}
-    assert huggingface.config_from_huggingface(settings) == expected
+    assert huggingface_config.config_from_huggingface(settings) == expected
     assert [r.getMessage() for r in caplog.records] == [
         'config.json: auto_map, new_key not known, and ignored'
     ]
@@ -188,22 +188,22 @@ def test_unknown_keys_are_told_in_one_line(caplog):
 def test_what_is_not_said_is_what_transformers_takes():
     settings = {k: v for k, v in LLAMA1_7B.items() if k not in ('rms_norm_eps', 'model_type')}
     settings.pop('max_position_embeddings')
-    config = huggingface.config_from_huggingface(settings)
+    config = huggingface_config.config_from_huggingface(settings)
     assert (config.norm_eps, config.context, config.kv_heads) == (1e-6, 2048, 32)
     with pytest.raises(UserError, match='model_type is missing'):
-        huggingface.config_from_huggingface({'vocab_size': 32000})
+        huggingface_config.config_from_huggingface({'vocab_size': 32000})
     settings = {
         k: v for k, v in MISTRAL_7B.items() if k not in ('num_key_value_heads', 'model_type')
     }
-    config = huggingface.config_from_huggingface(settings)
+    config = huggingface_config.config_from_huggingface(settings)
     assert (config.kv_heads, config.pattern, config.context) == (8, Window(4096), 32768)
 
 
 def test_the_window_of_mistral():
     def pattern(**changes):
-        return huggingface.config_from_huggingface(MISTRAL_7B | changes).pattern
+        return huggingface_config.config_from_huggingface(MISTRAL_7B | changes).pattern
 
-    dense = huggingface.config_from_huggingface(LLAMA1_7B).pattern
+    dense = huggingface_config.config_from_huggingface(LLAMA1_7B).pattern
     assert pattern() == pattern(sliding_window=4096) == Window(4096)
     assert pattern(sliding_window=None) == dense  # v0.2 and v0.3
     assert pattern(sliding_window=32768) == dense  # nothing is further away
@@ -261,7 +261,7 @@ def test_the_window_of_mistral():
 )
 def test_unsupported_setting_is_refused_by_name(change, named):
     with pytest.raises(UserError) as refused:
-        huggingface.config_from_huggingface(LLAMA3_2_1B | change)
+        huggingface_config.config_from_huggingface(LLAMA3_2_1B | change)
     assert named in str(refused.value)
     assert '\n' not in str(refused.value)
 
@@ -279,6 +279,6 @@ def test_any_value_of_any_key_is_taken_or_refused_in_one_line(base):
     changes += [{'rope_scaling': rope | {name: value}} for name in rope for value in JUNK]
     for change in changes:
         try:
-            huggingface.config_from_huggingface(base | change)
+            huggingface_config.config_from_huggingface(base | change)
         except UserError as error:
             assert '\n' not in str(error) and len(str(error)) < 300

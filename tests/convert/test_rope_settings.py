@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_jax.convert import gguf_rope, huggingface
+from llama_jax.convert import gguf_rope, huggingface_config
 from llama_jax.errors import UserError
 from llama_jax.model.config import Dynamic, Linear, LongRope, ModelConfig, RopeScaling, Yarn
 from llama_jax.model.patterns import Dense, Window
@@ -28,7 +28,7 @@ ORIGINAL = 'original_max_position_embeddings'
 
 
 def read(**settings):
-    config = huggingface.config_from_huggingface({**BASE, **settings})
+    config = huggingface_config.config_from_huggingface({**BASE, **settings})
     return config.rope_theta, config.rope_scaling, config.context
 
 
@@ -225,13 +225,13 @@ SCALINGS = [
 @pytest.mark.parametrize('pattern', [Dense(), Window(4096)], ids=['dense', 'window'])
 def test_config_json_both_ways(scaling, pattern):
     config = replace(CONFIG, rope_theta=5e5, rope_scaling=scaling, pattern=pattern)
-    written = huggingface.config_to_huggingface(config)
-    assert huggingface.config_from_huggingface(written) == config
+    written = huggingface_config.config_to_huggingface(config)
+    assert huggingface_config.config_from_huggingface(written) == config
     # transformers 4 reads these, and 5 these.
     old = {name: value for name, value in written.items() if name != 'rope_parameters'}
     new = {name: v for name, v in written.items() if name not in ('rope_theta', 'rope_scaling')}
     for part in (old, new):
-        assert huggingface.config_from_huggingface(part) == config
+        assert huggingface_config.config_from_huggingface(part) == config
 
 
 def from_gguf(config):
@@ -322,7 +322,7 @@ def test_gguf_refuses_by_name(factors, settings, named):
 
 
 def pattern(**settings):
-    return huggingface.config_from_huggingface(
+    return huggingface_config.config_from_huggingface(
         {**BASE, 'max_position_embeddings': 32768, 'model_type': 'mistral', **settings}
         | {'num_key_value_heads': 4}
     ).pattern

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import json
 import textwrap
 
 import numpy as np
@@ -53,8 +54,6 @@ def trained(size=512, control=CONTROL):
 
 def vocabulary(size=512):
     """Settings of a vocabulary as GGUF files hold it."""
-    import json
-
     model = json.loads(trained(size).to_str())['model']
     tokens = sorted(model['vocab'], key=model['vocab'].get)
     return {
@@ -129,13 +128,22 @@ def write(path, tensors, settings, *, architecture='llama', kinds=()):
     return path
 
 
+def weights(path, config, params):
+    """config.json and model.safetensors of a Hugging Face model, by the library of that format."""
+    from safetensors.numpy import save_file
+
+    from llama_jax.convert import huggingface, huggingface_config
+
+    path.mkdir(parents=True, exist_ok=True)
+    settings = huggingface_config.config_to_huggingface(config)
+    (path / 'config.json').write_text(json.dumps(settings))
+    tensors = huggingface.params_to_huggingface(params, config)
+    save_file(tensors, path / 'model.safetensors', metadata={'format': 'pt'})
+
+
 def directory(path, config, params, size=512):
     """A Hugging Face model of these parameters, with the tokenizer of `trained`."""
-    import json
-
-    from llama_jax.convert import huggingface
-
-    huggingface.save(path, config, params)
+    weights(path, config, params)
     trained(size).save(str(path / 'tokenizer.json'))
     named = {'bos_token': '<|im_start|>', 'eos_token': '<|im_end|>'}
     (path / 'tokenizer_config.json').write_text(json.dumps(named))

@@ -64,7 +64,7 @@ def test_weights_of_a_gguf_file(gguf, mesh):
 
 def test_weights_of_a_hugging_face_directory(mesh, tmp_path):
     params = huggingface.params_from_huggingface(weights(CONFIG, seed=3), CONFIG)
-    huggingface.save(tmp_path / 'model', CONFIG, params)
+    written.weights(tmp_path / 'model', CONFIG, params)
     tokenizer = train(CHINESE, vocab=512, kind='bpe')
     tokenizer.save(tmp_path / 'model' / 'tokenizer.model')
     model = models.from_weights(str(tmp_path / 'model'), mesh)
@@ -99,7 +99,7 @@ def test_padding_lies_within_the_embedding(mesh, tmp_path):
     # The control tokens that a SentencePiece model gains have ids behind the embedding.
     config = replace(CONFIG, vocab=372)
     params = huggingface.params_from_huggingface(weights(config, seed=3), config)
-    huggingface.save(tmp_path, config, params)
+    written.weights(tmp_path, config, params)
     tokenizer = train(CHINESE, vocab=511, kind='bpe')
     tokenizer.save(tmp_path / 'tokenizer.model')
     assert tokenizer.pad_id >= config.vocab

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.convert import huggingface
+from llama_jax.convert import huggingface, huggingface_config
 from llama_jax.generate.beam import beam_search
 from llama_jax.generate.programs import Programs
 from llama_jax.mesh import MeshConfig, make
@@ -38,7 +38,7 @@ def theirs():
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    settings = huggingface.config_to_huggingface(CASES[NAME])
+    settings = huggingface_config.config_to_huggingface(CASES[NAME])
     model = LlamaForCausalLM(LlamaConfig(**settings, attn_implementation='eager')).eval()
     model.load_state_dict({name: torch.tensor(x) for name, x in tensors().items()}, strict=True)
     return model

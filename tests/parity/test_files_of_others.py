@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from llama_jax.convert import directory, huggingface, meta_files
+from llama_jax.convert import directory, huggingface, huggingface_config, meta_files
 from llama_jax.convert.meta import params_from_meta, params_to_meta
 from llama_jax.errors import UserError
 from tests.parity.cases import CASES, weights
@@ -48,7 +48,7 @@ def test_state_dicts_of_torch_save(tmp_path):
     tensors = state_dict()
     torch.save(tensors, tmp_path / 'pytorch_model.bin')
     same(directory.weights(tmp_path), tensors)
-    settings = huggingface.config_to_huggingface(CONFIG)
+    settings = huggingface_config.config_to_huggingface(CONFIG)
     (tmp_path / 'config.json').write_text(json.dumps(settings))
     config, found = huggingface.read(tmp_path)
     assert config == CONFIG

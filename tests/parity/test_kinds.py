@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.convert import gguf, gguf_rope, huggingface
+from llama_jax.convert import gguf, gguf_rope, huggingface, huggingface_config
 from llama_jax.generate.engine import Generator
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
@@ -94,7 +94,7 @@ def directory(name):
     settings = dict(KINDS[name])
     config = AutoConfig.for_model(settings.pop('model_type'), **settings)
     model = AutoModelForCausalLM.from_config(config, attn_implementation='eager').eval()
-    ours = huggingface.config_from_huggingface(KINDS[name])
+    ours = huggingface_config.config_from_huggingface(KINDS[name])
     tensors = {name: torch.tensor(value) for name, value in weights(ours, seed=0).items()}
     if ours.tied:
         tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
@@ -139,7 +139,7 @@ def generator(name):
 @pytest.mark.parametrize('name', KINDS)
 def test_logits_equal_transformers(name):
     config, params = loaded(name)
-    assert config == huggingface.config_from_huggingface(KINDS[name])
+    assert config == huggingface_config.config_from_huggingface(KINDS[name])
     logits_TV = forward(config, params, tokens())
     np.testing.assert_allclose(logits_TV, directory(name)[2], rtol=0, atol=TOLERANCE)
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from llama_jax.convert import huggingface
+from llama_jax.convert import huggingface, huggingface_config
 from llama_jax.model.config import RopeScaling
 from llama_jax.model.rope import frequencies
+from tests.convert import written
 from tests.parity import ours
 from tests.parity.cases import (
     CASES,
@@ -50,7 +51,7 @@ def theirs(name):
 def _peer_config(config):
     from transformers import LlamaConfig
 
-    settings = huggingface.config_to_huggingface(config)
+    settings = huggingface_config.config_to_huggingface(config)
     return LlamaConfig(**settings, attn_implementation='eager')
 
 
@@ -122,7 +123,7 @@ def test_safetensors_files_both_ways(tmp_path):
     config = replace(CASES['llama3_2'], layers=2)
     tensors = weights(config, seed=1)
     params = huggingface.params_from_huggingface(tensors, config)
-    huggingface.save(tmp_path / 'ours', config, params)
+    written.weights(tmp_path / 'ours', config, params)
     model = LlamaForCausalLM.from_pretrained(tmp_path / 'ours', dtype=torch.float32)
     for name, value in tensors.items():
         np.testing.assert_array_equal(model.state_dict()[name].numpy(), value)
