@@ -153,8 +153,11 @@ def nothing_in(directory: Path, lacks: str) -> UserError:
 
 
 def indexed(directory: Path, name: str, *, beside: str = '') -> Stored:
-    """The tensors of the files that the index of that name says. Raises UserError as `weights`, and
-    where `beside`, which other programs prefer to the index, is there and not among its files."""
+    """The tensors of the files that the index of that name says. Raises UserError as `weights`.
+
+    `beside` is the file that some programs prefer to the index: it is told of where it is there and
+    not among its files.
+    """
     index = directory / name
     homes = read_object(index).get('weight_map')
     if not isinstance(homes, dict) or not homes:
@@ -166,9 +169,10 @@ def indexed(directory: Path, name: str, *, beside: str = '') -> Stored:
             raise UserError(f'{index}: {home} is of no kind that is read: give safetensors')
     files = sorted(set(homes.values()))
     if beside and beside not in files and os.path.lexists(directory / beside):
-        raise UserError(
-            f'{directory}: {name} names {files[0]} and others, and {beside} is there as well, '
-            f'which transformers would read: remove {beside}, or {name} if it is the older one'
+        log.warning(
+            '%s: %s names %s and others, which are read; %s is there as well, which transformers '
+            'would read: remove %s, or %s if it is the older one',
+            *(directory, name, files[0], beside, beside, name),
         )
     absent = [file for file in files if not os.path.lexists(directory / file)]
     if absent:

@@ -53,18 +53,14 @@ def test_the_index_says_which_files_are_the_model(tmp_path):
         ('pytorch_model.bin.index.json', 'pytorch_model.bin'),
     ],
 )
-def test_programs_differ_on_an_index_and_the_usual_file_beside_it(tmp_path, index, alone):
+def test_the_index_counts_before_the_usual_file_which_is_told_of(tmp_path, caplog, index, alone):
     shards(tmp_path, {'one.safetensors': A, 'two.safetensors': B}, index)
-    (tmp_path / alone).write_bytes(b'')
-    line = refused(tmp_path)
-    assert f'{index} names one.safetensors and others, and {alone} is there as well' in line
-    assert line.endswith(f'remove {alone}, or {index} if it is the older one')
-    # Of which it says that it is the model.
-    (tmp_path / alone).unlink()
-    save_file(A | B, tmp_path / 'model.safetensors')
-    names = dict.fromkeys(A | B, 'model.safetensors')
-    (tmp_path / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': names}))
     same(directory.weights(tmp_path), A | B)
+    assert not caplog.text
+    (tmp_path / alone).write_bytes(b'')
+    same(directory.weights(tmp_path), A | B)
+    assert f'{index} names one.safetensors and others, which are read; {alone} is' in caplog.text
+    assert f'remove {alone}, or {index} if it is the older one' in caplog.text
 
 
 def test_an_adapter_beside_the_model_is_told_of(tmp_path, caplog):
