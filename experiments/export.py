@@ -109,9 +109,8 @@ def export(options: Options) -> None:
 
 
 def _huggingface(source: Source, out: Path, options: Options) -> None:
-    huggingface_config.config_to_huggingface(
-        source.config
-    )  # what cannot be written is told at once
+    # What cannot be written is told at once.
+    huggingface_config.config_to_huggingface(source.config)
     if source.home and (source.home / 'tokenizer_config.json').is_file():
         text = tokenizer_files.copied(source.home)
     else:

@@ -214,6 +214,12 @@ def _pattern(settings: Mapping[str, Any], kind: str, context: int) -> Pattern:
     if settings.get('sliding_window') is not None:
         window = count(settings, 'sliding_window', 'config.json')
     pattern: Pattern = Window(window) if window is not None and window < context else Dense()
+    if kind == 'mistral' and window is not None and pattern == Dense():
+        log.info(
+            'config.json: sliding_window = %d is left out, for no text is longer than the context '
+            'of %d: at a longer one (--model.context) there is none',
+            *(window, context),
+        )
     if pattern != Dense() and (kind == 'llama' or settings.get('use_sliding_window') is False):
         if kind == 'mistral':
             raise UserError(

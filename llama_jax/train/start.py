@@ -7,6 +7,7 @@ arrays do not depend, and for more rows of the embedding.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,12 +67,17 @@ def origin(start: str) -> Origin:
             'directory of a model'
         )
     try:
-        weights = pretrained.find(start, '--start')
+        weights = _weights(start)
     except UserError as error:
         if workdir.is_dir() and not any((workdir / name).exists() for name in _SETTINGS):
             raise UserError(f'{workdir} holds no run, and is no model: {error}') from None
         raise
     return Origin(start, weights.config, weights.tokenizer, weights)
+
+
+@functools.lru_cache(maxsize=2)  # asked for several times; what there is to warn of is told once
+def _weights(start: str) -> Weights:
+    return pretrained.find(start, '--start')
 
 
 def started(experiment: Experiment, workdir: Path | None = None) -> Experiment:

@@ -199,14 +199,19 @@ def test_what_is_not_said_is_what_transformers_takes():
     assert (config.kv_heads, config.pattern, config.context) == (8, Window(4096), 32768)
 
 
-def test_the_window_of_mistral():
+def test_the_window_of_mistral(caplog):
+    caplog.set_level('INFO', logger='llama_jax')
+
     def pattern(**changes):
         return huggingface_config.config_from_huggingface(MISTRAL_7B | changes).pattern
 
     dense = huggingface_config.config_from_huggingface(LLAMA1_7B).pattern
     assert pattern() == pattern(sliding_window=4096) == Window(4096)
     assert pattern(sliding_window=None) == dense  # v0.2 and v0.3
+    assert not caplog.messages
     assert pattern(sliding_window=32768) == dense  # nothing is further away
+    (line,) = caplog.messages
+    assert 'sliding_window = 32768 is left out' in line and 'at a longer one' in line
     assert pattern(sliding_window=32767) == Window(32767)
     assert pattern(layer_types=['sliding_attention'] * 32) == Window(4096)
     for change in ({'use_sliding_window': False}, {'layer_types': ['full_attention'] * 32}):

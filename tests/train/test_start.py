@@ -195,9 +195,11 @@ def test_tokens_behind_the_embedding_are_left_out(begun, others, tmp_path, caplo
     theirs = tmp_path / 'theirs'
     shutil.copytree(others, theirs)
     (theirs / 'added_tokens.json').write_text(json.dumps({'[PAD]': ROWS}))
+    (theirs / 'adapter_config.json').write_text('{}')
     with prepare(started(replace(begun, start=str(theirs))), tmp_path / 'run') as run:
         assert run.experiment.model == MODEL
     assert f'tokens behind the embedding of {ROWS} rows are left out: [PAD]' in caplog.text
+    assert caplog.text.count('holds an adapter') == 1, 'what is asked for often is told once'
 
 
 def test_what_may_be_set_otherwise_and_what_not(begun, tmp_path):
