@@ -7,6 +7,7 @@ added, and those that begin, end and pad.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from llama_jax.text.gguf_vocabulary import tell
 from llama_jax.text.sentencepiece_model import SentencePiece
 from llama_jax.text.tokenizer import Added, Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
+
+log = logging.getLogger(__name__)
 
 Vocabulary = SentencePiece | JsonTokenizer
 MODEL, JSON, TEKKEN = NAMES = 'tokenizer.model', 'tokenizer.json', 'tekken.json'
@@ -36,6 +39,10 @@ _NAMED = (
     'cls_token',
     'mask_token',
 )
+
+_USUAL = 0.9
+"""Of the rows of an embedding, at least so many have a token: makers round them up to multiples of
+64 to 1,024, and keep a few hundred free."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +212,12 @@ def _with(vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: 
         spaced=bool(beside.settings.get('legacy', True)),
     )
     made = vocabulary.with_tokens(added, special)
+    if made.vocab_size < _USUAL * rows:
+        log.warning(
+            'the vocabulary has %d tokens and the embedding %d rows, more than makers leave free: is '
+            'the tokenizer of this model?',
+            *(made.vocab_size, rows),
+        )
     return made.padded(rows)
 
 

@@ -19,6 +19,7 @@ from llama_jax.text.tokenizer import CONTROL_NAMES
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.words import LLAMA3, TEKKEN
 from tests.convert import written
+from tests.convert.written import CONTROL
 from tests.data.corpus import CHINESE
 
 BASE = 373
@@ -277,6 +278,15 @@ def test_words_in_another_shape_than_usual(tmp_path, other, file, content, words
     with pytest.raises(UserError) as error:
         files.tokenizer_of(tmp_path)
     assert words in str(error.value)
+
+
+def test_a_tokenizer_that_leaves_many_rows_without_a_token_is_told_of(tmp_path, other, caplog):
+    put(tmp_path, tokenizer__json=other.encode(), tokenizer_config__json={'eos_token': CONTROL[2]})
+    files.from_huggingface(tmp_path, vocab=568)  # a tenth, as the largest there are
+    assert not caplog.messages
+    files.from_huggingface(tmp_path, vocab=570)
+    (line,) = caplog.messages
+    assert '512 tokens and the embedding 570 rows' in line
 
 
 def test_families_of_llama():
