@@ -214,8 +214,8 @@ def _with(vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: 
     made = vocabulary.with_tokens(added, special)
     if made.vocab_size < _USUAL * rows:
         log.warning(
-            'the vocabulary has %d tokens and the embedding %d rows, more than makers leave free: is '
-            'the tokenizer of this model?',
+            'the vocabulary has %d tokens and the embedding %d rows, more than makers leave free: '
+            'is the tokenizer of this model?',
             *(made.vocab_size, rows),
         )
     return made.padded(rows)
