@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+_MAGIC = b'GGUF'
 _STRING, _ARRAY = 8, 9
 _NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), 'BbHhIif?Qqd', strict=True))
 """Formats of `struct` by the type's number in the file."""
@@ -32,10 +34,22 @@ class Info:
     """Byte of the file."""
 
 
+def is_gguf(path: Path) -> bool:
+    """Whether a file is one by its name, or else by how it begins: Ollama keeps them without an
+    ending."""
+    if path.suffix.lower() == '.gguf':
+        return True
+    try:
+        with path.open('rb') as file:
+            return file.read(4) == _MAGIC
+    except OSError:
+        return False
+
+
 def parse(data: memoryview) -> tuple[dict[str, Any], list[Info]]:
     """Settings and tensors of a file. Raises ValueError for what is none, or ends too early."""
     reader = _Reader(data)
-    if bytes(data[:4]) != b'GGUF':
+    if bytes(data[:4]) != _MAGIC:
         raise ValueError('it does not begin with GGUF')
     reader.at = 4
     (version,) = reader.numbers('I', 1)

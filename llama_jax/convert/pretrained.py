@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jax.sharding import Mesh
 
-from llama_jax.convert import gguf, huggingface, meta, meta_files, params
+from llama_jax.convert import gguf, gguf_header, huggingface, meta, meta_files, params
 from llama_jax.convert.tensors import Scheme, Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
@@ -98,7 +98,7 @@ def find(name_or_path: str, what: str = '--weights') -> Weights:
     with extras():
         if name in PACKAGES:
             return _gguf(name, packaged(name))
-        if path.suffix == '.gguf':
+        if gguf_header.is_gguf(path):
             return _gguf(path.stem, path)
         if path.is_dir() and meta_files.is_meta(path):
             config, tensors = meta_files.read(path)

@@ -54,6 +54,8 @@ class _View(NamedTuple):
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    bits: Any = None
+    """What else is done to the numbers, such as {'neg': True}; nothing to most."""
 
 
 def places(path: Path) -> dict[str, Place]:
@@ -143,14 +145,16 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(kind, key, entries)
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _View:
-    """torch._utils._rebuild_tensor_v2; what follows concerns gradients."""
+def _tensor(
+    storage: Any, offset: Any, shape: Any, strides: Any, _: Any = 0, __: Any = 0, bits: Any = None
+) -> _View:
+    """torch._utils._rebuild_tensor_v2; two arguments concern gradients."""
     numbers = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or len(shape) != len(strides):
         raise ValueError
     if not all(type(n) is int and n >= 0 for n in numbers):
         raise ValueError
-    return _View(storage, offset, tuple(shape), tuple(strides))
+    return _View(storage, offset, tuple(shape), tuple(strides), bits)
 
 
 def _tensor_of_type(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _View:
@@ -232,6 +236,11 @@ def _start(
 def _place(path: Path, name: str, view: _View, start: int) -> Place:
     storage = view.storage
     dtype = _DTYPES.get(storage.kind)
+    if view.bits:
+        raise UserError(
+            f'{path}: tensor {name!r} is a view that changes signs ({view.bits}): save '
+            'tensor.resolve_neg() instead'
+        )
     itemsize = dtype.itemsize if dtype else 1
     begin = start + view.offset * itemsize
     place = Place(path, storage.kind, dtype, view.shape, begin, view.strides)

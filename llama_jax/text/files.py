@@ -79,7 +79,7 @@ def _tokenizer_of(path: Path, stamps: tuple[tuple[int, int] | None, ...]) -> Tok
     if path.is_dir():
         rows = directories.look_beside(path).rows
         return directories.read(path, rows=rows).extended(rows)
-    if path.suffix == '.gguf':
+    if gguf_header.is_gguf(path):
         settings = _gguf_settings(path)
         rows = settings.get('llama.vocab_size', 0)
         return gguf_vocabulary.read(settings, rows=rows).extended(rows)

@@ -81,6 +81,7 @@ GOOD = view(Storage('FloatStorage', '0', 2), 0, (2,), (1,))
         ({'a': view(Storage('FloatStorage', '0', 3), 0, (2,), (1,))}, 'data/0 is too short'),
         ({'a': view(Storage('FloatStorage', '1', 2), 0, (2,), (1,))}, 'data/1 is missing'),
         ({'a': view(Storage('CharStorage', '0', 8), 0, (8,), (1,))}, 'of type CharStorage'),
+        ({'a': Call(REBUILD, *GOOD.arguments, {'neg': True})}, "changes signs ({'neg': True}"),
     ],
     ids=lambda value: value if isinstance(value, str) else '',
 )

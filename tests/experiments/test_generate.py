@@ -1,6 +1,7 @@
 """Models that scripts generate with, and the script itself; the files are written here."""
 
 import json
+import shutil
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -19,6 +20,7 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.text.chat import Conversation
+from llama_jax.text.files import tokenizer_of
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.train import restore
 from tests.convert import written
@@ -105,6 +107,13 @@ def test_padding_lies_within_the_embedding(mesh, tmp_path):
     assert tokenizer.pad_id >= config.vocab
     model = models.from_weights(str(tmp_path), mesh)
     assert model.pad_id == tokenizer.eos_id
+
+
+def test_a_gguf_file_by_any_name(gguf, mesh, tmp_path):
+    for name in ('sha256-6f85a640', 'MODEL.GGUF'):  # as Ollama keeps it
+        shutil.copy(gguf, tmp_path / name)
+        assert models.from_weights(str(tmp_path / name), mesh).config == CONFIG
+        assert tokenizer_of(tmp_path / name).digest == tokenizer_of(gguf).digest
 
 
 def test_weights_that_are_not_there(mesh, tmp_path, monkeypatch):
