@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from llama_jax.convert import safetensor_files, torch_files
@@ -74,9 +74,11 @@ UNQUANTISED = 'take the repository with the weights that are not quantised, or a
 
 def is_huggingface(directory: Path) -> bool:
     """Whether the directory has weights by the names of Hugging Face, and config.json."""
-    names = [name for pair in _USUAL for name in pair]
-    there = any(os.path.lexists(directory / name) for name in names)
-    return there and os.path.lexists(directory / 'config.json')
+    return _any_of(directory, *_USUAL) and os.path.lexists(directory / 'config.json')
+
+
+def _any_of(directory: Path, *groups: Iterable[str]) -> bool:
+    return any(os.path.lexists(directory / name) for names in groups for name in names)
 
 
 def weights(directory: Path) -> Stored:
@@ -85,7 +87,7 @@ def weights(directory: Path) -> Stored:
     Raises UserError when it is not plain which files are the model, when one is missing or damaged,
     when two hold the same tensor, and for tensors that are quantised.
     """
-    if any(os.path.lexists(directory / name) for name in _ADAPTERS):
+    if _any_of(directory, _ADAPTERS) and _any_of(directory, *_USUAL):
         log.warning('%s holds an adapter (PEFT) beside the model: it is not applied', directory)
     for index, alone in _USUAL:
         if os.path.lexists(directory / index):
@@ -103,7 +105,7 @@ def weights(directory: Path) -> Stored:
             f'{directory}: nothing says which of {names}{more} is the model: fetch '
             'model.safetensors.index.json, or keep one of them'
         )
-    if files and not any(os.path.lexists(directory / name) for name in _ADAPTERS):
+    if files and not _any_of(directory, _ADAPTERS):
         raise UserError(
             f'{directory} has no model.safetensors, and {files[0].name} is none by its name: fetch '
             'it, or rename the file if it is the model'

@@ -64,6 +64,9 @@ def test_the_index_counts_before_the_usual_file_which_is_told_of(tmp_path, caplo
 
 
 def test_an_adapter_beside_the_model_is_told_of(tmp_path, caplog):
+    (tmp_path / 'adapter_config.json').write_text('{}')
+    assert 'no model: merge' in refused(tmp_path) and not caplog.text
+    (tmp_path / 'adapter_config.json').unlink()
     save_file(A, tmp_path / 'model.safetensors')
     same(directory.weights(tmp_path), A)
     assert not caplog.text
