@@ -39,7 +39,8 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.text.chat import end_ids
+from llama_jax.text import template_files
+from llama_jax.text.chat import ChatFormat, end_ids
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.template import Template
 from llama_jax.text.tokenizer import Special, Tokenizer
@@ -196,7 +197,8 @@ def _run(checkpoint: str) -> Source:
         return apart(jax.device_get(model.params))
 
     name = workdir.resolve().name + (f'@{step}' if step else '')
-    return Source(name, config, tokenizer, True, None, tokenizer.end_ids, params)
+    chat = template_files.kept(workdir)
+    return Source(name, config, tokenizer, True, _template(chat), end_ids(chat, tokenizer), params)
 
 
 def _weights(name: str) -> Source:
@@ -209,11 +211,15 @@ def _weights(name: str) -> Source:
         found.config,
         tokenizer,
         bool(text.begin),
-        text.chat.source if isinstance(text.chat, Template) else None,
+        _template(text.chat),
         end_ids(text.chat, tokenizer),
         lambda: found.unread,
         found.tokenizer,
     )
+
+
+def _template(chat: ChatFormat | None) -> str | None:
+    return chat.source if isinstance(chat, Template) else None
 
 
 if __name__ == '__main__':

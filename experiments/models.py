@@ -126,15 +126,15 @@ def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> 
     if isinstance(objective, MaskedLM | ReplacedTokens | InfoNCE):
         name = type(objective).__name__
         log.warning('%s was trained by %s, which does not teach to continue a text', workdir, name)
-    tokenizer = run.tokenizer
+    tokenizer, chat = run.tokenizer, template_files.kept(workdir)
     return Pretrained(
         name=workdir.resolve().name + (f'@{run.step}' if step else ''),
         config=run.config,
         params=run.params,
         vocabulary=tokenizer,
         begin=(tokenizer.bos_id,),
-        chat=None,
-        end_ids=tokenizer.end_ids,
+        chat=chat,
+        end_ids=end_ids(chat, tokenizer),
         step=run.step,
     )
 

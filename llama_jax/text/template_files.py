@@ -12,9 +12,11 @@ from llama_jax.errors import UserError
 from llama_jax.paths import local
 from llama_jax.text.chat import FORMATS, ChatFormat, Conversation
 from llama_jax.text.template import Template
+from llama_jax.text.tokenizer import write
 
 _TOKENS = ('bos', 'eos', 'unk', 'sep', 'pad', 'cls', 'mask')
 _DEFAULT = 'default'
+_KEPT = 'chat.json'
 
 
 def of_directory(directory: Path, settings: Mapping[str, Any]) -> Template | None:
@@ -54,6 +56,33 @@ def of_gguf(settings: Mapping[str, Any]) -> Template | None:
         if isinstance(i, int) and 0 <= i < len(tokens)
     }
     return _template(named, spelt)
+
+
+def keep(chat: ChatFormat | None, directory: Path) -> None:
+    """Writes the format to the directory of a run, where `kept` finds it. Nothing is there
+    afterwards for None."""
+    path = directory / _KEPT
+    name = next((name for name, known in FORMATS.items() if known == chat), None)
+    if isinstance(chat, Template):
+        content = dataclasses.asdict(chat)
+    elif name is not None:
+        content = {'format': name}
+    else:
+        path.unlink(missing_ok=True)
+        return
+    write(path, json.dumps(content, ensure_ascii=False, indent=1).encode())
+
+
+def kept(directory: Path) -> ChatFormat | None:
+    """The format that `keep` wrote; None where there is none."""
+    path = directory / _KEPT
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(_read(path))
+        return FORMATS[content['format']] if 'format' in content else Template(**content)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f'{path} is damaged ({error}): remove it, and name a format') from None
 
 
 def chosen(given: str, what: str = '--chat-template') -> ChatFormat:

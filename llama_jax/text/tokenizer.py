@@ -312,13 +312,13 @@ class Tokenizer(abc.ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the vocabulary as one file, whole or not at all."""
-        _write(Path(path), self._content)
+        write(Path(path), self._content)
 
     def save_to(self, directory: Path) -> None:
         """Writes its file and `settings` to a directory, which `text.files.tokenizer_of` reads; of
         the whole of a narrower one."""
         for name, settings in self.whole.settings().items():
-            _write(directory / name, json.dumps(settings, indent=1).encode())
+            write(directory / name, json.dumps(settings, indent=1).encode())
         self.save(directory / self.FILE)
 
     def __copy__(self) -> Self:  # not by `__reduce__`, which gives one object to all
@@ -359,7 +359,7 @@ def other_name(name: str) -> str:
     return f'<|{name}|>'
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'{path.name}.{os.getpid()}.partial')
     partial.write_bytes(content)

@@ -23,6 +23,7 @@ from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
+from llama_jax.text import template_files
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train import agreement, resume
 from llama_jax.train.checkpoint import Checkpoints, Items
@@ -33,7 +34,7 @@ from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
 from llama_jax.train.sample import sampler
-from llama_jax.train.start import adapted
+from llama_jax.train.start import adapted, chat_of
 from llama_jax.train.step import Metrics, State, abstract_state, initial_state, train_step
 from llama_jax.train.validate import Stop, Validation
 from llama_jax.train.wandb import package
@@ -213,6 +214,8 @@ def _prepare(
     opened.callback(records.close)
     if jax.process_index() == 0:
         tokenizer.save_to(workdir)
+        if restored is None:
+            template_files.keep(chat_of(experiment.start), workdir)
     seconds = records.begin(start)
 
     lowered = train_step(

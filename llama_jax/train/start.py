@@ -24,6 +24,8 @@ from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.paths import local
+from llama_jax.text import template_files
+from llama_jax.text.chat import ChatFormat
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.tokenizer import Tokenizer, TokenizerConfig
 from llama_jax.train import restore
@@ -54,6 +56,12 @@ class Origin:
     weights: Weights | None = None
     """Of others; None: it is a run."""
 
+    def chat(self) -> ChatFormat | None:
+        """The format of its chats; None where it has none."""
+        if self.weights is None:
+            return template_files.kept(self.tokenizer)
+        return self.weights.text().chat
+
 
 def origin(start: str) -> Origin:
     """Finds it; reads no parameters. Raises UserError when there is neither a run nor a model."""
@@ -73,6 +81,11 @@ def origin(start: str) -> Origin:
             raise UserError(f'{workdir} holds no run, and is no model: {error}') from None
         raise
     return Origin(start, weights.config, weights.tokenizer, weights)
+
+
+def chat_of(start: str | None) -> ChatFormat | None:
+    """The format of chats of what `start` names."""
+    return None if start is None else origin(start).chat()
 
 
 @functools.lru_cache(maxsize=2)  # asked for several times; what there is to warn of is told once

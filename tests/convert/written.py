@@ -142,9 +142,9 @@ def weights(path, config, params):
 
 
 def directory(path, config, params, size=512):
-    """A Hugging Face model of these parameters, with the tokenizer of `trained`."""
+    """A Hugging Face model of these parameters, with the tokenizer of `trained` and TEMPLATE."""
     weights(path, config, params)
     trained(size).save(str(path / 'tokenizer.json'))
-    named = {'bos_token': '<|im_start|>', 'eos_token': '<|im_end|>'}
+    named = {'bos_token': '<|im_start|>', 'eos_token': '<|im_end|>', 'chat_template': TEMPLATE}
     (path / 'tokenizer_config.json').write_text(json.dumps(named))
     return path

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import resource
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +13,19 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from experiments import export
+from experiments import export, models
+from llama_jax import mesh as meshes
 from llama_jax.convert import ggml_vocabulary, gguf, huggingface, pretrained, whole
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
+from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import LongRope, ModelConfig, RopeScaling
 from llama_jax.model.patterns import Window
 from llama_jax.objectives.masked import MaskedLM
-from llama_jax.text.chat import end_ids
+from llama_jax.text import template_files
+from llama_jax.text.chat import FORMATS, end_ids
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
+from llama_jax.text.template import Template
 from tests.convert import run as runs
 from tests.convert import written
 from tests.data.corpus import CHINESE
@@ -93,6 +98,31 @@ def test_a_run_for_transformers(run_script, run, tokenizer):
     assert special.items() <= json.loads(Path('out/config.json').read_text()).items()
     found = pretrained.find('out').text()
     assert found.begin == (1,) and found.vocabulary.digest == tokenizer.digest
+    assert found.chat is None
+
+
+@pytest.mark.parametrize('out', ['out', 'out.gguf'])
+def test_a_run_that_chats(run_script, run, tmp_path, out):
+    path = shutil.copytree(run[0], tmp_path / 'run')
+    chat = Template('{{ messages[0].content }}', {'bos_token': '<s>'}, {'rag': 'x'})
+    template_files.keep(chat, path)
+    model = models.from_run(path, meshes.make(MeshConfig(), jax.devices()[:1]))
+    assert model.chat == chat
+    to = 'gguf' if out.endswith('gguf') else 'huggingface'
+    assert run_script(export.main, out, '--checkpoint', path, '--to', to)[0] == 0
+    assert pretrained.find(out).text().chat.source == chat.source
+
+
+def test_formats_of_runs(tmp_path):
+    for chat in (*FORMATS.values(), Template('a', None)):
+        template_files.keep(chat, tmp_path)
+        assert template_files.kept(tmp_path) == chat
+    template_files.keep(None, tmp_path)
+    assert template_files.kept(tmp_path) is None
+    for content in ('[', '{"format": "x"}', '{"format": 1}', '{"a": 1}', '[]'):
+        (tmp_path / 'chat.json').write_text(content)
+        with pytest.raises(UserError, match='chat.json is damaged'):
+            template_files.kept(tmp_path)
 
 
 def test_tokenizer_json_gives_the_ids_of_the_run(run_script, run, tokenizer):

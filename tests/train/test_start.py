@@ -21,6 +21,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.text.files import tokenizer_of
+from llama_jax.text.template_files import kept
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train import loop, restore
 from llama_jax.train.records import read_metrics
@@ -123,6 +124,7 @@ def test_it_goes_on_bit_for_bit_when_they_are_gone(begun, others, tmp_path):
     assert losses(workdir) == whole
     trained = restore.load(workdir, one_device(MeshConfig()))
     assert trained.config == MODEL and trained.tokenizer.vocab_size == ROWS
+    assert kept(workdir) == pretrained.find(str(others)).text().chat  # it can still be asked
 
 
 def test_a_run_from_them_is_begun_with_as_well(begun, tmp_path):
@@ -141,6 +143,7 @@ def test_a_run_from_them_is_begun_with_as_well(begun, tmp_path):
         np.testing.assert_allclose(table_VD[ROWS:], mean_D, rtol=1e-5, atol=1e-7)
         batch = next(run.loader)
         assert batch['inputs'].max() >= ROWS, 'masks are among what is added'
+        assert kept(tmp_path / 'two').source == written.TEMPLATE
         _, metrics = run.step(run.state, run.place(batch))
         assert np.isfinite(float(metrics['loss'])) and not metrics['skipped']
     said = '247 rows are added to the 521 of the embedding, each the mean of those'
