@@ -1,4 +1,4 @@
-"""How much time and memory a chat template may take."""
+"""How much time and memory a chat template may take: limits, and what is left of one rendering."""
 
 from __future__ import annotations
 
@@ -8,16 +8,20 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from llama_jax.text.marked import LONGEST, TooMuchError, check_length
-
+LONGEST = 1 << 24
+"""Characters of one string."""
+ITEMS = 1 << 20
+"""Of one list or object, with all that is within; parts that a string is cut into."""
 SECONDS = 2.0
 """Of processor time for one rendering; real templates take milliseconds."""
 CHARACTERS = 4 * LONGEST
 """Of all strings made in one rendering."""
-_ITEMS = 1 << 20
-"""Of one list or object, with all that is within."""
 _BITS = 4096
 """Of a number that is multiplied."""
+
+
+class TooMuchError(Exception):
+    """A template makes more than it may."""
 
 
 @dataclass
@@ -42,7 +46,7 @@ class Budget:
             check_length(len(value))
             self.characters -= len(value)
         elif isinstance(value, list | tuple | dict):
-            self.characters -= _n_items(value)
+            self.characters -= sizes_of(value)[0]
         if self.characters < 0:
             raise TooMuchError(f'makes more than {CHARACTERS} characters')
         return value
@@ -57,23 +61,34 @@ def tick() -> Budget:
     return budget
 
 
-def _n_items(value: Any) -> int:
-    """Items of a list or an object with all that is within, as often as it is there: printing and
-    comparing go through all of it."""
+def check_length(n: int) -> None:
+    if n > LONGEST:
+        raise TooMuchError(f'makes a text of more than {LONGEST} characters')
+
+
+def check_items(n: int) -> None:
+    if n > ITEMS:
+        raise TooMuchError(f'makes a list of more than {ITEMS} items')
+
+
+def sizes_of(value: Any) -> tuple[int, int]:
+    """Items of a value with all that is within, and their characters, as often as they are there:
+    printing and comparing go through all of it. Raises TooMuchError."""
     todo, n, characters = [value], 0, 0
     while todo:
         item = todo.pop()
         n += 1
         if isinstance(item, str):
             characters += len(item)
+        elif isinstance(item, int):
+            characters += item.bit_length() // 3
         elif isinstance(item, Mapping):
             todo += [*item.keys(), *item.values()]
         elif isinstance(item, list | tuple):
             todo += item
-        if n + len(todo) > _ITEMS:
-            raise TooMuchError(f'makes a list of more than {_ITEMS} items')
+        check_items(n + len(todo))
         check_length(characters)
-    return n
+    return n, characters
 
 
 def check_power(base: Any, exponent: Any) -> None:
@@ -86,5 +101,5 @@ def check_product(value: Any, times: Any) -> None:
     if isinstance(times, int):
         if isinstance(value, int) and value.bit_length() + times.bit_length() > _BITS:
             raise TooMuchError('makes a number of thousands of digits')
-        if isinstance(value, list | tuple) and len(value) * times > _ITEMS:
-            raise TooMuchError(f'makes a list of more than {_ITEMS} items')
+        if isinstance(value, list | tuple):
+            check_items(len(value) * times)

@@ -8,10 +8,13 @@ that is not followed here is a plain `str`, whose characters count as UNKNOWN.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, SupportsIndex
+
+from llama_jax.text.budget import ITEMS, TooMuchError, check_items, check_length, sizes_of
 
 TEMPLATE = 't'
 ROLE = 'r'
@@ -22,13 +25,6 @@ GIVEN = 'g'
 CONTINUED = 'c'
 """The place where a message is to be continued."""
 _FIRST_MESSAGE, _MESSAGES = 0x100, 0xD000
-
-LONGEST = 1 << 24
-"""Characters of one string."""
-
-
-class TooMuchError(Exception):
-    """A template makes more than it may."""
 
 
 def of_message(i: int) -> str:
@@ -49,11 +45,11 @@ class Marked(str):
     def __new__(cls, text: str = '', marks: str | None = None) -> Marked:
         """`marks`: one for all characters, or one for each; None: those of `text`."""
         check_length(len(text))
+        if marks is not None and len(marks) == len(text):
+            return _made(text, marks)
         self = super().__new__(cls, str.__str__(text))
         if marks is None:
             self.marks = marks_of(text)
-        elif len(marks) == len(text):
-            self.marks = marks
         elif len(marks) == 1:
             self.marks = marks * len(text)
         else:
@@ -69,7 +65,7 @@ class Marked(str):
         if not isinstance(other, str) or hasattr(other, '__html__'):
             return NotImplemented
         check_length(len(self) + len(other))
-        return Marked(str.__add__(self, other), self.marks + marks_of(other))
+        return _made(str.__add__(self, other), self.marks + marks_of(other))
 
     def __radd__(self, other: Any) -> Any:
         if not isinstance(other, str):
@@ -91,7 +87,7 @@ class Marked(str):
         return Marked(text, self.marks.join(map(marks_of, items)))
 
     def __mod__(self, values: Any) -> Marked:
-        _check_widths(self)
+        _check_fields(self, values)
         fields = list(re.finditer('%[%s]', self))
         given = values if isinstance(values, tuple) else (values,)
         plain = str.__mod__(str.__str__(self), values)
@@ -107,10 +103,13 @@ class Marked(str):
     # Parts.
 
     def __getitem__(self, key: Any) -> Marked:
-        return Marked(str.__getitem__(self, key), self.marks[key])
+        return _made(str.__getitem__(self, key), self.marks[key])
 
     def __iter__(self) -> Iterator[str]:
-        return map(Marked, str.__iter__(self), self.marks)
+        chars = map(_made, str.__iter__(self), self.marks)
+        if len(self) <= ITEMS:
+            return chars
+        return itertools.chain(itertools.islice(chars, ITEMS), _too_many_parts())
 
     def lstrip(self, chars: str | None = None, /) -> Marked:
         return self[len(self) - len(str.lstrip(self, chars)) :]
@@ -134,6 +133,7 @@ class Marked(str):
         return list(self._located(str.rsplit(self, sep, maxsplit), sep))
 
     def _located(self, parts: list[str], sep: str | None) -> Iterator[Marked]:
+        check_items(len(parts))
         start = 0
         for part in parts:
             if sep is None:  # any white space stands between, and none at the beginning of a part
@@ -152,9 +152,11 @@ class Marked(str):
         return self[:first], self[first:second], self[second:]
 
     def splitlines(self, keepends: bool = False) -> list[str]:
+        wholes = str.splitlines(self, True)
+        check_items(len(wholes))
         lines: list[str] = []
         start = 0
-        for line, whole in zip(str.splitlines(self), str.splitlines(self, True), strict=True):
+        for line, whole in zip(str.splitlines(self), wholes, strict=True):
             lines.append(self[start : start + len(whole if keepends else line)])
             start += len(whole)
         return lines
@@ -162,18 +164,25 @@ class Marked(str):
     # Other texts.
 
     def replace(self, old: str, new: str, count: SupportsIndex = -1, /) -> Marked:
-        count = _index(count)
-        if old:
-            parts = self.split(old, count)
-        else:
-            n = len(self) + 1 if count < 0 else min(count, len(self) + 1)
-            parts = [Marked(), *self[: max(n - 1, 0)], self[max(n - 1, 0) :]] if n else [self]
-        return Marked(new).join(parts)
+        most = _index(count)
+        n = self.count(old)
+        n = n if most < 0 else min(n, most)
+        if not n:
+            return self
+        check_items(n)
+        check_length(len(self) + n * (len(new) - len(old)))
+        pieces, start, at = [], 0, -1
+        for _ in range(n):
+            at = self.index(old, start if old else at + 1)
+            pieces.append(self.marks[start:at])
+            start = at + len(old)
+        marks = marks_of(new).join([*pieces, self.marks[start:]])
+        return _made(str.replace(self, old, new, most), marks)
 
     def _recased(self, method: str) -> Marked:
         text = getattr(str, method)(self)
-        if self.isascii():
-            return Marked(text, self.marks)
+        if len(text) == len(self):  # no character becomes less than one
+            return _made(text, self.marks)
         lengths = [len(getattr(str, method)(char)) for char in str.__iter__(self)]
         if sum(lengths) != len(text):  # characters that change with their neighbours
             return Marked(text, UNKNOWN)
@@ -222,15 +231,29 @@ def marks_of(text: str) -> str:
     return text.marks if isinstance(text, Marked) else UNKNOWN * len(text)
 
 
-def check_length(n: int) -> None:
-    if n > LONGEST:
-        raise TooMuchError(f'makes a text of more than {LONGEST} characters')
+def _check_fields(pattern: str, values: Any) -> None:
+    """Of a pattern for `%` before it is filled in: widths, and values that are named or printed
+    many times."""
+    widths = [run for run in re.findall(r'[%)][-+ #0.\d]*', pattern) if len(run) > 1]
+    if re.search(r'%[-+ #0.\d]*\*', pattern):
+        raise TooMuchError('pads a text to a width that is not written in it')
+    numbers = [number for run in widths for number in re.findall(r'[1-9]\d*', run)]
+    check_length(sum(int(number[:9]) for number in numbers))
+    _, characters = sizes_of(values)
+    times = max(1, pattern.count('%(')) if isinstance(values, Mapping) else 1
+    check_length(len(pattern) + times * characters)
 
 
-def _check_widths(text: str) -> None:
-    """Of a pattern for `%`, before it is filled in."""
-    if re.search(r'%[-+ #0.\d]*(\d{5}|\*)', text):
-        raise TooMuchError('pads a text to a great width')
+def _made(text: str, marks: str) -> Marked:
+    """With a mark for each character; the quick way."""
+    made = str.__new__(Marked, str.__str__(text))
+    made.marks = marks
+    return made
+
+
+def _too_many_parts() -> Iterator[str]:
+    check_items(ITEMS + 1)
+    yield ''
 
 
 def _index(value: SupportsIndex) -> int:
@@ -281,8 +304,16 @@ def to_json(
     between, colon = separators or (', ' if indent is None else ',', ': ')
     pieces: list[str] = []
 
+    n_characters = 0
+
+    def add(text: Marked) -> None:
+        nonlocal n_characters
+        n_characters += len(text)
+        check_length(n_characters)
+        pieces.append(text)
+
     def punctuation(text: str) -> None:
-        pieces.append(Marked(text, GIVEN))
+        add(Marked(text, GIVEN))
 
     def line(depth: int) -> None:
         if indent is not None:
@@ -290,7 +321,7 @@ def to_json(
 
     def write(value: Any, depth: int) -> None:
         if isinstance(value, str):
-            pieces.append(_json_string(value, ensure_ascii))
+            add(_json_string(value, ensure_ascii))
         elif isinstance(value, Mapping) and value:
             pairs = sorted(value.items()) if sort_keys else value.items()
             for i, (key, item) in enumerate(pairs):
@@ -298,7 +329,7 @@ def to_json(
                 line(depth + 1)
                 # json.dumps knows how a key that is no string is spelled, and which are refused.
                 name = key if isinstance(key, str) else next(iter(json.loads(json.dumps({key: 0}))))
-                pieces.append(_json_string(name, ensure_ascii))
+                add(_json_string(name, ensure_ascii))
                 punctuation(colon)
                 write(item, depth + 1)
             line(depth)
@@ -325,6 +356,8 @@ def _json_string(text: str, ensure_ascii: bool) -> Marked:
     kinds = set(marks)
     if len(kinds) <= 1:
         return Marked(quoted(text), kinds.pop() if kinds else GIVEN)
-    lengths = (len(quoted(char)) - 2 for char in str.__iter__(text))
-    inner = ''.join(mark * n for mark, n in zip(marks, lengths, strict=True))
-    return Marked(quoted(text), f'{GIVEN}{inner}{GIVEN}')
+    runs = ''.join(
+        run[0][0] * (len(quoted(text[slice(*run.span())])) - 2)
+        for run in re.finditer(r'(?s)(.)\1*', marks)
+    )
+    return Marked(quoted(text), f'{GIVEN}{runs}{GIVEN}')

@@ -31,6 +31,9 @@ from llama_jax.text.budget import (
     CHARACTERS,
     CURRENT,
     Budget,
+    TooMuchError,
+    check_items,
+    check_length,
     check_power,
     check_product,
     tick,
@@ -39,7 +42,6 @@ from llama_jax.text.marked import (
     TEMPLATE,
     UNKNOWN,
     Marked,
-    TooMuchError,
     marks_of,
     text_of,
     to_json,
@@ -47,6 +49,8 @@ from llama_jax.text.marked import (
 
 _NUMBER = 100_000
 """Largest number that a filter takes as an option: widths, counts."""
+_PATTERN = 1000
+"""Characters of a pattern for the time, and of the name of a value in a pattern."""
 _FILTERS = (
     *('abs', 'attr', 'batch', 'capitalize', 'center', 'count', 'd', 'default', 'dictsort', 'e'),
     *('escape', 'first', 'float', 'forceescape', 'format', 'groupby', 'int', 'items'),
@@ -93,7 +97,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         own = {'tojson': to_json, 'string': text_of, 'join': _join, 'sum': _sum}
         own |= {'indent': _indent, 'title': _title}
         filters = {name: FILTERS[name] for name in _FILTERS} | own
-        self.filters = {name: _bounded(function) for name, function in filters.items()}
+        self.filters = {name: _bounded(function) for name, function in filters.items()} | _COUNTED
         del self.globals['lipsum']
         self.globals.update(
             dict=_Dict(),
@@ -107,29 +111,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
     @staticmethod
     def concat(pieces: Iterable[str]) -> Marked:
         return tick().charge(Marked().join(pieces))
-
-    @staticmethod
-    @functools.lru_cache(maxsize=4096)
-    def literal(text: str) -> Marked:
-        """A string of the template."""
-        return Marked(text, TEMPLATE)
-
-    @staticmethod
-    def joined(*values: Any) -> Marked:
-        """The operator `~`."""
-        return Marked().join(map(text_of, values))
-
-    @staticmethod
-    def each(items: Iterable[Any]) -> Iterator[Any]:
-        """What a loop goes through."""
-        for item in items:
-            tick()
-            yield item
-
-    @staticmethod
-    def made(value: Any) -> Any:
-        """A list, tuple or object that the template spells out; `call` counts it."""
-        return value
 
     def call(self, context: Context, function: Any, /, *args: Any, **options: Any) -> Any:
         budget = tick()
@@ -185,22 +166,58 @@ class Compiled:
             CURRENT.reset(before)
 
 
+@jinja2.pass_context
+def _literal(_: Context, text: str) -> Marked:
+    """A string of the template."""
+    return _marked(text)
+
+
+@functools.lru_cache(maxsize=4096)
+def _marked(text: str) -> Marked:
+    return Marked(text, TEMPLATE)
+
+
+@jinja2.pass_context
+def _joined(_: Context, *values: Any) -> Marked:
+    """The operator `~`."""
+    return tick().charge(Marked().join(map(text_of, values)))
+
+
+@jinja2.pass_context
+def _each(_: Context, items: Iterable[Any]) -> Iterator[Any]:
+    """What a loop goes through."""
+    for item in items:
+        tick()
+        yield item
+
+
+@jinja2.pass_context
+def _made(_: Context, value: Any) -> Any:
+    """What the template makes without a call, such as a list or a slice."""
+    return tick().charge(value)
+
+
+# Filters by names that no template can spell. They take the context, so that the compiler does not
+# run them by itself.
+_COUNTED = {' literal': _literal, ' joined': _joined, ' each': _each, ' made': _made}
+
+
 class _Counted(NodeTransformer):
-    """Makes a template call Sandbox where it would do by itself what must be counted or marked."""
+    """Makes a template call what counts and marks, where it would do without."""
 
     def _text(self, node: nodes.Const) -> nodes.Expr:
-        return _call('literal', node) if isinstance(node.value, str) else node
+        return _filtered('literal', node) if isinstance(node.value, str) else node
 
     def _data(self, node: nodes.TemplateData) -> nodes.Expr:
-        return _call('literal', nodes.Const(node.data, lineno=node.lineno))
+        return _filtered('literal', nodes.Const(node.data, lineno=node.lineno))
 
     def _joined(self, node: nodes.Concat) -> nodes.Expr:
         self.generic_visit(node)
-        return _call('joined', *node.nodes)
+        return _filtered('joined', *node.nodes)
 
     def _loop(self, node: Any) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _call('each', node.iter)
+        node.iter = _filtered('each', node.iter)
         return node
 
     def _output(self, node: nodes.Output) -> nodes.Node:
@@ -212,17 +229,18 @@ class _Counted(NodeTransformer):
 
     def _made(self, node: Any) -> nodes.Expr:
         self.generic_visit(node)
-        return node if getattr(node, 'ctx', 'load') != 'load' else _call('made', node)
+        return node if getattr(node, 'ctx', 'load') != 'load' else _filtered('made', node)
+
+    def _getitem(self, node: nodes.Getitem) -> nodes.Node:
+        return self._made(node) if isinstance(node.arg, nodes.Slice) else self.generic_visit(node)
 
     visit_Const, visit_TemplateData, visit_Concat = _text, _data, _joined
-    visit_For, visit_Output = _loop, _output
-    visit_List = visit_Tuple = visit_Dict = _made
+    visit_For, visit_Output, visit_Getitem = _loop, _output, _getitem
+    visit_List = visit_Tuple = visit_Dict = visit_Compare = visit_Test = _made
 
 
-def _call(name: str, *args: nodes.Expr) -> nodes.Call:
-    lineno = args[0].lineno if args else 1
-    function = nodes.EnvironmentAttribute(name, lineno=lineno)
-    return nodes.Call(function, list(args), [], None, None, lineno=lineno)
+def _filtered(name: str, value: nodes.Expr, *args: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(value, f' {name}', list(args), [], None, None, lineno=value.lineno)
 
 
 class _Generation(Extension):
@@ -256,6 +274,8 @@ def _raise_exception(message: Any) -> NoReturn:
 
 
 def _strftime_now(pattern: str) -> Marked:
+    if len(pattern) > _PATTERN:
+        raise TooMuchError(f'writes the time by more than {_PATTERN} characters')
     marks = set(marks_of(pattern))
     text = datetime.datetime.now().strftime(str.__str__(pattern))
     return Marked(text, TEMPLATE if marks == {TEMPLATE} else UNKNOWN)
@@ -323,6 +343,7 @@ def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = 
     """The filter of `jinja2`, with marks; what it adds is the template's."""
     space = text_of(width) if isinstance(width, str) else Marked(' ' * width, TEMPLATE)
     head, *lines = (text_of(text) + '\n').splitlines()
+    check_length(len(text_of(text)) + len(space) * len(lines))
     lines = [space + line if line or blank else line for line in lines]
     joined = Marked('\n', TEMPLATE).join([head, *lines])
     return space + joined if first else joined
@@ -330,6 +351,7 @@ def _indent(text: str, width: int | str = 4, first: bool = False, blank: bool = 
 
 def _title(text: Any) -> Marked:
     source = text_of(text)
+    check_items(len(source) // 4)  # words that it makes, or more
     titled = FILTERS['title'](str.__str__(source))
     return Marked(titled, source.marks if source.isascii() else UNKNOWN)
 
@@ -341,6 +363,7 @@ def _format(sandbox: Sandbox, pattern: str, /, *args: Any, **options: Any) -> Ma
     mark = kinds.pop() if len(kinds) == 1 else UNKNOWN
     pieces: list[str] = []
     automatic = 0
+    budget = tick()
     for literal, name, spec, conversion in string.Formatter().parse(str.__str__(pattern)):
         pieces.append(Marked(literal, mark))
         if name is None:
@@ -349,9 +372,12 @@ def _format(sandbox: Sandbox, pattern: str, /, *args: Any, **options: Any) -> Ma
             raise TooMuchError('formats a text by more than five characters')
         if not name:
             name, automatic = str(automatic), automatic + 1
+        if len(name) > _PATTERN:
+            raise TooMuchError(f'names a value by more than {_PATTERN} characters')
         value, _ = formatter.get_field(name, args, options)
         if spec or conversion:
             value = formatter.convert_field(value, conversion) if conversion else value
             value = format(value, spec or '')
-        pieces.append(text_of(value))
+        pieces.append(budget.charge(text_of(value)))
+        budget.tick()
     return Marked().join(pieces)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from llama_jax.errors import UserError
+from llama_jax.text.budget import TooMuchError
 from llama_jax.text.chat import Conversation, Message, begun, one_line, text_of_content
 from llama_jax.text.marked import (
     CONTINUED,
@@ -25,7 +26,6 @@ from llama_jax.text.marked import (
     TEMPLATE,
     UNKNOWN,
     Marked,
-    TooMuchError,
     is_message,
     of_message,
 )
@@ -172,7 +172,8 @@ def _run(source: str, tokens: Mapping[str, Any], conversation: Conversation) -> 
     except Exception as error:  # a template can raise whatever Python can
         kind = type(error).__name__
         what = 'refuses' if kind == 'RefusedError' else f'fails ({kind})'
-        raise UserError(f'the chat template {what}: {one_line(str(error))}') from None
+        said = re.sub(r'(llama_jax\.text\.marked\.)?\bMarked\b', 'str', str(error)[:_SOURCE])
+        raise UserError(f'the chat template {what}: {one_line(said)}') from None
 
 
 _LOCK = threading.Lock()

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_jax.text import marked
-from llama_jax.text.marked import GIVEN, TEMPLATE, UNKNOWN, Marked, TooMuchError, text_of, to_json
+from llama_jax.text.budget import TooMuchError
+from llama_jax.text.marked import GIVEN, TEMPLATE, UNKNOWN, Marked, text_of, to_json
 
 CHARS = 'abAB <|\n"ßé🙂'
 MARKS = {char: TEMPLATE if i % 2 else GIVEN for i, char in enumerate(CHARS)}

@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 
 import pytest
 from hypothesis import given, settings
@@ -351,6 +352,7 @@ def test_refusal_of_a_template():
         ('{% include "a" %}', 'fails (TypeError): no loader'),
         ('(' * 9 + '{{ ' + '(' * 9999 + '1' + ')' * 9999 + ' }}', 'nested too deeply'),
         ('a' * (1 << 18) + 'a', 'at most 262144'),
+        ("{{ 'a'.x.y }}", "'str object' has no attribute 'x'"),
         ("{{ ''.__class__ }}{{ ''.__class__.mro() }}", 'fails (SecurityError)'),
         ('{{ messages.append(1) }}', 'fails (SecurityError)'),
         ("{{ 'a'.encode() }}", 'calls Marked.encode, which is not supported'),
@@ -400,6 +402,25 @@ BOMBS = {
     'replace': "{% set a = 'a' * 99999 %}{{ a.replace('a', a) }}",
     'number text': '{{ (1 | string).center(10 ** 9) }}',
     'join': "{% set a = 'a' * 99999 %}{{ a.join([a] * 99999) }}",
+    'many widths': "{{ ('{0:9999}' * 199999).format('a') }}",
+    'long names': "{{ ('{0' ~ '[0]' * 5000000 ~ '}').format('a') }}",
+    'named width': "{{ '%(a)1000000000d' % {'a': 1} }}",
+    'many percents': "{{ ('%9999d' * 99999) % ((1,) * 99999) }}",
+    'named often': "{{ ('%(a)s' * 99) % {'a': 'a' * 9999999} }}",
+    'printed often': "{% set a = 'a' * 9999999 %}{{ '%s%r' % (a, a) }}",
+    'digits': '{{ [9 ** 1000] * 999999 }}',
+    'parts': "{{ 'a,' * 4000000 }}{{ ('a,' * 4000000).split(',') }}",
+    'words': "{{ ('a ' * 4000000).split() }}",
+    'lines': "{{ ('\n' * 4000000) | indent }}",
+    'replaced': "{{ ('a' * 4000000) | replace('a', 'b') }}",
+    'title': "{{ ('a ' * 8000000) | title }}",
+    'time': "{{ strftime_now('%99999999d' ~ 'a' * 1000000) }}",
+    'slices': '{% set a = "a" * 9999999 %}'
+    + ''.join(f'{{% set a{i} = a[1:] %}}' for i in range(40)),
+    'separators': "{{ range(99999) | list | tojson(separators=('a' * 9999, 'b')) }}",
+    'comparisons': '{% set a = range(99999) | list %}{% set b = range(99999) | list %}'
+    + '{{ a == b }}' * 1999,
+    'tests': '{% set a = range(99999) | list %}' + '{{ -1 is in a }}' * 1999,
     'recursion': '{% for x in [1] recursive %}{{ loop([1, 1]) }}{% endfor %}',
 }
 
@@ -412,6 +433,31 @@ def test_templates_are_bounded(name, monkeypatch):
         Template(BOMBS[name] + CHATML).render(Conversation(SAID))
     assert time.process_time() - begin < 3
     assert str(refused.value).startswith('the chat template ') and '\n' not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'indent',
+        'many widths',
+        'named width',
+        'many percents',
+        'named often',
+        'printed often',
+        'digits',
+        'slices',
+        'separators',
+    ],
+)
+def test_memory_of_templates_is_bounded(name, monkeypatch):
+    monkeypatch.setattr(budget, 'SECONDS', 0.3)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError):
+            Template(BOMBS[name]).render(Conversation(SAID))
+        assert tracemalloc.get_traced_memory()[1] < 400e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_long_chats_are_not_too_much():
