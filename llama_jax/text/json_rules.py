@@ -68,14 +68,22 @@ def _of_normalizers(content: Content) -> Iterator[str]:
 
 
 def _of_words(content: Content) -> Iterator[str]:
+    if drops_spaces(content):
+        yield 'white space is left out'
     for step in steps(content, 'pre_tokenizer'):
         kind = step['type']
-        if kind not in _REVERSIBLE_WORDS or step.get('behavior') == 'Removed':
-            yield 'white space is left out'
         if kind == 'Metaspace' and not falls_back_to_bytes(content):
             yield f'U+{ord(step["replacement"]):04X} becomes a space'
         if step.get('add_prefix_space') or step.get('prepend_scheme', 'never') != 'never':
             yield 'a space at the beginning of a text is lost'
+
+
+def drops_spaces(content: Content) -> bool:
+    """White space between words is in no token."""
+    return any(
+        step['type'] not in _REVERSIBLE_WORDS or step.get('behavior') == 'Removed'
+        for step in steps(content, 'pre_tokenizer')
+    )
 
 
 def _is_mark(step: Content) -> bool:

@@ -19,6 +19,7 @@ from llama_jax.text.words import BYTES, LLAMA3, LLAMA4, by_pattern
 
 _LINE = re.compile(rb'[A-Za-z0-9+/]+=* \d+\s*')
 _SPELL = {byte: char for char, byte in BYTES.items()}
+"""As str.translate takes it, of bytes that were read as Latin-1."""
 
 
 def is_ranks(content: bytes) -> bool:
@@ -147,7 +148,7 @@ def _begins_with(bos_id: int | None, control: Mapping[str, int]) -> dict[str, An
 
 
 def _spelled(token: bytes) -> str:
-    return ''.join(map(_SPELL.__getitem__, token))
+    return token.decode('latin-1').translate(_SPELL)
 
 
 def _ranks(content: bytes) -> list[bytes]:
@@ -171,12 +172,13 @@ def _merges(ranks: Sequence[bytes]) -> list[tuple[str, str]]:
     """Every pair of tokens that makes a token, in the order of what they make: the lowest rank is
     merged first, however it comes about."""
     order = {token: i for i, token in enumerate(ranks)}
+    spelled = {token: _spelled(token) for token in ranks}
     merges = []
     for token in ranks:
         pairs = [(token[:i], token[i:]) for i in range(1, len(token))]
         found = [pair for pair in pairs if pair[0] in order and pair[1] in order]
         found.sort(key=lambda pair: (order[pair[0]], order[pair[1]]))
-        merges += [(_spelled(left), _spelled(right)) for left, right in found]
+        merges += [(spelled[left], spelled[right]) for left, right in found]
     return merges
 
 

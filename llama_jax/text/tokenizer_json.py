@@ -7,6 +7,7 @@ whatever the text spells. Needs the extra `weights`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer as Theirs
 
 _BYTE = re.compile('<0x([0-9A-F]{2})>')
-_BEFORE = 'a'
-"""A token is decoded behind this one, for the first of a text may lose a space."""
+_BESIDE = 'a'
+"""A token is decoded beside this one, for the first of a text may lose a space, or the last."""
 
 
 class JsonTokenizer(Tokenizer):
@@ -92,8 +93,9 @@ class JsonTokenizer(Tokenizer):
             for char, byte in BYTES.items()
             if char not in vocabulary and not unknown and json_rules.is_byte_level(settings)
         )
-        first = theirs.encode(_BEFORE, add_special_tokens=False).ids
-        self.dummy_prefix = b''.join(pieces[i] for i in first).startswith(b' ')
+        first = theirs.encode(_BESIDE, add_special_tokens=False).ids
+        words = theirs.decoder is None and json_rules.drops_spaces(settings)
+        self.dummy_prefix = words or b''.join(pieces[i] for i in first).startswith(b' ')
         spaced = self.dummy_prefix and self._space_follows(closed)
         self.special = dataclasses.replace(special, spaced=spaced)
 
@@ -105,10 +107,10 @@ class JsonTokenizer(Tokenizer):
         theirs = self._theirs
         theirs.encode_special_tokens = False
         try:
-            ids = theirs.encode(name + _BEFORE, add_special_tokens=False).ids
+            ids = theirs.encode(name + _BESIDE, add_special_tokens=False).ids
         finally:
             theirs.encode_special_tokens = True
-        return bool(ids[1:] == theirs.encode(_BEFORE, add_special_tokens=False).ids)
+        return bool(ids[1:] == theirs.encode(_BESIDE, add_special_tokens=False).ids)
 
     def _encode(self, text: str, *, continues: bool) -> Iterator[np.ndarray]:
         """Raises UserError for a character whose bytes the vocabulary lacks (control characters
@@ -159,7 +161,7 @@ class JsonTokenizer(Tokenizer):
     def around(self) -> tuple[tuple[int, ...], str]:
         """Ids that the file puts before a text; and what it puts behind one, in words."""
         plain, whole = (
-            self._theirs.encode(_BEFORE, add_special_tokens=marks) for marks in (False, True)
+            self._theirs.encode(_BESIDE, add_special_tokens=marks) for marks in (False, True)
         )
         n = len(plain.ids)
         starts = [i for i in range(len(whole.ids) - n + 1) if whole.ids[i : i + n] == plain.ids]
@@ -265,10 +267,11 @@ def _read(content: bytes, special: Special) -> tuple[Theirs, Content]:
     control token of both."""
     try:
         settings = json.loads(content)
+        dropout = settings['model'].get('dropout')
         settings['model']['dropout'] = None  # which draws other ids every time
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'not a tokenizer.json ({error}): copy it again') from None
-    theirs = _object(settings)
+    theirs = _object(settings if dropout else content)
     added = {i: token.special for i, token in theirs.get_added_tokens_decoder().items()}
     # An end that is a word, such as a line's end, stays one.
     ends = {i for i in special.ends[1:] if i not in added}
@@ -299,7 +302,7 @@ def _steps(theirs: Theirs) -> Content:
     return settings
 
 
-def _object(settings: Mapping[str, Any]) -> Theirs:
+def _object(settings: Content | bytes) -> Theirs:
     try:
         from tokenizers import Tokenizer as Library
     except ModuleNotFoundError:
@@ -307,7 +310,8 @@ def _object(settings: Mapping[str, Any]) -> Theirs:
             "this tokenizer takes the package tokenizers: pip install -e '.[weights]'"
         ) from None
     try:
-        theirs = Library.from_str(json.dumps(settings, ensure_ascii=False))
+        content = settings if isinstance(settings, bytes) else _bytes(settings)
+        theirs = Library.from_buffer(content)
     except Exception as error:  # tokenizers raises no class of its own
         raise UserError(f'not a tokenizer.json that can be read: {error}') from None
     theirs.no_truncation()
@@ -336,21 +340,28 @@ def _pieces(
     pieces = [b''] * (1 + max(vocabulary.values(), default=-1))
     byte_level = json_rules.is_byte_level(settings)
     decoders = {step['type'] for step in json_rules.steps(settings, 'decoder')}
-    decode = theirs.decoder.decode if theirs.decoder else None
+    text_of = functools.partial(_text_of_token, theirs, settings)
     for token, i in vocabulary.items():
         if 'ByteFallback' in decoders and (byte := _BYTE.fullmatch(token)):
             pieces[i] = bytes([int(byte[1], 16)])
         elif i in added:
             pieces[i] = added[i].content.encode()
-        elif byte_level and all(char in BYTES for char in token):
+        elif byte_level and BYTES.keys() >= set(token):
             pieces[i] = bytes(map(BYTES.__getitem__, token))
         else:
-            text = decode([_BEFORE, token]) if decode and not byte_level else ''
-            known = text.startswith(_BEFORE)
-            pieces[i] = (
-                text.removeprefix(_BEFORE) if known else token.replace(SPACE, ' ')
-            ).encode()
+            pieces[i] = (token.replace(SPACE, ' ') if byte_level else text_of(token)).encode()
     return pieces
+
+
+def _text_of_token(theirs: Theirs, settings: Content, token: str) -> str:
+    """What a token is in the middle of a text."""
+    if theirs.decoder is None:  # the library puts a space between any two
+        return f' {token}' if json_rules.drops_spaces(settings) else token.replace(SPACE, ' ')
+    if any(step['type'] == 'BPEDecoder' for step in json_rules.steps(settings, 'decoder')):
+        return str(theirs.decoder.decode([token, _BESIDE])).removesuffix(_BESIDE)
+    text = str(theirs.decoder.decode([_BESIDE, token]))
+    known = text.startswith(_BESIDE)
+    return text.removeprefix(_BESIDE) if known else token.replace(SPACE, ' ')
 
 
 def _entry(token: Added) -> Content:

@@ -150,6 +150,7 @@ def test_json_of_strings_and_other_keys():
     made = to_json({Marked('k', TEMPLATE): [Marked('a"\n', 'gtg')]})
     assert made == '{"k": ["a\\"\\n"]}'
     assert made.marks == 'gtttgggggttggggg'
+    assert to_json(Marked('é', TEMPLATE)) == '"é"'
     keys = {2: 2, True: 3, None: 4, 0.5: 5}
     assert to_json(keys) == json.dumps(keys)
     for wrong in ({(1,): 2}, [object()], {'a': {1}}):
