@@ -4,6 +4,7 @@ import logging
 import os
 import platform
 import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,13 @@ _PROGRAMS = Path(__file__).parents[1] / '.pytest_cache' / 'programs' / platform.
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_PROGRAMS))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.02')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '-1')
+
+# A shell that starts the tests in the background tells them, and what they start, to ignore Ctrl-C.
+if (
+    threading.current_thread() is threading.main_thread()
+    and signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -237,14 +237,14 @@ cli.main(script)
 
 
 def test_overrides_reach_every_arm_of_a_grid(monkeypatch):
-    command = ['compare', 'fim', '--start', 'runs/first', '--train.steps', '7', '--jobs', '2']
+    command = ['compare', 'fim', '--evaluation.every', '5', '--train.steps', '7', '--jobs', '2']
     monkeypatch.setattr('sys.argv', command)
     grid, options = cli.read_grid('compare', 'Compares.', jobs=(int, 1))
     assert options.jobs == 2 and len(grid.arms) == 2
     for arm, before in zip(grid.arms, configs.grid('fim').arms, strict=True):
         changed = dataclasses.replace(
             before.experiment,
-            start='runs/first',
+            evaluation=dataclasses.replace(before.experiment.evaluation, every=5),
             train=dataclasses.replace(before.experiment.train, steps=7),
         )
         assert arm.experiment == changed

@@ -167,7 +167,7 @@ def test_fifty_clients_at_once(client):
 
     async def all_of_them():
         async with openai.AsyncOpenAI(
-            base_url=str(one.base_url), api_key='key', max_retries=0
+            base_url=str(one.base_url), api_key='key', max_retries=0, timeout=120
         ) as asynchronous:
             await asyncio.gather(*(ask(asynchronous, i) for i in range(50)))
 
