@@ -25,10 +25,7 @@ def of_directory(directory: Path, settings: Mapping[str, Any]) -> Template | Non
     named = _by_name(settings.get('chat_template'))
     beside = directory / 'chat_template.json'
     if not named and beside.is_file():
-        try:
-            content = json.loads(beside.read_text(encoding='utf-8'))
-        except ValueError as error:
-            raise UserError(f'{beside} is no JSON ({error}): copy it again') from None
+        content = _json(beside)
         named = _by_name(content.get('chat_template') if isinstance(content, dict) else content)
     own = directory / 'chat_template.jinja'
     if own.is_file():
@@ -41,7 +38,7 @@ def of_directory(directory: Path, settings: Mapping[str, Any]) -> Template | Non
 def of_gguf(settings: Mapping[str, Any]) -> Template | None:
     """The template in the settings of a GGUF file."""
     prefix = 'tokenizer.chat_template'
-    named = {_DEFAULT: settings[prefix]} if settings.get(prefix) else {}
+    named = _by_name(settings.get(prefix))
     for key, source in settings.items():
         if key.startswith(f'{prefix}.') and isinstance(source, str):
             named[key.removeprefix(f'{prefix}.')] = source
@@ -106,7 +103,7 @@ def conversation_of(given: str, what: str = '--messages') -> Conversation:
         content = json.loads(_read(path))
     except OSError as error:
         raise UserError(f'{what} {given}: {error.strerror}') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{what} {given} is no JSON: {error}') from None
     fields = {'messages': content} if isinstance(content, list) else content
     if not isinstance(fields, dict) or not isinstance(fields.get('messages'), list):
@@ -122,6 +119,10 @@ def conversation_of(given: str, what: str = '--messages') -> Conversation:
         )
         if not isinstance(value, kind):
             raise UserError(f'{what} {given}: {name} is no {kind.__name__}')
+    if fields.get('continue_final_message') and fields.get('add_generation_prompt'):
+        raise UserError(
+            f'{what} {given}: add_generation_prompt and continue_final_message, leave one out'
+        )
     return Conversation(**fields)
 
 
@@ -133,7 +134,8 @@ def _by_name(given: Any) -> dict[str, str]:
         given = {item.get('name'): item.get('template') for item in given if isinstance(item, dict)}
     if not isinstance(given, Mapping):
         return {}
-    return {name: source for name, source in given.items() if isinstance(source, str)}
+    named = {_DEFAULT if name is None else str(name): source for name, source in given.items()}
+    return {name: source for name, source in named.items() if isinstance(source, str)}
 
 
 def _template(named: dict[str, str], tokens: Mapping[str, Any]) -> Template | None:
@@ -154,10 +156,7 @@ def _spelt(directory: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     beside = directory / 'special_tokens_map.json'
     given: dict[str, Any] = {}
     if beside.is_file():
-        try:
-            given = json.loads(beside.read_text(encoding='utf-8'))
-        except ValueError as error:
-            raise UserError(f'{beside} is no JSON ({error}): copy it again') from None
+        given = _json(beside)
     given = {**(given if isinstance(given, dict) else {}), **settings}
     extra = settings.get('extra_special_tokens')
     extra = extra if isinstance(extra, Mapping) else {}
@@ -174,6 +173,13 @@ def _content(token: Any) -> str | None:
     if isinstance(token, Mapping):
         token = token.get('content')
     return token if isinstance(token, str) else None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'{path} is no JSON ({error}): copy it again') from None
 
 
 def _read(path: Path) -> str:
