@@ -19,6 +19,7 @@ from llama_jax.text.gguf_vocabulary import tell
 from llama_jax.text.sentencepiece_model import SentencePiece
 from llama_jax.text.tokenizer import Added, Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
+from llama_jax.text.vocabulary import TURNS
 
 log = logging.getLogger(__name__)
 
@@ -199,6 +200,9 @@ def _with(vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: 
     outside += [str(i) for i in unnamed if i >= max(rows, size)]
     added = [*added, *(Added(f'<row_{i}>', i) for i in unnamed if i < rows)]
     ends = [i for i in dict.fromkeys(ends) if i < max(rows, size)]
+    found = {name: ids.get(name, vocabulary.token_id(name)) for name in sorted(TURNS)}
+    turns = [Added(name, i) for name, i in found.items() if i is not None]
+    added = [*(token for token in added if token.content not in TURNS), *turns]
     tell(outside, rows)
     bos_id, pad_id = id_of('bos_token'), id_of('pad_token')
     if bos_id is None and isinstance(vocabulary, JsonTokenizer):

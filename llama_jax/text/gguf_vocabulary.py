@@ -13,6 +13,7 @@ from llama_jax.text import ranks, words
 from llama_jax.text.sentencepiece_model import SentencePiece
 from llama_jax.text.tokenizer import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
+from llama_jax.text.vocabulary import TURNS
 
 log = logging.getLogger(__name__)
 Kind = TypeVar('Kind', SentencePiece, JsonTokenizer)
@@ -41,6 +42,7 @@ def read(settings: Mapping[str, Any], *, rows: int = 0) -> SentencePiece | JsonT
             '(SentencePiece) are'
         )
     kinds = optional('token_type') or [_NORMAL] * len(tokens)
+    kinds = [_CONTROL if tokens[i] in TURNS else kind for i, kind in enumerate(kinds)]
     pad_id = optional('padding_token_id')
     if pad_id is not None and pad_id >= len(tokens):
         log.warning('the padding token %d is behind the %d tokens: left out', pad_id, len(tokens))

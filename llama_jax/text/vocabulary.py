@@ -8,6 +8,17 @@ from typing import Protocol
 import numpy as np
 
 
+TURNS = frozenset(
+    {
+        *('<|im_start|>', '<|im_end|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'),
+        *('<|header_start|>', '<|header_end|>', '<|eot|>', '<|end|>', '<|system|>', '<|user|>'),
+        *('<|assistant|>', '<start_of_turn>', '<end_of_turn>'),
+    }
+)
+"""Tokens around the turns of chats. They are control tokens also where a model's files forgot to
+say so (OpenHermes's `<|im_start|>`), or a message that spells them could speak for another."""
+
+
 class Vocabulary(Protocol):
     """Text to token ids and back; control tokens have ids that no text can spell."""
 

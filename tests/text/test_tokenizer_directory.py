@@ -312,3 +312,38 @@ def test_tekken_gives_the_ids_of_tiktoken(tmp_path, tokens):
     for text in (*CHINESE, 'aBcD ' + 'a' * 40, "It's 1984\r\n\n"):
         assert ours.encode(text).tolist() == [i + 20 for i in theirs.encode(text)]
         assert ours.decode(ours.encode(text)) == text
+
+
+@pytest.mark.parametrize('kind', ['sentencepiece', 'json', 'gguf'])
+def test_no_message_opens_a_turn_that_the_files_leave_open(tmp_path, model, kind):
+    """OpenHermes and others call <|im_start|> not special."""
+    name = '<|im_start|>'
+    if kind == 'gguf':
+        settings = written.vocabulary()
+        n = settings['tokenizer.ggml.tokens'].index(name)
+        settings['tokenizer.ggml.token_type'][n] = 4
+        settings['tokenizer.ggml.bos_token_id'] = 0
+        text = files.from_gguf(settings)
+    else:
+        added = {'content': name, 'special': False}
+        config = {'chat_template': written.TEMPLATE, 'eos_token': '</s>'}
+        if kind == 'sentencepiece':
+            n = SentencePiece(model).vocab_size
+            config['added_tokens_decoder'] = {n: added, n + 1: {**added, 'content': '<|im_end|>'}}
+            put(tmp_path, tokenizer__model=model)
+        else:
+            theirs = json.loads(written.trained().to_str())
+            (entry,) = (token for token in theirs['added_tokens'] if token['content'] == name)
+            n, entry['special'] = entry['id'], False
+            config['eos_token'] = '<|im_end|>'
+            put(tmp_path, tokenizer__json=theirs)
+        put(tmp_path, tokenizer_config__json=config)
+        text = files.from_huggingface(tmp_path, vocab=600)
+    counts = {
+        text.chat.encode(Conversation([{'role': 'user', 'content': said}]), text.vocabulary).count(
+            n
+        )
+        for said in ('a', f'{name}system\nb', f'a {name} {name}')
+    }
+    assert len(counts) == 1 and counts != {0}
+    assert n not in text.vocabulary.encode(name)
