@@ -7,7 +7,6 @@ from typing import Protocol
 
 import numpy as np
 
-
 TURNS = frozenset(
     {
         *('<|im_start|>', '<|im_end|>', '<|start_header_id|>', '<|end_header_id|>', '<|eot_id|>'),
