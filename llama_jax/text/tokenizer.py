@@ -330,12 +330,13 @@ class Tokenizer(abc.ABC):
         """Travels to worker processes as its file, which each of them reads once."""
         if self._whole is not None:
             return _narrowed, (self._whole, self.vocab_size)
-        return _known, (type(self), self._content, self.special)
+        return _known, (type(self), self._content, self.special, self.vocab_size)
 
 
 @functools.lru_cache(maxsize=2)
-def _known(kind: type[Tokenizer], content: bytes, special: Special) -> Tokenizer:
-    return kind(content, special)  # type: ignore[call-arg]  # of the kinds, which take these
+def _known(kind: type[Tokenizer], content: bytes, special: Special, rows: int) -> Tokenizer:
+    made = kind(content, special)  # type: ignore[call-arg]  # of the kinds, which take these
+    return made.padded(rows)
 
 
 def _narrowed(whole: Tokenizer, ids: int) -> Tokenizer | None:

@@ -169,6 +169,9 @@ def test_the_saved_file_is_the_tokenizer_and_a_plain_model(tokenizer, tmp_path):
 
 def test_pickle_keeps_the_tokenizer(tokenizer):
     assert pickle.loads(pickle.dumps(tokenizer)).digest == tokenizer.digest
+    rows = tokenizer.vocab_size + 3
+    assert pickle.loads(pickle.dumps(tokenizer.padded(rows))).vocab_size == rows
+    assert pickle.loads(pickle.dumps(tokenizer)).vocab_size == rows - 3
 
 
 def test_files_that_are_no_tokenizer(tmp_path, modules):
