@@ -401,24 +401,3 @@ def test_vocabularies_that_are_not_whole_are_refused():
     for content in (b'{}', b'[]', b'{"model": {"type": "BPE"}}'):
         with pytest.raises(UserError, match='not a tokenizer.json'):
             JsonTokenizer(content)
-
-
-@pytest.mark.parametrize('kind', ['word ends', 'whole words'])
-def test_words_are_read_with_spaces_between(kind):
-    """As the library reads them, although no token holds a space."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    if kind == 'word ends':  # GPT-1, CLIP
-        pieces = ['<s>', '</s>', 'h', 'i', 'i</w>', 'hi</w>', 'o</w>']
-        merges = [('h', 'i</w>')]
-        vocabulary = {piece: i for i, piece in enumerate(pieces)}
-        theirs = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix='</w>'))
-        theirs.decoder = decoders.BPEDecoder(suffix='</w>')
-    else:
-        theirs = Tokenizer(models.WordLevel({'<s>': 0, '</s>': 1, 'hi': 2, 'ho': 3, '<unk>': 4}))
-    theirs.pre_tokenizer = pre_tokenizers.Whitespace()
-    theirs.add_special_tokens(['<s>', '</s>'])
-    ours = JsonTokenizer(theirs.to_str().encode(), Special(0, 1))
-    ids = ours.encode('hi  ho hi')
-    assert ids.tolist() == theirs.encode('hi ho hi').ids
-    assert ours.decode(ids).rstrip() == theirs.decode(ids.tolist()) == 'hi ho hi'

@@ -1,0 +1,67 @@
+"""Files of tokenizers: what is written for others, and what is read of theirs."""
+
+import json
+
+import pytest
+
+from llama_jax.text.ranks import byte_level
+from llama_jax.text.tokenizer import Special
+from llama_jax.text.tokenizer_json import JsonTokenizer
+from llama_jax.text.words import splitter
+
+
+@pytest.mark.parametrize('kind', ['word ends', 'whole words'])
+def test_words_are_read_with_spaces_between(kind):
+    """As the library reads them, although no token holds a space."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    if kind == 'word ends':  # GPT-1, CLIP
+        pieces = ['<s>', '</s>', 'h', 'i', 'i</w>', 'hi</w>', 'o</w>']
+        merges = [('h', 'i</w>')]
+        vocabulary = {piece: i for i, piece in enumerate(pieces)}
+        theirs = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix='</w>'))
+        theirs.decoder = decoders.BPEDecoder(suffix='</w>')
+    else:
+        theirs = Tokenizer(models.WordLevel({'<s>': 0, '</s>': 1, 'hi': 2, 'ho': 3, '<unk>': 4}))
+    theirs.pre_tokenizer = pre_tokenizers.Whitespace()
+    theirs.add_special_tokens(['<s>', '</s>'])
+    ours = JsonTokenizer(theirs.to_str().encode(), Special(0, 1))
+    ids = ours.encode('hi  ho hi')
+    assert ids.tolist() == theirs.encode('hi ho hi').ids
+    assert ours.decode(ids).rstrip() == theirs.decode(ids.tolist()) == 'hi ho hi'
+
+
+def test_file_that_is_made_of_ranks():
+    """Others read it: it says what the library writes of itself."""
+    from tokenizers import Tokenizer
+
+    made = byte_level(
+        {'a': 0, 'b': 1, 'ab': 4},
+        [('a', 'b')],
+        splitter=splitter('gpt-2'),
+        control={'<s>': 3},
+        whole={'<t>': 6},
+        special=Special(3, 3),
+        begins=True,
+    )
+    content = json.loads(made.content)
+    assert json.loads(Tokenizer.from_str(made.content.decode()).to_str()) == content
+    flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
+    assert content['added_tokens'] == [
+        {'id': 3, 'content': '<s>', **flags, 'special': True},
+        {'id': 6, 'content': '<t>', **flags, 'special': False},
+    ]
+    off = ('fuse_unk', 'byte_fallback', 'ignore_merges')
+    none = ('dropout', 'unk_token', 'continuing_subword_prefix', 'end_of_word_suffix')
+    tokens = {'a': 0, 'b': 1, '<row_2>': 2, '<s>': 3, 'ab': 4, '<row_5>': 5, '<t>': 6}
+    assert content['model'] == {
+        'type': 'BPE',
+        'vocab': tokens,
+        'merges': [['a', 'b']],
+        **dict.fromkeys(off, False),
+        **dict.fromkeys(none),
+    }
+    plain = {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True}
+    assert content['decoder'] == plain | {'use_regex': False}
+    assert content['pre_tokenizer'] == splitter('gpt-2')
+    assert content['normalizer'] is content['truncation'] is content['padding'] is None
