@@ -32,6 +32,17 @@ def test_gguf_says_how_text_begins_and_ends_and_how_to_chat():
     assert text.vocabulary.end_ids == (2, 0)
 
 
+@pytest.mark.parametrize(('split', 'whole'), [('llama-bpe', True), ('smollm', False)])
+def test_words_that_are_tokens(split, whole):
+    """Llama 3 takes a word that is a token, whatever the merges say; GPT-2 does not."""
+    settings = written.vocabulary() | {'tokenizer.ggml.pre': split}
+    token = next(i for i, t in enumerate(settings['tokenizer.ggml.tokens']) if t == 'in')
+    merges = settings['tokenizer.ggml.merges']
+    settings['tokenizer.ggml.merges'] = [merge for merge in merges if merge != 'i n']
+    ids = text_files.from_gguf(settings).vocabulary.encode('in')
+    assert (ids.tolist() == [token]) == whole
+
+
 def test_llama_3_begins_with_bos_where_a_file_does_not_say():
     settings = written.vocabulary() | {'tokenizer.ggml.pre': 'llama-bpe'}
     del settings['tokenizer.ggml.add_bos_token'], settings['tokenizer.chat_template']
