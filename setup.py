@@ -24,7 +24,7 @@ CORE = [
 
 SERVE = ['starlette>=1.10', 'uvicorn>=0.54', 'llguidance>=1.9']
 # Models of others: GGUF files, tokenizer.json, chat templates.
-WEIGHTS = ['gguf>=0.19', 'tokenizers>=0.23', 'jinja2>=3.1']
+WEIGHTS = ['gguf>=0.19', 'tokenizers>=0.23', 'jinja2>=3.1.6']
 
 # Files of text: Parquet, and Zstandard, which Python 3.14 has itself.
 FORMATS = ['pyarrow>=20', 'zstandard>=0.23; python_version < "3.14"']

@@ -6,7 +6,8 @@ what it makes is bounded here. Every call, filter, operator and turn of a loop c
 the clock; what one of them can make is bounded by the sizes of strings and lists. The functions
 that cannot be bounded in this way, which no known chat template uses, are not there.
 
-Needs `jinja2`, of the extra `weights`.
+Needs `jinja2` 3.1.6 of the extra `weights`: the sandboxes before let `str.format` through
+(CVE-2024-56326, CVE-2025-27516).
 """
 
 from __future__ import annotations
