@@ -23,9 +23,9 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.filters import FILTERS, make_attrgetter
-from jinja2.runtime import Context, Undefined
+from jinja2.runtime import Context, LoopContext, Undefined
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SandboxedFormatter
-from jinja2.utils import Namespace
+from jinja2.utils import Cycler, Namespace
 from jinja2.visitor import NodeTransformer
 
 from llama_jax.text.budget import (
@@ -134,7 +134,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
             getattr(value, '__self__', None), str
         ):
             return None
-        return functools.partial(_format, self, value.__self__)
+        pattern = value.__self__
+
+        def filled_in(*args: Any, **options: Any) -> Marked:  # functools.partial would show self
+            return _format(self, pattern, *args, **options)
+
+        return filled_in
 
 
 class Compiled:
@@ -295,7 +300,7 @@ def _method(function: Any) -> Any:
     """A method that may be called. Raises TooMuchError for others of Python's types."""
     owner, name = _safe(function.__self__), function.__name__
     kind = next((kind for kind in _METHODS if isinstance(owner, kind)), None)
-    if kind is None and isinstance(function, MethodType):  # of a class of jinja2's or ours
+    if isinstance(owner, LoopContext | Cycler | _Generation):
         return function
     if kind is None or name not in _METHODS[kind]:
         raise TooMuchError(f'calls {type(owner).__name__}.{name}, which is not supported')

@@ -349,6 +349,7 @@ def test_refusal_of_a_template():
         ('{% include "a" %}', 'fails (TypeError): no loader'),
         ('(' * 9 + '{{ ' + '(' * 9999 + '1' + ')' * 9999 + ' }}', 'nested too deeply'),
         ('a' * (1 << 18) + 'a', 'at most 262144'),
+        ("{{ ('a'.format).args[0].from_string('') }}", "'function object' has no attribute 'args'"),
         ("{{ 'a'.x.y }}", "'str object' has no attribute 'x'"),
         ("{{ ''.__class__ }}{{ ''.__class__.mro() }}", 'fails (SecurityError)'),
         ('{{ messages.append(1) }}', 'fails (SecurityError)'),
