@@ -42,7 +42,7 @@ check: $(TEST)
 	$(VENV)/bin/python -m mypy
 
 pytest: $(TEST)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile tests
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(SELECT) tests
 
 test-parity: $(PARITY)
 	.venv-parity/bin/python -m pytest -m parity tests
@@ -52,7 +52,8 @@ test-tpu-compile: $(TPU)
 
 test-newest:
 	@newest=$$(sh tools/newest_python.sh '$(PYTHON)'); \
-	if [ -n "$$newest" ]; then $(MAKE) pytest VENV=.venv-newest PYTHON="$$newest"; \
+	if [ -n "$$newest" ]; then $(MAKE) pytest VENV=.venv-newest PYTHON="$$newest" \
+	  SELECT='-m "not parity and not tpu and not slow"'; \
 	else echo 'test-newest: skipped, no Python newer than $(PYTHON) here'; fi
 
 docs: $(CORE)

@@ -16,6 +16,7 @@ def walked(plan, n):
     return np.array(rows(plan, n)[-1][1].read)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sample', [100, 16_384])
 @pytest.mark.parametrize('maker', MAKERS, ids=lambda maker: type(maker).__name__)
 @pytest.mark.parametrize('epochs', [0.05, 1.7])

@@ -200,6 +200,7 @@ def test_a_window_decodes_in_a_ring(engine):
         assert ring.tokens == rows.tokens and len(set(ring.tokens)) > 4
 
 
+@pytest.mark.slow
 def test_positions_that_go_by_length_go_by_that_of_each_text(engine):
     config = replace(CONFIG, rope_scaling=Dynamic(4.0, 24))
     ours = engine(programs(config))

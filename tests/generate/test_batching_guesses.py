@@ -98,6 +98,7 @@ def test_a_constrained_row_is_not_guessed_for(engines):
     assert heard[0] == heard[1]
 
 
+@pytest.mark.slow
 def test_a_ring_and_several_devices(engines):
     config = replace(CONFIG, pattern=Window(6))
     axes = (('tensor', 2),)

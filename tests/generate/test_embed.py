@@ -46,6 +46,7 @@ def alone(length, config=CONFIG):
 LENGTHS = (30, 1, 17, 16, 5, 40, 2, 8, 9, 33)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [{}, {'data': 2, 'tensor': 2}])
 def test_vectors_are_those_of_texts_alone(axes):
     made = embedder(8 if axes else 1, **axes)

@@ -26,6 +26,7 @@ def sharded(quantization, **axes):
     return Generator(CONFIG, params, mesh=mesh, quantization=quantization, **settings)
 
 
+@pytest.mark.slow
 def test_several_devices():
     how, bound = HOW['both']
     ours = sharded(how, data=2, tensor=2)
@@ -34,6 +35,7 @@ def test_several_devices():
     assert part['mlp']['gate_up_JFD'].value.addressable_shards[0].data.size == whole[0].size
 
 
+@pytest.mark.slow
 def test_an_accelerators_products(monkeypatch):
     """Which convert integers; the weights lie as in training."""
     monkeypatch.setattr(programs_lib, 'is_cpu', lambda mesh: False)
@@ -51,6 +53,7 @@ def test_groups_that_the_mesh_does_not_divide_are_refused(monkeypatch):
         sharded(Quantization('int4', group=64), data=2, tensor=2)
 
 
+@pytest.mark.slow
 def test_the_engine_copies_a_beginning_of_int8(engine):  # noqa: F811
     ours, prompt = engine(generator(HOW['both'][0]).programs), prompt_of(40)
     controls = replace(GREEDY, logprobs=2)
@@ -60,6 +63,7 @@ def test_the_engine_copies_a_beginning_of_int8(engine):  # noqa: F811
     assert first.tokens == generator(HOW['both'][0])([prompt], max_tokens=12)[0].tokens
 
 
+@pytest.mark.slow
 def test_beams_follow_a_cache_of_int8():
     """One beam is greedy; the score of each of several is that of the model in float64."""
     (how, bound), prompt = HOW['cache'], prompt_of(9)

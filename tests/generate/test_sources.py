@@ -168,6 +168,7 @@ def ask(engine, i):
     return heard
 
 
+@pytest.mark.slow
 def test_engine_equals_generator(engine):
     """More requests than rows, every prompt with every source: no row hears that of another, and
     none goes on from a prompt that was read beside another source."""

@@ -25,11 +25,13 @@ from tests.generate.guessing import (
 from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, tokens_of
 
 
+@pytest.mark.slow
 def test_a_small_model_leaves_greedy_rows_as_they_are():
     for settings in ({}, {**CONTROLS['all'], 'temperature': 0.0}):
         check_equal(generator(), by_small_model(), **settings)
 
 
+@pytest.mark.slow
 def test_guesses_of_the_model_itself_are_accepted():
     ours = generator(loops=False)
     how = Draft(ours.programs, n_draft=3)
@@ -39,6 +41,7 @@ def test_guesses_of_the_model_itself_are_accepted():
         assert one.speculation.acceptance > 0.98, 'but for rounding'
 
 
+@pytest.mark.slow
 def test_several_devices_an_accelerators_step_and_int8(monkeypatch):
     monkeypatch.setattr(programs_lib, 'is_cpu', lambda mesh: False)
     axes = (('data', 2), ('tensor', 2))
@@ -48,6 +51,7 @@ def test_several_devices_an_accelerators_step_and_int8(monkeypatch):
     check_equal(ours, Draft(small.programs, n_draft=3))
 
 
+@pytest.mark.slow
 def test_a_ring():
     """Under a window guesses go round with the tokens, and take the place of none in sight."""
     ours = generator(config=replace(CONFIG, pattern=Window(6)))

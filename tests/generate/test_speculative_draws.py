@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import numpy as np
+import pytest
 
 from llama_jax.generate.engine import Generator
 from llama_jax.generate.guess import Draft
@@ -42,6 +43,7 @@ def texts(prompt, controls):
     return found
 
 
+@pytest.mark.slow
 def test_the_distribution_is_that_of_the_model():
     prompt = prompt_of(4)
     rng = np.random.default_rng(0)

@@ -90,6 +90,7 @@ def log_sigmoid(x):
     return -np.log1p(np.exp(-x))
 
 
+@pytest.mark.slow
 def test_loss_equals_its_definition():
     batch = make_batch()
     params, extra = parameters()

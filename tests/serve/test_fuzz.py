@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -99,6 +100,7 @@ class Anything:
     """A grammar that the fake engine never asks."""
 
 
+@pytest.mark.slow
 def test_five_thousand_bodies():
     engine = fake.FakeEngine(rows=16, queue=64, length=96)
     parts = fake.served(engine, make_grammar=lambda wanted: Anything())

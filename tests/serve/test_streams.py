@@ -4,10 +4,13 @@ import asyncio
 import gc
 import random
 
+import pytest
+
 from llama_jax.serve.metrics import resident_bytes
 from tests.serve.asgi import call, post
 
 
+@pytest.mark.slow
 def test_two_hundred_streams_a_third_cut_off(app):
     made = app(rows=8, queue=400, length=512)
     engine = made.state.service.served.engine

@@ -91,7 +91,13 @@ def told(workdir):
     ]
 
 
-@pytest.mark.parametrize('name', EVERY)
+QUICK = ('causal', 'spans encoder', 'contrastive dropout')
+
+
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EVERY],
+)
 def test_losses_are_golden_and_a_killed_run_goes_on_bit_for_bit(name, data, tmp_path, monkeypatch):
     """Goldens are written by `LLAMA_JAX_WRITE_GOLDENS=1 python -m pytest tests/train`.
 

@@ -57,6 +57,7 @@ def test_a_fresh_run_does_what_was_said(short, short_run, tmp_path):
     assert start(text) == f'begins in {tmp_path / "run"}'
 
 
+@pytest.mark.slow
 def test_where_a_run_goes_on(short, copied_run):
     before = contents(copied_run)
     longer = changed(short, 'train', steps=0, epochs=0.1)
@@ -71,6 +72,7 @@ def test_where_a_run_goes_on(short, copied_run):
         assert line.strip() in events(copied_run)
 
 
+@pytest.mark.slow
 def test_what_a_run_would_be_refused_for(short, copied_run):
     other = changed(short, 'model', ffn=128)
     text = start(explain(other, copied_run))

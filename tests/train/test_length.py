@@ -64,6 +64,7 @@ def test_tokens_are_rounded_up_to_steps(plain, tmp_path):
     assert events(tmp_path) == ['--train.tokens 769: 4 steps']
 
 
+@pytest.mark.slow
 def test_epochs_are_read_and_may_change_when_a_run_goes_on(plain, tmp_path):
     """The record holds the steps; the same command finds nothing changed."""
 

@@ -40,6 +40,7 @@ def test_a_vocabulary_left_open_on_a_mesh(experiment):
     assert '\n' not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_is_loaded_with_what_the_tokenizer_said(
     experiment, tmp_path, monkeypatch
 ):

@@ -196,6 +196,7 @@ def test_a_batch_that_is_not_finite_changes_nothing_but_the_count(bad):
     assert not np.array_equal(state.params['embed_VD'], before[0]['embed_VD'])
 
 
+@pytest.mark.slow
 def test_the_rate_logged_is_the_rate_applied_also_after_a_skipped_step():
     """A skipped step does not hold the schedule up: what is subtracted is that rate times what the
     optimizer makes of the gradient."""
@@ -231,6 +232,7 @@ def test_a_batch_without_weight_has_no_loss():
     assert metrics['loss'] == metrics['grad_norm'] == metrics['skipped'] == 0
 
 
+@pytest.mark.slow
 def test_dropout_differs_from_step_to_step_and_from_row_to_row():
     same_rows = {name: np.tile(x[:1], (B, 1)) for name, x in batch().items()}
     same_rows['weights'][:] = 1
