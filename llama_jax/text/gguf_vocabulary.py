@@ -42,6 +42,13 @@ def read(settings: Mapping[str, Any], *, rows: int = 0) -> SentencePiece | JsonT
             '(SentencePiece) are'
         )
     kinds = optional('token_type') or [_NORMAL] * len(tokens)
+    scores = get('scores') if kind == 'llama' else tokens
+    for name, column in (('token_type', kinds), ('scores', scores)):
+        if len(column) != len(tokens):
+            raise UserError(
+                f'GGUF: tokenizer.ggml.{name} is of {len(column)} tokens, and there are '
+                f'{len(tokens)}: the file is damaged, download it again'
+            )
     kinds = [_CONTROL if tokens[i] in TURNS else kind for i, kind in enumerate(kinds)]
     pad_id = optional('padding_token_id')
     if pad_id is not None and pad_id >= len(tokens):
@@ -59,7 +66,7 @@ def read(settings: Mapping[str, Any], *, rows: int = 0) -> SentencePiece | JsonT
             raise UserError(f'GGUF: token id {i} is outside the vocabulary of {len(tokens)}')
     if kind == 'llama':
         made = _sentencepiece(
-            tokens, get('scores'), kinds, space=optional('add_space_prefix', True)
+            tokens, scores, kinds, space=optional('add_space_prefix', True)
         ).with_tokens((), special)
         return fitted(made, rows)
     split = get('pre')

@@ -43,6 +43,13 @@ def test_words_that_are_tokens(split, whole):
     assert (ids.tolist() == [token]) == whole
 
 
+def test_padding_token_behind_the_tokens_is_left_out(caplog):
+    settings = written.vocabulary()
+    settings['tokenizer.ggml.padding_token_id'] = 512
+    assert text_files.from_gguf(settings).vocabulary.special.pad_id is None
+    assert 'the padding token 512 is behind the 512 tokens: left out' in caplog.text
+
+
 def test_llama_3_begins_with_bos_where_a_file_does_not_say():
     settings = written.vocabulary() | {'tokenizer.ggml.pre': 'llama-bpe'}
     del settings['tokenizer.ggml.add_bos_token'], settings['tokenizer.chat_template']
@@ -61,6 +68,9 @@ def test_llama_3_begins_with_bos_where_a_file_does_not_say():
         ({'merges': ['ab']}, "merge 'ab' is not of two tokens"),
         ({'eos_token_id': None}, 'eos_token_id is missing'),
         ({'eos_token_id': 512}, 'token id 512 is outside the vocabulary of 512'),
+        ({'token_type': [1]}, 'token_type is of 1 tokens, and there are 512'),
+        ({'token_type': [1] * 513}, 'token_type is of 513 tokens, and there are 512'),
+        ({'model': 'llama', 'scores': [0.0]}, 'scores is of 1 tokens, and there are 512'),
     ],
 )
 def test_unsupported_vocabulary_is_refused_by_name(change, named):
