@@ -102,3 +102,15 @@ def test_memory_of_templates_is_bounded(name, monkeypatch):
         assert tracemalloc.get_traced_memory()[1] < 400e6
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ('source', 'n'),
+    [
+        ("{% for i in range(1000) %}{{ 'a' * 1000 }}{% endfor %}", 1_000_000),
+        ('{{ [2 ** 60] * 100000 }}', 2_100_000),
+        ("{{ ('a' * 2000000) | first }}{{ ('a ' * 100000).split() | length }}", 7),
+    ],
+)
+def test_much_is_allowed(source, n):
+    assert len(Template(source).render(SAID)) == n
