@@ -216,9 +216,9 @@ def _parts_taken(source: str, tokens: str) -> bool:
         text = _run(source, json.loads(tokens), Conversation(said))
     except UserError:
         return False
-    return [char for char, mark in zip(text, text.marks, strict=True) if is_message(mark)] == list(
-        'probe'
-    )
+    return [
+        char for char, mark in zip(str.__str__(text), text.marks, strict=True) if is_message(mark)
+    ] == list('probe')
 
 
 def _takes_parts(source: str, tokens: Mapping[str, Any]) -> bool:
