@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llama_jax.errors import UserError
-from llama_jax.text.budget import TooMuchError
+from llama_jax.text.budget import LONGEST, TooMuchError
 from llama_jax.text.chat import Conversation, Message, begun, one_line, text_of_content
 from llama_jax.text.marked import (
     CONTINUED,
@@ -165,6 +165,8 @@ def _run(source: str, tokens: Mapping[str, Any], conversation: Conversation) -> 
         }
     except RecursionError:
         raise UserError('the chat is nested too deeply') from None
+    except TooMuchError:
+        raise UserError(f'the chat holds a text of more than {LONGEST} characters') from None
     try:
         return compiled.run(variables, given.characters)
     except TooMuchError as error:

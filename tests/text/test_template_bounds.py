@@ -114,3 +114,9 @@ def test_memory_of_templates_is_bounded(name, monkeypatch):
 )
 def test_much_is_allowed(source, n):
     assert len(Template(source).render(SAID)) == n
+
+
+def test_message_that_is_too_long_is_refused():
+    said = [{'role': 'user', 'content': 'a' * ((1 << 24) + 1)}]
+    with pytest.raises(UserError, match='the chat holds a text of more than 16777216 characters'):
+        Template('{{ messages[0].content }}').render(Conversation(said))
