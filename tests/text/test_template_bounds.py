@@ -23,7 +23,7 @@ BOMBS = {
     '99999] %}{% endfor %}',
     'output': '{% set a = "a" * 9999999 %}{% for i in range(99999) %}{{ a }}{% endfor %}',
     'times': '{{ "a" * 10 ** 10 }}',
-    'list times': '{{ [1] * 10 ** 10 }}',
+    'list times': '{{ [1] * 10 ** 8 }}',
     'numbers': '{{ 9 ** (9 ** 9) }}',
     'squares': '{% set ns = namespace(a=9) %}{% for i in range(99) %}{% set ns.a = ns.a * ns.a %}'
     '{% endfor %}',
@@ -83,6 +83,7 @@ def test_templates_are_bounded(name, monkeypatch):
     'name',
     [
         'indent',
+        'list times',
         'many widths',
         'named width',
         'many percents',
