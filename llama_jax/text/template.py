@@ -20,7 +20,7 @@ import numpy as np
 
 from llama_jax.errors import UserError
 from llama_jax.text.budget import LONGEST, TooMuchError
-from llama_jax.text.chat import Conversation, Message, begun, one_line, text_of_content
+from llama_jax.text.chat import Conversation, Message, one_line, text_of_content
 from llama_jax.text.marked import (
     CONTINUED,
     GIVEN,
@@ -69,7 +69,8 @@ class Template:
     def encode(
         self, conversation: Conversation, vocabulary: Vocabulary, *, begin: Sequence[int] = ()
     ) -> list[int]:
-        """The prompt. `begin` stands before it unless the template writes it.
+        """The prompt. `begin` is left out: a template writes the begin token where the model was
+        trained with it, as for `apply_chat_template` of transformers.
 
         A message that the template leaves out is told in the log. Raises UserError for a
         conversation that the template refuses, tools and documents that it ignores, and for a
@@ -77,7 +78,7 @@ class Template:
         """
         tokens = self._spelt(vocabulary)
         parts = control_apart(self._rendered(conversation, tokens), _control(vocabulary, tokens))
-        return begun(encode_parts(vocabulary, parts), begin)
+        return encode_parts(vocabulary, parts)
 
     def ends(self, vocabulary: Vocabulary) -> tuple[int, ...]:
         """The control token behind an assistant's message, where one follows, and those that end a
