@@ -62,6 +62,15 @@ class Conversation:
             )
         )
 
+    def without_calls(self) -> Conversation:
+        """Without what the assistant called."""
+        messages = [
+            {key: value for key, value in message.items() if key != 'tool_calls'}
+            | {'content': message.get('content') or ''}
+            for message in self.messages
+        ]
+        return replace(self, messages=messages)
+
     def _with_contents(self, change: Any) -> Conversation:
         messages = [
             {**message, 'content': change(message['content'])} if 'content' in message else message

@@ -114,7 +114,15 @@ class Template:
             text = _run(source, tokens, conversation.in_parts())  # it may take nothing else
             left = _left_out(conversation.messages, text)
         if left is not None:
-            _tell_left_out(source, left, one_line(conversation.messages[left]['role']))
+            said = f'what message {left} ({one_line(conversation.messages[left]["role"])}) says'
+            _tell_left_out(source, said)
+        if any(message.get('tool_calls') for message in conversation.messages):
+            try:
+                without = _run(source, tokens, conversation.without_calls())
+            except UserError:
+                without = None  # it needs them
+            if without == text:
+                _tell_left_out(source, 'the tool_calls of all messages')
         for what in ('tools', 'documents'):
             if getattr(conversation, what):
                 nothing: Any = {what: None}
@@ -178,7 +186,11 @@ def _run(source: str, tokens: Mapping[str, Any], conversation: Conversation) -> 
         kind = type(error).__name__
         what = 'refuses' if kind == 'RefusedError' else f'fails ({kind})'
         said = re.sub(r'(llama_jax\.text\.marked\.)?\bMarked\b', 'str', str(error)[:_SOURCE])
-        raise UserError(f'the chat template {what}: {one_line(said)}') from None
+        why = one_line(said)
+        silent = [i for i, one in enumerate(conversation.messages) if one.get('content') is None]
+        if silent and kind in ('TypeError', 'UndefinedError'):
+            why += f"; message {silent[0]} has no content: give it one, such as ''"
+        raise UserError(f'the chat template {what}: {why}') from None
 
 
 _LOCK = threading.Lock()
@@ -341,12 +353,9 @@ def _left_out(messages: Sequence[Message], text: Marked) -> int | None:
 
 
 @functools.lru_cache(maxsize=256)
-def _tell_left_out(source: str, place: int, role: str) -> None:
+def _tell_left_out(source: str, what: str) -> None:
     """Once for each place of each template: a server would repeat it with every request."""
-    log.warning(
-        'the chat template leaves out what message %d (%s) says: the model does not read it',
-        *(place, role),
-    )
+    log.warning('the chat template leaves out %s: the model does not read it', what)
 
 
 def _unknown_words(text: Marked) -> bool:

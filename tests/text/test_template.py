@@ -306,6 +306,20 @@ def test_what_a_template_leaves_out_is_told_once(caplog):
     assert caplog.text.count('leaves out what message 0 (system) says') == 1
 
 
+def test_calls_of_tools_that_a_template_leaves_out_are_told(caplog):
+    call = {'type': 'function', 'function': {'name': 'f', 'arguments': {'a': 1}}}
+    said = [SAID[1], {'role': 'assistant', 'content': 'I look.', 'tool_calls': [call]}]
+    calls = '{{ m.content }}{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}'
+    ids_of(LOOP.replace('BODY', calls), said)
+    ids_of(LOOP.replace('BODY', '{{ m.content }}{{ m.tool_calls[0].function.name }}'), said[1:])
+    assert not caplog.text
+    ids_of(CHATML, said)
+    assert 'leaves out the tool_calls of all messages' in caplog.text
+    said[1]['content'] = None  # as OpenAI's clients have it
+    with pytest.raises(UserError, match="'str'.*; message 1 has no content: give it one"):
+        ids_of(CHATML, said)
+
+
 @pytest.mark.parametrize('what', ['tools', 'documents'])
 def test_options_without_effect(what):
     given = TOOLS if what == 'tools' else [{'title': 'a', 'text': 'b'}]
