@@ -93,6 +93,9 @@ def read(directory: Path) -> tuple[ModelConfig, Tensors]:
             )
     tensors = Joined(parts, settings.get('dim'))
     vocab = tensors.shape(_EMBEDDING)[0]
+    stated, rows = settings.get('vocab_size'), parts[0].shape(_EMBEDDING)[0]
+    if isinstance(stated, int) and stated > vocab and rows and not stated % rows:
+        raise _other_number(directory, parts, stated / rows)
     config = config_from_meta(
         settings,
         vocab=vocab,
@@ -100,14 +103,17 @@ def read(directory: Path) -> tuple[ModelConfig, Tensors]:
         context=_context(directory, settings, vocab),
         rope_factor=_rope_factor(directory, settings),
     )
-    rows = parts[0].places.get('layers.0.feed_forward.w1.weight')
-    if rows and rows.shape and rows.shape[0] * len(parts) != config.ffn:
-        wanted = config.ffn / max(1, rows.shape[0])
-        raise UserError(
-            f'{directory} has {len(parts)} files of weights, and by {_SETTINGS} there are '
-            f'{wanted:g}: fetch all of them, and no others'
-        )
+    gate = parts[0].places.get('layers.0.feed_forward.w1.weight')
+    if gate and gate.shape and gate.shape[0] * len(parts) != config.ffn:
+        raise _other_number(directory, parts, config.ffn / max(1, gate.shape[0]))
     return config, tensors
+
+
+def _other_number(directory: Path, parts: Sequence[Stored], wanted: float) -> UserError:
+    return UserError(
+        f'{directory} has {len(parts)} files of weights, and by {_SETTINGS} there are '
+        f'{wanted:g}: fetch all of them, and no others'
+    )
 
 
 def tokenizer_of(directory: Path) -> Path:

@@ -73,6 +73,10 @@ def test_an_adapter_beside_the_model_is_told_of(tmp_path, caplog):
     save_file(ZEROS, tmp_path / 'adapter_model.safetensors')
     same(directory.weights(tmp_path), A)
     assert f'{tmp_path} holds an adapter (PEFT) beside the model: it is not applied' in caplog.text
+    (tmp_path / 'model.safetensors').unlink()
+    caplog.clear()
+    assert 'holds an adapter (PEFT) and no model' in refused(tmp_path)
+    assert not caplog.text
 
 
 def test_without_an_index_the_usual_name_counts_else_the_only_file(tmp_path):

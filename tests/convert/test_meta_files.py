@@ -126,7 +126,10 @@ def test_parts_that_do_not_belong_together(tmp_path):
     (tmp_path / 'consolidated.02.pth').rename(tmp_path / 'other.pth')
     assert 'consolidated.02.pth missing (1 of' in refused(tmp_path)
     (tmp_path / 'consolidated.03.pth').unlink()
-    assert 'has 2 files of weights, and by params.json there are 4' in refused(tmp_path)
+    two = 'has 2 files of weights, and by params.json there are 4'
+    assert two in refused(tmp_path)
+    (tmp_path / 'params.json').write_text(json.dumps(PARAMS | {'vocab_size': CONFIG.vocab}))
+    assert two in refused(tmp_path)  # and not that the vocabulary is another
     saved(tmp_path / 'consolidated.01.pth', {k: v for k, v in tensors.items() if 'wq' not in k})
     assert 'consolidated.01.pth: layers.0.attention.wq.weight is not as in' in refused(tmp_path)
     saved(tmp_path / 'consolidated.01.pth', tensors)
