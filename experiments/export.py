@@ -34,6 +34,7 @@ from llama_jax.convert import (
 )
 from llama_jax.convert.renamed import Renamed, apart
 from llama_jax.convert.tensors import Tensors, check_llama
+from llama_jax.data.load_tokenizer import for_model
 from llama_jax.data.progress import Progress
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
@@ -184,9 +185,11 @@ def _run(checkpoint: str) -> Source:
     from llama_jax.train import restore
 
     workdir, step = restore.named(checkpoint)
-    config = restore.experiment_of(workdir).model
+    experiment = restore.experiment_of(workdir)
+    config = experiment.model
     check_llama(config)
-    tokenizer = tokenizer_of(workdir)
+    marks = experiment.objective.marks
+    tokenizer = for_model(tokenizer_of(workdir), ids=config.ids, marks=marks)
 
     def params() -> Params:
         try:

@@ -42,12 +42,11 @@ def made(
     of SentencePiece. `begin`: bos stands before every text. A text that the library gives other
     ids is told in a warning."""
     files = {}
+    content = _content(tokenizer)
     if isinstance(tokenizer, SentencePiece):
-        theirs = of_sentencepiece(tokenizer.content)
-        files[tokenizer.FILE] = tokenizer.content
-        other = difference(
-            lambda text: theirs.encode(text, add_special_tokens=False).ids, tokenizer.content
-        )
+        theirs = of_sentencepiece(content)
+        files[tokenizer.FILE] = content
+        other = difference(lambda text: theirs.encode(text, add_special_tokens=False).ids, content)
         if other is not None:
             log.warning(
                 'tokenizer.json gives %.60r other tokens than the model: libraries differ in ties '
@@ -57,7 +56,7 @@ def made(
     else:
         from tokenizers import Tokenizer as Library
 
-        theirs = Library.from_str(tokenizer.content.decode())
+        theirs = Library.from_str(content.decode())
     names = {i: name for name, i in tokenizer.control.items()}
     special = {'bos': tokenizer.bos_id, 'eos': tokenizer.eos_id, 'pad': tokenizer.pad_id}
     tokens = {
@@ -86,6 +85,25 @@ def made(
     if template:
         files['chat_template.jinja'] = template.encode()
     return files
+
+
+def _content(tokenizer: Tokenizer) -> bytes:
+    """Its file, without the tokens that it is narrower by: a model has no rows for them."""
+    n = tokenizer.vocab_size
+    if tokenizer.whole is tokenizer:
+        return tokenizer.content
+    if isinstance(tokenizer, SentencePiece):
+        proto = parse(tokenizer.content)
+        del proto.pieces[n:]
+        spec = proto.trainer_spec
+        spec.vocab_size = n
+        for name in ('bos_id', 'pad_id'):
+            if getattr(spec, name) >= n:
+                setattr(spec, name, -1)
+        return proto.SerializeToString()
+    content = json.loads(tokenizer.content)
+    content['added_tokens'] = [token for token in content['added_tokens'] if token['id'] < n]
+    return json.dumps(content, ensure_ascii=False).encode()
 
 
 def _before(token: Any, i: Any) -> Any:

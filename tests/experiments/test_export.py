@@ -1,6 +1,7 @@
 """Models written for other programs, read back bit for bit; and what is refused before."""
 
 import fcntl
+import io
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+import sentencepiece
 
 from experiments import export, models
 from llama_jax import mesh as meshes
@@ -24,6 +26,7 @@ from llama_jax.model.patterns import Window
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.text import template_files
 from llama_jax.text.chat import FORMATS, end_ids
+from llama_jax.text.files import tokenizer_of
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.template import Template
 from tests.convert import run as runs
@@ -49,6 +52,22 @@ CONFIG = ModelConfig(
 @pytest.fixture(scope='module')
 def tokenizer():
     return train(list(CHINESE), vocab=600, kind='bpe')
+
+
+def plain_sentencepiece():
+    """A model without control tokens of ours."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CHINESE),
+        model_writer=model,
+        vocab_size=400,
+        model_type='bpe',
+        byte_fallback=True,
+        normalization_rule_name='identity',
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return model.getvalue()
 
 
 @pytest.fixture(scope='module')
@@ -99,6 +118,29 @@ def test_a_run_for_transformers(run_script, run, tokenizer):
     found = pretrained.find('out').text()
     assert found.begin == (1,) and found.vocabulary.digest == tokenizer.digest
     assert found.chat is None
+
+
+@pytest.mark.parametrize('kind', ['tokenizer.model', 'tokenizer.json'])
+def test_tokens_that_a_model_has_no_rows_for_are_left_out(run_script, tmp_path, kind):
+    from tokenizers import Tokenizer
+
+    theirs = tmp_path / kind
+    theirs.write_bytes(
+        written.trained().to_str().encode() if kind.endswith('json') else plain_sentencepiece()
+    )
+    whole = tokenizer_of(theirs)
+    config = replace(CONFIG, vocab=whole.pad_id)  # ours are behind theirs
+    path = runs.save(tmp_path / 'run', config, runs.random_params(config), whole)
+    (path / 'tokenizer.model').unlink()
+    whole.save_to(path)
+    assert run_script(export.main, 'out', '--checkpoint', path, '--to', 'huggingface')[0] == 0
+    found = Tokenizer.from_file('out/tokenizer.json')
+    assert found.get_vocab_size() == config.vocab
+    assert max(found.encode('a <mask> 你好').ids) < config.vocab
+    for name in ('config.json', 'generation_config.json'):
+        assert json.loads(Path('out', name).read_text())['pad_token_id'] == whole.eos_id
+    back = tokenizer_of('out')
+    np.testing.assert_array_equal(back.encode('a <mask> 你好'), whole.encode('a <mask> 你好'))
 
 
 @pytest.mark.parametrize('out', ['out', 'out.gguf'])
