@@ -77,7 +77,7 @@ def main() -> None:
             f'{workdir} is a run of a comparison, which takes it for finished once it '
             'has an evaluation.json: give --output FILE'
         )
-    if not path.parent.is_dir():
+    if options.output and not path.parent.is_dir():
         raise UserError(f'--output {path}: there is no directory {path.parent}: make it first')
     mesh = meshes.make(options.mesh)
     trained = load(options.run, mesh, what='RUN')

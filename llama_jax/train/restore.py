@@ -11,6 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from llama_jax import layout
+from llama_jax.convert.pretrained import PACKAGES
 from llama_jax.data.load_tokenizer import for_model
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
@@ -100,8 +101,15 @@ def experiment_of(workdir: Path) -> Experiment:
     """The settings of a run. Raises UserError when there is none."""
     facts = read_run(workdir)
     if facts is None:
+        others = workdir.suffix == '.gguf' or str(workdir) in PACKAGES
+        others |= any((workdir / name).is_file() for name in ('config.json', 'params.json'))
         raise UserError(
-            f'{workdir} holds no run: give the --workdir of a training, such as runs/quickstart'
+            f'{workdir} holds no run: '
+            + (
+                f'these are weights of others, for --weights {workdir} (--from of evaluate)'
+                if others
+                else 'give the --workdir of a training, such as runs/quickstart'
+            )
         )
     return from_dict(facts['experiment'])
 

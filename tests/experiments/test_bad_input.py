@@ -198,6 +198,13 @@ def test_scripts_refuse_urls_by_name(run_script, script, arguments):
 
 
 def test_a_result_with_nowhere_to_go(run_script, tmp_path):
+    code, _, (line,) = run_script(evaluate.main, 'nowhere')
+    assert code == 2 and line.startswith('error: nowhere holds no run: give the --workdir of')
+    (tmp_path / 'theirs').mkdir()
+    (tmp_path / 'theirs' / 'config.json').write_text('{}')
+    for other in (tmp_path / 'theirs', 'smollm2'):
+        code, _, (line,) = run_script(evaluate.main, other)
+        assert code == 2 and f'{other} holds no run: these are weights of others, for --w' in line
     code, _, (line,) = run_script(evaluate.main, 'run', '--output', tmp_path / 'no' / 'x.json')
     assert code == 2 and 'there is no directory' in line
 
