@@ -16,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import make_dataclass
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
 
@@ -249,6 +250,25 @@ def main(script: Callable[[], None]) -> None:
         _end(str(stopped), stopped.exit_code, at_once=True)
     except KeyboardInterrupt:
         _end('stopped by SIGINT', 130)
+
+
+@contextlib.contextmanager
+def whole_text() -> Iterator[None]:
+    """Within it a text is printed piece by piece: its last line is ended, and what is logged
+    meanwhile comes after it, for both may go to one terminal."""
+    root = logging.getLogger()
+    handlers = root.handlers[:]
+    held = [MemoryHandler(10_000, logging.CRITICAL + 1, target=handler) for handler in handlers]
+    root.handlers[:] = held
+    try:
+        yield
+    finally:
+        try:
+            print(flush=True)
+        finally:
+            root.handlers[:] = handlers
+            for handler in held:
+                handler.close()  # which passes on what it holds
 
 
 def _unread() -> bool:

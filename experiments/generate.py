@@ -137,11 +137,11 @@ def main() -> None:
         (whole,) = generator([prompt], sources=sources, speculate=how, **draws)
         pieces, went = iter([whole.tokens]), whole.speculation
         guesses = f'{went.acceptance:.0%} of {went.guessed} guesses accepted; ' if went else ''
-    print(before, end='', flush=True)
-    for tokens in pieces:
-        n_tokens += len(tokens)
-        print(detokenize(tokens), end='', flush=True)
-    print()
+    with cli.whole_text():
+        print(before, end='', flush=True)
+        for tokens in pieces:
+            n_tokens += len(tokens)
+            print(detokenize(tokens), end='', flush=True)
     seconds = time.perf_counter() - begin
     step = '' if model.step is None else f'step {model.step}; '
     print(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -18,8 +19,10 @@ from llama_jax.convert import params as params_lib
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
+from llama_jax.model import kernels
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.text.chat import Conversation
+from llama_jax.text.detokenizer import Detokenizer
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.train import restore
@@ -195,6 +198,23 @@ def test_the_script_continues_a_prompt_and_answers(run_script, run, gguf):
     )
     assert code == 0 and 'Hi' not in out and 'terse' not in out
     assert error[-1].startswith('[4 tokens in ')
+
+
+def test_what_is_logged_does_not_part_the_text(run_script, run, monkeypatch):
+    options = ('--checkpoint', run, '--prompt', 'def 世', '--temperature', '0', *ONE)
+    _, text, _ = run_script(generate.main, *options)
+    kernels._log_once.cache_clear()
+    monkeypatch.setattr('sys.stderr', sys.stdout)  # one terminal
+    _, out, _ = run_script(generate.main, *options)
+    assert '\nattention: ' in out and text in out
+
+    monkeypatch.setattr(Detokenizer, '__call__', refuse)
+    code, out, _ = run_script(generate.main, *options)
+    assert code == 2 and out.endswith('def 世\nerror: not finite\n')
+
+
+def refuse(*_):
+    raise UserError('not finite')
 
 
 @pytest.mark.parametrize('guesses', ['lookup', 'draft'])
