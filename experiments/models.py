@@ -18,6 +18,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.text import template_files
 from llama_jax.text.chat import ChatFormat, Conversation, end_ids
+from llama_jax.text.template import Template
 from llama_jax.text.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,11 @@ class Pretrained:
         if template is None:
             return self
         chat = template_files.chosen(template)
+        if isinstance(chat, Template) and (names := chat.unknown(self.vocabulary)):
+            log.warning(
+                '--chat-template %s writes %s, no token of %s: the model reads it as text',
+                *(template, ', '.join(names), self.name),
+            )
         return replace(self, chat=chat, end_ids=end_ids(chat, self.vocabulary))
 
     def messages(self, conversation: Conversation) -> list[int]:

@@ -49,6 +49,8 @@ _REASONING = ('reasoning_content', 'thinking', 'reasoning')
 """What templates and clients call an assistant's thoughts."""
 _TEXT_ENDS = ('<|endoftext|>', '<|end_of_text|>', '<|eom_id|>', '<|eom|>')
 """Tokens that end an answer wherever a vocabulary has them."""
+_NAMES = re.compile(r'<\|[^<|>\s]+\|>|<(?:start|end)_of_turn>')
+"""What spells a control token in the templates of most makers."""
 _CONTINUED = 'CONTINUE_FINAL_MESSAGE_TAG '
 _SOURCE = 1 << 18
 """Characters of a template at most; the longest known one has 40,000."""
@@ -94,6 +96,16 @@ class Template:
             return ends
         first = [part for part in parts if isinstance(part, int) or part.strip()][:1]
         return (*(part for part in first if isinstance(part, int)), *ends)
+
+    def unknown(self, vocabulary: Vocabulary) -> list[str]:
+        """What it writes as control tokens and the vocabulary has not: the model reads text."""
+        said = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+        tokens = self._spelt(vocabulary)
+        try:
+            text = self._rendered(Conversation(said), tokens)
+        except UserError:
+            return []
+        return sorted({*_NAMES.findall(text)} - {*_control(vocabulary, tokens)})
 
     def render(self, conversation: Conversation) -> str:
         """The text of the prompt; control tokens are spelled by name."""

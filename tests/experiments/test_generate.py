@@ -217,6 +217,14 @@ def refuse(*_):
     raise UserError('not finite')
 
 
+def test_a_template_with_tokens_of_another_model_is_told(run_script, gguf, tmp_path):
+    asked = ('--weights', gguf, '--chat', 'Hi', '--chat-template', 'own.jinja', *ONE)
+    for source, told in ((written.TEMPLATE, 0), (written.TEMPLATE.replace('im_end', 'end'), 1)):
+        (tmp_path / 'own.jinja').write_text(source)
+        code, _, error = run_script(generate.main, *asked)
+        assert code == 0 and sum('writes <|end|>, no token of' in line for line in error) == told
+
+
 @pytest.mark.parametrize('guesses', ['lookup', 'draft'])
 def test_guesses_leave_the_text_as_it_is(run_script, run, guesses):
     options = ['--checkpoint', run, '--prompt', 'def 世', '--temperature', '0', *ONE[:-2]]
