@@ -94,7 +94,7 @@ def test_a_directory_without_a_model_is_refused(tmp_path):
         ('null', 'it holds null and not settings'),
         ('{"vocab_size": 7', 'no JSON: Expecting'),
         ('{"vocab_size": 7, "vocab_size": 8}', "no JSON: 'vocab_size' is there twice"),
-        ('[' * 9000, 'no JSON: maximum recursion'),
+        ('[' * 100_000, 'no JSON'),
         ('Entry not found', 'no JSON'),
         ('\xff', 'no JSON'),
         ('version https://git-lfs.github.com/spec/v1', 'a pointer of git-lfs'),
