@@ -62,8 +62,8 @@ def parameters():
     with jax.set_mesh(make_mesh('one device')):
         params = layers.create(CONFIG, jax.random.key(0), make_mesh('one device'))
         extra = jax.jit(lambda: OBJECTIVE.extra(CONFIG, jax.random.key(1)))()
-    extra = jax.tree.map(lambda x: 2 * x, extra) | {'bias': np.float32(0.3)}
-    return jax.device_get((params, extra))
+    params, extra = jax.device_get((params, extra))
+    return params, jax.tree.map(lambda x: 2 * x, extra) | {'bias': np.float32(0.3)}
 
 
 def total(params, extra, batch, key, *, objective=OBJECTIVE):
