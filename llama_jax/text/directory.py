@@ -71,9 +71,7 @@ def read(directory: Path, *, file: Path | None = None, rows: int = 0) -> Vocabul
     and for a vocabulary that is larger without added tokens already.
     """
     beside = look_beside(directory)
-    if file is None:
-        file = _file_of(directory)
-    vocabulary = _vocabulary(file)
+    file, vocabulary = _found(directory) if file is None else (file, _vocabulary(file))
     try:
         if file.name == MODEL and isinstance(vocabulary, SentencePiece):
             added = {token.content: token for token in _added_of(directory / JSON)}
@@ -85,27 +83,35 @@ def read(directory: Path, *, file: Path | None = None, rows: int = 0) -> Vocabul
         raise UserError(f'{file}: {error}') from None
 
 
-def _file_of(directory: Path) -> Path:
-    """The file with the vocabulary. SentencePiece is taken where the tokenizer.json beside it has
-    as many tokens; what else is called tokenizer.model is taken where there is no other."""
+def _found(directory: Path) -> tuple[Path, Vocabulary]:
+    """The file with the vocabulary, and that. SentencePiece is taken where the tokenizer.json
+    beside it has as many tokens; what else is called tokenizer.model is taken where there is no
+    other."""
     found = [directory / name for name in NAMES if (directory / name).is_file()]
     if not found:
         raise UserError(f'{directory} has neither tokenizer.model nor tokenizer.json')
     if found[0].name != MODEL or len(found) == 1 or found[1].name != JSON:
-        return found[0]
+        return found[0], _vocabulary(found[0])
     model, other = found[:2]
-    size = _vocabulary(other).base_size
+    beside = other, _vocabulary(other)
     try:
-        vocabulary = _vocabulary(model)
+        content = content_of(model)
+        if ranks.is_ranks(content):  # which take seconds to make
+            return beside
+        vocabulary = _of_content(model, content)
     except UserError:
-        return other
-    same = isinstance(vocabulary, SentencePiece) and vocabulary.base_size == size
-    return model if same else other
+        return beside
+    same = isinstance(vocabulary, SentencePiece)
+    same = same and vocabulary.base_size == beside[1].base_size
+    return (model, vocabulary) if same else beside
 
 
 def _vocabulary(path: Path) -> Vocabulary:
     """Whatever kind the file is of. Raises UserError, which names it, for one that is damaged."""
-    content = content_of(path)
+    return _of_content(path, content_of(path))
+
+
+def _of_content(path: Path, content: bytes) -> Vocabulary:
     try:
         if content.lstrip()[:1] == b'{':
             settings = json.loads(content)
