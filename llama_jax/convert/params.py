@@ -3,11 +3,9 @@ stacked on a mesh."""
 
 from __future__ import annotations
 
-import logging
+import functools
 import math
 import os
-import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,20 +18,17 @@ from jax.sharding import Mesh
 from llama_jax import layout, trees
 from llama_jax.convert.fit import Fitted, entry, fitted
 from llama_jax.convert.tensors import ROTATED, InMemory, Scheme, Tensors, sizes_of
+from llama_jax.data.progress import Progress
 from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.unread import Unread
 
-log = logging.getLogger(__name__)
-
 _THREADS = 4
 """Tensors that are read at a time."""
 _PART = 2**18
 """Entries that are looked at at a time: they stay in a processor's cache."""
-_SECONDS = 5.0
-"""Between two lines that tell how far reading has come."""
 
 
 def unread(
@@ -44,7 +39,11 @@ def unread(
     if not isinstance(tensors, Tensors):
         tensors = InMemory(tensors)
     fit = fitted(scheme, tensors, config)
-    progress = Progress(sum(_n_bytes(fit.tensors, name) for name in fit.names.values()))
+    n_bytes = sum(_n_bytes(fit.tensors, name) for name in fit.names.values())
+
+    @functools.cache
+    def progress() -> Progress:  # which counts time from here on: what is found may be read later
+        return Progress('reading weights', n_bytes)
 
     def leaf(path: str, spec: Any) -> Unread:
         return _leaf(scheme, fit, path, spec.ndim, progress)
@@ -113,7 +112,9 @@ def _read(parts: Unread | list[Unread]) -> np.ndarray:
     return room
 
 
-def _leaf(scheme: Scheme, fit: Fitted, path: str, ndim: int, progress: Progress) -> Unread:
+def _leaf(
+    scheme: Scheme, fit: Fitted, path: str, ndim: int, progress: Callable[[], Progress]
+) -> Unread:
     theirs, groups = fit.names[path], entry(scheme, path)[1]
     sizes = sizes_of(fit.config)
     letters, apart = layout.letters_of(path, ndim), groups.replace(',', '')
@@ -121,6 +122,7 @@ def _leaf(scheme: Scheme, fit: Fitted, path: str, ndim: int, progress: Progress)
     dtype = fit.tensors.dtype(theirs)
 
     def read() -> np.ndarray:
+        shown = progress()
         w = np.asarray(fit.tensors[theirs])
         if w.dtype.itemsize > 4:
             w = w.astype(np.float32)
@@ -130,7 +132,7 @@ def _leaf(scheme: Scheme, fit: Fitted, path: str, ndim: int, progress: Progress)
                 'the file is damaged or its training failed; fetch it again, or take another '
                 'checkpoint'
             )
-        progress.add(_n_bytes(fit.tensors, theirs))
+        shown.add(_n_bytes(fit.tensors, theirs))
         if n_rows is not None and len(w) < n_rows:
             w = np.concatenate([w, np.zeros((n_rows - len(w), w.shape[1]), w.dtype)])
         w = w.reshape([sizes[letter] for letter in apart])
@@ -153,24 +155,3 @@ def finite(w: np.ndarray) -> bool:
 
 def _n_bytes(tensors: Tensors, name: str) -> int:
     return math.prod(tensors.shape(name)) * tensors.dtype(name).itemsize
-
-
-class Progress:
-    """Says how far reading has come, every few seconds."""
-
-    def __init__(self, total: int):
-        self._total, self._read, self._said = total, 0, 0.0
-        self._lock = threading.Lock()
-
-    def add(self, n: int) -> None:
-        """So many bytes more."""
-        with self._lock:
-            now = time.monotonic()
-            if not self._read:
-                self._said = now
-            self._read += n
-            if now - self._said >= _SECONDS and self._read < self._total:
-                self._said = now
-                read, total = self._read / 1e9, self._total / 1e9
-                digits = int(total < 10)
-                log.info('reading weights: %.*f of %.*f GB', digits, read, digits, total)
