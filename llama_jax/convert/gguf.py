@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,14 @@ from llama_jax.convert import params as convert_params
 from llama_jax.convert.gguf_file import File, read
 from llama_jax.convert.meta import half_split, interleaved
 from llama_jax.convert.tensors import Scheme
+from llama_jax.convert.values import at, count, number
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
 
 log = logging.getLogger(__name__)
 
+_WHERE = 'GGUF: llama'
 _LAYER = 'blk.{i}.'
 GGUF = Scheme(
     name='GGUF llama',
@@ -95,17 +96,8 @@ def config_from_gguf(file: File) -> ModelConfig:
         elif value not in _FIXED.get(name, (0,)) and (value != 0 or name == 'attention.causal'):
             raise UserError(f'GGUF: llama.{name} = {value!r} is not supported')
 
-    def get(name: str, default: Any = None) -> Any:
-        value = own.get(name, default)
-        if value is None:
-            raise UserError(f'GGUF: llama.{name} is missing')
-        if isinstance(value, list):  # one value per layer
-            if len(set(map(str, value))) != 1:
-                raise UserError(f'GGUF: llama.{name} differs from layer to layer: {value}')
-            value = value[0]
-        if isinstance(value, bool | str) or not 0 < value < math.inf:
-            raise UserError(f'GGUF: llama.{name} = {value!r} is no positive number')
-        return value
+    def get(name: str, default: int | None = None) -> int:
+        return count({name: _of_all_layers(name, own.get(name))}, name, _WHERE, default)
 
     tokens = file.settings.get('tokenizer.ggml.tokens')
     dim, heads = get('embedding_length'), get('attention.head_count')
@@ -113,7 +105,7 @@ def config_from_gguf(file: File) -> ModelConfig:
     for name in ('attention.value_length', 'rope.dimension_count'):
         if get(name, head_dim) != head_dim:
             raise UserError(
-                f'GGUF: llama.{name} = {own[name]} is not supported, only the head '
+                f'{at(_WHERE, name)} = {own[name]} is not supported, only the head '
                 f'dimension {head_dim}'
             )
     rope = gguf_rope.from_gguf(own, file.rope_factors, head_dim=head_dim)
@@ -128,9 +120,18 @@ def config_from_gguf(file: File) -> ModelConfig:
         context=rope.context,
         rope_theta=rope.theta,
         rope_scaling=rope.scaling,
-        norm_eps=gguf_rope.as_written(get('attention.layer_norm_rms_epsilon')),
+        norm_eps=gguf_rope.as_written(number(own, 'attention.layer_norm_rms_epsilon', _WHERE)),
         tied='output.weight' not in file.tensors,
     )
+
+
+def _of_all_layers(name: str, value: Any) -> Any:
+    """A setting that some files give for each layer. Raises UserError where these differ."""
+    if not isinstance(value, list):
+        return value
+    if len(set(map(str, value))) != 1:
+        raise UserError(f'{at(_WHERE, name)} differs from layer to layer: {value}')
+    return value[0]
 
 
 def params_from_gguf(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
