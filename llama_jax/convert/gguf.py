@@ -27,6 +27,7 @@ from llama_jax.model.layers import Params
 log = logging.getLogger(__name__)
 
 _WHERE = 'GGUF: llama'
+_EPS = 'attention.layer_norm_rms_epsilon'
 _LAYER = 'blk.{i}.'
 GGUF = Scheme(
     name='GGUF llama',
@@ -51,7 +52,7 @@ GGUF = Scheme(
 _READ = gguf_rope.KEYS | {
     *('vocab_size', 'embedding_length', 'block_count', 'feed_forward_length'),
     *('attention.head_count', 'attention.head_count_kv', 'attention.key_length'),
-    *('attention.value_length', 'attention.layer_norm_rms_epsilon', 'rope.dimension_count'),
+    *('attention.value_length', _EPS, 'rope.dimension_count'),
 }
 # What this decoder has of each, besides 0, by which files leave a thing out.
 _FIXED: dict[str, tuple[Any, ...]] = {
@@ -97,7 +98,7 @@ def config_from_gguf(file: File) -> ModelConfig:
             raise UserError(f'GGUF: llama.{name} = {value!r} is not supported')
 
     def get(name: str, default: int | None = None) -> int:
-        return count({name: _of_all_layers(name, own.get(name))}, name, _WHERE, default)
+        return count(_of_all_layers(own, name), name, _WHERE, default)
 
     tokens = file.settings.get('tokenizer.ggml.tokens')
     dim, heads = get('embedding_length'), get('attention.head_count')
@@ -120,18 +121,20 @@ def config_from_gguf(file: File) -> ModelConfig:
         context=rope.context,
         rope_theta=rope.theta,
         rope_scaling=rope.scaling,
-        norm_eps=gguf_rope.as_written(number(own, 'attention.layer_norm_rms_epsilon', _WHERE)),
+        norm_eps=gguf_rope.as_written(number(_of_all_layers(own, _EPS), _EPS, _WHERE)),
         tied='output.weight' not in file.tensors,
     )
 
 
-def _of_all_layers(name: str, value: Any) -> Any:
-    """A setting that some files give for each layer. Raises UserError where these differ."""
-    if not isinstance(value, list):
-        return value
-    if len(set(map(str, value))) != 1:
-        raise UserError(f'{at(_WHERE, name)} differs from layer to layer: {value}')
-    return value[0]
+def _of_all_layers(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A setting, by its name, that some files give for each layer. Raises UserError where these
+    differ."""
+    value = settings.get(name)
+    if isinstance(value, list):
+        if len(set(map(str, value))) != 1:
+            raise UserError(f'{at(_WHERE, name)} differs from layer to layer: {value}')
+        value = value[0]
+    return {name: value}
 
 
 def params_from_gguf(tensors: Mapping[str, np.ndarray], config: ModelConfig) -> Params:
