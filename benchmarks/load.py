@@ -18,21 +18,20 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import tyro
 
 from llama_jax import mesh as meshes
 from llama_jax import trees
-from llama_jax.convert import huggingface, huggingface_config, params
-from llama_jax.convert.tensors import fused, sizes_of
+from llama_jax.convert import export_huggingface, huggingface, params
+from llama_jax.convert.tensors import Tensors, fused, sizes_of
 from llama_jax.generate.engine import Generator
 from llama_jax.generate.quantized import Quantization
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.text.tokenizer import Special
 
 CONFIG = ModelConfig(
     vocab=32000, dim=1536, layers=16, heads=16, kv_heads=4, head_dim=96, ffn=4352, context=2048
@@ -44,7 +43,7 @@ CASES: dict[str, tuple[Compute, Quantization]] = {
     'int4': (Compute(), Quantization(weights='int4')),
 }
 SHARD = 400_000_000
-"""Bytes of a file, about."""
+"""Bytes of a file, at most."""
 
 
 @dataclass(frozen=True)
@@ -121,44 +120,46 @@ def resident(what: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+class Random(Tensors):
+    """Weights of a Hugging Face model, drawn one tensor at a time."""
+
+    def __init__(self, config: ModelConfig):
+        table, sizes = huggingface.HUGGING_FACE.table.items(), sizes_of(config)
+        names = [
+            (theirs.format(i=i), fused(groups, sizes))
+            for path, (theirs, groups) in table
+            for i in (range(config.layers) if path.startswith('blocks.') else (None,))
+        ]
+        self._shapes = dict(names)
+        self._random = np.random.default_rng(0)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        shape = self._shapes[name]
+        return self._random.standard_normal(shape, np.float32) * shape[-1] ** -0.5
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> np.dtype:
+        return np.dtype(np.float32)
+
+
 def write(directory: Path, config: ModelConfig) -> None:
-    """Random weights as a Hugging Face model in several files, made one tensor at a time."""
-    settings = json.dumps(huggingface_config.config_to_huggingface(config))
-    (directory / 'config.json').write_text(settings, encoding='utf-8')
-    shards: list[dict[str, tuple[int, ...]]] = [{}]
-    for name, shape in _tensors(config):
-        if 2 * sum(map(math.prod, shards[-1].values())) > SHARD:
-            shards.append({})
-        shards[-1][name] = shape
-    random, homes = np.random.default_rng(0), {}
-    for i, shapes in enumerate(shards):
-        file = f'model-{i + 1:05}-of-{len(shards):05}.safetensors'
-        header: dict[str, Any] = {}
-        end = 0
-        for name, shape in shapes.items():
-            begin, end = end, end + 2 * math.prod(shape)
-            header[name] = {'dtype': 'BF16', 'shape': shape, 'data_offsets': [begin, end]}
-        said = json.dumps(header).encode()
-        with open(directory / file, 'wb') as out:
-            out.write(len(said).to_bytes(8, 'little') + said)
-            for shape in shapes.values():
-                w = random.standard_normal(shape, np.float32) * shape[-1] ** -0.5
-                out.write(w.astype(ml_dtypes.bfloat16).tobytes())
-        homes |= dict.fromkeys(shapes, file)
-    index = json.dumps({'metadata': {}, 'weight_map': homes})
-    (directory / 'model.safetensors.index.json').write_text(index, encoding='utf-8')
-
-
-def _tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the files, in the order of the layers."""
-    table, sizes = huggingface.HUGGING_FACE.table.items(), sizes_of(config)
-    for i in range(config.layers):
-        for path, (theirs, groups) in table:
-            if path.startswith('blocks.'):
-                yield theirs.format(i=i), fused(groups, sizes)
-    for path, (theirs, groups) in table:
-        if not path.startswith('blocks.') and not (config.tied and path == 'head_VD'):
-            yield theirs, fused(groups, sizes)
+    """A random model in several files."""
+    tensors, special = Random(config), Special(1, 2)
+    export_huggingface.write(
+        *(directory, config, tensors),
+        dtype='bfloat16',
+        ids=special,
+        files={},
+        shard_bytes=SHARD,
+    )
 
 
 if __name__ == '__main__':

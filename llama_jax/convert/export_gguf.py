@@ -7,22 +7,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 
 from llama_jax.convert import gguf_rope, whole
-from llama_jax.convert.export_huggingface import cast
+from llama_jax.convert.export_huggingface import KINDS, cast
+from llama_jax.convert.stored import FLOATS
 from llama_jax.convert.tensors import Tensors, check_llama
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 
 Dtype = Literal['float32', 'bfloat16', 'float16', 'q8_0']
-_KINDS = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16', 'q8_0': 'Q8_0'}
-_NUMPY = {
-    'F32': np.dtype(np.float32),
-    'F16': np.dtype(np.float16),
-    'BF16': np.dtype(ml_dtypes.bfloat16),
-}
+_KINDS: dict[str, str] = dict([*KINDS.items(), ('q8_0', 'Q8_0')])
 _FILE_TYPES = {'F32': 0, 'F16': 1, 'Q8_0': 7, 'BF16': 32}
 """What most tensors of a file are, by llama.cpp's numbers."""
 
@@ -128,8 +123,8 @@ def _kind(shape: tuple[int, ...], dtype: Dtype) -> str:
 def _bytes(name: str, w: np.ndarray, kind: str) -> memoryview:
     import gguf
 
-    if kind in _NUMPY:
-        found = cast(name, w, _NUMPY[kind], kind)
+    if kind in FLOATS:
+        found = cast(name, w, FLOATS[kind], kind)
     else:
         w = cast(name, w, np.dtype(np.float32), 'float32')
         cast(name, w / 127, np.dtype(np.float16), 'q8_0')  # as large as the scale of a block is

@@ -9,23 +9,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 
 from llama_jax.convert import whole
 from llama_jax.convert.huggingface_config import config_to_huggingface
+from llama_jax.convert.stored import FLOATS
 from llama_jax.convert.tensors import Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.text.tokenizer import Special
 
 Dtype = Literal['float32', 'bfloat16', 'float16']
-_DTYPES: dict[Dtype, tuple[str, np.dtype]] = {
-    'float32': ('F32', np.dtype(np.float32)),
-    'bfloat16': ('BF16', np.dtype(ml_dtypes.bfloat16)),
-    'float16': ('F16', np.dtype(np.float16)),
-}
-"""Name in a file of safetensors, and numpy's type."""
+KINDS: dict[Dtype, str] = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}
+"""Names in a file of safetensors; see FLOATS for numpy's types."""
 
 
 def write(
@@ -56,7 +52,7 @@ def write(
         special['pad_token_id'] = ids.pad_id
     settings |= {'vocab_size': config.ids, **special, 'dtype': dtype, 'torch_dtype': dtype}
     shards = _shards(tensors, dtype, shard_bytes)
-    size = sum(map(math.prod, map(tensors.shape, tensors))) * _DTYPES[dtype][1].itemsize
+    size = sum(map(math.prod, map(tensors.shape, tensors))) * FLOATS[KINDS[dtype]].itemsize
     with whole.written(out, size=size, directory=True) as partial:
         homes: dict[str, str] = {}
         for i, names in enumerate(shards, 1):
@@ -77,7 +73,7 @@ def write(
 def own_dtype(tensors: Tensors) -> Dtype:
     """The type of the tensors; float32 where they are mixed, for it holds them all."""
     found = {tensors.dtype(name) for name in tensors}
-    return next((name for name, (_, dtype) in _DTYPES.items() if {dtype} == found), 'float32')
+    return next((name for name, kind in KINDS.items() if {FLOATS[kind]} == found), 'float32')
 
 
 def cast(name: str, w: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
@@ -108,7 +104,7 @@ def _shards(tensors: Tensors, dtype: Dtype, most: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     n = 0
     for name in tensors:
-        size = math.prod(tensors.shape(name)) * _DTYPES[dtype][1].itemsize
+        size = math.prod(tensors.shape(name)) * FLOATS[KINDS[dtype]].itemsize
         if shards[-1] and n + size > most:
             shards.append([])
             n = 0
@@ -125,7 +121,7 @@ def _write_shard(
     progress: Callable[[int], None],
 ) -> None:
     """A file of safetensors: the library's own writer wants all tensors in memory."""
-    kind, numpy_type = _DTYPES[dtype]
+    kind, numpy_type = KINDS[dtype], FLOATS[KINDS[dtype]]
     header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
     at = 0
     for name in names:
@@ -144,7 +140,7 @@ def _write_shard(
 
 def _bytes(names: Sequence[str], tensors: Tensors, dtype: Dtype) -> Iterator[memoryview]:
     for name in names:
-        w = cast(name, tensors[name], _DTYPES[dtype][1], dtype)
+        w = cast(name, tensors[name], FLOATS[KINDS[dtype]], dtype)
         yield np.ascontiguousarray(w).reshape(-1).view(np.uint8).data
 
 

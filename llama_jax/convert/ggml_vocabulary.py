@@ -14,14 +14,13 @@ from llama_jax.convert import gguf_file
 from llama_jax.convert.tokenizer_files import difference
 from llama_jax.errors import UserError
 from llama_jax.text import json_rules, words
+from llama_jax.text.gguf_vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, WHOLE
 from llama_jax.text.sentencepiece_model import SentencePiece, parse
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.text.tokenizer_json import JsonTokenizer
 
 log = logging.getLogger(__name__)
 
-_NORMAL, _UNKNOWN, _CONTROL, _WHOLE, _UNUSED, _BYTE = range(1, 7)
-"""Kinds of token in a GGUF file; SentencePiece has the same numbers."""
 _GGML = 'tokenizer.ggml.'
 _UNLIKELY = -1e6
 """Score of tokens that text does not spell."""
@@ -71,7 +70,7 @@ def fitted(settings: Mapping[str, Any], rows: int) -> dict[str, Any]:
     without a row are left out."""
     more = range(len(settings[_GGML + 'tokens']), rows)
     fill: dict[str, list[Any]] = {'tokens': [f'[PAD{i}]' for i in more]}
-    fill |= {'token_type': [_UNUSED for _ in more], 'scores': [_UNLIKELY for _ in more]}
+    fill |= {'token_type': [UNUSED for _ in more], 'scores': [_UNLIKELY for _ in more]}
     fitted = dict(settings)
     for name, values in fill.items():
         if _GGML + name in settings:
@@ -96,7 +95,7 @@ def _of_sentencepiece(model: bytes) -> dict[str, Any]:
             'the tokenizer is a SentencePiece model of another type than bpe, which llama.cpp '
             'reads otherwise: export to huggingface'
         )
-    unknown = [i for i, piece in enumerate(proto.pieces) if piece.type == _UNKNOWN]
+    unknown = [i for i, piece in enumerate(proto.pieces) if piece.type == UNKNOWN]
     return {
         'model': 'llama',
         'tokens': [piece.piece for piece in proto.pieces],
@@ -118,13 +117,13 @@ def _of_json(tokenizer: JsonTokenizer) -> dict[str, Any]:
     names = {i: token for token, i in model['vocab'].items()}
     names |= {token['id']: token['content'] for token in added}
     size = max(names) + 1
-    kinds = [_NORMAL if i in names else _UNUSED for i in range(size)]
+    kinds = [NORMAL if i in names else UNUSED for i in range(size)]
     for token in added:
-        kinds[token['id']] = _CONTROL if token['special'] else _WHOLE
+        kinds[token['id']] = CONTROL if token['special'] else WHOLE
         if any(token.get(flag) for flag in ('lstrip', 'rstrip', 'single_word')):
             log.warning('%r takes spaces from the text, which GGUF cannot say', token['content'])
     for i in tokenizer.control.values():
-        kinds[i] = _CONTROL
+        kinds[i] = CONTROL
     merges = [m.split(' ') if isinstance(m, str) else m for m in model['merges']]
     settings = {
         'tokens': [names.get(i, f'[PAD{i}]') for i in range(size)],
@@ -156,13 +155,13 @@ def _of_merges(
     ids = {token: i for i, token in enumerate(settings['tokens'])}
     kinds, scores = settings['token_type'], [0.0] * len(ids)
     for i, kind in enumerate(kinds):
-        if kind == _NORMAL and settings['tokens'][i] in _BYTE_NAMES:
-            kinds[i] = _BYTE
+        if kind == NORMAL and settings['tokens'][i] in _BYTE_NAMES:
+            kinds[i] = BYTE
     for rank, (left, right) in reversed(list(enumerate(merges))):
         scores[ids[left + right]] = -float(rank)
     unknown = json.loads(tokenizer.content)['model'].get('unk_token')
     if unknown in ids:
-        kinds[ids[unknown]] = _UNKNOWN
+        kinds[ids[unknown]] = UNKNOWN
     proto = sentencepiece_model_pb2.ModelProto()
     proto.trainer_spec.model_type = proto.trainer_spec.BPE
     proto.trainer_spec.byte_fallback = True

@@ -16,23 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from llama_jax.convert import gguf_header, gguf_rope, stored
-from llama_jax.convert.stored import Place, damaged, opened
+from llama_jax.convert.stored import FLOATS, Place, damaged, opened
 from llama_jax.convert.tensors import Tensors
 from llama_jax.errors import UserError
 
 _PART = re.compile(r'(.+)-\d{5}-of-(\d{5})\.gguf')
 _ROW = 2**14
 """A sixteenth of the entries that are dequantised at a time."""
-_PLAIN = {
-    'F32': np.dtype(np.float32),
-    'F16': np.dtype(np.float16),
-    'BF16': np.dtype(ml_dtypes.bfloat16),
-}
-"""Types that are not dequantised, by their names in GGUF."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +115,13 @@ class _Tensor:
 
     @property
     def dtype(self) -> np.dtype:
-        return _PLAIN.get(self.kind.name, np.dtype(np.float32))
+        return FLOATS.get(self.kind.name, np.dtype(np.float32))
 
     def read(self) -> np.ndarray:
         from gguf import dequantize
 
         raw = stored.read(self.place)
-        if self.kind.name in _PLAIN:
+        if self.kind.name in FLOATS:
             return raw.view(self.dtype).reshape(self.shape)
         return dequantize(raw, self.kind).astype(np.float32, copy=False).reshape(self.shape)
 
@@ -141,7 +134,7 @@ def _tensor(path: Path, size: int, info: gguf_header.Info) -> _Tensor:
         kind = GGMLQuantizationType(info.kind)
     except ValueError:
         raise _unreadable(info.name, str(info.kind)) from None
-    if kind.name not in _PLAIN and not _can_dequantize(kind):
+    if kind.name not in FLOATS and not _can_dequantize(kind):
         raise _unreadable(info.name, kind.name)
     block, block_bytes = GGML_QUANT_SIZES[kind]
     n_blocks = math.prod(info.shape) // block

@@ -11,20 +11,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from llama_jax.convert.stored import Place, damaged, object_of, opened
+from llama_jax.convert.stored import FLOATS, Place, damaged, object_of, opened
 from llama_jax.errors import UserError
 
 _LONGEST_HEADER = 100_000_000
 """The library refuses longer ones as well."""
-_DTYPES = {
-    'F64': np.dtype(np.float64),
-    'F32': np.dtype(np.float32),
-    'F16': np.dtype(np.float16),
-    'BF16': np.dtype(ml_dtypes.bfloat16),
-}
+_DTYPES = {**FLOATS, 'F64': np.dtype(np.float64)}
 
 
 def places(path: Path) -> dict[str, Place]:

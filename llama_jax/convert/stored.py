@@ -16,11 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import ml_dtypes
 import numpy as np
 
 from llama_jax.convert.tensors import Tensors
 from llama_jax.errors import UserError
 
+FLOATS = {
+    'F32': np.dtype(np.float32),
+    'F16': np.dtype(np.float16),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+}
+"""Types of weights by the names that safetensors and GGUF share."""
 _LONGEST_JSON = 256 << 20
 _PARTIAL = ('.incomplete', '.part', '.partial', '.aria2', '.crdownload', '.download', '.tmp')
 """Endings that downloaders give to a file which is not whole yet."""

@@ -18,7 +18,7 @@ from llama_jax.text.vocabulary import TURNS
 log = logging.getLogger(__name__)
 Kind = TypeVar('Kind', SentencePiece, JsonTokenizer)
 
-_NORMAL, _UNKNOWN, _CONTROL, _WHOLE, _UNUSED, _BYTE = range(1, 7)
+NORMAL, UNKNOWN, CONTROL, WHOLE, UNUSED, BYTE = range(1, 7)
 """Kinds of token; SentencePiece has the same numbers."""
 
 
@@ -41,7 +41,7 @@ def read(settings: Mapping[str, Any], *, rows: int = 0) -> SentencePiece | JsonT
             f'GGUF: tokenizer.ggml.model = {kind!r} is not supported: gpt2 (byte-level) and llama '
             '(SentencePiece) are'
         )
-    kinds = optional('token_type') or [_NORMAL] * len(tokens)
+    kinds = optional('token_type') or [NORMAL] * len(tokens)
     scores = get('scores') if kind == 'llama' else tokens
     for name, column in (('token_type', kinds), ('scores', scores)):
         if len(column) != len(tokens):
@@ -49,7 +49,7 @@ def read(settings: Mapping[str, Any], *, rows: int = 0) -> SentencePiece | JsonT
                 f'GGUF: tokenizer.ggml.{name} is of {len(column)} tokens, and there are '
                 f'{len(tokens)}: the file is damaged, download it again'
             )
-    kinds = [_CONTROL if tokens[i] in TURNS else kind for i, kind in enumerate(kinds)]
+    kinds = [CONTROL if tokens[i] in TURNS else kind for i, kind in enumerate(kinds)]
     pad_id = optional('padding_token_id')
     if pad_id is not None and pad_id >= len(tokens):
         log.warning('the padding token %d is behind the %d tokens: left out', pad_id, len(tokens))
@@ -76,11 +76,11 @@ def read(settings: Mapping[str, Any], *, rows: int = 0) -> SentencePiece | JsonT
         return {token: i for i, (token, kind) in numbered if kind in wanted}
 
     made_of_bytes = ranks.byte_level(
-        of(_NORMAL, _UNUSED, _BYTE),
+        of(NORMAL, UNUSED, BYTE),
         [_pair(merge) for merge in get('merges')],
         splitter=words.splitter(split),
-        control=of(_CONTROL, _UNKNOWN),
-        whole=of(_WHOLE),
+        control=of(CONTROL, UNKNOWN),
+        whole=of(WHOLE),
         special=special,
         ignore_merges=split in words.WHOLE_WORDS,
         begins=begins_with_bos(settings),
@@ -127,7 +127,7 @@ def _sentencepiece(
 ) -> SentencePiece:
     proto = sentencepiece_model_pb2.ModelProto()
     proto.trainer_spec.model_type = proto.trainer_spec.BPE
-    proto.trainer_spec.byte_fallback = _BYTE in kinds
+    proto.trainer_spec.byte_fallback = BYTE in kinds
     proto.normalizer_spec.add_dummy_prefix = space
     proto.normalizer_spec.remove_extra_whitespaces = False
     for piece, score, kind in zip(tokens, scores, kinds, strict=True):
