@@ -121,7 +121,7 @@ def _of_content(path: Path, content: bytes) -> Vocabulary:
         return ranks.from_ranks(content) if ranks.is_ranks(content) else SentencePiece(content)
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is no JSON ({error}): download it again, whole') from None
 
 
@@ -263,6 +263,6 @@ def _object(path: Path) -> dict[str, Any]:
         found = json.loads(content_of(path))
         if not isinstance(found, dict):
             raise ValueError('it holds no names')
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f'{path} is no JSON ({error}): download it again, whole') from None
     return found

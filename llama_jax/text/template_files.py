@@ -78,7 +78,7 @@ def kept(directory: Path) -> ChatFormat | None:
     try:
         content = json.loads(_read(path))
         return FORMATS[content['format']] if 'format' in content else Template(**content)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UserError(f'{path} is damaged ({error}): remove it, and name a format') from None
 
 

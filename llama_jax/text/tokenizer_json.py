@@ -269,7 +269,7 @@ def _read(content: bytes, special: Special) -> tuple[Theirs, Content]:
         settings = json.loads(content)
         dropout = settings['model'].get('dropout')
         settings['model']['dropout'] = None  # which draws other ids every time
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f'not a tokenizer.json ({error}): copy it again') from None
     theirs = _object(settings if dropout else content)
     added = {i: token.special for i, token in theirs.get_added_tokens_decoder().items()}

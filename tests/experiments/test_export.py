@@ -161,7 +161,7 @@ def test_formats_of_runs(tmp_path):
         assert template_files.kept(tmp_path) == chat
     template_files.keep(None, tmp_path)
     assert template_files.kept(tmp_path) is None
-    for content in ('[', '{"format": "x"}', '{"format": 1}', '{"a": 1}', '[]'):
+    for content in ('[', '{"format": "x"}', '{"format": 1}', '{"a": 1}', '[]', '[' * 100_000):
         (tmp_path / 'chat.json').write_text(content)
         with pytest.raises(UserError, match='chat.json is damaged'):
             template_files.kept(tmp_path)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
+from llama_jax.text import directory as directories
 from llama_jax.text import files, ranks
 from llama_jax.text.chat import Conversation
 from llama_jax.text.sentencepiece_model import SentencePiece, parse
@@ -22,6 +23,7 @@ from tests.convert import written
 from tests.convert.written import CONTROL
 from tests.data.corpus import CHINESE
 
+DEEP = b'{"a":' * 100_000
 BASE = 373
 """Tokens of the SentencePiece model without our control tokens."""
 
@@ -130,7 +132,7 @@ def test_the_tokenizer_json_of_another_size_is_the_models(tmp_path, model, other
     put(tmp_path, tokenizer__model=model, tokenizer__json=other.encode())
     put(tmp_path, config__json={'eos_token_id': 2})
     assert isinstance(files.tokenizer_of(tmp_path), JsonTokenizer)
-    for damaged in (POINTER, b'{', b''):  # it might tell of added tokens
+    for damaged in (POINTER, b'{', b'', DEEP):  # it might tell of added tokens
         put(tmp_path, tokenizer__json=damaged)
         with pytest.raises(UserError, match=r'tokenizer.json .*(download it again)'):
             files.tokenizer_of(tmp_path)
@@ -347,3 +349,12 @@ def test_no_message_opens_a_turn_that_the_files_leave_open(tmp_path, model, kind
     }
     assert len(counts) == 1 and counts != {0}
     assert n not in text.vocabulary.encode(name)
+
+
+@pytest.mark.parametrize('name', directories.ALL_NAMES[1:])
+def test_files_that_are_nested_too_deeply(tmp_path, name, other):
+    if name not in directories.NAMES:
+        put(tmp_path, tokenizer__json=other.encode())
+    (tmp_path / name).write_bytes(DEEP)
+    with pytest.raises(UserError, match=f'{name} is no JSON .*download it again'):
+        directories.read(tmp_path)
