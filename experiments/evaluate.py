@@ -77,8 +77,7 @@ def main() -> None:
             f'{workdir} is a run of a comparison, which takes it for finished once it '
             'has an evaluation.json: give --output FILE'
         )
-    if options.output and not path.parent.is_dir():
-        raise UserError(f'--output {path}: there is no directory {path.parent}: make it first')
+    _check(options.output)
     mesh = meshes.make(options.mesh)
     trained = load(options.run, mesh, what='RUN')
     if options.output is None and step is not None:
@@ -101,8 +100,7 @@ def of_origin(name: str, sets: tuple[Source, ...], options: Options) -> None:
     """Measure a run or weights of others, by whichever name."""
     if options.own:
         raise UserError('--own is what a run validates on: give RUN without --from, or --text')
-    if options.output and not options.output.parent.is_dir():
-        raise UserError(f'--output {options.output}: there is no directory for it: make it first')
+    _check(options.output)
     mesh = meshes.make(options.mesh)
     if read_run(named(name, '--from').workdir) is not None:
         trained = load(name, mesh, what='--from')
@@ -123,6 +121,11 @@ def of_origin(name: str, sets: tuple[Source, ...], options: Options) -> None:
         except TooLittleError as error:
             result = {'step': trained.step, 'little': str(error)}
         tell({**result, 'whole': found}, options.output)
+
+
+def _check(output: Path | None) -> None:
+    if output and not output.parent.is_dir():
+        raise UserError(f'--output {output}: there is no directory {output.parent}: make it first')
 
 
 def tell(result: dict[str, Any], path: Path | None) -> None:

@@ -16,10 +16,11 @@ from llama_jax.convert import buffers
 from llama_jax.convert.tensors import Scheme, Tensors, check_llama, fused, sizes_of
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
+from llama_jax.model.layers import TABLES
 
 log = logging.getLogger(__name__)
 
-_EMBEDDING, _HEAD = 'embed_VD', 'head_VD'
+_EMBEDDING, _HEAD = TABLES
 _PART = 2**22
 """Entries that are compared at a time."""
 
@@ -55,7 +56,7 @@ def fitted(scheme: Scheme, tensors: Tensors, config: ModelConfig) -> Fitted:
     names = {
         path.replace('blocks.', f'blocks.{i}.', 1): theirs.format(i=i)
         for path, (theirs, _) in scheme.table.items()
-        if path not in (_EMBEDDING, _HEAD)
+        if path not in TABLES
         for i in (range(config.layers) if '{i}' in theirs else (0,))
     } | tables
     _check_names(scheme, tensors, config, names)
@@ -115,7 +116,7 @@ def _tied(
     scheme: Scheme, tensors: Tensors, config: ModelConfig
 ) -> tuple[ModelConfig, dict[str, str]]:
     """Whether the head is the embedding, and where these two are."""
-    embedding, head = (scheme.table[path][0] for path in (_EMBEDDING, _HEAD))
+    embedding, head = (scheme.table[path][0] for path in TABLES)
     apart = {_EMBEDDING: embedding, _HEAD: head}
     if not config.tied:
         return config, apart
@@ -204,7 +205,7 @@ def _check_shapes(
     for path, theirs in names.items():
         groups = entry(scheme, path)[1]
         shape, wanted = tensors.shape(theirs), fused(groups, sizes_of(config))
-        if path in (_EMBEDDING, _HEAD) and len(shape) == 2:
+        if path in TABLES and len(shape) == 2:
             wanted = shape[0], wanted[1]  # rows that are missing are padding
         if shape != wanted:
             raise UserError(f'{tensors.where(theirs)} has shape {shape}, the settings say {wanted}')

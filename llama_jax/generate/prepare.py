@@ -141,8 +141,7 @@ class _Maker:
         is_divided = first is not None and self._mesh.shape[first] > 1
         if is_divided or not by_rows(kind, self._how.quantization):
             return [x]
-        n = next(n for n in range(1, len(x) + 1) if n == len(x) or x.size // n <= _BLOCK)
-        size = -(-len(x) // n)
+        size = -(-len(x) // -(-x.size // _BLOCK))
         return [x[i : i + size] for i in range(0, len(x), size)]
 
     def _of_host(self, kind: str, x: np.ndarray) -> Any:

@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from llama_jax import layout
 from llama_jax.errors import UserError
+from llama_jax.model.layers import TABLES
 from llama_jax.model.quantized import dense, quantize
 from llama_jax.trees import map_named
 
@@ -26,7 +27,6 @@ _SUMMED = {
     'down_DF': 'F',
 }
 _GROUP = 32
-_TABLES = ('embed_VD', 'head_VD')
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def quantized(path: str, x: jax.Array, how: Quantization, *, whole_int4: bool) -
         return x
     letters = name.rsplit('_', 1)[1]
     summed = tuple(letters.index(letter) for letter in _SUMMED[name])
-    if how.weights == 'int8' or name in _TABLES:
+    if how.weights == 'int8' or name in TABLES:
         return quantize(x, summed)
     group = how.group or _GROUP
     if x.shape[summed[-1]] % group:

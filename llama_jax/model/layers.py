@@ -19,6 +19,8 @@ Params = dict[str, Any]
 
 STACKS = ('blocks', 'encoder_blocks')
 """Parts of the parameters that are of all layers."""
+TABLES = ('embed_VD', 'head_VD')
+"""Parameters with a row for each id."""
 
 
 def create(config: ModelConfig, key: jax.Array, mesh: Mesh) -> Params:

@@ -9,7 +9,7 @@ spells can open or close a turn.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -52,7 +52,7 @@ class Conversation:
 
     def joined(self) -> Conversation:
         """With texts in place of parts."""
-        return self._with_contents(lambda content: _joined(content))
+        return self._with_contents(_joined)
 
     def in_parts(self) -> Conversation:
         """With parts in place of texts."""
@@ -71,7 +71,7 @@ class Conversation:
         ]
         return replace(self, messages=messages)
 
-    def _with_contents(self, change: Any) -> Conversation:
+    def _with_contents(self, change: Callable[[Any], Any]) -> Conversation:
         messages = [
             {**message, 'content': change(message['content'])} if 'content' in message else message
             for message in self.messages

@@ -22,7 +22,7 @@ from llama_jax.convert import pretrained
 from llama_jax.convert.pretrained import Weights
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.model.layers import Params
+from llama_jax.model.layers import TABLES, Params
 from llama_jax.paths import local
 from llama_jax.text import template_files
 from llama_jax.text.chat import ChatFormat
@@ -208,7 +208,7 @@ def grown(params: Params, rows: int, *, ids: int, mesh: Mesh) -> Params:
     """Placed parameters with so many rows of embedding and head; see `pretrained.with_rows`."""
     tables = {
         name: pretrained.with_rows(_whole(params[name]), rows, ids=ids)
-        for name in pretrained.TABLES
+        for name in TABLES
         if name in params
     }
     placed = layout.shardings(tables, mesh)
