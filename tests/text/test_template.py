@@ -342,41 +342,6 @@ def test_templates_for_a_purpose():
     assert template.knows('tools') and not template.knows('developer')
 
 
-def test_refusal_of_a_template():
-    source = "{{ raise_exception('Roles must alternate:\n' + messages[0].role) }}"
-    with pytest.raises(UserError) as refused:
-        ids_of(source, SAID)
-    assert str(refused.value) == 'the chat template refuses: Roles must alternate: system'
-
-
-@pytest.mark.parametrize(
-    ('source', 'named'),
-    [
-        ('{% for %}', 'is no Jinja (line 1'),
-        ('{% if x %}', 'is no Jinja'),
-        ('{{ "a" + 1 }}', 'fails (TypeError)'),
-        ('{{ x.y.z }}', "fails (UndefinedError): 'x' is undefined"),
-        ('{{ messages | urlize }}', "No filter named 'urlize'"),
-        ('{{ lipsum() }}', "'lipsum' is undefined"),
-        ('{% include "a" %}', 'fails (TypeError): no loader'),
-        ('(' * 9 + '{{ ' + '(' * 9999 + '1' + ')' * 9999 + ' }}', 'nested too deeply'),
-        ('a' * (1 << 18) + 'a', 'at most 262144'),
-        ("{{ ('a'.format).args[0].from_string('') }}", "'function object' has no attribute 'args'"),
-        ("{{ 'a'.x.y }}", "'str object' has no attribute 'x'"),
-        ("{{ ''.__class__ }}{{ ''.__class__.mro() }}", 'fails (SecurityError)'),
-        ('{{ messages.append(1) }}', 'fails (SecurityError)'),
-        ("{{ 'a'.encode() }}", 'calls Marked.encode, which is not supported'),
-        ('{{ (1).to_bytes(9999999999) }}', 'calls int.to_bytes'),
-        ('{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}', 'calls itself without end'),
-        ('{% set ns = namespace(a=1) %}{{ ns }}', 'prints a namespace'),
-    ],
-)
-def test_templates_that_fail(source, named):
-    with pytest.raises(UserError) as refused:
-        ids_of(source, SAID)
-    assert named in str(refused.value) and '\n' not in str(refused.value)
-
-
 def test_long_chats_are_not_too_much():
     said = [{'role': role, 'content': 'word ' * 2000} for role in ('user', 'assistant') * 100]
     ids = ids_of(CHATML.replace("['content']", "['content'] | trim"), said)
@@ -402,12 +367,6 @@ def test_threads_share_a_template():
     for thread in threads:
         thread.join()
     assert not errors and texts == dict.fromkeys(range(8), True)
-
-
-def test_without_the_package(monkeypatch):
-    monkeypatch.setitem(__import__('sys').modules, 'jinja2', None)
-    with pytest.raises(UserError, match=r"takes jinja2: pip install -e '.\[weights\]'"):
-        ids_of(CHATML + '{# not seen before #}', SAID)
 
 
 @pytest.mark.parametrize(

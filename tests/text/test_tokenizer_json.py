@@ -297,37 +297,6 @@ def test_ids_are_those_of_the_definition(text):
     assert VOCABULARY().encode(text).tolist() == by_hand(written.vocabulary(), text)
 
 
-def words_of(name, text):
-    from tokenizers import Tokenizer, models
-
-    holder = {'version': '1.0', 'model': json.loads(Tokenizer(models.BPE()).to_str())['model']}
-    parts = ('truncation', 'padding', 'normalizer', 'post_processor', 'decoder')
-    content = holder | dict.fromkeys(parts) | {'added_tokens': [], 'pre_tokenizer': splitter(name)}
-    found = Tokenizer.from_str(json.dumps(content)).pre_tokenizer.pre_tokenize_str(text)
-    return [bytes(BYTES[char] for char in word).decode() for word, _ in found]
-
-
-@pytest.mark.parametrize(
-    ('name', 'text', 'expected'),
-    [
-        ('gpt-2', "It's 123  x\n", ['It', "'s", ' 123', ' ', ' x', '\n']),
-        ('smollm', 'in 19', ['in', ' ', '1', '9']),
-        (
-            'llama-bpe',
-            "It's 12345\n\n  you'LL see:\n",
-            ['It', "'s", ' ', '123', '45', '\n\n', ' ', ' you', "'LL", ' see', ':\n'],
-        ),
-        ('qwen2', "it's 123!", ['it', "'s", ' ', '1', '2', '3', '!']),
-        ('tekken', 'aBcD x12/\n', ['a', 'Bc', 'D', ' x', '1', '2', '/\n']),
-        ('llama4', "isNt's 1234", ['is', "Nt's", ' ', '123', '4']),
-        ('deepseek-coder', 'a b12\nc 滾滾', ['a', ' b', '1', '2', '\n', 'c', ' ', '滾滾']),
-        ('deepseek-v3', '1234a 滾滾!x', ['123', '4', 'a', ' ', '滾滾', '!x']),
-    ],
-)
-def test_words(name, text, expected):
-    assert words_of(name, text) == expected
-
-
 def test_control_tokens_are_ids_and_never_text():
     bpe = VOCABULARY()
     assert bpe.control == {'<|endoftext|>': 0, '<|im_start|>': 1, '<|im_end|>': 2}
