@@ -1,6 +1,5 @@
 """Models written for other programs, read back bit for bit."""
 
-import io
 import json
 import os
 import shutil
@@ -11,7 +10,6 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-import sentencepiece
 
 from experiments import export, models
 from llama_jax import mesh as meshes
@@ -30,26 +28,11 @@ from tests.convert import written
 from tests.data.corpus import CHINESE
 from tests.experiments.exported import CONFIG, refused, run, tokenizer
 from tests.parity.cases import weights
+from tests.text.learnt import sentencepiece_model
 
 __all__ = ['run', 'tokenizer']
 
 TEXTS = ('', 'def f(x):\n    return "a"\t', *CHINESE[:2], '\U0001f600 e\u0301 \x00', '  a   b ')
-
-
-def plain_sentencepiece():
-    """A model without control tokens of ours."""
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(CHINESE),
-        model_writer=model,
-        vocab_size=400,
-        model_type='bpe',
-        byte_fallback=True,
-        normalization_rule_name='identity',
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-    )
-    return model.getvalue()
 
 
 def as_read(config, params, cast=lambda w: w):
@@ -99,7 +82,9 @@ def test_tokens_that_a_model_has_no_rows_for_are_left_out(run_script, tmp_path, 
 
     theirs = tmp_path / kind
     theirs.write_bytes(
-        written.trained().to_str().encode() if kind.endswith('json') else plain_sentencepiece()
+        written.trained().to_str().encode()
+        if kind.endswith('json')
+        else sentencepiece_model(CHINESE, vocab_size=400, hard_vocab_limit=True)
     )
     whole = tokenizer_of(theirs)
     config = replace(CONFIG, vocab=whole.pad_id)  # ours are behind theirs

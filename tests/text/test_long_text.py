@@ -2,19 +2,18 @@
 
 import base64
 import functools
-import io
 import itertools
 import random
 
 import numpy as np
 import pytest
-import sentencepiece
 
 from llama_jax.text import files, long_text
 from llama_jax.text.long_text import PART
 from llama_jax.text.sentencepiece_model import SentencePiece
 from tests.convert import written
 from tests.data.corpus import CHINESE
+from tests.text.learnt import sentencepiece_model
 
 N = 200 * 1024
 LETTERS = random.Random(0)
@@ -46,20 +45,7 @@ def code(modules):
 
 
 def model(texts, **settings):
-    written = io.BytesIO()
-    defaults = dict(
-        vocab_size=1500,
-        model_type='bpe',
-        byte_fallback=True,
-        normalization_rule_name='identity',
-        remove_extra_whitespaces=False,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=written, **(defaults | settings)
-    )
-    return SentencePiece(written.getvalue()).extended()
+    return SentencePiece(sentencepiece_model(texts, **({'vocab_size': 1500} | settings))).extended()
 
 
 @pytest.fixture(scope='module')

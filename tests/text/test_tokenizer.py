@@ -1,4 +1,3 @@
-import io
 import pickle
 
 import hypothesis
@@ -12,6 +11,7 @@ from llama_jax.text import tokenizer as tokenizer_lib
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.sentencepiece_model import SentencePiece, bytes_tokenizer
 from tests.data.corpus import CHINESE
+from tests.text.learnt import sentencepiece_model
 
 NASTY = (
     *('', ' ', '  \n', '\n\n\n', '\t\tif x:\r\n\r', '    return  x   ', '\x00', 'a\x00b'),
@@ -21,28 +21,10 @@ NASTY = (
 )
 
 
-def llama_like(texts, **settings):
-    """A SentencePiece model as others train them: dummy prefix, no control tokens of ours."""
-    model = io.BytesIO()
-    defaults = dict(
-        vocab_size=600,
-        model_type='bpe',
-        byte_fallback=True,
-        normalization_rule_name='identity',
-        remove_extra_whitespaces=False,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=model, **(defaults | settings)
-    )
-    return model.getvalue()
-
-
 @pytest.fixture(scope='module')
 def foreign(modules):
     lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
-    return llama_like(lines)
+    return sentencepiece_model(lines)
 
 
 def check_round_trip(tokenizer, text):
@@ -136,7 +118,7 @@ def test_a_foreign_model_keeps_its_ids_and_gains_the_control_block(foreign):
 
 def test_control_names_that_a_foreign_model_takes_from_text_are_closed_to_text(modules):
     lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
-    model = llama_like(lines, user_defined_symbols=['<mask>'])
+    model = sentencepiece_model(lines, user_defined_symbols=['<mask>'])
     plain = sentencepiece.SentencePieceProcessor(model_proto=model)
     assert plain.piece_to_id('<mask>') in plain.encode('a <mask>')
     tokenizer = SentencePiece(model).extended()
@@ -147,14 +129,18 @@ def test_control_names_that_a_foreign_model_takes_from_text_are_closed_to_text(m
 
 def test_a_model_without_byte_fallback_learns_to_spell(modules):
     lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
-    tokenizer = SentencePiece(llama_like(lines, byte_fallback=False, vocab_size=300)).extended()
+    tokenizer = SentencePiece(
+        sentencepiece_model(lines, byte_fallback=False, vocab_size=300)
+    ).extended()
     assert tokenizer.decode(tokenizer.encode(CHINESE[0])) == CHINESE[0]
     assert tokenizer.lossless
 
 
 def test_a_model_that_normalises_says_so(modules):
     lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
-    assert not SentencePiece(llama_like(lines, normalization_rule_name='nmt_nfkc')).lossless
+    assert not SentencePiece(
+        sentencepiece_model(lines, normalization_rule_name='nmt_nfkc')
+    ).lossless
 
 
 def test_the_saved_file_is_the_tokenizer_and_a_plain_model(tokenizer, tmp_path):
