@@ -18,7 +18,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import make_dataclass
 from logging.handlers import MemoryHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    NoReturn,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import tyro
 
@@ -114,7 +123,22 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
 def options(kind: type[Options], script: str, description: str | None) -> Options:
     """The options of a script that reads no configuration; `script` as of `read`."""
     script = script if '.' in script else f'experiments.{script}'
-    return _local(tyro.cli(kind, prog=f'python -m {script}', description=description))
+    return _parsed(kind, list(_names(kind)), f'python -m {script}', description, sys.argv[1:])
+
+
+def _names(kind: Any, path: str = '') -> Iterator[str]:
+    """Dotted names of all options of a dataclass and those within it."""
+    hints = get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        hint, *notes = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        name = next((note.name for note in notes if getattr(note, 'name', None)), field.name)
+        if dataclasses.is_dataclass(hint):
+            yield from _names(hint, f'{path}{name}.')
+            continue
+        yield f'{path}{name}'
+        if hint is bool:
+            yield f'{path}no-{name}'
 
 
 def _local(options: Options) -> Options:
@@ -168,13 +192,27 @@ def _parse(
 
     Raises UserError for an option that is not among them and for values that the settings refuse.
     """
-    parse = functools.partial(
-        tyro.cli,
+    return _parsed(
         make_dataclass('Command', fields, frozen=True),
-        prog=f'python -m {script} {arguments[0]}',
-        description=description,
-        args=arguments[1:],
+        [*known, *mix.OPTIONS],
+        f'python -m {script} {arguments[0]}',
+        description,
+        arguments[1:],
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+
+
+def _parsed(
+    kind: Any,
+    known: list[str],
+    program: str,
+    description: str | None,
+    arguments: list[str],
+    **settings: Any,
+) -> Any:
+    """An object of the dataclass `kind` with what the arguments say; see `_parse`."""
+    parse = functools.partial(
+        tyro.cli, kind, prog=program, description=description, args=arguments, **settings
     )
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -186,13 +224,13 @@ def _parse(
         if cause:
             raise cause from None
         if rejected.code:
-            _refuse_misspelt(arguments[1:], known, f'python -m {script} {arguments[0]} --help')
+            _refuse_misspelt(arguments, known, f'{program} --help')
         parse()  # the help or an error of tyro's own, to be seen this time
         raise
 
 
 def _refuse_misspelt(arguments: list[str], known: list[str], usage: str) -> None:
-    names = [f'--{name}'.replace('_', '-') for name in [*known, *mix.OPTIONS]]
+    names = [f'--{name}'.replace('_', '-') for name in known]
     for argument in arguments:
         option = argument.partition('=')[0].replace('_', '-')
         if not option.startswith('--') or option in names:

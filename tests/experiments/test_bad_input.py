@@ -59,6 +59,22 @@ def test_misspelt_option(run_script):
     assert '--train.steps' in out + '\n'.join(error)
 
 
+@pytest.mark.parametrize(
+    ('script', 'given', 'meant'),
+    [
+        (generate, '--weigths', '--weights'),
+        (generate, '--quantization.weigths', '--quantization.weights'),
+        (evaluate, '--form', '--from'),
+        (evaluate, '--no-wn', '--no-own'),
+        (evaluate, '--suite.per-topics', '--suite.per-topic'),
+    ],
+)
+def test_misspelt_option_of_a_script_without_a_configuration(run_script, script, given, meant):
+    code, out, (line,) = run_script(script.main, given, 'x')
+    assert (code, out) == (2, '')
+    assert line.startswith(f'error: there is no option {given}: did you mean {meant}?')
+
+
 def test_no_configuration_lists_them(run_script):
     code, out, _ = run_script(pretrain.main)
     assert code == 2 and 'quickstart' in out and 'llama3_1_405b' in out
