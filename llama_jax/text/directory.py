@@ -90,8 +90,8 @@ def _found(directory: Path) -> tuple[Path, Vocabulary]:
     found = [directory / name for name in NAMES if (directory / name).is_file()]
     if not found:
         raise UserError(
-            f'{directory} has neither tokenizer.model nor tokenizer.json: put the one that belongs to '
-            'the model there'
+            f'{directory} has neither tokenizer.model nor tokenizer.json: put the one of the '
+            'model there'
         )
     if found[0].name != MODEL or len(found) == 1 or found[1].name != JSON:
         return found[0], _vocabulary(found[0])
