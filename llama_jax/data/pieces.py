@@ -17,12 +17,27 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from llama_jax.data.record import Record
+from llama_jax.text.chat import ChatFormat
+from llama_jax.text.vocabulary import Vocabulary
+
 Sizes = tuple[int, ...]
 """Positions in the row of each stream."""
 Example = dict[str, np.ndarray]
 """Arrays such as inputs, targets, weights; 'STREAM/inputs' those of another stream."""
 FEWEST = 8
 """Units of text of which every objective can make an example, where rows are long enough."""
+
+
+class Encoded(NamedTuple):
+    """A record as token ids. It is made once, and kept on disk."""
+
+    parts: tuple[np.ndarray, ...]
+    """Token ids int32 [n] of each part, such as (source, target) or (chosen, rejected)."""
+    weights: tuple[np.ndarray, ...]
+    """Loss weight float32 [n] of each token of each part."""
+    number: float = 0.0
+    """What a record has besides its text: the index of its label, a margin."""
 
 
 class Piece(NamedTuple):
@@ -41,6 +56,11 @@ class Piece(NamedTuple):
     """Positions that the example may take in each stream."""
     identity: int
     """A number in [0, 2^31) that equal documents share, and hardly any others."""
+    encoded: Encoded | None = None
+    """Of a record that is more than text; its piece is always the whole record."""
+    given: np.ndarray | None = None
+    """What was computed of the record before training, float32 [C], such as log-probabilities under
+    a reference model."""
 
     @property
     def text(self) -> np.ndarray:
@@ -58,6 +78,28 @@ class Piece(NamedTuple):
 
 class Maker(Protocol):
     """What makes examples of pieces: the part of an objective that works on the host."""
+
+    @property
+    def reads(self) -> type[Record]:
+        """The type of records that it makes examples of. All but `Text` are made token ids by
+        `encoded`, are never cut, and take the places that `whole` says in place of `sizes`."""
+        ...
+
+    def encoded(self, record: Any, *, vocabulary: Vocabulary, chat: ChatFormat | None) -> Encoded:
+        """A record of the type `reads` as token ids. It depends on these arguments and the settings
+        in `encoding` alone: not on the length of rows, nor on chance. Raises BadRecordError."""
+        ...
+
+    @property
+    def encoding(self) -> tuple[Any, ...]:
+        """The settings that `encoded` depends on: they are part of the cache's name."""
+        ...
+
+    def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes | None:
+        """Positions that the example of a record takes in each stream, whose parts have these
+        `lengths`; None where it does not fit in a row. Where the settings say so, too long a record
+        is cut by `example`, and fits."""
+        ...
 
     @property
     def ends(self) -> bool:

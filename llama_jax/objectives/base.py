@@ -12,11 +12,14 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
-from llama_jax.data.pieces import Maker
+from llama_jax.data.pieces import Encoded, Maker, Sizes
+from llama_jax.data.record import Record, Text
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
+from llama_jax.text.chat import ChatFormat
+from llama_jax.text.vocabulary import Vocabulary
 
 Batch = dict[str, Any]
 """Arrays [B, T] of one global batch: what `example` gives, and 'segments' and 'positions' of each
@@ -93,7 +96,21 @@ class Objective(Maker, Protocol):
 
 @dataclass(frozen=True)
 class Base:
-    """The usual answers: one stream, whole examples, no parameters of its own."""
+    """The usual answers: one stream, plain text, no parameters of its own."""
+
+    @property
+    def reads(self) -> type[Record]:
+        return Text
+
+    def encoded(self, record: Any, *, vocabulary: Vocabulary, chat: ChatFormat | None) -> Encoded:
+        raise TypeError(f'{type(self).__name__} reads text, which is encoded as it stands')
+
+    @property
+    def encoding(self) -> tuple[Any, ...]:
+        return ()
+
+    def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes | None:
+        raise TypeError(f'{type(self).__name__} reads text, whose pieces have the sizes of `sizes`')
 
     @property
     def ends(self) -> bool:
