@@ -97,8 +97,10 @@ class Maker(Protocol):
 
     def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes | None:
         """Positions that the example of a record takes in each stream, whose parts have these
-        `lengths`; None where it does not fit in a row. Where the settings say so, too long a record
-        is cut by `example`, and fits."""
+        `lengths`: all that it needs, be it more than a row has; None where there is no example at
+        all. Packing refuses or leaves out what is too long, or where that is asked for
+        (`data.too_long` 'truncate') gives it as much as a row has: `piece.sizes` are then smaller
+        than these, and `example` cuts to them."""
         ...
 
     @property
