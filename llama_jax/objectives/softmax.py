@@ -107,48 +107,24 @@ def _local(
 ) -> tuple[CrossEntropy, Any]:
     B, T, D = x_BTD.shape
     batch, vocab = layout.BATCH_AXES, layout.VOCAB_AXIS
-    head_VD = jax.lax.all_gather(head_VD.astype(x_BTD.dtype), layout.SHARD_AXIS, axis=1, tiled=True)
-    # The gradient of the head is summed over rows on each device first and exchanged once.
-    head_VD = jax.lax.pcast(head_VD, layout.REPLICA_AXES, to='varying')
+    head_VD = in_use(head_VD, x_BTD.dtype)
     V = head_VD.shape[0]
-    first_id = jax.lax.axis_index(vocab) * V
-    n_ids = jax.lax.axis_size(vocab) * V - padding
-
-    n_chunks = max(1, -(-B * T // CHUNK_TOKENS))
-    missing = -(B * T) % n_chunks
-
-    def chunks(array):  # [B, T, ...] -> [n_chunks, tokens, ...], padded by tokens of weight 0
-        flat = array.reshape(B * T, *array.shape[2:])
-        flat = jnp.pad(flat, [(0, missing)] + [(0, 0)] * (flat.ndim - 1))
-        return flat.reshape(n_chunks, -1, *flat.shape[1:])
+    tokens = Chunks(B, T)
 
     def step(carry, chunk):
         sums, dhead_VD = carry
         x_CD, target_C, weight_C = chunk
-        logit_CV = jnp.einsum('CD,VD->CV', x_CD, head_VD, preferred_element_type=jnp.float32)
-        if padding:
-            logit_CV = jnp.where(first_id + jnp.arange(V) < n_ids, logit_CV, -jnp.inf)
-        local_max_C = jnp.max(logit_CV, axis=-1)
-        max_C = jax.lax.pmax(local_max_C, vocab)
-        exp_CV = jnp.exp(logit_CV - max_C[:, None])
-        z_C = jax.lax.psum(jnp.sum(exp_CV, axis=-1), vocab)
-        log_z_C = jnp.log(z_C) + max_C
-        local_C = target_C - first_id
-        at_C1 = jnp.clip(local_C, 0, V - 1)[:, None]
-        mine_C = (local_C >= 0) & (local_C < V)
-        target_logit_C = jnp.where(mine_C, jnp.take_along_axis(logit_CV, at_C1, axis=1)[:, 0], 0)
-        target_logit_C = jax.lax.psum(target_logit_C, vocab)
-        nll_C = log_z_C - target_logit_C
+        scores = scored(x_CD, head_VD, target_C, padding)
         sums = CrossEntropy(
-            sums.total + jnp.sum(weight_C * (nll_C + z_loss * jnp.square(log_z_C))),
-            sums.nll + jnp.sum(weight_C * nll_C),
-            sums.correct + jnp.sum(weight_C * (target_logit_C >= max_C)),
+            sums.total + jnp.sum(weight_C * (scores.nll_C + z_loss * jnp.square(scores.log_z_C))),
+            sums.nll + jnp.sum(weight_C * scores.nll_C),
+            sums.correct + jnp.sum(weight_C * scores.correct_C),
         )
         if not with_gradient:
             return (sums, None), None
-        scale_C = weight_C * (1 + 2 * z_loss * log_z_C) / z_C
-        is_target_CV = local_C[:, None] == jnp.arange(V)
-        dlogit_CV = exp_CV * scale_C[:, None] - jnp.where(is_target_CV, weight_C[:, None], 0)
+        scale_C = weight_C * (1 + 2 * z_loss * scores.log_z_C) / scores.z_C
+        dlogit_CV = scores.exp_CV * scale_C[:, None]
+        dlogit_CV -= jnp.where(scores.is_target(V), weight_C[:, None], 0)
         dlogit_CV = dlogit_CV.astype(x_CD.dtype)
         dx_CD = jax.lax.psum(jnp.einsum('CV,VD->CD', dlogit_CV, head_VD), vocab)
         dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
@@ -161,12 +137,88 @@ def _local(
     (sums, dhead_VD), dx = jax.lax.scan(
         step,
         (CrossEntropy(zero, zero, zero), dhead_VD),
-        (chunks(x_BTD), chunks(target_BT), chunks(weight_BT)),
+        tuple(map(tokens.cut, (x_BTD, target_BT, weight_BT))),
     )
     sums = jax.tree.map(lambda value: jax.lax.psum(value, batch), sums)
     if not with_gradient:
         return sums, None
+    return sums, (tokens.joined(dx), at_rest(dhead_VD))
+
+
+class Chunks(NamedTuple):
+    """The tokens of one device in chunks, whose logits exist one after another."""
+
+    B: int
+    T: int
+
+    @property
+    def n(self) -> int:
+        return max(1, -(-self.B * self.T // CHUNK_TOKENS))
+
+    def cut(self, array: jax.Array) -> jax.Array:
+        """[B, T, ...] -> [n, tokens, ...], padded by zeros."""
+        flat = array.reshape(self.B * self.T, *array.shape[2:])
+        missing = -len(flat) % self.n
+        flat = jnp.pad(flat, [(0, missing)] + [(0, 0)] * (flat.ndim - 1))
+        return flat.reshape(self.n, -1, *flat.shape[1:])
+
+    def joined(self, array: jax.Array) -> jax.Array:
+        """[n, tokens, ...] -> [B, T, ...]."""
+        flat = array.reshape(-1, *array.shape[2:])[: self.B * self.T]
+        return flat.reshape(self.B, self.T, *flat.shape[1:])
+
+
+class Scores(NamedTuple):
+    """Of a chunk of tokens, over one device's part of the vocabulary."""
+
+    exp_CV: jax.Array
+    """exp(logit - max)."""
+    z_C: jax.Array
+    """Sum of those over the whole vocabulary."""
+    log_z_C: jax.Array
+    nll_C: jax.Array
+    correct_C: jax.Array
+    local_C: jax.Array
+    """The target by its place in this part of the vocabulary."""
+
+    def is_target(self, V: int) -> jax.Array:
+        return self.local_C[:, None] == jnp.arange(V)
+
+
+def in_use(head_VD: jax.Array, dtype: Any) -> jax.Array:
+    """A head at rest as each device uses it, within a shard_map: its own part of the vocabulary."""
+    head_VD = jax.lax.all_gather(head_VD.astype(dtype), layout.SHARD_AXIS, axis=1, tiled=True)
+    # The gradient of the head is summed over rows on each device first and exchanged once.
+    return jax.lax.pcast(head_VD, layout.REPLICA_AXES, to='varying')
+
+
+def at_rest(dhead_VD: jax.Array) -> jax.Array:
+    """The gradient of such a head, summed over the devices."""
     dhead_VD = jax.lax.psum_scatter(dhead_VD, layout.SHARD_AXIS, scatter_dimension=1, tiled=True)
-    dhead_VD = jax.lax.psum(dhead_VD, layout.REPLICA_AXES)
-    dx_BTD = dx.reshape(-1, D)[: B * T].reshape(B, T, D)
-    return sums, (dx_BTD, dhead_VD)
+    return jax.lax.psum(dhead_VD, layout.REPLICA_AXES)
+
+
+def logits_of(x_CD: jax.Array, head_VD: jax.Array, padding: int) -> jax.Array:
+    """Float32 logits [C, V] of this part of the vocabulary; -inf for rows that no token has."""
+    logit_CV = jnp.einsum('CD,VD->CV', x_CD, head_VD, preferred_element_type=jnp.float32)
+    if not padding:
+        return logit_CV
+    V, vocab = head_VD.shape[0], layout.VOCAB_AXIS
+    id_V = jax.lax.axis_index(vocab) * V + jnp.arange(V)
+    return jnp.where(id_V < jax.lax.axis_size(vocab) * V - padding, logit_CV, -jnp.inf)
+
+
+def scored(x_CD: jax.Array, head_VD: jax.Array, target_C: jax.Array, padding: int) -> Scores:
+    """Softmax of the logits of a chunk, and what it says of the targets."""
+    V, vocab = head_VD.shape[0], layout.VOCAB_AXIS
+    logit_CV = logits_of(x_CD, head_VD, padding)
+    max_C = jax.lax.pmax(jnp.max(logit_CV, axis=-1), vocab)
+    exp_CV = jnp.exp(logit_CV - max_C[:, None])
+    z_C = jax.lax.psum(jnp.sum(exp_CV, axis=-1), vocab)
+    log_z_C = jnp.log(z_C) + max_C
+    local_C = target_C - jax.lax.axis_index(vocab) * V
+    at_C1 = jnp.clip(local_C, 0, V - 1)[:, None]
+    mine_C = (local_C >= 0) & (local_C < V)
+    target_logit_C = jnp.where(mine_C, jnp.take_along_axis(logit_CV, at_C1, axis=1)[:, 0], 0)
+    target_logit_C = jax.lax.psum(target_logit_C, vocab)
+    return Scores(exp_CV, z_C, log_z_C, log_z_C - target_logit_C, target_logit_C >= max_C, local_C)
