@@ -40,7 +40,8 @@ EXTRAS = {
     'weights': WEIGHTS,
     # The exact release: goldens name it, and it decides which build of torch pip takes.
     # cyllama is llama.cpp, which reads the GGUF files that are written here.
-    'parity': ['torch==2.13.0', 'transformers>=5.23', 'cyllama>=0.2.18'],
+    # trl is what losses of preferences and of policies are compared with.
+    'parity': ['torch==2.13.0', 'transformers>=5.23', 'cyllama>=0.2.18', 'trl>=1.16'],
     'test': [
         *('pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'),
         *SERVE,

@@ -45,11 +45,12 @@ def _forward(x_BTD: Any, head_VD: Any, target_BT: Any, padding: int) -> tuple[ja
 
 def _backward(padding: int, kept: Any, dlog_p_BT: jax.Array) -> tuple[Any, ...]:
     rows, features, head = layout.act('BT'), layout.act('BTD'), layout.param('VD')
+    x_BTD, head_VD, target_BT, log_z_BT = kept
     gradients = jax.shard_map(
         functools.partial(_local_gradient, padding=padding),
         in_specs=(features, head, rows, rows, rows),
         out_specs=(features, head),
-    )(*kept, dlog_p_BT)
+    )(x_BTD, head_VD, target_BT, log_z_BT, dlog_p_BT)
     # As in softmax.py: the head's gradient is exchanged before the layers' backward pass begins.
     dx_BTD, dhead_VD = jax.lax.optimization_barrier(gradients)
     return dx_BTD, dhead_VD, None

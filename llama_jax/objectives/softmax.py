@@ -192,7 +192,7 @@ def in_use(head_VD: jax.Array, dtype: Any) -> jax.Array:
     return jax.lax.pcast(head_VD, layout.REPLICA_AXES, to='varying')
 
 
-def at_rest(dhead_VD: jax.Array) -> jax.Array:
+def at_rest(dhead_VD: Any) -> jax.Array:
     """The gradient of such a head, summed over the devices."""
     dhead_VD = jax.lax.psum_scatter(dhead_VD, layout.SHARD_AXIS, scatter_dimension=1, tiled=True)
     return jax.lax.psum(dhead_VD, layout.REPLICA_AXES)
