@@ -88,6 +88,7 @@ class Recipe:
             draw,
             sizes,
             texts.identity(block.document),
+            origin=(block.epoch, block.source, block.document),
         )
         key = [self.seed, block.epoch, block.source, block.document, block.start]
         return self.maker.example(

@@ -61,6 +61,8 @@ class Piece(NamedTuple):
     given: np.ndarray | None = None
     """What was computed of the record before training, float32 [C], such as log-probabilities under
     a reference model."""
+    origin: tuple[int, int, int] = (0, 0, 0)
+    """Epoch, source and document: who works on an example after it was made finds its record so."""
 
     @property
     def text(self) -> np.ndarray:
