@@ -151,6 +151,11 @@ def check_steps(grid: Grid) -> None:
                     f'arm {arm.name}: --train.{name} {value} cannot be set in a grid, whose arms '
                     'are matched by their steps: set --train.steps instead'
                 )
+        if patience := arm.experiment.evaluation.patience:
+            raise UserError(
+                f'arm {arm.name}: --evaluation.patience {patience} cannot be set in a grid, whose '
+                'arms are matched by their steps: leave it out'
+            )
         if train.steps < 1:
             raise UserError(f'arm {arm.name}: --train.steps is {train.steps}: set it to 1 or more')
 

@@ -10,6 +10,7 @@ import optax
 
 from llama_jax.errors import UserError
 from llama_jax.layout import letters_of
+from llama_jax.optim.depth import by_depth
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.trees import map_named
 
@@ -31,6 +32,13 @@ class OptimizerConfig:
     moments: Literal['float32', 'bfloat16'] = 'float32'
     """How both moments are stored: 'bfloat16' takes 4 bytes per parameter less (DeepSeek-AI 2024,
     section 3.3). They are updated in float32 all the same."""
+    layer_decay: float = 1.0
+    """Each layer learns by this factor more slowly than the one above it, the embeddings more
+    slowly than the first (Clark et al. 2020: 0.8 to 0.9); see optim/depth.py. 1: all alike."""
+    average: float = 0.0
+    """Decay of an exponential moving average of the parameters (0.99 to 0.9999). It is what
+    validations, samples and whoever loads the run read; training goes on with the parameters
+    themselves. 0: there is none."""
 
 
 _BETA2_OF_BFLOAT16 = 0.99
@@ -50,6 +58,8 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         ('eps', config.eps, config.eps > 0, 'positive'),
         ('weight-decay', config.weight_decay, config.weight_decay >= 0, '0 or more'),
         ('clip', config.clip, config.clip > 0, 'positive'),
+        ('layer-decay', config.layer_decay, 0 < config.layer_decay <= 1, 'in (0, 1]'),
+        ('average', config.average, 0 <= config.average < 1, 'in [0, 1)'),
     ):
         if not fits:
             raise UserError(f'--optimizer.{name} is {value}: it must be {wanted}')
@@ -59,7 +69,7 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             f'{config.beta2}: set --optimizer.beta2 {_BETA2_OF_BFLOAT16} or less, or '
             '--optimizer.moments float32'
         )
-    return optax.chain(
+    tx = optax.chain(
         optax.clip_by_global_norm(config.clip),
         _adam(config),
         optax.add_decayed_weights(
@@ -67,6 +77,7 @@ def optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             mask=lambda params: decayed(params, embeddings=config.decay_embeddings),
         ),
     )
+    return tx if config.layer_decay == 1.0 else by_depth(tx, config.layer_decay)
 
 
 def _adam(config: OptimizerConfig) -> optax.GradientTransformation:

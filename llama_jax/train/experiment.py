@@ -60,6 +60,9 @@ class EvaluationConfig:
     prompts: tuple[str, ...] = ()
     """Continued at each validation, as samples for people to read."""
     sample_tokens: int = 128
+    patience: int = 0
+    """End the training after so many validations in a row that are no better than the best before
+    them, which RUN@best names; a checkpoint is saved at each validation. 0: train to the end."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,7 @@ _LEAST = {
     'checkpoint.keep_every': 0,
     'evaluation.every': 0,
     'evaluation.batches': 0,
+    'evaluation.patience': 0,
     'evaluation.sample_tokens': 1,
     'compute.unroll': 0,
     'data.workers': 0,
@@ -127,6 +131,11 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             option = name.replace('_', '-')
             raise UserError(f'--{option} is {value}: it must be {least} or more')
     check_length(train)
+    if experiment.evaluation.patience and not experiment.evaluation.every:
+        raise UserError(
+            f'--evaluation.patience {experiment.evaluation.patience} has no effect without '
+            'validations: set --evaluation.every, or leave it out'
+        )
     if train.seq_len > model.context:
         raise UserError(
             f'train.seq_len {train.seq_len} is longer than the model context {model.context}: '

@@ -108,7 +108,7 @@ def _validation_seconds(run: Run) -> tuple[float, float]:
             return asked[0] > batches
 
         begin = time.perf_counter()
-        run.validate(run.state.params, stop)  # type: ignore[misc]
+        run.validate(run.state.evaluated, stop)  # type: ignore[misc]
         return time.perf_counter() - begin, max(1, min(asked[0], batches))
 
     some(1)  # compiles
@@ -216,9 +216,11 @@ def _memory(run: Run) -> list[str]:
 
 def _files(run: Run, workdir: Path) -> list[str]:
     saving, train = run.experiment.checkpoint, _train(run)
-    each = sum(x.nbytes for x in jax.tree.leaves((run.state.params, run.state.optimizer)))
+    state = (run.state.params, run.state.average, run.state.optimizer)
+    each = sum(x.nbytes for x in jax.tree.leaves(state))
     saved = {train.steps}
-    for every in (saving.every, saving.keep_every):
+    validated = run.experiment.evaluation.every if run.experiment.evaluation.patience else 0
+    for every in (saving.every, saving.keep_every, validated):
         saved |= set(range(every, train.steps + 1, every)) if every else set()
     kept = set(sorted(saved)[-saving.keep :])
     if saving.keep_every:

@@ -89,7 +89,7 @@ def _train(run: Run, signals: Signals) -> State:
     pending: Pending | None = None
     since = time.monotonic()
     for step in range(first + 1, config.steps + 1):
-        if stopping:
+        if stopping or run.out_of_patience(step - 1):
             break
         run.profile.begin(step, run.state)
         with jax.profiler.StepTraceAnnotation('train', step_num=step):
@@ -104,6 +104,7 @@ def _train(run: Run, signals: Signals) -> State:
         stopping = told.stopping
         validates = _validates(run, step) and not stopping
         saves = stopping or told.due or step == config.steps or _saves(run, step)
+        saves = saves or (validates and run.experiment.evaluation.patience > 0)
         if saves or validates:
             _finish(run, pending)
             pending = None
@@ -118,7 +119,18 @@ def _train(run: Run, signals: Signals) -> State:
     run.checkpoints.wait()
     if stopping:
         raise stopped(stopping, _saved(run))
+    if run.saved < config.steps:
+        run.progress.note(run.saved, _ended_early(run))
     return run.state
+
+
+def _ended_early(run: Run) -> str:
+    best = run.checkpoints.best()
+    return (
+        f'ended after step {run.saved} of {run.experiment.train.steps}: '
+        f'{run.experiment.evaluation.patience} validations in a row were no better than that of '
+        f'step {best}, which is {run.workdir}@best'
+    )
 
 
 def _saves(run: Run, step: int) -> bool:

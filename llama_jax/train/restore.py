@@ -68,8 +68,9 @@ def load(
 ) -> Trained:
     """A checkpoint of a run, see `named`, placed on `mesh`: of the newest, the first readable.
 
-    Only the parameters are read. `shared_heads`: for generation, see `layout.check`. Raises
-    UserError when there is no run, no such checkpoint, or none that can be read.
+    Only the parameters are read, or their average where the run keeps one. `shared_heads`: for
+    generation, see `layout.check`. Raises UserError when there is no run, no such checkpoint, or
+    none that can be read.
     """
     workdir, step = named(run, what)
     experiment = experiment_of(workdir)
@@ -82,17 +83,18 @@ def load(
         abstract,
         layout.shardings(abstract, mesh),
     )
+    item = 'average' if experiment.optimizer.average else 'params'
     with _checkpoints(workdir) as checkpoints:
         chosen = _chosen(workdir, step, checkpoints)
         if chosen is None:
-            restored = checkpoints.restore_newest({'params': placed})
+            restored = checkpoints.restore_newest({item: placed})
             assert restored is not None  # there are some
         else:
-            restored = checkpoints.restore_step(chosen, {'params': placed})
+            restored = checkpoints.restore_step(chosen, {item: placed})
     tokenizer = for_model(
         tokenizer_of(workdir), ids=experiment.model.ids, marks=experiment.objective.marks
     )
-    params = dict(restored.items['params'])
+    params = dict(restored.items[item])
     extra = params.pop(EXTRA, {})
     return Trained(experiment, params, extra, tokenizer, restored.step)
 

@@ -58,7 +58,7 @@ RULES = (
         'what is measured, not what is trained',
     ),
     Rule(
-        ('checkpoint', 'train.log_every', 'train.max_nonfinite'),
+        ('checkpoint', 'train.log_every', 'train.max_nonfinite', 'evaluation.patience'),
         'may change',
         'what is kept and told, and when it gives up',
     ),
@@ -71,7 +71,7 @@ RULES = (
     Rule(
         (
             *('optimizer.clip', 'optimizer.weight_decay', 'optimizer.decay_embeddings'),
-            *('optimizer.beta1', 'optimizer.beta2', 'optimizer.eps'),
+            *('optimizer.beta1', 'optimizer.beta2', 'optimizer.eps', 'optimizer.layer_decay'),
         ),
         'may change',
         'they hold from the next step on; the moments stay',
@@ -98,6 +98,7 @@ RULES = (
         _ADAPTED,
     ),
     Rule(('optimizer.moments',), 'fixed', 'the moments saved are of the other type', _ADAPTED),
+    Rule(('optimizer.average',), 'fixed', 'the average saved is of the other decay', _ADAPTED),
     Rule(
         ('start',),
         'fixed',

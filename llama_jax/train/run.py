@@ -35,7 +35,14 @@ from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
 from llama_jax.train.sample import sampler
 from llama_jax.train.start import adapted, chat_of
-from llama_jax.train.step import Metrics, State, abstract_state, initial_state, train_step
+from llama_jax.train.step import (
+    Metrics,
+    State,
+    abstract_state,
+    averaging,
+    initial_state,
+    train_step,
+)
 from llama_jax.train.validate import Stop, Validation
 from llama_jax.train.wandb import package
 from llama_jax.train.workdir import forget_unsaved, held, holder
@@ -83,7 +90,7 @@ class Run:
     def evaluate(self, step: int, stop: Stop) -> None:
         """Validate and sample after `step`, and record both; nothing more once `stop` says so."""
         assert self.validate is not None
-        result = self.validate(self.state.params, stop)
+        result = self.validate(self.state.evaluated, stop)
         if stop():
             return
         self.progress.validated(step, result)
@@ -96,6 +103,14 @@ class Run:
             self.progress.note(step, f'no samples: {error}')
         if (figure := score(result)) is not None:
             self.checkpoints.validated(step, figure)
+
+    def out_of_patience(self, step: int) -> bool:
+        """Whether training ends after the validation of `step`: no checkpoint of the last
+        `evaluation.patience` validations was better than the best before them."""
+        config, best = self.experiment.evaluation, self.checkpoints.best()
+        if not config.patience or best is None or not self.checkpoints.has_score(step):
+            return False
+        return step - best >= config.patience * config.every
 
     def __enter__(self) -> Run:
         return self
@@ -184,9 +199,11 @@ def _prepare(
         )
         state, told = adapted(state, experiment, tokenizer, device_mesh)
         notes += told
+        state = averaging(state) if experiment.optimizer.average else state
         cursor, start = None, 0
     else:
-        state = State(params=restored.items['params'], **restored.items['rest'])
+        arrays = {name: restored.items[name] for name in restored.items if name != 'rest'}
+        state = State(**arrays, **restored.items['rest'])
         cursor, start = restored.metadata['cursor'], restored.step
         ramp, changed = resume.continuation(restored.metadata, experiment, workdir)
         notes += [*restored.damaged, *changed, f'resumed from the checkpoint of step {start}']
@@ -225,6 +242,7 @@ def _prepare(
         learning_rate=schedule(experiment.optimizer.schedule, train.steps, ramp),
         accumulate=train.accumulate,
         compute=experiment.compute,
+        average=experiment.optimizer.average,
     )
     say('compiling the training step')
     with jax.set_mesh(device_mesh):
@@ -251,7 +269,7 @@ def _prepare(
         validate=validation,
         sample=sample,
         measure=measure
-        and (lambda state: measure(experiment, state.params, tokenizer, device_mesh)),
+        and (lambda state: measure(experiment, state.evaluated, tokenizer, device_mesh)),
         progress=progress,
         profile=profile,
         metadata={**metadata, 'data': loader.digest, 'ramp': resume.ramp_record(ramp)},
@@ -322,11 +340,14 @@ def _items(state: Any) -> Items:
         'skipped': state.skipped,
         'skipped_in_a_row': state.skipped_in_a_row,
     }
-    return {'params': state.params, 'rest': rest}
+    average = {'average': state.average} if state.average else {}
+    return {'params': state.params, **average, 'rest': rest}
 
 
 def _abstract_items(experiment: Experiment, tx: Any, mesh: Mesh) -> Items:
     abstract = abstract_state(experiment.model, experiment.objective, tx)
+    if experiment.optimizer.average:
+        abstract = jax.eval_shape(averaging, abstract)
     placed = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         abstract,

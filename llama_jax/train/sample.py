@@ -40,7 +40,7 @@ def sampler(
     def run(state: State) -> Iterator[tuple[str, str]]:
         generator = Generator(
             experiment.model,
-            state.params,
+            state.evaluated,
             mesh=mesh,
             compute=experiment.compute,
             eos_ids=(tokenizer.eos_id,),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch, Loss, Objective
+from llama_jax.optim.average import averaged
 
 
 @jax.tree_util.register_dataclass
@@ -31,6 +32,14 @@ class State:
     skipped: jax.Array
     """Steps whose loss or gradient was not finite, int32 []."""
     skipped_in_a_row: jax.Array
+    average: Params = field(default_factory=dict)
+    """Of `params` over the run, see `averaging`; {} where none is kept."""
+
+    @property
+    def evaluated(self) -> Params:
+        """What validations and samples read, and whoever loads the run: the average, where one is
+        kept."""
+        return self.average or self.params
 
 
 Metrics = dict[str, jax.Array]
@@ -95,6 +104,11 @@ def initial_params(config: ModelConfig, objective: Objective, key: jax.Array) ->
     return {**params, EXTRA: extra} if extra else params
 
 
+def averaging(state: State) -> State:
+    """`state` with an average of its parameters, which begins as they are now."""
+    return replace(state, average=jax.tree.map(jnp.copy, state.params))
+
+
 def train_step(
     config: ModelConfig,
     objective: Objective,
@@ -103,10 +117,12 @@ def train_step(
     learning_rate: optax.Schedule,
     accumulate: int,
     compute: Compute,
+    average: float = 0.0,
 ) -> jax.stages.Wrapped:
     """A compiled step (state, batch) -> (state, metrics) which reuses the memory of `state`.
 
-    It subtracts `learning_rate(steps taken)` times what the optimizer makes of the gradient.
+    It subtracts `learning_rate(steps taken)` times what the optimizer makes of the gradient, and
+    moves the average of the parameters, where `state` has one, with the decay `average`.
 
     The loss is the sum over the global batch divided by its global weight, whatever the number of
     devices and microbatches. A step whose loss or gradient is not finite changes no parameter.
@@ -146,10 +162,11 @@ def train_step(
         rate = learning_rate(state.step)
         directions, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
-        params, optimizer_state = jax.tree.map(
+        mean = state.average and averaged(state.average, params, decay=average, taken=state.step)
+        params, optimizer_state, mean = jax.tree.map(
             lambda new, old: jnp.where(finite, new, old),
-            (params, optimizer_state),
-            (state.params, state.optimizer),
+            (params, optimizer_state, mean),
+            (state.params, state.optimizer, state.average),
         )
         skipped = 1 - finite.astype(jnp.int32)
         new_state = State(
@@ -159,6 +176,7 @@ def train_step(
             key=state.key,
             skipped=state.skipped + skipped,
             skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+            average=mean,
         )
         metrics = {
             'loss': loss.total / weight,
