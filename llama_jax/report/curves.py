@@ -48,7 +48,7 @@ def training(run: RunRecords) -> str:
                 'Gradient norm',
                 'before clipping',
                 tokens(run),
-                _smoothed(series(run.train, 'tokens', 'grad_norm')),
+                smoothed(series(run.train, 'tokens', 'grad_norm')),
                 include=(0.0,),
                 missing=missing,
             ),
@@ -56,7 +56,7 @@ def training(run: RunRecords) -> str:
                 'Speed',
                 'tokens per second',
                 time,
-                _smoothed(
+                smoothed(
                     [(x / size, y) for x, y in series(run.train, 'seconds', 'tokens_per_second')]
                 ),
                 include=(0.0,),
@@ -66,7 +66,7 @@ def training(run: RunRecords) -> str:
                 'Waiting for data',
                 'percent of the time between records',
                 time,
-                _smoothed(waited),
+                smoothed(waited),
                 include=(0.0, 10.0),  # percent: what is next to nothing looks so
                 missing=missing,
             ),
@@ -86,7 +86,7 @@ def _loss(run: RunRecords, axis: Axis, x: str) -> str:
         'nats per token',
         axis,
         [
-            *_smoothed(series(run.train, x, 'loss'), 'training'),
+            *smoothed(series(run.train, x, 'loss'), 'training'),
             Curve('validation', held_out, 'held-out', dots=len(held_out) <= 60),
         ],
         missing='No training step recorded yet.',
@@ -119,8 +119,8 @@ def series(lines: list[Line], x: str, y: str) -> list[Point]:
     return [(a, b) for a, b in found if a is not None]
 
 
-def _smoothed(points: list[Point], label: str = '') -> list[Curve]:
-    """The points, and their running median once there are enough of them."""
+def smoothed(points: list[Point], label: str = '') -> list[Curve]:
+    """Curves of the points, and of their running median once there are enough of them."""
     reach = len(points) // 40
     if not reach:
         return [Curve(label, points, 'trend')]

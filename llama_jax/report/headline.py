@@ -16,7 +16,7 @@ def headline(run: RunRecords) -> str:
     convention = run.facts.get('peak_convention') or 'The convention of MFU is not recorded.'
     return (
         f'<h1>{escape(run.name)}</h1><p class="lead">{_description(run)}</p>'
-        f'<div class="top">{_compression(run)}{_figures(run)}</div>'
+        f'<div class="top">{_validation(run)}{_figures(run)}</div>'
         f'<p class="note">{escape(convention)}</p>'
     )
 
@@ -44,6 +44,23 @@ def _description(run: RunRecords) -> str:
     return escape(' · '.join(filter(None, (what, progress, where, started))))
 
 
+def _validation(run: RunRecords) -> str:
+    """Bits per byte, where they were measured or will be; else the loss of the objective."""
+    if not run.validation or any('bits_per_byte' in line for line in run.validation):
+        return _compression(run)
+    step, loss = run.validation[-1]['step'], number(run.validation[-1], 'loss')
+    known = [line for line in run.validation if number(line, 'loss') is not None]
+    best = min(known, key=lambda line: line['loss'], default=None)
+    notes = ['It was not finite.'] if loss is None else []
+    if best and best['step'] != step:
+        notes.append(f'The best was {best["loss"]:.3f} at step {best["step"]:,}.')
+    big = f'{"—" if loss is None else f"{loss:.3f}"} <small>at step {step:,}</small>'
+    return (
+        f'<section class="card"><h3>Validation, loss</h3><p class="big">{big}</p>'
+        f'<p class="note">{escape(" ".join(notes))}</p></section>'
+    )
+
+
 def _compression(run: RunRecords) -> str:
     values = [line for line in run.validation if number(line, 'bits_per_byte') is not None]
     if values:
@@ -64,6 +81,8 @@ def _compression(run: RunRecords) -> str:
     bars = _bars(known) if len(known) > 1 else ''
     if not values and inside(run.facts, 'experiment', 'evaluation', 'every') == 0:
         notes.append('No validation was asked for: --evaluation.every is 0.')
+    elif number(run.baselines, 'xz') is None and inside(run.facts, 'experiment', 'start'):
+        pass  # answers, which no compressor is compared with
     elif number(run.baselines, 'xz') is None:
         notes.append('baselines.json gives no xz and zlib to compare with.')
     else:

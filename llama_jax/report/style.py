@@ -104,6 +104,8 @@ th { font-weight: 400; color: var(--soft); font-size: 13px; width: 40%; }
 td pre { border: 0; padding: 0; margin: 0; }
 .card table { width: 100%; }
 .events th { width: 8em; }
+.pair { margin-top: 12px; }
+.pair th { width: 6em; }
 .card tr:first-child > * { border-top: 0; }
 footer { margin-top: 40px; font-size: 13px; color: var(--soft); }
 

@@ -188,7 +188,7 @@ def _time(run: Run, seconds: float, waited: float, opening: float, validation: f
             n or math.ceil(run.validate.tokens / a_step / len(run.validate.batches))
             for n in run.validate.batches
         )
-        times = math.ceil(train.steps / every)
+        times = math.ceil(train.steps / every) + (run.experiment.start is not None)
         whole = times * (opening + batches * validation)
         lines.append(
             f'{_duration(whole)} of validation in all: {times:,} times about {batches:,} batches '

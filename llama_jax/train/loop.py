@@ -84,8 +84,10 @@ def train(
 def _train(run: Run, signals: Signals) -> State:
     config, saving = run.experiment.train, run.experiment.checkpoint
     first, stopping = run.saved, 0
-    if first and _validates(run, first) and not run.checkpoints.has_score(first):
-        stopping = _evaluate(run, signals, first)  # in the midst of it the run had ended
+    # What the run begins with; or a validation in the midst of which it had ended.
+    opens = _validates(run, first) and not run.checkpoints.has_score(first)
+    if opens and (first or run.experiment.start is not None):
+        stopping = _evaluate(run, signals, first)
     pending: Pending | None = None
     since = time.monotonic()
     for step in range(first + 1, config.steps + 1):
@@ -145,6 +147,8 @@ def _validates(run: Run, step: int) -> bool:
 
 def _saved(run: Run) -> str:
     """What becomes of a run that ends here."""
+    if not run.saved:
+        return 'before a step was saved: nothing is lost'
     return (
         f'after step {run.saved}, which is saved in {run.workdir}; the same command goes on from '
         'there'

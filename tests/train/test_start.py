@@ -128,8 +128,14 @@ def test_it_goes_on_bit_for_bit_when_they_are_gone(begun, others, tmp_path):
 
 
 def test_a_run_from_them_is_begun_with_as_well(begun, tmp_path):
-    """With an objective that has control tokens: rows are added for them."""
-    loop.train(changed(begun, 'train', steps=2), tmp_path / 'one')
+    """With an objective that has control tokens: rows are added for them. A run that begins with
+    parameters is validated before its first step."""
+    one = changed(changed(begun, 'train', steps=2), 'evaluation', every=2)
+    with prepare(one, tmp_path / 'fresh') as run, jax.set_mesh(run.mesh):
+        first = run.validate(run.state.params)['loss']
+    loop.train(one, tmp_path / 'one')
+    found = [line for line in read_metrics(tmp_path / 'one') if line['kind'] == 'validation']
+    assert [line['step'] for line in found] == [0, 2] and found[0]['loss'] == first
     default = started(replace(begun, start=str(tmp_path / 'one'), objective=MaskedLM()))
     second = settled(default, default)
     assert second.model.vocab == 0 and second.data.tokenizer.path == str(tmp_path / 'one')
