@@ -19,7 +19,7 @@ from llama_jax.convert import params as convert_params
 from llama_jax.convert.gguf_file import File, read
 from llama_jax.convert.meta import half_split, interleaved
 from llama_jax.convert.tensors import Scheme
-from llama_jax.convert.values import at, count, number
+from llama_jax.convert.values import at, count, number, short
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
@@ -83,7 +83,9 @@ def config_from_gguf(file: File) -> ModelConfig:
     decoder does not have; warns of those that nobody knows."""
     architecture = file.settings.get('general.architecture')
     if architecture != 'llama':
-        raise UserError(f'GGUF: general.architecture = {architecture!r} is not supported: llama is')
+        raise UserError(
+            f'GGUF: general.architecture = {short(architecture)} is not supported: llama is'
+        )
     own = {
         name.removeprefix('llama.'): value
         for name, value in file.settings.items()
@@ -93,9 +95,11 @@ def config_from_gguf(file: File) -> ModelConfig:
         if name in _READ | _IGNORED:
             continue
         if name not in _FIXED and name not in _known_elsewhere():
-            log.warning('GGUF: llama.%s = %r is not known here, and passed over', name, value)
+            log.warning(
+                'GGUF: llama.%s = %s is not known here, and passed over', name, short(value)
+            )
         elif value not in _FIXED.get(name, (0,)) and (value != 0 or name == 'attention.causal'):
-            raise UserError(f'GGUF: llama.{name} = {value!r} is not supported')
+            raise UserError(f'GGUF: llama.{name} = {short(value)} is not supported')
 
     def get(name: str, default: int | None = None) -> int:
         return count(_of_all_layers(own, name), name, _WHERE, default)

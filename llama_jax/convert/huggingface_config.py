@@ -128,7 +128,9 @@ def config_from_huggingface(settings: Mapping[str, Any]) -> ModelConfig:
     theta, scaling, context = rope.from_huggingface(settings)
     tied = settings.get('tie_word_embeddings')
     if not isinstance(tied, bool | None):
-        raise UserError(f'config.json: tie_word_embeddings = {tied!r} is neither true nor false')
+        raise UserError(
+            f'config.json: tie_word_embeddings = {short(tied)} is neither true nor false'
+        )
     return ModelConfig(
         vocab=count(settings, 'vocab_size', 'config.json'),
         dim=dim,

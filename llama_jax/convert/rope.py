@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from llama_jax.convert.values import count, number, unsupported
+from llama_jax.convert.values import count, number, short, unsupported
 from llama_jax.errors import UserError
 from llama_jax.model.config import (
     Dynamic,
@@ -101,7 +101,7 @@ def _read(settings: Mapping[str, Any], home: str, context: int) -> Rope:
         if any(other != rope for other in others):
             raise UserError(f'{where} differs from layer to layer, which is not supported')
     if not isinstance(rope, dict):
-        raise UserError(f'{where} = {rope!r} is not supported, only an object with rope_type')
+        raise UserError(f'{where} = {short(rope)} is not supported, only an object with rope_type')
     rope = {name: value for name, value in rope.items() if value is not None}
     named = [name for name in ('rope_type', 'type') if name in rope]
     for name in named:
@@ -111,7 +111,7 @@ def _read(settings: Mapping[str, Any], home: str, context: int) -> Rope:
     for kind in kinds:
         if kind not in _FIELDS:
             raise UserError(
-                f'{where}.rope_type = {kind!r} is not supported, only {", ".join(_FIELDS)}'
+                f'{where}.rope_type = {short(kind)} is not supported, only {", ".join(_FIELDS)}'
             )
     if len(kinds) > 1:
         raise UserError(f'{where}: rope_type and type say different things: remove one')

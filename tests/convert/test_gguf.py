@@ -285,6 +285,43 @@ def test_the_header_is_what_the_package_reads(tmp_path):
         assert info.shape == tuple(reversed(tensor.shape.tolist()))
 
 
+def test_numbers_of_every_type(tmp_path):
+    """Alone and in an array; each would be another number in a type beside its own."""
+    from gguf import GGUFValueType as Type
+    from gguf import GGUFWriter
+
+    values = {
+        **{Type.UINT8: 200, Type.INT8: -100, Type.UINT16: 60_000, Type.INT16: -30_000},
+        **{Type.UINT32: 2**32 - 2, Type.INT32: -(2**31), Type.FLOAT32: 0.5, Type.BOOL: True},
+        **{Type.UINT64: 2**64 - 2, Type.INT64: -(2**63), Type.FLOAT64: 0.1},
+    }
+    writer = GGUFWriter(tmp_path / 'a.gguf', 'llama')
+    for kind, value in values.items():
+        writer.add_key_value(f'one.{kind.name}', value, kind)
+        writer.add_key_value(f'two.{kind.name}', [value, 0], Type.ARRAY, sub_type=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    found, _ = gguf_header.parse(memoryview((tmp_path / 'a.gguf').read_bytes()))
+    for kind, value in values.items():
+        assert found[f'one.{kind.name}'] == value
+        assert found[f'two.{kind.name}'] == [value, 0]
+    assert found['one.BOOL'] is True
+
+
+def test_a_file_is_known_by_its_name_or_by_how_it_begins(tmp_path):
+    path, _ = written(tmp_path, CONFIG)
+    path.rename(tmp_path / 'sha256-0a')
+    for name in ('a.gguf', 'B.GGUF'):  # which is then said to be damaged
+        (tmp_path / name).write_text('version https://git-lfs.github.com/spec/v1')
+    (tmp_path / 'model.safetensors').write_text('version https://git-lfs.github.com/spec/v1')
+    for name, known in {
+        **{'sha256-0a': True, 'a.gguf': True, 'B.GGUF': True, 'nowhere.gguf': True},
+        **{'model.safetensors': False, '.': False, 'nowhere': False},
+    }.items():
+        assert gguf_header.is_gguf(tmp_path / name) == known, name
+
+
 def test_no_beginning_of_a_file_is_taken_for_a_whole_one(tmp_path):
     path, _ = written(tmp_path, CONFIG)
     content = memoryview(path.read_bytes())

@@ -242,6 +242,14 @@ def test_the_window_of_mistral(caplog):
         ({'quantization_config': {'quant_method': 'gptq', 'bits': 4}}, 'says gptq of 4 bits'),
         ({'quantization_config': {'quant_method': 'fp8'}}, 'says fp8: take the repository'),
         ({'quantization_config': {'load_in_4bit': True, 'quant_method': 'bitsandbytes'}}, 'bitsan'),
+        (
+            {'quantization_config': {'load_in_4bit': False, 'load_in_8bit': True}},
+            'quantization_config says quantised weights',
+        ),
+        (
+            {'quantization_config': {'load_in_4bit': True, 'load_in_8bit': False}},
+            'quantization_config says quantised weights',
+        ),
         ({'quantization': {'group_size': 64, 'bits': 4}}, 'quantization says quantised weights of'),
         ({'vocab_size': '128256'}, "vocab_size = '128256' is no positive"),
         ({'hidden_size': 2048.5}, 'hidden_size = 2048.5 is no whole'),
@@ -272,7 +280,7 @@ def test_unsupported_setting_is_refused_by_name(change, named):
 
 
 JUNK = (None, True, False, 0, -1, 1, 3.5, float('nan'), float('inf'), 10**30, 'x', '', [], [1], {})
-JUNK += ({'a': 1}, [None], ['LlamaForCausalLM', 3])
+JUNK += ('long' * 99, {'a': 1}, [None], ['LlamaForCausalLM', 3])
 
 
 @pytest.mark.parametrize('base', [LLAMA3_2_1B, MISTRAL_7B], ids=['llama', 'mistral'])

@@ -193,6 +193,8 @@ def test_released_models_are_known_by_their_shape(tmp_path, name, changes, vocab
             'quantization_args says that',
         ),
         ({'vision_chunk_size': 448}, 'vision_chunk_size = 448'),
+        ({'use_qk_norm': True}, 'use_qk_norm = True is not supported'),
+        ({'use_biases': True}, 'use_biases = True is not supported'),
         ({'n_layers': None}, 'n_layers is missing'),
         ({'rope_theta': 'big'}, "rope_theta = 'big' is no positive number"),
         ({'vocab_size': 33}, 'vocab_size is 33, the embedding has 32 rows'),
@@ -205,6 +207,7 @@ def test_settings_that_are_unsaid_or_not_supported(tmp_path, changes, words):
 
 def test_unknown_settings_are_told(tmp_path, caplog):
     changes = {'max_batch_size': 6, 'vision_chunk_size': -1, 'novel': 1, 'moe': None}
+    changes |= {'use_qk_norm': False, 'use_biases': False}
     write(tmp_path, tensors_of(CONFIG)[1], params=PARAMS | changes)
     assert meta_files.read(tmp_path)[0] == CONFIG
     assert [r.getMessage() for r in caplog.records] == ['params.json: novel not known, and ignored']

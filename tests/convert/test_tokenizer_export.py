@@ -122,9 +122,20 @@ def test_kinds_of_tokens():
     assert set(kinds[3:512]) == {1} and kinds[512:] == [5, 5, 5]
     assert settings['tokenizer.ggml.pre'] == 'smollm'
     assert settings['tokenizer.ggml.eot_token_id'] == 0
-    settings = in_gguf(sentencepiece())
+    flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized', 'special'), False)
+    added = json.loads(written.trained().to_str())['added_tokens']
+    added += [{'id': 512, 'content': 'a word', **flags}]
+    settings = in_gguf(byte_level(added_tokens=added), rows=514)
+    assert settings['tokenizer.ggml.tokens'][512] == 'a word'
+    assert settings['tokenizer.ggml.token_type'][511:] == [1, 4, 5]
+
+    model = sentencepiece()
+    settings = in_gguf(model)
     kinds = settings['tokenizer.ggml.token_type']
     assert set(kinds) == {1, 2, 3, 6} and kinds[settings['tokenizer.ggml.unknown_token_id']] == 2
+    made = tokenizer_files.made(model, begin=True, context=9, template=None)
+    left = JsonTokenizer(made['tokenizer.json'], Special(bos_id=1, eos_id=2))
+    assert in_gguf(left)['tokenizer.ggml.token_type'] == kinds
 
 
 @pytest.mark.parametrize(

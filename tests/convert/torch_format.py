@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import struct
 import zipfile
 
 import numpy as np
@@ -61,7 +62,13 @@ def torch_file(path, content, storages=(), **files):
         for name, data in ({'data.pkl': written.getvalue()} | files).items():
             archive.writestr(f'archive/{name}', data)
         for key, data in dict(storages).items():
-            archive.writestr(f'archive/data/{key}', data)
+            info = zipfile.ZipInfo(f'archive/data/{key}')
+            # Numbers begin at a multiple of 64 bytes: padding behind the name, in the header that
+            # stands before them and not in its copy at the end.
+            padding = -(archive.start_dir + 30 + len(info.filename) + 4) % 64
+            info.extra = b'FB' + struct.pack('<H', padding) + b'Z' * padding
+            archive.writestr(info, data)
+            info.extra = b''
 
 
 def saved(path, tensors):

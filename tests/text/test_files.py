@@ -101,6 +101,29 @@ def test_gguf_with_a_sentencepiece_vocabulary(space_before):
     assert text.begin == (ours.bos_id,) and text.vocabulary.end_ids == (ours.eos_id,)
 
 
+def test_scores_of_gguf_say_what_is_merged_first():
+    settings = {
+        'model': 'llama',
+        'tokens': ['<unk>', '<s>', '</s>', 'a', 'b', 'c', 'ab', 'bc'],
+        'token_type': [2, 3, 3, 1, 1, 1, 1, 1],
+        'add_space_prefix': False,
+        'eos_token_id': 2,
+    }
+    for ab, bc, ids in ((-1.0, -2.0, [6, 5]), (-2.0, -1.0, [3, 7])):
+        settings['scores'] = [0.0, 0.0, 0.0, -9.0, -9.0, -9.0, ab, bc]
+        text = text_files.from_gguf({f'tokenizer.ggml.{k}': v for k, v in settings.items()})
+        assert text.vocabulary.encode('abc').tolist() == ids
+
+
+def test_gguf_that_says_no_kinds_of_tokens():
+    settings = written.vocabulary()
+    whole = text_files.from_gguf(settings).vocabulary
+    del settings['tokenizer.ggml.token_type']
+    plain = text_files.from_gguf(settings).vocabulary
+    assert plain.vocab_size == 512 and plain.control == {'<|im_start|>': 1, '<|im_end|>': 2}
+    assert plain.encode(TEXT).tolist() == whole.encode(TEXT).tolist()
+
+
 def huggingface(directory, *, change=lambda content: None, **files):
     """The vocabulary of a directory with tokenizer.json and other files of settings."""
     content = json.loads(written.trained().to_str())

@@ -117,6 +117,12 @@ def test_much_is_allowed(source, n):
     assert len(Template(source).render(SAID)) == n
 
 
+def test_a_template_may_look_at_a_long_chat_many_times():
+    long = Conversation([{'role': 'user', 'content': 'a' * 4_000_000}])
+    looks = '{{ messages[0].content[1:] | length }}' * 20
+    assert Template(looks).render(long) == '3999999' * 20
+
+
 def test_message_that_is_too_long_is_refused():
     said = [{'role': 'user', 'content': 'a' * ((1 << 24) + 1)}]
     with pytest.raises(UserError, match='the chat holds a text of more than 16777216 characters'):

@@ -6,7 +6,7 @@ import pytest
 
 from llama_jax.errors import UserError
 from llama_jax.text import template_files
-from llama_jax.text.chat import LLAMA3
+from llama_jax.text.chat import FORMATS, LLAMA3
 from llama_jax.text.template import Template
 
 SAID = [{'role': 'user', 'content': 'Hi'}]
@@ -127,6 +127,15 @@ def test_named_formats(tmp_path):
     for given in (str(tmp_path), 'llama5'):
         with pytest.raises(UserError, match='no such file, and the formats by name are chatml'):
             template_files.chosen(given)
+
+
+def test_the_format_of_a_run_is_kept(tmp_path):
+    template = Template('{{ "中" }}', {'bos_token': '<s>'}, {'tool_use': 'b'})
+    for chat in (template, *FORMATS.values(), Template('x')):
+        template_files.keep(chat, tmp_path)
+        assert template_files.kept(tmp_path) == chat
+    template_files.keep(None, tmp_path)
+    assert template_files.kept(tmp_path) is None and not list(tmp_path.iterdir())
 
 
 def chat(directory, content):

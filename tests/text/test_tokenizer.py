@@ -116,6 +116,21 @@ def test_a_foreign_model_keeps_its_ids_and_gains_the_control_block(foreign):
     assert appended == set(range(plain.vocab_size(), tokenizer.vocab_size))
 
 
+def test_narrowed_to_the_rows_of_a_model(foreign):
+    plain = SentencePiece(foreign)
+    n, whole = plain.vocab_size, plain.extended()
+    narrow = whole.narrowed(n)
+    assert narrow.vocab_size == n == len(narrow.byte_lengths) and narrow.whole is whole
+    assert narrow.special == tokenizer_lib.Special(1, 2) and narrow.digest != whole.digest
+    assert narrow.control == {'<s>': 1, '</s>': 2}
+    assert narrow.encode('def f').tolist() == plain.encode('def f').tolist()
+    same = pickle.loads(pickle.dumps(narrow))
+    assert (same.vocab_size, same.digest, same.control) == (n, narrow.digest, narrow.control)
+    assert whole.narrowed(n - 1) is None  # a word stands behind
+    own = bytes_tokenizer()  # as its end does
+    assert own.narrowed(own.eos_id) is None
+
+
 def test_control_names_that_a_foreign_model_takes_from_text_are_closed_to_text(modules):
     lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
     model = sentencepiece_model(lines, user_defined_symbols=['<mask>'])

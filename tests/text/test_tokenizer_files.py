@@ -4,10 +4,12 @@ import json
 
 import pytest
 
+from llama_jax.text import files
 from llama_jax.text.ranks import byte_level
 from llama_jax.text.tokenizer import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.words import splitter
+from tests.convert import written
 
 
 @pytest.mark.parametrize('kind', ['word ends', 'whole words'])
@@ -29,6 +31,17 @@ def test_words_are_read_with_spaces_between(kind):
     ids = ours.encode('hi  ho hi')
     assert ids.tolist() == theirs.encode('hi ho hi').ids
     assert ours.decode(ids).rstrip() == theirs.decode(ids.tolist()) == 'hi ho hi'
+
+
+def test_a_model_without_a_row_for_our_beginning_begins_with_its_end():
+    whole = files.from_gguf(
+        written.vocabulary() | {'tokenizer.ggml.bos_token_id': None}
+    ).vocabulary.extended()
+    assert whole.bos_id == whole.control['<s>'] >= 512 <= whole.pad_id
+    narrow = whole.narrowed(512)
+    assert (narrow.bos_id, narrow.eos_id, narrow.pad_id, narrow.vocab_size) == (2, 2, 2, 512)
+    assert narrow.control == {'<|endoftext|>': 0, '<|im_start|>': 1, '<|im_end|>': 2, '</s>': 2}
+    assert JsonTokenizer(whole.content).narrowed(512) is None  # nothing says what ends a text
 
 
 def test_file_that_is_made_of_ranks():

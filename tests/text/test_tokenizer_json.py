@@ -200,6 +200,25 @@ def test_the_control_block_comes_behind_the_models_rows(kind):
         )
 
 
+def test_padding_of_a_training_is_no_token_that_means_something_else():
+    plain, _ = both('byte_level')
+    n = plain.vocab_size
+    own = plain.with_tokens([Added('<|fill|>', n)], Special(1, 2, n)).extended()
+    assert own.pad_id == own.control['<pad>'] == n
+    for pad_id in (1, 2, 0):
+        special = Special(1, 2, pad_id, (0,))  # bos, eos and another end
+        ours = plain.with_tokens((), special).extended()
+        assert ours.pad_id == ours.control['<pad>'] >= n
+
+
+def test_the_digest_tells_which_tokens_begin_and_end_a_text():
+    content = both('byte_level')[0].content
+    specials = [Special(1, 2), Special(2, 1), Special(1, 2, 0), Special(None, 2)]
+    digests = {JsonTokenizer(content, special).digest for special in specials}
+    assert len(digests) == len(specials)
+    assert JsonTokenizer(content, Special(1, 2)).digest in digests
+
+
 def test_a_control_token_that_the_vocabulary_spells_as_a_word_stays_closed():
     # Unigram takes its own control token for a piece of text.
     ours, theirs = both('unigram')
