@@ -163,6 +163,9 @@ def byte_level(split):
 
 def test_byte_level_vocabularies_are_cut_between_words(code):
     bpe = files.from_gguf(written.vocabulary()).vocabulary
+    for n in range(8):  # of several spaces neither begins a part
+        parts = list(long_text.words_in_parts('x' * n + filled('a  b\n c ')))
+        assert all(part.startswith(' a  b') for part in parts[1:]) and len(parts) == 4
     for text in (code, filled('a  b\n c ')):
         parts = list(long_text.words_in_parts(text))
         assert ''.join(parts) == text and len(parts) == -(-len(text) // PART)

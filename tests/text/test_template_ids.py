@@ -8,6 +8,7 @@ from llama_jax.text.chat import Conversation
 from llama_jax.text.template import Template
 from llama_jax.text.tokenizer import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
+from llama_jax.text.vocabulary import encode_parts
 
 TEMPLATE = (
     '<s>{% for m in messages %}<|im|>{{ m.role }}\n{{ m.content }} <|end|>\n  {% endfor %}'
@@ -52,3 +53,16 @@ def test_ids_are_those_of_the_library(words, flags):
         for messages in (without, evil)
     ]
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize(
+    'parts',
+    [[3, '  Hi'], ['Hi  ', 3], ['Hi ', 3, ' all ', 2, ' a'], [2, ' a ', 2], [3, '  ', 3], [3, 2]],
+    ids=str,
+)
+def test_a_token_takes_the_white_space_beside_it(parts):
+    theirs = tokenizer('never', {'lstrip': True, 'rstrip': True})
+    ours = JsonTokenizer(theirs.to_str().encode(), Special(bos_id=1, eos_id=3))
+    names = {2: '<|im|>', 3: '<|end|>'}
+    text = ''.join(names.get(part, part) for part in parts)
+    assert encode_parts(ours, parts) == theirs.encode(text, add_special_tokens=False).ids
