@@ -93,6 +93,16 @@ def test_a_model_that_normalises_keeps_its_meaning(code):
         np.testing.assert_array_equal(nfkc.encode(ligatures), nfkc._processor.encode(ligatures))
 
 
+def test_a_text_is_normalised_once(tmp_path):
+    rules = tmp_path / 'rules.tsv'
+    rules.write_text('61\t62\n62\t63\n')  # a becomes b, and b becomes c
+    lines = ['acb bca cab'] * 20
+    rotated = model(lines, normalization_rule_tsv=str(rules), vocab_size=280)
+    for text in ('a b c', 'a b c ' * PART):
+        np.testing.assert_array_equal(rotated.encode(text), rotated._processor.encode(text))
+    assert rotated.decode(rotated.encode('a b c ' * PART)[:6]).startswith('b c c')
+
+
 def test_a_model_that_puts_a_space_behind_a_text_keeps_its_meaning(code):
     suffix = model(code[:100_000].splitlines(), treat_whitespace_as_suffix=True)
     assert not suffix.lossless

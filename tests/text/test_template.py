@@ -384,3 +384,10 @@ def test_end_of_an_answer(body, ends):
     ids = end_ids(Template(LOOP.replace('BODY', body), TOKENS), VOCABULARY)
     others = ['<|endoftext|>', '<|end_of_text|>', '<|eom_id|>', '<|eom|>']
     assert ids == (VOCABULARY.eos_id, *(VOCABULARY.control[name] for name in [*ends, *others]))
+
+
+def test_control_tokens_that_a_vocabulary_lacks():
+    assert Template(CHATML).unknown(VOCABULARY) == []
+    other = '<|new|><start_of_turn>{{ messages[0].content }}<|im_end|><|new|><p>'
+    assert Template(other).unknown(VOCABULARY) == ['<start_of_turn>', '<|new|>']
+    assert Template('<|new|>{{ raise_exception("no") }}').unknown(VOCABULARY) == []
