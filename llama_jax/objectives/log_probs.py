@@ -67,8 +67,8 @@ def _local(
 
     def step(_: None, chunk: tuple[jax.Array, jax.Array]) -> tuple[None, Any]:
         x_CD, target_C = chunk
-        scores = scored(x_CD, head_VD, target_C, padding)
-        return None, (-scores.nll_C, scores.log_z_C)
+        scores = scored(logits_of(x_CD, head_VD, padding), target_C)
+        return None, (-scores.nll_C, scores.softmax.log_z_C)
 
     _, (log_p, log_z) = jax.lax.scan(step, None, (tokens.cut(x_BTD), tokens.cut(target_BT)))
     return tokens.joined(log_p), tokens.joined(log_z)

@@ -34,15 +34,10 @@ class TokenPrediction(Base):
     sees_all: ClassVar[bool] = False
     """Whether every position sees its whole segment in training, and not what is before it."""
 
-    def loss(
-        self,
-        model: Transformer,
-        batch: Batch,
-        *,
-        extra: Params,
-        compute: Compute,
-        key: jax.Array | None,
-    ) -> Loss:
+    def read(
+        self, model: Transformer, batch: Batch, *, compute: Compute, key: jax.Array | None
+    ) -> jax.Array:
+        """What the model makes of the inputs [B, T, D], before its head."""
         visible: dict[str, Any] = {}
         if self.sees_all:
             visible['causal'] = False
@@ -65,6 +60,18 @@ class TokenPrediction(Base):
             key=key,
             **visible,
         )
+        return x_BTD
+
+    def loss(
+        self,
+        model: Transformer,
+        batch: Batch,
+        *,
+        extra: Params,
+        compute: Compute,
+        key: jax.Array | None,
+    ) -> Loss:
+        x_BTD = self.read(model, batch, compute=compute, key=key)
         sums = cross_entropy(
             *(x_BTD, model.head()[...], batch['targets'], batch['weights']),
             *(self.z_loss, model.config.vocab_padding),

@@ -114,18 +114,16 @@ def _local(
     def step(carry, chunk):
         sums, dhead_VD = carry
         x_CD, target_C, weight_C = chunk
-        scores = scored(x_CD, head_VD, target_C, padding)
+        scores = scored(logits_of(x_CD, head_VD, padding), target_C)
+        log_z_C = scores.softmax.log_z_C
         sums = CrossEntropy(
-            sums.total + jnp.sum(weight_C * (scores.nll_C + z_loss * jnp.square(scores.log_z_C))),
+            sums.total + jnp.sum(weight_C * (scores.nll_C + z_loss * jnp.square(log_z_C))),
             sums.nll + jnp.sum(weight_C * scores.nll_C),
             sums.correct + jnp.sum(weight_C * scores.correct_C),
         )
         if not with_gradient:
             return (sums, None), None
-        scale_C = weight_C * (1 + 2 * z_loss * scores.log_z_C) / scores.z_C
-        dlogit_CV = scores.exp_CV * scale_C[:, None]
-        dlogit_CV -= jnp.where(scores.is_target(V), weight_C[:, None], 0)
-        dlogit_CV = dlogit_CV.astype(x_CD.dtype)
+        dlogit_CV = scores.dlogits(weight_C, z_loss).astype(x_CD.dtype)
         dx_CD = jax.lax.psum(jnp.einsum('CV,VD->CD', dlogit_CV, head_VD), vocab)
         dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
         return (sums, dhead_VD), dx_CD
@@ -168,23 +166,6 @@ class Chunks(NamedTuple):
         return flat.reshape(self.B, self.T, *flat.shape[1:])
 
 
-class Scores(NamedTuple):
-    """Of a chunk of tokens, over one device's part of the vocabulary."""
-
-    exp_CV: jax.Array
-    """exp(logit - max)."""
-    z_C: jax.Array
-    """Sum of those over the whole vocabulary."""
-    log_z_C: jax.Array
-    nll_C: jax.Array
-    correct_C: jax.Array
-    local_C: jax.Array
-    """The target by its place in this part of the vocabulary."""
-
-    def is_target(self, V: int) -> jax.Array:
-        return self.local_C[:, None] == jnp.arange(V)
-
-
 def in_use(head_VD: jax.Array, dtype: Any) -> jax.Array:
     """A head at rest as each device uses it, within a shard_map: its own part of the vocabulary."""
     head_VD = jax.lax.all_gather(head_VD.astype(dtype), layout.SHARD_AXIS, axis=1, tiled=True)
@@ -208,17 +189,60 @@ def logits_of(x_CD: jax.Array, head_VD: jax.Array, padding: int) -> jax.Array:
     return jnp.where(id_V < jax.lax.axis_size(vocab) * V - padding, logit_CV, -jnp.inf)
 
 
-def scored(x_CD: jax.Array, head_VD: jax.Array, target_C: jax.Array, padding: int) -> Scores:
-    """Softmax of the logits of a chunk, and what it says of the targets."""
-    V, vocab = head_VD.shape[0], layout.VOCAB_AXIS
-    logit_CV = logits_of(x_CD, head_VD, padding)
-    max_C = jax.lax.pmax(jnp.max(logit_CV, axis=-1), vocab)
+class Normalised(NamedTuple):
+    """A softmax of logits [C, V] over the whole vocabulary, of which each device has a part."""
+
+    exp_CV: jax.Array
+    """exp(logit - max)."""
+    z_C: jax.Array
+    """Sum of those over the whole vocabulary."""
+    log_z_C: jax.Array
+    max_C: jax.Array
+
+
+class Scores(NamedTuple):
+    """Of a chunk of tokens, over one device's part of the vocabulary."""
+
+    softmax: Normalised
+    nll_C: jax.Array
+    correct_C: jax.Array
+    local_C: jax.Array
+    """The target by its place in this part of the vocabulary."""
+
+    def dlogits(self, weight_C: jax.Array, z_loss: float) -> jax.Array:
+        """The gradient [C, V] of the weighted sum of nll + z_loss * log(Z)^2 to the logits."""
+        _, z_C, log_z_C, _ = self.softmax
+        scale_C = weight_C * (1 + 2 * z_loss * log_z_C) / z_C
+        is_target_CV = self.local_C[:, None] == jnp.arange(self.softmax.exp_CV.shape[1])
+        return self.softmax.exp_CV * scale_C[:, None] - jnp.where(
+            is_target_CV, weight_C[:, None], 0
+        )
+
+
+def normalised(logit_CV: jax.Array) -> Normalised:
+    max_C = jax.lax.pmax(jnp.max(logit_CV, axis=-1), layout.VOCAB_AXIS)
     exp_CV = jnp.exp(logit_CV - max_C[:, None])
-    z_C = jax.lax.psum(jnp.sum(exp_CV, axis=-1), vocab)
-    log_z_C = jnp.log(z_C) + max_C
-    local_C = target_C - jax.lax.axis_index(vocab) * V
-    at_C1 = jnp.clip(local_C, 0, V - 1)[:, None]
-    mine_C = (local_C >= 0) & (local_C < V)
-    target_logit_C = jnp.where(mine_C, jnp.take_along_axis(logit_CV, at_C1, axis=1)[:, 0], 0)
-    target_logit_C = jax.lax.psum(target_logit_C, vocab)
-    return Scores(exp_CV, z_C, log_z_C, log_z_C - target_logit_C, target_logit_C >= max_C, local_C)
+    z_C = jax.lax.psum(jnp.sum(exp_CV, axis=-1), layout.VOCAB_AXIS)
+    return Normalised(exp_CV, z_C, jnp.log(z_C) + max_C, max_C)
+
+
+def at_ids(x_CV: jax.Array, id_Ck: jax.Array) -> jax.Array:
+    """Values [C, k] of some ids of the whole vocabulary, each from the device that has it."""
+    V = x_CV.shape[1]
+    local_Ck = id_Ck - jax.lax.axis_index(layout.VOCAB_AXIS) * V
+    x_Ck = jnp.take_along_axis(x_CV, jnp.clip(local_Ck, 0, V - 1), axis=1)
+    mine_Ck = (local_Ck >= 0) & (local_Ck < V)
+    return jax.lax.psum(jnp.where(mine_Ck, x_Ck, 0), layout.VOCAB_AXIS)
+
+
+def scored(logit_CV: jax.Array, target_C: jax.Array) -> Scores:
+    """What the logits of a chunk say of the targets."""
+    softmax = normalised(logit_CV)
+    target_logit_C = at_ids(logit_CV, target_C[:, None])[:, 0]
+    first_id = jax.lax.axis_index(layout.VOCAB_AXIS) * logit_CV.shape[1]
+    return Scores(
+        softmax,
+        nll_C=softmax.log_z_C - target_logit_C,
+        correct_C=target_logit_C >= softmax.max_C,
+        local_C=target_C - first_id,
+    )
