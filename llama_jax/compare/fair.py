@@ -182,7 +182,8 @@ def _settings(grid: Grid) -> dict[str, Any]:
         ('optimizer',): ('optimizer', f'AdamW {json.dumps(optimizer)}'),
         ('optimizer.schedule',): (
             'schedule',
-            f'{schedule.kind}, peak {schedule.peak:g}, {schedule.warmup_steps} steps of warm-up',
+            f'{schedule.kind}, peak {schedule.peak:g}, '
+            f'{schedule.warmup(first.train.steps)} steps of warm-up',
         ),
         ('compute.precision',): ('precision', first.compute.precision),
     }

@@ -22,10 +22,17 @@ class ScheduleConfig:
     """'cosine' falls over the whole run (Loshchilov & Hutter 2017); 'wsd' stays at the peak, then
     falls linearly (Hu et al. 2024)."""
     warmup_steps: int = 2000
+    """Steps over which it rises to the peak."""
+    warmup_share: float = 0.0
+    """Instead of `warmup_steps`: share of the run, for one whose steps are counted from epochs."""
     final: float = 0.1
     """Learning rate at the end, as a share of the peak."""
     decay_share: float = 0.2
     """Share of the run over which 'wsd' falls."""
+
+    def warmup(self, steps: int) -> int:
+        """Steps of warm-up of a run of `steps`."""
+        return self.warmup_steps or min(math.ceil(self.warmup_share * steps), max(steps - 1, 0))
 
 
 @dataclass(frozen=True)
@@ -64,40 +71,43 @@ def change(
     left = steps - taken
     if left < 1 or math.isclose(before, after, rel_tol=1e-6) or (at_once and after < before):
         return None
-    return Ramp(taken, before, min(config.warmup_steps or math.ceil(left / 10), left))
+    return Ramp(taken, before, min(config.warmup(steps) or math.ceil(left / 10), left))
 
 
 def _schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     _check(config)
+    up = config.warmup(steps)
     if config.warmup_steps >= steps and steps > 0:
         raise UserError(
             f'a warm-up of {config.warmup_steps} steps leaves nothing of a run of {steps}: '
             'lower --optimizer.schedule.warmup-steps or train longer'
         )
     # The first step already learns: its rate is one part of the warm-up, not zero.
-    warmup = optax.linear_schedule(
-        config.peak / (config.warmup_steps + 1), config.peak, config.warmup_steps
-    )
-    after = steps - config.warmup_steps
+    warmup = optax.linear_schedule(config.peak / (up + 1), config.peak, up)
+    after = steps - up
     if config.kind == 'constant':
-        return optax.join_schedules(
-            [warmup, optax.constant_schedule(config.peak)], [config.warmup_steps]
-        )
+        return optax.join_schedules([warmup, optax.constant_schedule(config.peak)], [up])
     if config.kind == 'cosine':
         cosine = optax.cosine_decay_schedule(config.peak, after, alpha=config.final)
-        return optax.join_schedules([warmup, cosine], [config.warmup_steps])
+        return optax.join_schedules([warmup, cosine], [up])
     decay_steps = round(after * config.decay_share)
     stable = optax.constant_schedule(config.peak)
     decay = optax.linear_schedule(config.peak, config.peak * config.final, decay_steps)
-    return optax.join_schedules([warmup, stable, decay], [config.warmup_steps, steps - decay_steps])
+    return optax.join_schedules([warmup, stable, decay], [up, steps - decay_steps])
 
 
 def _check(config: ScheduleConfig) -> None:
     for option, value, fits, wanted in (
         ('peak', config.peak, config.peak > 0, 'positive'),
         ('warmup-steps', config.warmup_steps, config.warmup_steps >= 0, '0 or more'),
+        ('warmup-share', config.warmup_share, 0 <= config.warmup_share < 1, 'in [0, 1)'),
         ('final', config.final, 0 <= config.final <= 1, 'in [0, 1]'),
         ('decay-share', config.decay_share, 0 <= config.decay_share <= 1, 'in [0, 1]'),
     ):
         if not fits:
             raise UserError(f'--optimizer.schedule.{option} is {value}: it must be {wanted}')
+    if config.warmup_steps and config.warmup_share:
+        raise UserError(
+            f'--optimizer.schedule.warmup-steps {config.warmup_steps} and --optimizer.schedule.'
+            f'warmup-share {config.warmup_share} are both set: set one of them to 0'
+        )

@@ -160,7 +160,7 @@ def _text(run: Run) -> list[str]:
 
 def rate_in_words(config: ScheduleConfig, steps: int) -> str:
     """How the learning rate of a run of `steps` goes."""
-    peak, warmup = f'{config.peak:.3g}', config.warmup_steps
+    peak, warmup = f'{config.peak:.3g}', config.warmup(steps)
     rises = f'rises over {warmup:,} steps to {peak}, ' if warmup else f'begins at {peak}, '
     last = f'{config.peak * config.final:.3g} after step {steps:,}'
     if config.kind == 'cosine':

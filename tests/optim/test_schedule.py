@@ -97,6 +97,25 @@ def test_where_the_new_schedule_is_the_old_one_nothing_happens(settings, taken):
     np.testing.assert_allclose(rate[1:], rates(80, **settings)[taken:80], rtol=1e-6)
 
 
+@pytest.mark.parametrize('kind', ['cosine', 'wsd', 'constant'])
+def test_a_share_of_the_run_is_so_many_steps(kind):
+    np.testing.assert_array_equal(
+        rates(50, kind=kind, warmup_steps=0, warmup_share=0.1),
+        rates(50, kind=kind, warmup_steps=5),
+    )
+    only, *_ = rates(1, kind=kind, warmup_steps=0, warmup_share=0.5)
+    assert only == pytest.approx(PEAK)
+    ramp, _ = goes_on((50, {'warmup_steps': 5}), (50, {'warmup_steps': 0, 'warmup_share': 0.1}), 9)
+    assert ramp is None
+
+
+def test_a_warm_up_in_steps_and_as_a_share_is_refused():
+    with pytest.raises(UserError, match='warmup-steps 5 and .*warmup-share 0.1 are both set'):
+        rates(50, warmup_steps=5, warmup_share=0.1)
+    with pytest.raises(UserError, match='warmup-share is 1.0'):
+        rates(50, warmup_steps=0, warmup_share=1.0)
+
+
 def test_a_lower_rate_holds_at_once_when_it_was_set_and_else_by_a_line():
     before, lower = {'warmup_steps': 4}, {'warmup_steps': 4, 'peak': PEAK / 10}
     ramp, rate = goes_on((40, before), (40, lower), 20, at_once=True)
