@@ -25,9 +25,10 @@ import tyro
 from llama_jax.data import order, packing, sources, tokens
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.load_tokenizer import load_tokenizer
-from llama_jax.data.loader import Loader, blocks_of
+from llama_jax.data.loader import Loader
 from llama_jax.data.pieces import Maker
 from llama_jax.data.plan import Cursor, Plan
+from llama_jax.data.recipe import blocks_of
 from llama_jax.data.tokens import Texts
 from llama_jax.objectives.bart import Bart
 from llama_jax.objectives.causal import CausalLM

@@ -48,7 +48,8 @@ def _stop(number: int, frame: object) -> NoReturn:
 
 def prepare(experiment: Experiment, processes: int | None = None) -> None:
     """Prepares and tokenises every source, and prints what is in each of its splits."""
-    sources.check(experiment.data)
+    reads = experiment.objective.reads
+    sources.check(experiment.data, reads)
     check_tokenizer(
         experiment.data.tokenizer, rows=experiment.model.vocab, marks=experiment.objective.marks
     )
@@ -56,7 +57,7 @@ def prepare(experiment: Experiment, processes: int | None = None) -> None:
         files = f' ({", ".join(source.files)})' if source.files else ''
         print(f'source {number}: {source.name}{files}, weight {source.weight:g}', flush=True)
         begin = time.time()
-        builder = sources.builder(source, processes)
+        builder = sources.builder(source, processes, reads=reads)
         seconds = time.time() - begin
         splits = builder.info.splits
         for split in splits:

@@ -27,7 +27,7 @@ from llama_jax.data import order
 from llama_jax.data.config import DataConfig
 from llama_jax.data.load_tokenizer import check as check_tokenizer
 from llama_jax.data.load_tokenizer import load_tokenizer
-from llama_jax.data.loader import blocks_of
+from llama_jax.data.recipe import blocks_of
 from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
 from llama_jax.evaluate import suite as suites

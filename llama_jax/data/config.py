@@ -11,6 +11,9 @@ from typing import Literal
 from llama_jax.paths import local
 from llama_jax.text.tokenizer import TokenizerConfig
 
+FILES = ('text_files', 'records')
+"""Sources that are files of one's own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Source:
@@ -19,7 +22,8 @@ class Source:
 
     name: str
     """`python_corpus/stdlib_code`, `text_files`, any tensorflow-datasets name such as
-    `wikipedia/20231101.en`, or a directory with a prepared builder."""
+    `wikipedia/20231101.en`, or a directory with a prepared builder. For an objective that reads
+    more than texts (chats, pairs, labels), `text_files` are `records`: files of JSON or Parquet."""
     weight: float = 1.0
     """Share in the mixture, relative to the other weights; `DataConfig.share` says of what."""
     label: str = ''
@@ -36,6 +40,9 @@ class Source:
     """Globs for names among `files` that are left out, such as `*.min.js` or `drafts/*`."""
     field: str = 'text'
     """Which field of a record (of a JSON object, or column of Parquet) is the document."""
+    rename: tuple[str, ...] = ()
+    """NAME=FIELD of records: what the objective calls NAME is in FIELD, such as `target=docstring`,
+    `text=review`. data/schemas.py has the names."""
     encoding: str = 'utf-8'
     """Of `files`: gb18030, latin-1, utf-16 or any other that Python knows."""
     document_characters: int | None = None
@@ -53,11 +60,20 @@ class DataConfig:
     validation: tuple[Source, ...] = ()
     """Named sets to validate on, in place of the held-out splits of `sources`, or all at once as
     `--data.validate 'zh=sanguo/*.txt' code=python_corpus/stdlib_code`. A set that names no split is
-    read as a whole where it is `text_files`, else its `validation_split`."""
+    read as a whole where it is files, else its `validation_split`."""
     train_split: str = 'train'
     """Slices work too, such as `train[:99%]`."""
     validation_split: str = 'validation'
     tokenizer: TokenizerConfig = TokenizerConfig()
+    chat: str | None = None
+    """How chats are written: a file with a Jinja template, or chatml, llama2, llama3, llama4. None:
+    as the model does that the run begins with."""
+    too_long: Literal['refuse', 'drop', 'truncate'] = 'refuse'
+    """What becomes of records that need more positions than a row has. They are counted and named
+    before the first step."""
+    bad_records: Literal['refuse', 'drop'] = 'refuse'
+    """What becomes of records that the objective cannot learn from (a chat without an answer, equal
+    answers, no label). They are counted and named before the first step."""
     workers: int = 0
     """Processes that tokenise and pack; 0: a background thread."""
     prefetch: int = 8
@@ -70,7 +86,7 @@ class DataConfig:
             return tuple(_of_split(source, usual) for source in self.sources)
         # Files that are named for validation alone are held out as a whole.
         return tuple(
-            _of_split(source, 'all' if source.name == 'text_files' else usual)
+            _of_split(source, 'all' if source.name in FILES else usual)
             for source in self.validation
         )
 

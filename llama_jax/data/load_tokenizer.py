@@ -13,7 +13,9 @@ import sentencepiece
 
 from llama_jax.data import prepare
 from llama_jax.data.config import DataConfig, cache_dir
-from llama_jax.data.sources import Corpus, Documents, open_sources
+from llama_jax.data.documents import Documents
+from llama_jax.data.record import Record, Text
+from llama_jax.data.sources import Corpus, open_sources
 from llama_jax.data.train_tokenizer import SMALLEST, train
 from llama_jax.errors import UserError
 from llama_jax.text.files import tokenizer_of
@@ -26,18 +28,19 @@ PIECE = 16_384
 """Characters of a document that a sample takes or leaves together."""
 
 
-def load_tokenizer(config: DataConfig) -> Tokenizer:
+def load_tokenizer(config: DataConfig, reads: type[Record] = Text) -> Tokenizer:
     """The tokenizer of the configuration: loaded from its file, or trained once and cached.
 
     A trained one is learnt from a sample of the training split, mixed as in training, and found
     again by the content of the sample. Several processes may ask at once: one of them trains.
+    `reads` is what the objective reads: of records it is learnt from all that is said in them.
     """
     recipe = config.tokenizer
     known = _without_corpus(recipe)
     if known is not None:
         return known
     assert recipe.kind != 'bytes'  # these are known
-    texts = list(sample(open_sources(config, 'train'), recipe.sample_bytes))
+    texts = list(sample(open_sources(config, 'train', reads), recipe.sample_bytes))
     digest = hashlib.sha256(repr((recipe, sentencepiece.__version__)).encode())
     for text in texts:
         digest.update(hashlib.sha256(text.encode()).digest())

@@ -14,94 +14,30 @@ import signal
 import time
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import grain
 import numpy as np
 from absl import flags
 
-from llama_jax.data import forecast, order, packing, sources, tokens
+from llama_jax.data import forecast, order, packing, sources, tokens, whole
 from llama_jax.data.config import DataConfig, labels
-from llama_jax.data.pieces import Example, Maker, Piece
-from llama_jax.data.plan import Cursor, Plan
+from llama_jax.data.documents import Documents, RecordDocuments
+from llama_jax.data.encoded import Records, encoded
+from llama_jax.data.pieces import Example, Maker, Sizes
+from llama_jax.data.plan import Cursor
+from llama_jax.data.recipe import Batch, Recipe, layout
+from llama_jax.data.record import Text
 from llama_jax.errors import UserError
+from llama_jax.text.chat import ChatFormat
 from llama_jax.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-Batch = dict[str, Any]
-
 _VERSION = 3
 """Of the order of rows: a cursor of another one leads elsewhere."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """All that makes rows from documents; travels to worker processes."""
-
-    texts: tuple[tokens.Texts, ...]
-    weights: tuple[float, ...]
-    share: Literal['tokens', 'documents']
-    tokenizer: Tokenizer
-    maker: Maker
-    batch: int
-    seq_len: int
-    seed: int
-    epochs: int | None
-    layout: packing.Layout = dataclasses.field(default_factory=dict)
-
-    def stream(self) -> order.Stream:
-        """The blocks of all sources, in the order of this run."""
-        return order.Stream(
-            [blocks_of(text, self.seq_len) for text in self.texts],
-            self.weights,
-            seed=self.seed,
-            share=self.share,
-            epochs=self.epochs,
-        )
-
-    def plan(self) -> Plan:
-        return Plan(
-            self.stream(),
-            packing.Packer(self.maker, seq_len=self.seq_len, seed=self.seed),
-            self.texts,
-            ends=self.maker.ends,
-            batch=self.batch,
-            seq_len=self.seq_len,
-            seed=self.seed,
-        )
-
-    def examples(self, row: packing.Row) -> list[Example]:
-        """The examples of a row. Randomness is keyed by seed, epoch, source, document and place."""
-        return [example for placed in row if (example := self.example(placed)) is not None]
-
-    def example(self, placed: packing.Placed) -> Example | None:
-        """The example of one piece, where the text gives one."""
-        block, draw, sizes = placed
-        texts = self.texts[block.source]
-        if not block.start:  # once an epoch
-            texts.check(block.document)
-        piece = Piece(
-            texts[block.document],
-            block.start,
-            block.stop,
-            draw,
-            sizes,
-            texts.identity(block.document),
-            origin=(block.epoch, block.source, block.document),
-        )
-        key = [self.seed, block.epoch, block.source, block.document, block.start]
-        return self.maker.example(
-            piece,
-            tokenizer=self.tokenizer,
-            seq_len=self.seq_len,
-            rng=np.random.default_rng(key),
-        )
-
-    def empty(self, rows: int) -> Batch:
-        """Padding rows."""
-        lengths = self.maker.lengths(self.seq_len)
-        return packing.empty_rows(self.layout, rows=rows, lengths=lengths)
+_WINDOW = 2048
+"""Records that are packed together when they are read in order."""
 
 
 class Loader:
@@ -115,11 +51,15 @@ class Loader:
     `cursor`, a text of constant size and the same on all hosts, is the place behind this batch:
     give it back to go on from there, with any number of hosts and workers.
 
+    `chat` is how the objective writes chats, where it reads any. `given` is for each source what
+    was computed of its records before, float32 [D, C]: `Piece.given`.
+
     `epochs=None` is training: endless. `epochs=n` is evaluation: every document n times, the last
     batch is filled up with padding rows. Both are shuffled by `seed`.
 
     Attributes:
         texts: the tokenised sources.
+        documents: the sources as they are stored.
         digest: hash of everything that decides the batches apart from the objective's own settings;
             a cursor makes sense for an equal digest only.
         labels: of the sources, as figures name them.
@@ -139,29 +79,40 @@ class Loader:
         rows: Sequence[int] | None = None,
         cursor: str | None = None,
         epochs: int | None = None,
+        chat: ChatFormat | None = None,
+        given: tuple[np.ndarray | None, ...] | None = None,
     ) -> None:
         if batch < 1 or seq_len < 1:
             raise UserError(f'a batch of {batch} rows of {seq_len} tokens: set both to 1 or more')
         if config.workers < 0 or config.prefetch < 0:
             raise UserError('data.workers and data.prefetch must be 0 or more')
-        corpus = sources.open_sources(config, split)
-        self.texts = tokens.tokenised(corpus, tokenizer)
+        corpus = sources.open_sources(config, split, maker.reads)
+        self.texts: tuple[tokens.Texts, ...]
+        if maker.reads is Text:
+            self.texts = tokens.tokenised(corpus, tokenizer)
+        else:
+            self.texts = encoded(corpus, tokenizer, maker, chat, bad=config.bad_records)
+        self.documents = corpus.sources
         self.labels = labels(config.of(split))
         # Read to the end, sources get the shares that they have.
         weights = corpus.weights if epochs is None else tuple(max(t.tokens, 1) for t in self.texts)
         recipe = Recipe(
             self.texts, weights, config.share, tokenizer, maker, batch, seq_len, seed, epochs
         )
+        if maker.reads is not Text:
+            recipe = _fitted(recipe, self.documents, config.too_long)
+            recipe = dataclasses.replace(recipe, given=given)
         self._plan = recipe.plan()
         # One example tells which arrays there are, so that a host without rows knows as well.
-        self._recipe = dataclasses.replace(recipe, layout=_layout(recipe, self._plan))
+        self._recipe = dataclasses.replace(recipe, layout=layout(recipe, self._plan))
         facts = (
             *(_VERSION, [text.digest for text in self.texts], weights, config.share),
             *(batch, seq_len, seed, epochs),
+            *(() if maker.reads is Text else (config.too_long,)),
         )
         self.digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         self.seconds_waited = 0.0
-        mine = list(range(batch)) if rows is None else list(rows)
+        self._mine = mine = list(range(batch)) if rows is None else list(rows)
         self._rows = len(mine)
         self._workers = min(config.workers, self._rows) if epochs is None else 0
         begin = self._plan.beginning() if cursor is None else _read(cursor, len(self.texts))
@@ -211,6 +162,27 @@ class Loader:
         for row, _ in self._plan.rows(self._plan.beginning()):
             yield [placed.block for placed in row if self._recipe.example(placed) is not None]
 
+    def in_order(self, source: int) -> Iterator[tuple[Batch, list[list[int]]]]:
+        """Batches of an epoch of one source of records, apart from training: its records once each,
+        unshuffled, packed as in training. Beside each batch, which has no cursor, stand the numbers
+        of the records in each of this host's rows, by their segments."""
+        recipe, rows, carried = self._recipe, list[packing.Row](), list[order.Block]()
+        texts, packer = self.texts[source], self._recipe.packer()
+        assert isinstance(texts, Records)
+        for blocks, last in whole.in_order(texts, source, window=_WINDOW):
+            packed, carried = packer.rows([*carried, *blocks], flush=last)
+            rows += packed
+            while len(rows) >= recipe.batch or (last and rows):
+                chosen, rows = rows[: recipe.batch], rows[recipe.batch :]
+                batch, numbers = recipe.empty(self._rows), []
+                for index, row in enumerate(self._mine):
+                    placed = chosen[row] if row < len(chosen) else []
+                    made = [(one, example) for one in placed if (example := recipe.example(one))]
+                    lengths = recipe.maker.lengths(recipe.seq_len)
+                    packing.lay(batch, index, [example for _, example in made], lengths=lengths)
+                    numbers.append([one.block.document for one, _ in made])
+                yield batch, numbers
+
     def will_read(self, batches: int) -> dict[str, float]:
         """What so many batches will have read, as `read` tells it: measured in a sample."""
         return self._told(forecast.reading(self._plan, batches * self._recipe.batch))
@@ -223,7 +195,7 @@ class Loader:
 
     def _units(self, texts: tokens.Texts) -> int:
         """Units of an epoch of a source."""
-        return texts.tokens + self._recipe.maker.ends * len(texts)
+        return texts.tokens + self._recipe.ends * len(texts)
 
     def _told(self, counts: forecast.Read) -> dict[str, float]:
         whole = sum(units for units, _ in counts)
@@ -260,15 +232,25 @@ class Loader:
 
     def _warn_of_repetition(self) -> None:
         """Say where a batch holds more than all of the text."""
-        batch, seq_len = self._recipe.batch, self._recipe.seq_len
+        recipe = self._recipe
+        if recipe.whole is not None:
+            sizes = [np.maximum(recipe.whole.sizes(i), 0).sum(0) for i in range(len(self.texts))]
+            if np.any(np.sum(sizes, axis=0) >= recipe.batch * np.array(recipe.whole.room)):
+                return
+            log.warning(
+                'the %s records of training fill less than a batch of %s x %s: rows of a batch '
+                'repeat the same records; give more, or lower --train.batch',
+                *(f'{sum(map(len, self.texts)):,}', recipe.batch, recipe.seq_len),
+            )
+            return
         units = sum(text.tokens + len(text) for text in self.texts)
-        if units < batch * seq_len:
+        if units < recipe.batch * recipe.seq_len:
             log.warning(
                 'the training text has %s tokens, less than a batch of %s x %s: rows of a batch '
                 'repeat the same text; give more text, or lower --train.batch',
                 f'{units:,}',
-                batch,
-                seq_len,
+                recipe.batch,
+                recipe.seq_len,
             )
 
 
@@ -320,17 +302,17 @@ class _Stateless(grain.DatasetIterator):
         raise NotImplementedError('resume with the cursor of a batch')
 
 
-def blocks_of(texts: tokens.Texts, seq_len: int) -> order.Blocks:
-    """The documents of a source in blocks, for rows of `seq_len`: the same for every objective."""
-    size = order.BLOCK_ROWS * seq_len
-    return order.Blocks(texts.offsets, size, cache=texts.directory / f'blocks-{size}.npy')
+def _fitted(recipe: Recipe, documents: Sequence[Documents], too_long: whole.TooLong) -> Recipe:
+    """The recipe of records, once it is known which fit in a row. Raises UserError where some do
+    not, and are not to be left out or cut."""
+    records = tuple(text for text in recipe.texts if isinstance(text, Records))
+    fits = whole.Whole(records, recipe.maker, recipe.seq_len, truncate=too_long == 'truncate')
 
+    def example(block: order.Block, sizes: Sizes) -> Example | None:
+        return recipe.example(packing.Placed(block, 0.0, sizes))
 
-def _layout(recipe: Recipe, plan: Plan) -> packing.Layout:
-    for row, _ in plan.rows(plan.beginning()):
-        for example in recipe.examples(row):
-            return packing.layout_of(example, pad_id=recipe.tokenizer.pad_id)
-    raise UserError('no document gives an example for this objective: use other data')
+    held = [one for one in documents if isinstance(one, RecordDocuments)]
+    return dataclasses.replace(recipe, whole=whole.check(fits, held, example, too_long=too_long))
 
 
 def _read(cursor: str, n_sources: int) -> Cursor:

@@ -4,7 +4,7 @@ import logging
 import os
 
 from llama_jax.data import find
-from llama_jax.data.config import DataConfig, Source, labels
+from llama_jax.data.config import FILES, DataConfig, Source, labels
 from llama_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,9 +28,9 @@ def warn_of_overlap(config: DataConfig) -> None:
 
 def _both(held: Source, trained: Source) -> str:
     """What both read; '' where it is nothing."""
-    if held.name != trained.name:
-        return ''
-    if held.name != 'text_files':
+    if not {held.name, trained.name} <= {*FILES}:
+        if held.name != trained.name:
+            return ''
         return held.name if held.data_dir == trained.data_dir else ''
     same = sorted(_paths(held) & _paths(trained))
     more = f' and {len(same) - 1} more' if len(same) > 1 else ''

@@ -3,12 +3,12 @@
 A row is planned from lengths alone: the piece that waits longest opens it, then always the largest
 that fits whole (best fit, as in Ding et al. 2024, "Fewer Truncations Improve Language Modeling"),
 and where none does, one is cut where the row ends. Where an objective fills two streams in another
-proportion than the row has, a partner is looked for that evens it out.
+proportion than the row has, a partner is looked for that evens it out. Records are never cut.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -94,13 +94,24 @@ class Packer:
       maker: tells the sizes of examples.
       seq_len: positions of a row, over all streams.
       seed: of the draws on which sizes depend.
+      whole: of records, which are never cut, in place of the maker: the sizes of the example of a
+        block; None where it gives none.
     """
 
-    def __init__(self, maker: Maker, *, seq_len: int, seed: int) -> None:
-        self._maker, self._seq_len, self._seed = maker, seq_len, seed
+    def __init__(
+        self,
+        maker: Maker,
+        *,
+        seq_len: int,
+        seed: int,
+        whole: Callable[[Block], Sizes | None] | None = None,
+    ) -> None:
+        self._maker, self._seq_len, self._seed, self.whole = maker, seq_len, seed, whole
         self.lengths = maker.lengths(seq_len)
         self._room = tuple(self.lengths.values())
         self._most = maker.segments(seq_len) or None
+        if whole is not None:
+            return
         possible = (
             all(maker.sizes(n, seq_len=seq_len, draw=draw) for draw in (0.0, 0.5, 0.99))
             for n in range(1, FEWEST)
@@ -143,7 +154,9 @@ class Packer:
         row = [pool.take(first, pool.even(first, whole))]
         room = whole - row[0].sizes
         while pool.any() and (self._most is None or len(row) < self._most):
-            found = pool.best(room) or (None if np.any(room <= spare) else pool.cut(room))
+            found = pool.best(room)
+            if found is None and self.whole is None and not np.any(room <= spare):
+                found = pool.cut(room)
             if found is None:
                 break
             row.append(pool.take(*found))
@@ -187,7 +200,10 @@ class _Pool:
         block, draw = self._blocks[i], float(self._draw_N[i])
         piece = block._replace(stop=block.start + units)
         self._blocks[i] = block._replace(start=piece.stop)
-        sizes = self._packer.sizes(units, draw)
+        if units == self._head_N[i]:
+            sizes: Sizes = tuple(self._size_NS[i].tolist())
+        else:
+            sizes = self._packer.sizes(units, draw)
         self._load(i)
         return Placed(piece, draw, sizes)
 
@@ -224,6 +240,8 @@ class _Pool:
         """
         head, size = int(self._head_N[i]), self._size_NS[i]
         left = (room - size) / room
+        if self._packer.whole is not None:
+            return head
         if len(room) != 2 or np.ptp(left) < _SPARE or left.min() > 0.5:
             return head
         a, c = (size / head).tolist()  # positions of each stream for a unit of this block
@@ -260,6 +278,12 @@ class _Pool:
             self._left_N[i] = False
             return
         draw = uniform(self._packer._seed, *block[:4])
+        if self._packer.whole is not None:
+            sizes = self._packer.whole(block)
+            self._left_N[i] = sizes is not None
+            if sizes is not None:
+                self._draw_N[i], self._head_N[i], self._size_NS[i] = draw, units, sizes
+            return
         head = self._packer.room_for(units, draw)
         self._left_N[i] = head > 0
         if head:

@@ -143,9 +143,9 @@ class Maker(Protocol):
         ...
 
 
-def identity_of(tokens: np.ndarray) -> int:
-    """`Piece.identity` of a document: a checksum of its token ids."""
-    return zlib.crc32(tokens.astype('<i4').tobytes()) & 0x7FFFFFFF
+def identity_of(tokens: np.ndarray, more: bytes = b'') -> int:
+    """`Piece.identity` of a document: a checksum of its token ids, and of what else it has."""
+    return zlib.crc32(more, zlib.crc32(tokens.astype('<i4').tobytes())) & 0x7FFFFFFF
 
 
 def longest(maker: Maker, n: int, *, room: Sizes, seq_len: int, draw: float) -> int:

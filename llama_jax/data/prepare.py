@@ -87,6 +87,7 @@ def by_builder(
 
 def text_data_set(source: Source, processes: int | None = None) -> Path:
     """The directory of the data set that the files of a source make, prepared where it is not yet.
+    Its `text` is a document, or a record as JSON.
 
     It is found again by the content of the files and by the settings. Splits go by a hash of the
     document, so equal documents stay together: train 90%, validation 5%, test 5%; where a few
@@ -114,7 +115,7 @@ def text_data_set(source: Source, processes: int | None = None) -> Path:
                 shutil.rmtree(directory)
                 raise UserError(f'{str(file.path)!r} was written to meanwhile: start again')
         _say_empty(files, divided, written)
-        _complete(directory, key, divided, written, moved)
+        _complete(directory, source.name, key, divided, written, moved)
 
     return prepared(parent / key, label, write_into)
 
@@ -207,6 +208,7 @@ def _say_empty(
 
 def _complete(
     directory: Path,
+    source: str,
     key: str,
     divided: list[parts.Part],
     written: list[parts.Written],
@@ -218,16 +220,16 @@ def _complete(
     for split in splits.NAMES:
         shards = [part.shards[split] for part in written if split in part.shards]
         for number, shard in enumerate(shards):
-            name = write.shard_name('text_files', split, number, len(shards))
+            name = write.shard_name(source, split, number, len(shards))
             by_split.setdefault(split, []).append(shard._replace(file=name))
             if (place / shard.file).exists():  # else an earlier run named it
                 os.rename(place / shard.file, directory / name)
     write.write_description(
         directory,
-        name='text_files',
+        name=source,
         config=key,
         version=_VERSION,
-        description='Documents from local text files.',
+        description='Documents from local files.',
         texts=('text', 'origin'),
         splits=by_split,
     )

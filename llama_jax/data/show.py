@@ -9,9 +9,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from rich.text import Text
 
-from llama_jax.data.loader import Batch, Loader
+from llama_jax.data.loader import Loader
 from llama_jax.data.order import Block
 from llama_jax.data.packing import stream_of
+from llama_jax.data.recipe import Batch
 from llama_jax.text.tokenizer import Tokenizer
 
 _VISIBLE = {'\n': '↵', '\t': '⇥', ' ': ' ', '\u200c': '\u200c', '\u200d': '\u200d'}

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +12,14 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 
-from llama_jax.data import prepare, python_corpus
-from llama_jax.data.config import DataConfig, Source, cache_dir
+from llama_jax.data import prepare, python_corpus, schemas
+from llama_jax.data.config import FILES, DataConfig, Source, cache_dir
+from llama_jax.data.documents import Documents, RecordDocuments
+from llama_jax.data.record import Labelled, Pair, Record, Text
+from llama_jax.data.text_files import RECORDS
 from llama_jax.errors import UserError
 
 _FORMAT = 'array_record'
-
-
-@dataclasses.dataclass(frozen=True)
-class Documents:
-    """The documents of one source and split, read by index.
-
-    Travels to worker processes, where its files are opened anew.
-    """
-
-    name: str
-    records: Sequence[dict[str, Any]]
-    field: str
-    digest: str  # of the data set's name, version, split, size and field
-    bytes: int  # of the records on disk, about
-    damaged: Callable[[object], UserError]  # what to say where a record cannot be read
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> str:
-        if not 0 <= index < len(self):
-            raise IndexError(index)  # which also ends a for loop
-        try:
-            record = self.records[index]
-        except Exception as error:  # of array_record, of protocol buffers
-            raise self.damaged(error) from error
-        return record[self.field].decode('utf-8', errors='replace')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,22 +41,28 @@ class Corpus:
         return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
-def open_sources(config: DataConfig, split: str) -> Corpus:
-    """Opens (and where necessary prepares) every source. `split` is 'train' or 'validation'.
+def open_sources(config: DataConfig, split: str, reads: type[Record] = Text) -> Corpus:
+    """Opens (and where necessary prepares) every source. `split` is 'train' or 'validation';
+    `reads` is what the objective reads: for all but texts the sources are RecordDocuments.
 
     Raises UserError for a data set, split, field or file that is not there, for one that is not
     stored as array_record, and for a split without documents.
     """
-    check(config)
+    check(config, reads)
     chosen = config.of(split)
-    sources = tuple(_documents(builder(source), source, source.split or '') for source in chosen)
+    sources = tuple(
+        _documents(builder(source, reads=reads), source, source.split or '', reads)
+        for source in chosen
+    )
     return Corpus(sources, tuple(source.weight for source in chosen))
 
 
-def check(config: DataConfig) -> None:
-    """Raises UserError for sources without weight and for settings without effect."""
+def check(config: DataConfig, reads: type[Record] = Text) -> None:
+    """Raises UserError for sources without weight, for settings without effect, and for records
+    where an objective reads texts."""
     if not config.sources:
         raise UserError('no data: data.sources is empty, give at least one source')
+    _check_reading(config, reads)
     named = {'sources': config.sources, 'validation': config.validation}
     for option, number, source in (
         (option, number, source)
@@ -97,11 +79,52 @@ def check(config: DataConfig) -> None:
             )
         for setting in ('files', 'exclude', 'encoding', 'document_characters'):
             same = getattr(source, setting) == getattr(defaults, setting)
-            if source.name != 'text_files' and not same:
+            if source.name not in FILES and not same:
                 raise UserError(
                     f'{setting} has no effect on the source {source.name!r}: add '
                     f'--data.{option}.{number}.name text_files, or leave it out'
                 )
+        for setting in ('rename',) if reads is Text else ('field', 'document_characters'):
+            if getattr(source, setting) != getattr(defaults, setting):
+                raise UserError(
+                    f'--data.{option}.{number}.{setting.replace("_", "-")} has no effect where the '
+                    f'objective reads {schemas.NAMES[reads]}: leave it out'
+                    + (', or set rename' if setting == 'field' else '')
+                )
+        _renames(source)
+
+
+def _check_reading(config: DataConfig, reads: type[Record]) -> None:
+    what = schemas.NAMES[reads]
+    if reads is Text:
+        defaults = DataConfig()
+        for setting in ('chat', 'too_long', 'bad_records'):
+            if getattr(config, setting) != getattr(defaults, setting):
+                raise UserError(
+                    f'--data.{setting.replace("_", "-")} has no effect where the objective reads '
+                    f'{what}: leave it out'
+                )
+        for source in (*config.sources, *config.validation):
+            if source.name == RECORDS:
+                raise UserError(
+                    f'the source {RECORDS!r} ({", ".join(source.files)}) yields records, and the '
+                    f'objective reads {what}: name it text_files, whose `field` is the text, or '
+                    'choose an objective that reads records'
+                )
+    elif config.chat is not None and reads in (Labelled, Pair):
+        raise UserError(f'--data.chat has no effect where the objective reads {what}: leave it out')
+
+
+def _renames(source: Source) -> tuple[tuple[str, str], ...]:
+    found = []
+    for item in source.rename:
+        name, equals, field = item.partition('=')
+        if not (name and equals and field):
+            raise UserError(
+                f'rename {item!r} of {source.name!r} is no NAME=FIELD, such as target=docstring'
+            )
+        found.append((name, field))
+    return tuple(found)
 
 
 def documents(config: DataConfig, split: str) -> Iterator[str]:
@@ -111,13 +134,17 @@ def documents(config: DataConfig, split: str) -> Iterator[str]:
             yield source[index]
 
 
-def builder(source: Source, processes: int | None = None) -> tfds.core.DatasetBuilder:
+def builder(
+    source: Source, processes: int | None = None, *, reads: type[Record] = Text
+) -> tfds.core.DatasetBuilder:
     """The data set of a source, prepared where it is not there yet (by `processes`; None: one a
     core)."""
+    if source.name in FILES and reads is not Text:
+        source = dataclasses.replace(source, name=RECORDS)
     name, _, config = source.name.partition('/')
     if name == 'python_corpus':
         return _python_corpus(source, config)
-    if name == 'text_files':
+    if name in FILES:
         return prepare.open_prepared(prepare.text_data_set(source, processes))
     return _stored(source)
 
@@ -197,7 +224,9 @@ def _found(source: Source) -> epath.Path | None:
     return None
 
 
-def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) -> Documents:
+def _documents(
+    builder: tfds.core.DatasetBuilder, source: Source, split: str, reads: type[Record]
+) -> Documents:
     known = builder.info.splits
     bases = [part.partition('[')[0] for part in split.split('+')]
     bases = list(known) if bases == ['all'] else bases
@@ -208,9 +237,16 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
             f'{", ".join(known)}): {", or ".join(_remedies(split, total))}'
         )
     features = builder.info.features
-    # The text builder stores every field of a .jsonl as 'text'.
-    field = 'text' if builder.name == 'text_files' else source.field
-    if field not in features or features[field].np_dtype not in (np.object_, object, str, bytes):
+    own = builder.name in FILES
+    # The text builder stores every field of a .jsonl as 'text', and every record.
+    field = 'text' if own else source.field
+    if (builder.name == RECORDS) != (reads is not Text) and own:
+        stored = 'records' if builder.name == RECORDS else 'texts'
+        raise UserError(
+            f'{source.name!r} holds {stored}, and the objective reads {schemas.NAMES[reads]}: give '
+            'the files that it was prepared from (--data.files)'
+        )
+    if reads is Text and not _is_text(features, field):
         raise UserError(
             f'{source.name!r} has no text field {field!r} '
             f'(there: {", ".join(sorted(features))}): set field'
@@ -222,6 +258,7 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
         known[split].num_examples,
         [(known[base].num_bytes, known[base].shard_lengths) for base in bases],
         *([] if field == 'text' else [field]),
+        *([] if reads is Text else [RECORDS, source.rename]),
     )
     digest = hashlib.sha256(repr(identity).encode()).hexdigest()
     damaged = functools.partial(_damaged, source, str(builder.data_path))
@@ -231,7 +268,16 @@ def _documents(builder: tfds.core.DatasetBuilder, source: Source, split: str) ->
         records = builder.as_data_source(split)
     except Exception as error:  # of array_record
         raise damaged(error) from error
-    return Documents(source.name, records, field, digest, size, damaged)
+    made = Documents(source.name, records, field, digest, size, damaged)
+    if reads is Text:
+        return made
+    return RecordDocuments(
+        **vars(made), features=None if own else features, rename=_renames(source)
+    )
+
+
+def _is_text(features: Any, field: str) -> bool:
+    return field in features and features[field].np_dtype in (np.object_, object, str, bytes)
 
 
 def _count(builder: tfds.core.DatasetBuilder, source: Source, split: str) -> int:
@@ -255,6 +301,6 @@ def _remedies(split: str, documents: int) -> Iterator[str]:
 
 
 def _damaged(source: Source, directory: str, problem: object) -> UserError:
-    if source.name.partition('/')[0] in ('python_corpus', 'text_files') and not source.data_dir:
+    if source.name.partition('/')[0] in ('python_corpus', *FILES) and not source.data_dir:
         return prepare.damaged(Path(directory), problem)
     return UserError(f'{source.name!r} in {directory} is damaged ({problem}): prepare it again')

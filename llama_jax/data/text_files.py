@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_jax.data import find, formats, records
+from llama_jax.data import find, formats, record_files
 from llama_jax.errors import UserError
 
 if TYPE_CHECKING:
     from llama_jax.data.config import Source
 
+RECORDS = 'records'
+"""Name of the source that yields the records of files, each as a whole."""
 _MOST_CHARACTERS = 1 << 19  # a context of 128k tokens
 _LEAST_CHARACTERS = 1 << 10
 _PAGE = 1 << 14
@@ -44,7 +46,7 @@ class File:
 class Reading:
     """How the files of a source are read."""
 
-    field: str
+    field: str | None  # None: the record as a whole, as JSON
     encoding: str
     characters: int  # of a document, at most
 
@@ -78,6 +80,14 @@ def files_of(source: Source) -> tuple[list[File], Reading]:
         _tell_left_out(source, len(binary), binary[0])
     if not files:
         raise UserError(f'there is no text in {", ".join(source.files)}: all files are binary')
+    if source.name == RECORDS:
+        for file in files:
+            if file.format.structure == 'text':
+                raise UserError(
+                    f'{str(file.path)!r} holds no records: give .jsonl, .json or .parquet files '
+                    '(.gz, .zst, .xz or .bz2 of them work too), or rename it after what it is'
+                )
+        return files, Reading(None, encoding, 0)
     if source.field != 'text' and all(file.format.structure == 'text' for file in files):
         raise UserError(
             f'field {source.field!r} has no effect: {", ".join(source.files)} is plain text, which '
@@ -127,7 +137,7 @@ def documents(
             yield text, f'{span.file.name}:{line}'
 
 
-def _texts(span: Span, how: Reading, seen: formats.Seen) -> Iterator[records.Numbered]:
+def _texts(span: Span, how: Reading, seen: formats.Seen) -> Iterator[record_files.Numbered]:
     path, kind = span.file.path, span.file.format
     content = formats.blocks(path, kind.compression, span.start, span.stop, seen)
     if kind.structure == 'text':
@@ -137,23 +147,23 @@ def _texts(span: Span, how: Reading, seen: formats.Seen) -> Iterator[records.Num
     if kind.structure == 'parquet':
         if kind.compression:
             raise UserError(f'{str(path)!r} is compressed Parquet: decompress it first')
-        found = records.from_parquet(path, field=how.field, seen=seen)
+        found = record_files.from_parquet(path, field=how.field, seen=seen)
     elif kind.structure == 'json':
         text = formats.decoded(content, how.encoding, path)
-        found = records.from_json(text, path, field=how.field)
+        found = record_files.from_json(text, path, field=how.field)
     else:
         lines = _lines(content, span, how.encoding)
-        found = records.from_lines(
+        found = record_files.from_lines(
             lines, path, field=how.field, encoding=how.encoding, first=span.line
         )
     for long, number in found:
-        for piece in cut(long, how.characters):
+        for piece in [long] if how.field is None else cut(long, how.characters):
             yield piece, number
 
 
 def _lines(content: Iterator[bytes], span: Span, encoding: str) -> Iterator[bytes | str]:
     if not formats.line_ends_are_bytes(encoding):
-        return records.split_lines(formats.decoded(content, encoding, span.file.path), '\n')
+        return record_files.split_lines(formats.decoded(content, encoding, span.file.path), '\n')
     first = next(content, b'') if span.start == 0 else b''
     if wide := formats.wide_encoding(first):
         raise UserError(
@@ -161,10 +171,10 @@ def _lines(content: Iterator[bytes], span: Span, encoding: str) -> Iterator[byte
             f'({formats.option("encoding")}) to {wide}'
         )
     first = first.removeprefix(codecs.BOM_UTF8)
-    return records.split_lines(itertools.chain([first], content), b'\n')
+    return record_files.split_lines(itertools.chain([first], content), b'\n')
 
 
-def _pieces(content: Iterator[str], most: int, line: int) -> Iterator[records.Numbered]:
+def _pieces(content: Iterator[str], most: int, line: int) -> Iterator[record_files.Numbered]:
     """(text, line) of the pieces of a text that comes in blocks; joined they are the text."""
     held: list[str] = []
     length = 0

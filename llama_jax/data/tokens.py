@@ -12,19 +12,21 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from llama_jax.data import workers
 from llama_jax.data.config import cache_dir
+from llama_jax.data.documents import Documents
 from llama_jax.data.pieces import identity_of
 from llama_jax.data.prepare import locked
 from llama_jax.data.progress import Progress
-from llama_jax.data.sources import Corpus, Documents
+from llama_jax.data.sources import Corpus
 from llama_jax.errors import UserError
 from llama_jax.text.tokenizer import Tokenizer
 
@@ -61,6 +63,10 @@ class Texts:
 
     def __getitem__(self, document: int) -> np.ndarray:
         """Token ids [n] of a document, as they lie on disk."""
+        return self.of_tokens(document, 'tokens', self.dtype)
+
+    def of_tokens(self, document: int, suffix: str, dtype: str) -> np.ndarray:
+        """What the files of one suffix hold of each token of a document [n]."""
         if not 0 <= document < len(self):
             raise IndexError(document)
         part = bisect.bisect_right(self.parts, document) - 1
@@ -68,23 +74,32 @@ class Texts:
             int(self.offsets[i]) for i in (self.parts[part], document, document + 1)
         )
         size = int(self.offsets[self.parts[part + 1]]) - begin
-        ids = self._opened(self.directory / f'{part:05}.tokens', self.dtype, size)
-        return ids[start - begin : stop - begin]
+        values = self._opened(self.directory / f'{part:05}.{suffix}', dtype, (size,))
+        return values[start - begin : stop - begin]
 
     def check(self, document: int) -> None:
         """Raise UserError for a document whose tokens are no longer those that were written."""
-        if identity_of(self[document]) != self.identity(document):
+        if self.checksum(document) != self.identity(document):
             part = bisect.bisect_right(self.parts, document) - 1
             path = self.directory / f'{part:05}.tokens'
-            raise _damaged(path, f'document {document} is not as it was written')
+            raise damaged(path, f'document {document} is not as it was written')
+
+    def checksum(self, document: int) -> int:
+        """The identity that follows from what is on disk."""
+        return identity_of(self[document])
+
+    @staticmethod
+    def gathered(tasks: Sequence[Part], directory: Path) -> dict[str, Any]:
+        """Further facts of all parts, of which the files are in `directory`."""
+        return {}
 
     @functools.cached_property
     def offsets(self) -> np.ndarray:
         """Tokens before each document, and in all: int64 [D + 1], on disk."""
         path = self.directory / _OFFSETS
-        offsets = _mapped(path, 'int64', len(self) + 1)
+        offsets = mapped(path, 'int64', (len(self) + 1,))
         if (offsets[0], offsets[-1]) != (0, self.tokens):
-            raise _damaged(path, f'it tells of {offsets[-1]} tokens, and not {self.tokens}')
+            raise damaged(path, f'it tells of {offsets[-1]} tokens, and not {self.tokens}')
         return offsets
 
     def length(self, document: int) -> int:
@@ -97,11 +112,11 @@ class Texts:
 
     @functools.cached_property
     def _identities(self) -> np.ndarray:
-        return _mapped(self.directory / _IDENTITIES, 'int32', len(self))
+        return mapped(self.directory / _IDENTITIES, 'int32', (len(self),))
 
     @functools.cached_property
-    def _opened(self) -> Callable[[Path, str, int], np.ndarray]:
-        return functools.lru_cache(_MOST_OPEN)(_mapped)
+    def _opened(self) -> Callable[[Path, str, tuple[int, ...]], np.ndarray]:
+        return functools.lru_cache(_MOST_OPEN)(mapped)
 
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -112,17 +127,33 @@ def tokenised(
 ) -> tuple[Texts, ...]:
     """The sources of a corpus as token ids; those that are not there yet are made first, by one
     process for each core where `processes` says nothing else."""
-    return tuple(_tokenised(source, tokenizer, processes) for source in corpus.sources)
+    return tuple(
+        kept(
+            documents,
+            f'{_VERSION} {documents.digest} {tokenizer.digest}',
+            functools.partial(Part, documents, tokenizer),
+            Texts,
+            processes,
+        )
+        for documents in corpus.sources
+    )
 
 
-def _tokenised(documents: Documents, tokenizer: Tokenizer, processes: int | None) -> Texts:
-    digest = hashlib.sha256(f'{_VERSION} {documents.digest} {tokenizer.digest}'.encode())
-    directory = cache_dir() / 'tokens' / digest.hexdigest()[:32]
+def kept(
+    documents: Documents,
+    identity: str,
+    part: Callable[[Path, range], Part],
+    kind: type[Kept],
+    processes: int | None,
+) -> Kept:
+    """What the parts make of all documents, kept on disk under a hash of `identity`."""
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    directory = cache_dir() / 'tokens' / digest[:32]
     if not directory.exists():
         try:
             with locked(directory.with_name(f'{directory.name}.lock')):
                 if not directory.exists():
-                    _make(documents, tokenizer, directory, processes)
+                    _make(documents, part, kind, directory, processes)
         except OSError as error:
             raise UserError(
                 f'cannot keep the tokens of {documents.name} in {directory.parent} '
@@ -131,27 +162,27 @@ def _tokenised(documents: Documents, tokenizer: Tokenizer, processes: int | None
     try:
         facts = json.loads((directory / _FACTS).read_text())
         facts['parts'] = tuple(facts['parts'])
-        texts = Texts(documents.name, directory, digest.hexdigest(), **facts)
+        texts = kind(documents.name, directory, digest, **facts)
         if len(texts) != len(documents):
             raise ValueError(f'{len(texts)} documents, and not {len(documents)}')
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(directory / _FACTS, str(error)) from error
+        raise damaged(directory / _FACTS, str(error)) from error
     return texts
 
 
 def _make(
-    documents: Documents, tokenizer: Tokenizer, directory: Path, processes: int | None
+    documents: Documents,
+    part: Callable[[Path, range], Part],
+    kind: type[Texts],
+    directory: Path,
+    processes: int | None,
 ) -> None:
-    """Tokenise the parts that no killed start has left behind; then the directory is there."""
+    """Make the parts that no killed start has left behind; then the directory is there."""
     partial = directory.with_name(f'{directory.name}.partial')
     partial.mkdir(parents=True, exist_ok=True)
     n = max(1, min(_MOST_PARTS, len(documents), -(-documents.bytes // _PART_BYTES)))
-    parts = [part * len(documents) // n for part in range(n + 1)]
-    dtype = 'uint16' if tokenizer.vocab_size <= 2**16 else 'int32'
-    tasks = [
-        Part(documents, tokenizer, partial / f'{i:05}', range(parts[i], parts[i + 1]), dtype)
-        for i in range(n)
-    ]
+    parts = [i * len(documents) // n for i in range(n + 1)]
+    tasks = [part(partial / f'{i:05}', range(parts[i], parts[i + 1])) for i in range(n)]
     missing = [task for task in tasks if not task.finished]
     left = documents.bytes * len(missing) // n
     if processes is None:
@@ -168,7 +199,8 @@ def _make(
             (count + np.cumsum(lengths_D)).tofile(offsets)
             identities_D.astype(np.int32).tofile(ids)
             count, size = count + int(lengths_D.sum()), size + int(bytes_D.sum())
-    facts = {'parts': parts, 'tokens': count, 'bytes': size, 'dtype': dtype}
+    facts = {'parts': parts, 'tokens': count, 'bytes': size, 'dtype': tasks[0].dtype}
+    facts |= kind.gathered(tasks, partial)
     (partial / _FACTS).write_text(json.dumps(facts))
     for task in tasks:
         task.index.unlink()
@@ -183,7 +215,10 @@ class Part:
     tokenizer: Tokenizer
     path: Path
     numbers: range
-    dtype: str
+
+    @property
+    def dtype(self) -> str:
+        return 'uint16' if self.tokenizer.vocab_size <= 2**16 else 'int32'
 
     @property
     def index(self) -> Path:
@@ -204,24 +239,32 @@ class Part:
                 ids.astype(self.dtype).tofile(file)
                 row[:] = len(ids), identity_of(ids), len(text.encode())
                 seen(int(row[2]))
+        self.finish(rows)
+
+    def finish(self, rows: np.ndarray) -> None:
+        """Write the index [n, 3]."""
         partial = self.path.with_suffix('.partial.npy')
         np.save(partial, rows)
         partial.replace(self.index)
 
 
-def _mapped(path: Path, dtype: str, size: int) -> np.ndarray:
-    """An array [size] that stays on disk. Raises UserError where it is not whole."""
+Kept = TypeVar('Kept', bound=Texts)
+
+
+def mapped(path: Path, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """An array that stays on disk. Raises UserError where it is not whole."""
     kind = np.dtype(dtype)
+    size = math.prod(shape)
     try:
         found = path.stat().st_size
         if found != size * kind.itemsize:
             raise ValueError(f'{found:,} bytes, and not {size * kind.itemsize:,}')
-        return np.memmap(path, kind, 'r', shape=(size,)) if size else np.zeros(0, kind)
+        return np.memmap(path, kind, 'r', shape=shape) if size else np.zeros(shape, kind)
     except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
 
 
-def _damaged(path: Path, why: str) -> UserError:
+def damaged(path: Path, why: str) -> UserError:
     return UserError(
         f'{path} is damaged ({why}): delete {path.parent}; the same command tokenises anew'
     )

@@ -8,7 +8,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llama_jax.data.config import DataConfig, labels
-from llama_jax.data.sources import Documents, open_sources
+from llama_jax.data.documents import Documents
+from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
 from llama_jax.evaluate import examples, words
 from llama_jax.evaluate.suite import Suite, Texts, check, evaluate_texts

@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from llama_jax import layout
 from llama_jax.convert import pretrained
 from llama_jax.data.config import DataConfig
+from llama_jax.data.documents import Documents
 from llama_jax.data.load_tokenizer import for_model
-from llama_jax.data.sources import Documents
 from llama_jax.errors import UserError
 from llama_jax.evaluate.readings import reading
 from llama_jax.evaluate.represent import place, round_up

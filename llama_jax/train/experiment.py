@@ -203,7 +203,7 @@ def with_tokenizer(experiment: Experiment) -> tuple[Experiment, Tokenizer]:
     """The `resolved` experiment, and the tokenizer that it trains with. Raises UserError where they
     do not fit each other."""
     tokenizer = for_model(
-        load_tokenizer(experiment.data),
+        load_tokenizer(experiment.data, experiment.objective.reads),
         ids=experiment.model.ids,
         marks=experiment.objective.marks,
     )

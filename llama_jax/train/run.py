@@ -34,7 +34,7 @@ from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
 from llama_jax.train.sample import sampler
-from llama_jax.train.start import adapted, chat_of
+from llama_jax.train.start import adapted, chat_format
 from llama_jax.train.step import (
     Metrics,
     State,
@@ -232,7 +232,7 @@ def _prepare(
     if jax.process_index() == 0:
         tokenizer.save_to(workdir)
         if restored is None:
-            template_files.keep(chat_of(experiment.start), workdir)
+            template_files.keep(chat_format(experiment), workdir)
     seconds = records.begin(start)
 
     lowered = train_step(
@@ -285,7 +285,7 @@ def _tokenizer(experiment: Experiment) -> tuple[Experiment, Tokenizer]:
     if experiment.data.tokenizer.path is not None:  # it is there, and the data may take minutes
         with_tokenizer(experiment)
     for split in ('train', 'validation') if experiment.evaluation.every else ('train',):
-        open_sources(experiment.data, split)
+        open_sources(experiment.data, split, experiment.objective.reads)
     return with_tokenizer(experiment)
 
 
@@ -328,6 +328,7 @@ def _loader(
         seed=experiment.seed,
         rows=local_rows(mesh, experiment.train.batch),
         cursor=cursor,
+        chat=chat_format(experiment),
     )
 
 

@@ -12,6 +12,7 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment, check, with_tokenizer
+from llama_jax.train.start import chat_format
 
 
 def show_batches(experiment: Experiment, n: int) -> None:
@@ -22,7 +23,7 @@ def show_batches(experiment: Experiment, n: int) -> None:
     if n < 1:
         raise UserError(f'--show-batch {n}: give the number of batches to show, 1 or more')
     check(experiment, meshes.make(experiment.mesh))
-    open_sources(experiment.data, 'train')
+    open_sources(experiment.data, 'train', experiment.objective.reads)
     experiment, tokenizer = with_tokenizer(experiment)
     console = Console(file=sys.stdout, highlight=False)
     with Loader(
@@ -33,6 +34,7 @@ def show_batches(experiment: Experiment, n: int) -> None:
         batch=experiment.train.batch,
         seq_len=experiment.train.seq_len,
         seed=experiment.seed,
+        chat=chat_format(experiment),
     ) as loader:
         for line in show.batches(loader, tokenizer, n, plain=not console.is_terminal):
             console.print(line, soft_wrap=True)

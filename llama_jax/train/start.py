@@ -88,6 +88,14 @@ def chat_of(start: str | None) -> ChatFormat | None:
     return None if start is None else origin(start).chat()
 
 
+def chat_format(experiment: Experiment) -> ChatFormat | None:
+    """How a run writes chats: as `data.chat` says, else as what it begins with; None where neither
+    is there. Raises UserError for a format that is not."""
+    if experiment.data.chat is not None:
+        return template_files.chosen(experiment.data.chat, '--data.chat')
+    return chat_of(experiment.start)
+
+
 @functools.lru_cache(maxsize=2)  # asked for several times; what there is to warn of is told once
 def _weights(start: str) -> Weights:
     return pretrained.find(start, '--start')

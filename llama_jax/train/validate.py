@@ -24,6 +24,7 @@ from llama_jax.objectives.base import Batch, Loss, Objective
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import local_rows, place
+from llama_jax.train.start import chat_format
 from llama_jax.train.step import loss_of
 
 LossStep = Callable[[Params, Batch], Loss]
@@ -122,6 +123,7 @@ class Validation:
             seed=SEED,
             rows=local_rows(self._mesh, experiment.train.batch),
             epochs=1,
+            chat=chat_format(experiment),
         )
 
 

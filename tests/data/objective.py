@@ -1,8 +1,11 @@
 """The smallest makers of examples, as a module so that worker processes find them."""
 
 import dataclasses
+import typing
 
 import numpy as np
+
+from llama_jax.data.record import Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -10,6 +13,7 @@ class Causal:
     """`[bos, *x, eos]` shifted by one; all targets count."""
 
     ends: bool = True
+    reads: typing.ClassVar = Text
 
     def lengths(self, seq_len):
         return {'': seq_len}

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from llama_jax.data import formats, records, splits, text_files
+from llama_jax.data import formats, record_files, splits, text_files
 from llama_jax.data.config import Source
 from llama_jax.errors import UserError
 from tests.data.corpus import CHINESE
@@ -248,7 +248,7 @@ def test_a_record_too_long_for_memory_is_refused_before_it_is_read(tmp_path, mon
     path.write_text(json.dumps([{'text': 'short'}, {'text': 'long ' * 1000}]))
     monkeypatch.setattr(formats, 'BLOCK', 100)
     assert len(texts(path)) == 2
-    monkeypatch.setattr(records, '_MOST_CHARACTERS', 1000)
+    monkeypatch.setattr(record_files, '_MOST_CHARACTERS', 1000)
     with pytest.raises(UserError, match='after 1 records .one of more than 2..30 characters'):
         texts(path)
 

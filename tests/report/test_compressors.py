@@ -14,7 +14,8 @@ import pytest
 
 from llama_jax.data import sources
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.data.sources import Corpus, Documents
+from llama_jax.data.documents import Documents
+from llama_jax.data.sources import Corpus
 from llama_jax.errors import UserError
 from llama_jax.report import compressors
 from llama_jax.report.compressors import compress, sample, write_baselines

@@ -1,4 +1,5 @@
-"""Texts in files of records: JSON lines, JSON arrays, Parquet."""
+"""Files of records: JSON lines, JSON arrays, Parquet. Of each record one field is read, which is a
+text, or all of it, as JSON."""
 
 import json
 import re
@@ -9,7 +10,7 @@ from typing import Any
 from llama_jax.data.formats import Seen, option, reading
 from llama_jax.errors import UserError
 
-Numbered = tuple[str, int]  # a text, and the number of its line or record, from 1
+Numbered = tuple[str, int]  # a text (or JSON), and the number of its line or record, from 1
 
 _MOST_BAD = 10
 _MOST_CHARACTERS = 1 << 30  # of a record in JSON, which has to fit in memory several times
@@ -19,12 +20,18 @@ _SPACE = re.compile(r'[ \t\r\n]*')
 class BadRecords:
     """Collects what is wrong with the records of a file, to be said all at once."""
 
-    def __init__(self, path: Path, unit: str, field: str) -> None:
+    def __init__(self, path: Path, unit: str, field: str | None) -> None:
         self._path, self._unit, self._field, self._said = path, unit, field, list[str]()
 
     def text(self, value: Any, number: int) -> str | None:
-        """The text of one record, an object with the field or a string by itself; None where it has
-        none (which is then noted)."""
+        """The text of one record, an object with the field or a string by itself; without a field
+        all of an object, as JSON. None where it has none (which is then noted)."""
+        if self._field is None:
+            if isinstance(value, dict):
+                # Names stay in their order, for that of tools and of arguments is read by models.
+                return _unicode(json.dumps(value, ensure_ascii=False, separators=(',', ':')))
+            self.note(number, f'is no object ({type(value).__name__})')
+            return None
         text = value.get(self._field) if isinstance(value, dict) else value
         if not isinstance(text, str):
             there = ', '.join(map(str, value)) if isinstance(value, dict) else type(value).__name__
@@ -41,9 +48,9 @@ class BadRecords:
     def check(self, more: str = '') -> None:
         """Raises UserError where something was noted."""
         if self._said:
+            other = f', or set the field of the source ({option("field")})' if self._field else ''
             raise UserError(
-                f'{str(self._path)!r}, {"; ".join(self._said)}{more}: mend or remove these, or set '
-                f'the field of the source ({option("field")})'
+                f'{str(self._path)!r}, {"; ".join(self._said)}{more}: mend or remove these{other}'
             )
 
 
@@ -57,7 +64,7 @@ def _unicode(text: str) -> str:
 
 
 def from_lines(
-    lines: Iterator[bytes | str], path: Path, *, field: str, encoding: str, first: int
+    lines: Iterator[bytes | str], path: Path, *, field: str | None, encoding: str, first: int
 ) -> Iterator[Numbered]:
     """The text of every line that is not empty; the first has the number `first`.
 
@@ -96,7 +103,7 @@ def split_lines(content: Iterator[Any], end: Any) -> Iterator[Any]:
         yield last
 
 
-def from_json(content: Iterator[str], path: Path, *, field: str) -> Iterator[Numbered]:
+def from_json(content: Iterator[str], path: Path, *, field: str | None) -> Iterator[Numbered]:
     """The text of every object of an array, or of objects one after another, read piece by piece.
 
     Raises UserError for the first ten records that hold none, and where the JSON breaks off.
@@ -168,8 +175,9 @@ def _as_much_again(content: Iterator[str], length: int) -> str:
     return ''.join(parts)
 
 
-def from_parquet(path: Path, *, field: str, seen: Seen) -> Iterator[Numbered]:
-    """The texts of one column. Raises UserError for a damaged file and rows without a text."""
+def from_parquet(path: Path, *, field: str | None, seen: Seen) -> Iterator[Numbered]:
+    """The texts of one column, or all columns. Raises UserError for a damaged file and rows without
+    a text."""
     try:
         import pyarrow
         import pyarrow.parquet
@@ -179,17 +187,20 @@ def from_parquet(path: Path, *, field: str, seen: Seen) -> Iterator[Numbered]:
     try:
         with reading(path), pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if field not in names:
+            if field is not None and field not in names:
                 raise UserError(
                     f'{str(path)!r} has no column {field!r} (there: {", ".join(names)}): set the '
                     f'field of the source ({option("field")})'
                 )
             rows = file.metadata.num_rows
             size, number, told = path.stat().st_size, 0, 0
-            for batch in file.iter_batches(batch_size=256, columns=[field], use_threads=False):
-                for value in batch.column(0).to_pylist():
+            columns = None if field is None else [field]
+            for batch in file.iter_batches(batch_size=256, columns=columns, use_threads=False):
+                for value in batch.to_pylist():
                     number += 1
-                    if (text := bad.text({field: value}, number)) is not None:
+                    if field is None:
+                        value = {name: of_columns(x) for name, x in value.items() if x is not None}
+                    if (text := bad.text(value, number)) is not None:
                         yield text, number
                 read = size * number // max(rows, 1)
                 seen(read - told)
@@ -197,3 +208,15 @@ def from_parquet(path: Path, *, field: str, seen: Seen) -> Iterator[Numbered]:
     except pyarrow.ArrowException as error:
         raise UserError(f'cannot read {str(path)!r} ({error}): give a whole file') from error
     bad.check()
+
+
+def of_columns(value: Any) -> Any:
+    """A value of a column as JSON knows them. Fields that a struct leaves out are left out: in
+    columns every message has the fields of all."""
+    if isinstance(value, dict):
+        return {name: of_columns(x) for name, x in value.items() if x is not None}
+    if isinstance(value, list | tuple):
+        return [of_columns(x) for x in value]
+    if isinstance(value, bytes):
+        return value.decode('utf-8', 'replace')
+    return value if isinstance(value, str | int | float | None) else str(value)

@@ -1,0 +1,307 @@
+"""Records from files to rows: whole, in the order of any number of hosts, each once an epoch."""
+
+import collections
+import dataclasses
+import gzip
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.loader import Loader
+from llama_jax.errors import UserError
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
+from tests.data.corpus import CHINESE
+from tests.data.objective import Causal
+from tests.data.recording import Chats, Pairs
+from tests.data.test_loader import assert_equal, joined
+
+TOKENIZER = bytes_tokenizer()
+BATCH, SEQ_LEN = 4, 128
+RNG = np.random.default_rng(0)
+
+
+def chat(i, answer=None, **fields):
+    answer = answer or 'x' * int(RNG.integers(1, 60))
+    said = [('user', f'{i}?'), ('assistant', f'{i} {answer}')]
+    return {'messages': [{'role': r, 'content': c} for r, c in said], **fields}
+
+
+def pair(i):
+    n = int(RNG.integers(1, 40))
+    return {'source': f'{i}' + 's' * n, 'target': f'{i}' + 't' * (n // 2 + 1)}
+
+
+def written(path, records):
+    path.write_text(''.join(json.dumps(one, ensure_ascii=False) + '\n' for one in records), 'utf-8')
+    return str(path)
+
+
+def files(*paths, **settings):
+    source = Source('text_files', files=tuple(map(str, paths)), split='all')
+    return DataConfig(sources=(source,), **settings)
+
+
+def load(config, maker, **settings):
+    defaults = dict(split='train', tokenizer=TOKENIZER, batch=BATCH, seq_len=SEQ_LEN, seed=3)
+    return Loader(config, maker=maker, **(defaults | settings))
+
+
+def take(loader, n):
+    with loader:
+        return list(itertools.islice(loader, n))
+
+
+@pytest.fixture(scope='module')
+def chats(tmp_path_factory):
+    path = tmp_path_factory.mktemp('chats')
+    return written(path / 'chats.jsonl', [chat(i) for i in range(150)] + [chat(150, CHINESE[0])])
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+    return written(tmp_path_factory.mktemp('pairs') / 'p.jsonl', [pair(i) for i in range(200)])
+
+
+def segments(batches, key='targets'):
+    """The text of every segment of the rows."""
+    stream = f'{key.rpartition("/")[0]}/'.lstrip('/')
+    for batch in batches:
+        for row, numbers in zip(batch[key], batch[f'{stream}segments'], strict=True):
+            for number in range(1, numbers.max() + 1):
+                yield TOKENIZER.decode(row[numbers == number])
+
+
+def test_every_record_comes_once_and_whole(chats):
+    batches = take(load(files(chats), Chats(), epochs=1), None)
+    found = collections.Counter(segments(batches))
+    with open(chats, encoding='utf-8') as lines:
+        messages = [json.loads(line)['messages'] for line in lines]
+    assert found == collections.Counter(a['content'] + b['content'] for a, b in messages)
+    for batch in batches:
+        weights, targets = batch['weights'], batch['targets']
+        assert np.all(weights[batch['segments'] == 0] == 0)
+        # The answer with its end, and nothing of the question.
+        assert weights.sum() == sum(
+            len(answer['content'].encode()) + 1
+            for question, answer in messages
+            if question['content'] + answer['content'] in {*segments([batch])}
+        )
+        assert targets.shape == (BATCH, SEQ_LEN)
+    used = np.mean([np.mean(batch['segments'] > 0) for batch in batches[:-1]])
+    assert used > 0.93
+
+
+def test_two_streams_hold_the_same_records(pairs):
+    batches = take(load(files(pairs), Pairs(), epochs=1), None)
+    sources, targets = (list(segments(batches, key)) for key in ('encoder/inputs', 'targets'))
+    assert len(sources) == 200 == len({*sources})
+    assert [x.rstrip('s') for x in sources] == [x.rstrip('t') for x in targets]
+    # The streams are in one proportion, so one of them fills.
+    used = [np.mean(b['encoder/segments'] > 0) for b in batches[:-1]]
+    assert np.mean(used) > 0.9
+
+
+@pytest.mark.parametrize('hosts', [2, 4])
+def test_batches_do_not_depend_on_hosts_and_resume_anywhere(chats, tmp_path, hosts):
+    other = written(tmp_path / 'b.jsonl', [chat(i, 'b') for i in range(10)])
+    config = DataConfig(
+        sources=(
+            Source('text_files', files=(chats,), split='all', weight=2),
+            Source('records', files=(other,), split='all'),
+        )
+    )
+    expected = take(load(config, Chats()), 30)
+    for done in (0, 7, 29):
+        cursor = expected[done - 1]['cursor'] if done else None
+        each = BATCH // hosts
+        parts = [
+            take(
+                load(config, Chats(), rows=range(h * each, (h + 1) * each), cursor=cursor),
+                30 - done,
+            )
+            for h in range(hosts)
+        ]
+        assert_equal(joined(parts), expected[done:])
+
+
+def test_worker_processes_give_the_same_batches(chats):
+    given = (np.arange(151, dtype=np.float32)[:, None],)
+    expected = take(load(files(chats), Chats(), given=given), 6)
+    assert_equal(take(load(files(chats, workers=2), Chats(), given=given), 6), expected)
+
+
+def test_columns_that_are_given_come_with_their_records(chats):
+    given = (np.arange(151, dtype=np.float32)[:, None],)
+    loader = load(files(chats), Chats(), given=given, epochs=1)
+    texts = {text: i for i in range(151) for text in [TOKENIZER.decode(loader.texts[0][i])]}
+    seen = set()
+    for batch in take(loader, None):
+        for row, numbers, values in zip(
+            batch['targets'], batch['segments'], batch['given'], strict=True
+        ):
+            for number in range(1, numbers.max() + 1):
+                here = numbers == number
+                assert {*values[here]} == {texts[TOKENIZER.decode(row[here])]}
+                seen |= {*values[here]}
+    assert len(seen) == 151
+
+
+def test_records_in_order_tell_their_numbers(chats):
+    whole = load(files(chats), Chats())
+    parts = [load(files(chats), Chats(), rows=rows) for rows in ([0, 2], [1, 3])]
+    found = []
+    with whole, parts[0], parts[1]:
+        texts = [TOKENIZER.decode(whole.texts[0][i]) for i in range(151)]
+        halves = zip(*(part.in_order(0) for part in parts), strict=True)
+        for (batch, numbers), ((one, first), (other, second)) in zip(
+            whole.in_order(0), halves, strict=True
+        ):
+            assert list(segments([batch])) == [texts[i] for row in numbers for i in row]
+            assert numbers == [first[0], second[0], first[1], second[1]]
+            np.testing.assert_array_equal(batch['inputs'][[0, 2]], one['inputs'])
+            np.testing.assert_array_equal(batch['inputs'][[1, 3]], other['inputs'])
+            found += [i for row in numbers for i in row]
+    assert sorted(found) == list(range(151))
+
+
+def test_files_of_any_kind_hold_the_same_records(tmp_path, pairs):
+    with open(pairs, encoding='utf-8') as lines:
+        records = [json.loads(line) for line in lines]
+    (tmp_path / 'a.json').write_text(json.dumps(records))
+    with gzip.open(tmp_path / 'a.jsonl.gz', 'wt') as file:
+        file.writelines(json.dumps(record) + '\n' for record in records)
+    wanted = collections.Counter(segments(take(load(files(pairs), Pairs(), epochs=1), None)))
+    for name in ('a.json', 'a.jsonl.gz'):
+        batches = take(load(files(tmp_path / name), Pairs(), epochs=1), None)
+        assert collections.Counter(segments(batches)) == wanted
+
+
+def test_bad_records_are_named_together(tmp_path, caplog):
+    records = [chat(i) for i in range(30)]
+    records[3]['messages'].append({'role': 'user', 'content': 'and?'})
+    records[7] = {'text': 'no chat'}
+    records[8]['messages'][1]['content'] = ''
+    path = written(tmp_path / 'c.jsonl', records)
+    config = files(path)
+    with pytest.raises(UserError) as refused:
+        load(config, Chats())
+    said = str(refused.value)
+    assert '\n' not in said and said.startswith('3 of 30 records are no chats')
+    assert 'c.jsonl:4: messages ends with the user' in said
+    assert 'c.jsonl:8: nothing asked and answered (there: text;' in said
+    assert 'c.jsonl:9: messages[1].content is empty (assistant)' in said
+    dropping = dataclasses.replace(config, bad_records='drop')
+    batches = take(load(dropping, Chats(), epochs=1), None)
+    assert len(list(segments(batches))) == 27
+    assert 'left out: 3 of 30 records' in caplog.text
+    # Ten are named, those of one problem together.
+    path = written(tmp_path / 'd.jsonl', [{'prompt': 'a', 'completion': 'b'}] + [{'x': 1}] * 12)
+    with pytest.raises(UserError) as refused:
+        load(files(path), Pairs())
+    said = str(refused.value)
+    assert said.count('d.jsonl:') == 10 and said.count('there: x') == 1 and 'and 2 more' in said
+    written(tmp_path / 'e.jsonl', [{'source': 'cursed', 'target': 'b'}, pair(1)])
+    with pytest.raises(UserError, match='e.jsonl:1: source is cursed'):
+        load(files(tmp_path / 'e.jsonl'), Pairs())
+    (tmp_path / 'f.jsonl').write_text('{"source": "a", "target": "b"}\n[1]\n{"source"\n')
+    with pytest.raises(UserError, match=r'line 2 is no object \(list\); line 3 is no JSON'):
+        load(files(tmp_path / 'f.jsonl'), Pairs())
+
+
+def test_too_long_records_are_refused_dropped_or_cut(tmp_path, caplog):
+    records = [chat(i, 'y' * 20) for i in range(40)]
+    records[5] = chat(5, 'y' * 300)
+    records[9] = chat('z' * 200, 'lost')
+    path = written(tmp_path / 'c.jsonl', records)
+    longest = len('z' * 200 + '?') + 1 + len('z' * 200 + ' lost') + 1
+    with pytest.raises(UserError) as refused:
+        load(files(path), Chats())
+    assert str(refused.value) == (
+        f'2 of 40 records need more than 128 positions, the longest {longest}: c.jsonl:10, '
+        f'c.jsonl:6: raise --train.seq-len to {longest}, or set --data.too-long drop or truncate'
+    )
+    take(load(files(path), Chats(), seq_len=408), 1)
+    dropped = take(load(files(path, too_long='drop'), Chats(), epochs=1), None)
+    assert len(list(segments(dropped))) == 38
+    assert 'they are left out (--data.too-long drop)' in caplog.text
+    cut = list(segments(take(load(files(path, too_long='truncate'), Chats(), epochs=1), None)))
+    assert len(cut) == 39 and max(map(len, cut)) == SEQ_LEN - 1  # and an end
+    assert '1 of the 2 records that are cut keep nothing to learn from' in caplog.text
+    assert not any('z' in text for text in cut)
+    with pytest.raises(UserError, match='no record left to learn from in rows of 8'):
+        load(files(path, too_long='drop'), Chats(), seq_len=8)
+
+
+def test_of_two_streams_the_one_that_is_too_short_is_named(tmp_path):
+    path = written(tmp_path / 'p.jsonl', [pair(0), {'source': 'a', 'target': 'b' * 200}])
+    with pytest.raises(UserError, match=r'1 of 2 .* 64 positions, the longest 200: p.jsonl:2: ra'):
+        load(files(path), Pairs())
+    path = written(tmp_path / 'q.jsonl', [pair(0), {'source': 'b' * 200, 'target': 'a'}])
+    with pytest.raises(UserError, match=r'64 positions of encoder, .* --train.seq-len to 400,'):
+        load(files(path), Pairs())
+
+
+def test_fewer_records_than_fill_a_batch_are_told(tmp_path, caplog):
+    path = written(tmp_path / 'c.jsonl', [chat(i) for i in range(3)])
+    batch = take(load(files(path), Chats()), 1)[0]
+    assert 'the 3 records of training fill less than a batch of 4 x 128' in caplog.text
+    assert np.all(batch['segments'].max(1) > 0)
+
+
+def test_what_an_objective_does_not_read_is_refused_by_name(chats, tmp_path):
+    (tmp_path / 'a.txt').write_text('text')
+    with pytest.raises(UserError, match=r'a.txt. holds no records: give .jsonl'):
+        load(files(tmp_path / 'a.txt'), Chats())
+    records = DataConfig(sources=(Source('records', files=(chats,)),))
+    with pytest.raises(UserError, match=r"'records' .* the objective reads texts: name it text_"):
+        load(records, Causal())
+    for setting, value in (('too_long', 'drop'), ('bad_records', 'drop'), ('chat', 'chatml')):
+        with pytest.raises(UserError, match=f'--data.{setting.replace("_", "-")} has no effect'):
+            load(files(chats, **{setting: value}), Causal())
+    with pytest.raises(
+        UserError, match='--data.chat has no effect where the objective reads pairs'
+    ):
+        load(files(chats, chat='chatml'), Pairs())
+    for setting, maker in (('field', Chats()), ('rename', Causal())):
+        value = 'body' if setting == 'field' else ('a=b',)
+        source = Source('text_files', files=(chats,), **{setting: value})
+        with pytest.raises(UserError, match=f'--data.sources.0.{setting} has no effect'):
+            load(DataConfig(sources=(source,)), maker)
+
+
+def test_fields_by_other_names(tmp_path):
+    path = written(tmp_path / 'p.jsonl', [{'en': f'{i} a', 'zh': f'{i} 好'} for i in range(5)])
+    source = Source('records', files=(path,), split='all', rename=('source=en', 'target=zh'))
+    batches = take(load(DataConfig(sources=(source,)), Pairs(), epochs=1), None)
+    assert sorted(segments(batches)) == [f'{i} 好' for i in range(5)]
+    source = dataclasses.replace(source, rename=('source',))
+    with pytest.raises(UserError, match="rename 'source' of 'records' is no NAME=FIELD"):
+        load(DataConfig(sources=(source,)), Pairs())
+
+
+def test_encodings_are_kept_by_what_they_depend_on(pairs):
+    def directory(maker, **settings):
+        with load(files(pairs), maker, **settings) as loader:
+            return loader.texts[0].directory
+
+    first = directory(Pairs())
+    before = (first / 'tokens.json').stat().st_mtime_ns
+    assert directory(Pairs(), chat='other', seq_len=256) != first  # chats are written otherwise
+    assert directory(Pairs(), seq_len=256) == first
+    assert directory(Pairs(lowered=True)) != first
+    assert (first / 'tokens.json').stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize('name', ['00000.weights', '00000.tokens', 'lengths', 'numbers'])
+def test_damage_is_told_by_the_batch_that_reads_it(tmp_path, own_cache, name):
+    path = written(tmp_path / 'c.jsonl', [chat(i) for i in range(5)])
+    with load(files(path), Chats()) as loader:
+        path = loader.texts[0].directory / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f'{path.parent}.* is damaged'):
+        take(load(files(tmp_path / 'c.jsonl'), Chats(), epochs=1), None)
