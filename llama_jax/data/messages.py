@@ -146,9 +146,10 @@ def _content(content: Any, where: str) -> str | None:
 def _call(call: Any, where: str) -> dict[str, Any]:
     """As templates read it: arguments are an object, of which files often have the JSON."""
     call = _json(call, where)
-    function = call.get('function', call) if isinstance(call, Mapping) else None
-    name = function.get('name') if isinstance(function, Mapping) else None
-    if not isinstance(name, str) or not name:
+    if not isinstance(call, Mapping) or not isinstance(call.get('function', call), Mapping):
+        raise BadRecordError(f'{where} is no call with a name and arguments')
+    function = call.get('function', call)
+    if not isinstance(name := function.get('name'), str) or not name:
         raise BadRecordError(f'{where} is no call with a name and arguments')
     arguments = function.get('arguments', function.get('parameters'))
     arguments = _json(arguments, f'{where}.arguments') if arguments else {}

@@ -81,7 +81,7 @@ def record_of(fields: Fields, kind: type[Kind]) -> Kind:
     BadRecordError, which names the field.
     """
     fields = {name: value for name, value in fields.items() if value is not None}
-    record = _READERS[kind](fields)
+    record = _READERS[kind](fields)  # type: ignore[index]  # a variable of this bound is one of them
     assert isinstance(record, kind)
     return record
 
@@ -151,7 +151,7 @@ def _history(fields: Fields) -> list[Weighted]:
     history = fields.get('history') or []
     if not isinstance(history, list | tuple):
         raise BadRecordError('history is no list of [question, answer]')
-    texts = []
+    texts: list[Any] = []
     for i, turn in enumerate(history):
         if not isinstance(turn, list | tuple) or len(turn) != 2:
             raise BadRecordError(f'history[{i}] is no [question, answer]')
@@ -202,6 +202,7 @@ def _answers(fields: Fields) -> tuple[Prompt, Prompt, Prompt]:
         for answer, name in ((chosen, 'chosen'), (rejected, 'rejected'))
     )
     repeated, *rest = _split(one, other)
+    said: list[Weighted]
     if repeated and repeated[0]['role'] != 'assistant':  # as UltraFeedback's, whole chats
         said = [(message, None) for message in repeated]
     elif name is None:
