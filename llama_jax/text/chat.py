@@ -9,11 +9,15 @@ spells can open or close a turn.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+import numpy as np
+
 from llama_jax.errors import UserError
+from llama_jax.text.marked import TEMPLATE, Marked, of_message
+from llama_jax.text.turns import NOBODY, Turns, turns_of
 from llama_jax.text.vocabulary import Vocabulary, encode_parts
 
 Message = Mapping[str, Any]
@@ -124,6 +128,22 @@ class ChatFormat(Protocol):
         without its control tokens.
         """
 
+    def turns(
+        self,
+        conversation: Conversation,
+        vocabulary: Vocabulary,
+        *,
+        learnt: Collection[int],
+        begin: Sequence[int] = (),
+    ) -> Turns:
+        """The same ids without a generation prompt, and which of them are in the turns of the
+        messages `learnt`: what the assistant writes when it is asked, its end of turn included (of
+        another's message, its words and what ends them).
+
+        Raises UserError as `encode` does, for a message that the format leaves out, and for one of
+        `learnt` of which it leaves out a part.
+        """
+
 
 def begun(ids: list[int], begin: Sequence[int]) -> list[int]:
     """`ids` with `begin` before them, unless they start with it."""
@@ -146,6 +166,39 @@ class _Plain:
     def encode(
         self, conversation: Conversation, vocabulary: Vocabulary, *, begin: Sequence[int] = ()
     ) -> list[int]:
+        parts = self.parts(self._turns(conversation), conversation, vocabulary)
+        return begun(encode_parts(vocabulary, parts), begin)
+
+    def turns(
+        self,
+        conversation: Conversation,
+        vocabulary: Vocabulary,
+        *,
+        learnt: Collection[int],
+        begin: Sequence[int] = (),
+    ) -> Turns:
+        conversation = replace(conversation, add_generation_prompt=False)
+        said = [
+            (Marked(role, TEMPLATE), Marked(text, of_message(i)))
+            for i, (role, text) in enumerate(self._turns(conversation))
+        ]
+        parts = [
+            part if isinstance(part, int) else Marked(part)
+            for part in self.parts(said, conversation, vocabulary)
+        ]
+        found = turns_of(
+            parts,
+            vocabulary,
+            starts=dict.fromkeys(learnt),
+            ends=end_ids(self, vocabulary),
+            last=len(said) - 1,
+        )
+        ids = begun(found.ids.tolist(), begin)
+        nobody = np.full(len(ids) - len(found.ids), NOBODY, np.int32)
+        return Turns(np.array(ids, np.int32), np.concatenate([nobody, found.message]))
+
+    def _turns(self, conversation: Conversation) -> list[tuple[str, str]]:
+        """Role and text of each message."""
         for what in ('tools', 'documents', 'variables'):
             if getattr(conversation, what):
                 raise UserError(f'{what} are given, and the model has no chat template for them')
@@ -156,13 +209,13 @@ class _Plain:
                     f'message {i} has tool_calls, and the model has no chat template for them'
                 )
             turns.append((message['role'], text_of_content(message)))
-        parts = self.parts(turns, conversation, vocabulary)
-        return begun(encode_parts(vocabulary, parts), begin)
+        return turns
 
     def parts(
         self, turns: list[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
     ) -> Iterator[str | int]:
-        """Texts, and the ids of control tokens between them."""
+        """Texts, and the ids of control tokens between them. Texts are joined by +, so that those
+        of `turns` may know who wrote them (text/marked.py)."""
         raise NotImplementedError
 
 
@@ -178,7 +231,7 @@ class ChatML(_Plain):
         start, end = (_control(vocabulary, name) for name in ('<|im_start|>', '<|im_end|>'))
         for i, (role, content) in enumerate(turns, 1):
             yield start
-            yield f'{role}\n{content}'
+            yield role + '\n' + content
             if not (conversation.continue_final_message and i == len(turns)):
                 yield end
                 yield '\n'
@@ -208,7 +261,7 @@ class Headers(_Plain):
         )
         yield begin
         for i, (role, content) in enumerate(turns, 1):
-            yield from (start, _META_ROLES.get(role, role), stop, f'\n\n{content}')
+            yield from (start, _META_ROLES.get(role, role), stop, '\n\n' + content)
             if not (conversation.continue_final_message and i == len(turns)):
                 yield end
         if conversation.add_generation_prompt:
@@ -240,11 +293,11 @@ class Llama2(_Plain):
             yield bos_id
             last = 2 * i == len(contents)
             if answer is None:
-                yield f'[INST] {user} [/INST]'
+                yield '[INST] ' + user + ' [/INST]'
             elif last and conversation.continue_final_message:
-                yield f'[INST] {user} [/INST] {answer}'
+                yield '[INST] ' + user + ' [/INST] ' + answer
             else:
-                yield f'[INST] {user} [/INST] {answer} '
+                yield '[INST] ' + user + ' [/INST] ' + answer + ' '
                 yield eos_id
 
 
@@ -262,7 +315,7 @@ def _in_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
             )
     if turns[0][0] == 'system' and len(turns) > 1:
         (_, system), (role, first), *rest = turns
-        turns = [(role, f'<<SYS>>\n{system}\n<</SYS>>\n\n{first}'), *rest]
+        turns = [(role, '<<SYS>>\n' + system + '\n<</SYS>>\n\n' + first), *rest]
     for i, ((role, _), due) in enumerate(zip(turns, itertools.cycle(('user', 'assistant')))):
         if role != due:
             raise UserError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -63,23 +63,45 @@ class Vocabulary(Protocol):
         """The UTF-8 that a token stands for, perhaps a part of a character; b'' if none."""
 
 
-def encode_parts(vocabulary: Vocabulary, parts: Iterable[str | int]) -> list[int]:
-    """Token ids of texts with the ids of control tokens between them, as the model's own tokenizer
-    gives them for the whole: each text is encoded as one, with the space that is put before a text
-    where it is put before each, and without white space that a token takes from beside it."""
-    ids: list[int] = []
+class Piece(NamedTuple):
+    """What became of a part of a text: a control token, or a text between two of them."""
+
+    ids: list[int]
+    text: str = ''
+    """Of which the ids were made; empty for a control token."""
+    left: int = 0
+    """Characters that a token took from the left of it."""
+    continues: bool = False
+    """As it was encoded."""
+
+
+def encode_each(vocabulary: Vocabulary, parts: Iterable[str | int]) -> Iterator[tuple[int, Piece]]:
+    """The parts that became tokens, each with its index: texts with the ids of control tokens
+    between them, as the model's own tokenizer gives them for the whole. Each text is encoded as
+    one, with the space that is put before a text where it is put before each, and without white
+    space that a token takes from beside it."""
     parts = list(parts)
     takes = vocabulary.takes_space
+    any_before = False
     for i, part in enumerate(parts):
         if isinstance(part, int):
-            ids.append(part)
+            yield i, Piece([part])
+            any_before = True
             continue
+        text = str.__str__(part)  # of text that knows more, the text alone
         before, after = (parts[j] if 0 <= j < len(parts) else None for j in (i - 1, i + 1))
         if isinstance(before, int) and takes.get(before, (False, False))[1]:
-            part = part.lstrip()
+            text = text.lstrip()
+        left = len(part) - len(text)
         if isinstance(after, int) and takes.get(after, (False, False))[0]:
-            part = part.rstrip()
-        if part:
-            continues = bool(ids) and not vocabulary.space_after_control
-            ids.extend(vocabulary.encode(part, continues=continues).tolist())
-    return ids
+            text = text.rstrip()
+        if text:
+            continues = any_before and not vocabulary.space_after_control
+            ids = vocabulary.encode(text, continues=continues).tolist()
+            yield i, Piece(ids, text, left, continues)
+            any_before |= bool(ids)
+
+
+def encode_parts(vocabulary: Vocabulary, parts: Iterable[str | int]) -> list[int]:
+    """Token ids of all parts, see `encode_each`."""
+    return [i for _, piece in encode_each(vocabulary, parts) for i in piece.ids]
