@@ -95,16 +95,15 @@ class Template:
         if messages[i]['role'] != 'assistant' or not i:
             return None
         first = text.marks.index(of_message(i))
-        said = max((k for k in range(first) if is_message(text.marks[k])), default=None)
-        if said is None:
-            return None
-        between = str.__str__(text[said + 1 : first])
-        before = text.marks[said]
+        # Where the words end that stand before, and what the template has between.
+        said = max((k + 1 for k in range(first) if is_message(text.marks[k])), default=0)
+        between = str.__str__(text[said:first])
+        before = text.marks[said - 1] if said else None
         plain = not (self.named or conversation.tools or conversation.documents)
         if plain and before == of_message(i - 1) and messages[i - 1]['role'] == 'user':
             asked = _asked(self.source, json.dumps(dict(tokens)))
             if asked is not None and between.startswith(asked):
-                return said + 1 + len(asked)
+                return said + len(asked)
         prompt = replace(conversation, messages=messages[:i], add_generation_prompt=True)
         try:
             rendered = self._rendered(prompt, tokens)
@@ -112,12 +111,12 @@ class Template:
             return None
         if len(rendered) <= first and str.startswith(text, rendered):
             return len(rendered)
-        if before not in rendered.marks:
+        if before is None or before not in rendered.marks:
             return None
         # The template writes earlier turns otherwise when later ones follow, or ends the prompt
         # within the turn (DeepSeek-R1 by `<think>`): what both have behind the last words.
         same = alike(str.__str__(rendered[rendered.marks.rindex(before) + 1 :]), between)
-        return said + 1 + same if same else None
+        return said + same if same else None
 
     def ends(self, vocabulary: Vocabulary) -> tuple[int, ...]:
         """The control token behind an assistant's message, where one follows, and those that end a

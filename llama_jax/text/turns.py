@@ -119,7 +119,7 @@ def turns_of(
     unclosed = False
     for i, start in sorted(starts.items()):
         first, stop = written(marks, i)
-        stop, closed = _closed(marks, stop, closers)
+        stop, closed = _closed(marks, first, stop, closers)
         unclosed = i == last and not closed
         if unclosed and not _visible(parts, begins, stop):
             stop = len(marks)
@@ -175,7 +175,8 @@ def check_whole(text: Marked, i: int, said: str) -> None:
 
 def alike(a: str, b: str) -> int:
     """Characters of `b` that are as `a` begins, but for white space within: templates often have
-    more of it in one place than in another."""
+    more of it in one place than in another. Where both go on differently, a word or a tag that they
+    begin alike is not counted (`<think>`, `<tool_call>`)."""
     i = j = same = 0
     while i < len(a) and j < len(b):
         if a[i] == b[j]:
@@ -186,6 +187,8 @@ def alike(a: str, b: str) -> int:
         elif b[j].isspace():
             j += 1
         else:
+            while same and not (b[same - 1].isspace() or b[same - 1] in '>]'):
+                same -= 1
             break
     return same
 
@@ -201,13 +204,14 @@ def _letters(text: str) -> str:
     return re.sub(r'\s|</?think>', '', text)
 
 
-def _closed(marks: str, stop: int, closers: Mapping[int, int]) -> tuple[int, bool]:
-    """Where the turn ends of a message whose words end at `stop`, and whether a token ends it.
-    Several in a row all do (`<|END_RESPONSE|><|END_OF_TURN_TOKEN|>`)."""
+def _closed(marks: str, first: int, stop: int, closers: Mapping[int, int]) -> tuple[int, bool]:
+    """Where the turn ends of a message with words from `first` to `stop`, and whether a token ends
+    it. Several in a row all do (`<|END_RESPONSE|><|END_OF_TURN_TOKEN|>`)."""
     while stop < len(marks) and marks[stop] == GIVEN:  # the closing brackets of its JSON
         stop += 1
     following = next((k for k in range(stop, len(marks)) if is_message(marks[k])), len(marks))
-    closer = next((begin for begin in sorted(closers) if stop <= begin < following), None)
+    # Also among its words: behind the end, templates name what the assistant called.
+    closer = next((begin for begin in sorted(closers) if first <= begin < following), None)
     if closer is None:
         return stop, False
     while closer in closers:
