@@ -212,7 +212,7 @@ class _Plain:
         return turns
 
     def parts(
-        self, turns: list[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
+        self, turns: Sequence[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
     ) -> Iterator[str | int]:
         """Texts, and the ids of control tokens between them. Texts are joined by +, so that those
         of `turns` may know who wrote them (text/marked.py)."""
@@ -226,7 +226,7 @@ class ChatML(_Plain):
     names: tuple[str, ...] = ('<|im_end|>', '<|endoftext|>')
 
     def parts(
-        self, turns: list[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
+        self, turns: Sequence[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
     ) -> Iterator[str | int]:
         start, end = (_control(vocabulary, name) for name in ('<|im_start|>', '<|im_end|>'))
         for i, (role, content) in enumerate(turns, 1):
@@ -254,7 +254,7 @@ class Headers(_Plain):
     begin: str = '<|begin_of_text|>'
 
     def parts(
-        self, turns: list[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
+        self, turns: Sequence[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
     ) -> Iterator[str | int]:
         start, stop, end, begin = (
             _control(vocabulary, name) for name in (self.start, self.stop, self.end, self.begin)
@@ -281,7 +281,7 @@ class Llama2(_Plain):
     names: tuple[str, ...] = ()
 
     def parts(
-        self, turns: list[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
+        self, turns: Sequence[tuple[str, str]], conversation: Conversation, vocabulary: Vocabulary
     ) -> Iterator[str | int]:
         bos_id, eos_id = vocabulary.bos_id, vocabulary.eos_id
         if bos_id is None:
@@ -304,7 +304,7 @@ class Llama2(_Plain):
 _LLAMA2_TAGS = ('[INST]', '[/INST]', '<<SYS>>', '<</SYS>>')
 
 
-def _in_turns(turns: list[tuple[str, str]]) -> list[tuple[str, str]]:
+def _in_turns(turns: Sequence[tuple[str, str]]) -> Sequence[tuple[str, str]]:
     """User and assistant in turns; the system's message is the beginning of the first."""
     for role, content in turns:
         tag = next((tag for tag in _LLAMA2_TAGS if tag in content), None)
