@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -17,9 +17,12 @@ from typing import Any, NoReturn
 from experiments import cli
 from llama_jax.data import sources, tokens
 from llama_jax.data.config import labels
+from llama_jax.data.encoded import encoded
 from llama_jax.data.load_tokenizer import check as check_tokenizer
+from llama_jax.data.record import Text
 from llama_jax.errors import Stopped, UserError
 from llama_jax.train.experiment import Experiment, with_tokenizer
+from llama_jax.train.start import chat_read
 
 
 def main() -> None:
@@ -72,17 +75,23 @@ def prepare(experiment: Experiment, processes: int | None = None) -> None:
 
 def _count_tokens(experiment: Experiment, processes: int | None) -> None:
     """Tokenise what the configuration trains and validates on, which training finds as well."""
-    data = experiment.data
+    data, objective = experiment.data, experiment.objective
     experiment, tokenizer = with_tokenizer(experiment)
     per_step = experiment.train.batch * experiment.train.seq_len
     for split in ('train', 'validation'):
         if split == 'validation' and not experiment.evaluation.every:
             continue
         begin, total = time.perf_counter(), 0
-        corpus = sources.open_sources(data, split)
-        for label, texts in zip(
-            labels(data.of(split)), tokens.tokenised(corpus, tokenizer, processes), strict=True
-        ):
+        corpus = sources.open_sources(data, split, objective.reads)
+        made: Sequence[tokens.Texts]
+        if objective.reads is Text:
+            made = tokens.tokenised(corpus, tokenizer, processes)
+        else:
+            chat = chat_read(experiment)
+            made = encoded(
+                corpus, tokenizer, objective, chat, bad=data.bad_records, processes=processes
+            )
+        for label, texts in zip(labels(data.of(split)), made, strict=True):
             total += texts.tokens
             print(
                 f'{split} of {label}: {texts.tokens:,} tokens, {len(texts):,} documents, '

@@ -14,6 +14,7 @@ from tyro.conf import UseCounterAction, arg
 
 from experiments import cli
 from llama_jax import runtime
+from llama_jax.data.record import Text
 from llama_jax.errors import UserError
 from llama_jax.report.compressors import write_baselines
 from llama_jax.report.page import write_report
@@ -60,7 +61,7 @@ def main() -> None:
         return
     left = f'after the last step: python -m experiments.report {workdir} writes the report'
     with caught() as signals, signals.stopping(left):
-        if experiment.evaluation.every:
+        if experiment.evaluation.every and experiment.objective.reads is Text:
             write_baselines(experiment.data, workdir / 'baselines.json')
         say(f'report: {write_report(workdir)}')
 

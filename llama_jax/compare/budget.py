@@ -16,7 +16,7 @@ from llama_jax.data.sources import Corpus
 from llama_jax.data.tokens import Texts, tokenised
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
-from llama_jax.train.start import chat_format
+from llama_jax.train.start import chat_read
 from llama_jax.train.step import initial_params
 
 SAMPLE = 8
@@ -67,7 +67,7 @@ def budget(arm: Arm, text: Text) -> Budget:
         batch=train.batch,
         seq_len=train.seq_len,
         seed=experiment.seed,
-        chat=chat_format(experiment),
+        chat=chat_read(experiment),
     ) as loader:
         loss_tokens = 0
         for batch in itertools.islice(loader, batches):

@@ -24,6 +24,7 @@ from llama_jax.objectives.base import Batch
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.text import template_files
+from llama_jax.text.chat import ChatFormat
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train import agreement, resume
 from llama_jax.train.checkpoint import Checkpoints, Items
@@ -34,7 +35,7 @@ from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
 from llama_jax.train.sample import sampler
-from llama_jax.train.start import adapted, chat_format
+from llama_jax.train.start import adapted, chat_format, chat_read
 from llama_jax.train.step import (
     Metrics,
     State,
@@ -168,10 +169,11 @@ def _prepare(
     notes = forget_unsaved(workdir)
     resume.check_workdir(workdir, experiment)
     experiment, tokenizer = _tokenizer(experiment)
+    chat = chat_read(experiment, workdir)
     sample = sampler(experiment, tokenizer, device_mesh)
     validates = experiment.evaluation.every > 0
-    validation = Validation(experiment, tokenizer, device_mesh) if validates else None
-    length, experiment = experiment.train, _with_steps(experiment, tokenizer, device_mesh)
+    validation = Validation(experiment, tokenizer, device_mesh, chat=chat) if validates else None
+    length, experiment = experiment.train, _with_steps(experiment, tokenizer, device_mesh, chat)
     train = experiment.train
     if train != length:
         wanted = f'--train.epochs {length.epochs:g}' if length.epochs else ''
@@ -210,7 +212,7 @@ def _prepare(
 
     profile = Profile(traced, workdir, taken=start, last=train.steps)
     opened.callback(profile.close)
-    loader = _loader(experiment, tokenizer, device_mesh, cursor)
+    loader = _loader(experiment, tokenizer, device_mesh, cursor, chat)
     opened.callback(loader.close)
     agreement.same(_content(tokenizer, loader), 'data')
     if restored is not None:
@@ -289,13 +291,15 @@ def _tokenizer(experiment: Experiment) -> tuple[Experiment, Tokenizer]:
     return with_tokenizer(experiment)
 
 
-def _with_steps(experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> Experiment:
+def _with_steps(
+    experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh, chat: ChatFormat | None
+) -> Experiment:
     """The experiment with its number of steps, which is all that the rest of a run knows of its
     length: the schedule, the records, and who goes on with it."""
     train, steps = experiment.train, steps_of(experiment.train)
     if not steps:
         say('counting the steps of an epoch')
-        with _loader(experiment, tokenizer, mesh, cursor=None) as loader:
+        with _loader(experiment, tokenizer, mesh, cursor=None, chat=chat) as loader:
             agreement.same(_content(tokenizer, loader), 'data')
             steps = loader.batches(train.epochs)
         schedule(experiment.optimizer.schedule, steps)
@@ -317,6 +321,7 @@ def _loader(
     tokenizer: Tokenizer,
     mesh: Mesh,
     cursor: str | None,
+    chat: ChatFormat | None,
 ) -> Loader:
     return Loader(
         experiment.data,
@@ -328,7 +333,7 @@ def _loader(
         seed=experiment.seed,
         rows=local_rows(mesh, experiment.train.batch),
         cursor=cursor,
-        chat=chat_format(experiment),
+        chat=chat,
     )
 
 

@@ -12,7 +12,7 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment, check, with_tokenizer
-from llama_jax.train.start import chat_format
+from llama_jax.train.start import chat_read
 
 
 def show_batches(experiment: Experiment, n: int) -> None:
@@ -34,7 +34,7 @@ def show_batches(experiment: Experiment, n: int) -> None:
         batch=experiment.train.batch,
         seq_len=experiment.train.seq_len,
         seed=experiment.seed,
-        chat=chat_format(experiment),
+        chat=chat_read(experiment),
     ) as loader:
         for line in show.batches(loader, tokenizer, n, plain=not console.is_terminal):
             console.print(line, soft_wrap=True)

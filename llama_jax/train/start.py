@@ -20,12 +20,13 @@ from jax.sharding import Mesh
 from llama_jax import layout
 from llama_jax.convert import pretrained
 from llama_jax.convert.pretrained import Weights
+from llama_jax.data.record import Text
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import TABLES, Params
 from llama_jax.paths import local
 from llama_jax.text import template_files
-from llama_jax.text.chat import ChatFormat
+from llama_jax.text.chat import FORMATS, ChatFormat
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.tokenizer import Tokenizer, TokenizerConfig
 from llama_jax.train import restore
@@ -88,12 +89,24 @@ def chat_of(start: str | None) -> ChatFormat | None:
     return None if start is None else origin(start).chat()
 
 
-def chat_format(experiment: Experiment) -> ChatFormat | None:
+def chat_format(experiment: Experiment, workdir: Path | None = None) -> ChatFormat | None:
     """How a run writes chats: as `data.chat` says, else as what it begins with; None where neither
-    is there. Raises UserError for a format that is not."""
-    if experiment.data.chat is not None:
-        return template_files.chosen(experiment.data.chat, '--data.chat')
+    is there. A run that has begun in `workdir` has kept it, wherever it came from.
+
+    Raises UserError for a format that is not.
+    """
+    given = experiment.data.chat
+    there = given is not None and (given in FORMATS or local(given, '--data.chat').is_file())
+    if not there and workdir is not None and _begun(workdir) is not None:
+        return template_files.kept(workdir)
+    if given is not None:
+        return template_files.chosen(given, '--data.chat')
     return chat_of(experiment.start)
+
+
+def chat_read(experiment: Experiment, workdir: Path | None = None) -> ChatFormat | None:
+    """`chat_format` for the records of the objective; None where it reads texts."""
+    return None if experiment.objective.reads is Text else chat_format(experiment, workdir)
 
 
 @functools.lru_cache(maxsize=2)  # asked for several times; what there is to warn of is told once

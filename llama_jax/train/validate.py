@@ -21,10 +21,10 @@ from llama_jax.data.overlap import warn_of_overlap
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch, Loss, Objective
+from llama_jax.text.chat import ChatFormat
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import local_rows, place
-from llama_jax.train.start import chat_format
 from llama_jax.train.step import loss_of
 
 LossStep = Callable[[Params, Batch], Loss]
@@ -64,9 +64,21 @@ class Validation:
     least. A batch is of one set, so that each has figures of its own.
     """
 
-    def __init__(self, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+        *,
+        chat: ChatFormat | None = None,
+    ) -> None:
         """Open all sets, which raises UserError for what is not there, before any step."""
-        self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
+        self._experiment, self._tokenizer, self._mesh, self._chat = (
+            experiment,
+            tokenizer,
+            mesh,
+            chat,
+        )
         self._sources = experiment.data.of('validation')
         warn_of_overlap(experiment.data)
         self.labels = labels(self._sources)
@@ -123,7 +135,7 @@ class Validation:
             seed=SEED,
             rows=local_rows(self._mesh, experiment.train.batch),
             epochs=1,
-            chat=chat_format(experiment),
+            chat=self._chat,
         )
 
 
