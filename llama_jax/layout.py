@@ -2,7 +2,7 @@
 
 Letters: B batch, T query position, S key position, D model, N query heads, K key-value heads,
 G query heads per key-value head, H head, F hidden, V vocabulary, C position of the context, L
-layers, J parts of a matrix that lie together. An array's name ends in its letters (`q_DNH`,
+layers, J parts of a matrix that lie together, R rank of an adapter. An array's name ends in its letters (`q_DNH`,
 `x_BTD`), and its placement is computed from them, never written beside it.
 """
 
@@ -23,14 +23,16 @@ REPLICA_AXES = ('slice', 'data')
 SHARD_AXIS = 'fsdp'
 BATCH_AXES = (*REPLICA_AXES, SHARD_AXIS)
 VOCAB_AXIS = 'tensor'
+QUANTIZED = ('value', 'scale')
+"""Arrays that stand for a quantised one; see model/quantized.py."""
 
 _STORED: dict[str, str | None] = {
-    **dict.fromkeys('LGHCJ', None),
+    **dict.fromkeys('LGHCJR', None),
     'D': 'fsdp',
     **dict.fromkeys('NKFV', 'tensor'),
 }
 _IN_USE: dict[str, str | tuple[str, ...] | None] = {
-    **dict.fromkeys('LTSDGHCJ', None),
+    **dict.fromkeys('LTSDGHCJR', None),
     'B': BATCH_AXES,
     **dict.fromkeys('NKFV', 'tensor'),
 }
@@ -58,6 +60,12 @@ def param(letters: str) -> P:
 def act(letters: str) -> P:
     """Placement of an activation, and of a parameter while it is in use."""
     return P(*[_IN_USE[letter] for letter in letters])
+
+
+def of_scales(placed: P, shape: tuple[int, ...]) -> P:
+    """Placement of the scales, of this shape, of a quantised array that is placed so: they lie
+    whole where all entries share one."""
+    return P(*(axes if n > 1 else None for n, axes in zip(shape, placed, strict=True)))
 
 
 def rows() -> P:
@@ -92,19 +100,22 @@ def letters_of(path: str, ndim: int) -> str:
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """NamedSharding of every leaf of `tree`: by the letters of its name, scalars replicated; whole
-    along K where the mesh does not divide the key-value heads, which only generation allows.
+    """NamedSharding of every leaf of `tree`: by the letters of its name, or, of a quantised one
+    (`value` and `scale`), of its array; scalars replicated; whole along K where the mesh does not
+    divide the key-value heads, which only generation allows.
 
     Works on parameters and on anything that holds copies of their tree (an optimizer state).
     """
 
     def place(path: str, leaf: Any) -> NamedSharding:
-        letters = letters_of(path, leaf.ndim)
+        array, _, part = path.rpartition('.')
+        letters = letters_of(array if part in QUANTIZED else path, leaf.ndim)
         axes = list(param(letters))
         for i, letter in enumerate(letters):
             if letter == 'K' and axes[i] and leaf.shape[i] % mesh.shape[axes[i]]:
                 axes[i] = None
-        return NamedSharding(mesh, P(*axes))
+        placed = P(*axes)
+        return NamedSharding(mesh, of_scales(placed, leaf.shape) if part == 'scale' else placed)
 
     return map_named(place, tree)
 

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from llama_jax import layout
 from llama_jax.errors import UserError
@@ -93,11 +92,11 @@ def placements(params: Any, mesh: Mesh) -> Any:
 
     def place(path: str, x: Any) -> NamedSharding:
         matrix, _, part = path.rpartition('.')
-        name = matrix if part in ('value', 'scale') else path
+        name = matrix if part in layout.QUANTIZED else path
         placed = layout.act(layout.letters_of(name, x.ndim))
         if part != 'scale':
             return NamedSharding(mesh, placed)
-        spec = P(*(axes if n > 1 else None for n, axes in zip(x.shape, placed, strict=True)))
+        spec = layout.of_scales(placed, x.shape)
         try:
             NamedSharding(mesh, spec).shard_shape(x.shape)
         except ValueError:

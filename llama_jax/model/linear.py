@@ -4,6 +4,7 @@ units, the one that closes it, and biases."""
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +12,38 @@ from flax import nnx
 
 from llama_jax import layout
 from llama_jax.model.config import ModelConfig
-from llama_jax.model.quantized import Quantized, Weight, product
+from llama_jax.model.adapted import Adapted, Weight, delta, product
+from llama_jax.model.quantized import Quantized
 
 
 def in_use(w: nnx.Param, letters: str, dtype: jnp.dtype) -> Weight:
     """A weight of these letters gathered, in the type of the activations; quantised it stays so."""
-    value = w.get_value()
-    if isinstance(value, Quantized):
-        return value
-    return layout.gather(value.astype(dtype), letters)
+    return _gathered(w.get_value(), letters, dtype)
+
+
+def _gathered(w: Weight, letters: str, dtype: jnp.dtype) -> Weight:
+    if isinstance(w, Adapted):
+        a, b = w.letters(letters)
+        return replace(
+            w,
+            base=_gathered(w.base, letters, dtype),
+            a=_gathered(w.a, a, dtype),
+            b=_gathered(w.b, b, dtype),
+        )
+    if isinstance(w, Quantized):
+        scale = jax.reshard(w.scale, layout.of_scales(layout.act(letters), w.scale.shape))
+        return Quantized(layout.gather(w.value, letters), scale)
+    return layout.gather(w.astype(dtype), letters)
 
 
 def project(x_BTD: jax.Array, w: Weight, letters: str) -> jax.Array:
     """`x_BTD` times a weight [D, ...] of these letters, in use: [B, T, ...]."""
+    out = f'BT{letters[1:]}'
+    if isinstance(w, Adapted):
+        added = delta(w, letters, x_BTD, 'BTD', out, first=False, dtype=x_BTD.dtype)
+        return project(x_BTD, w.base, letters) + added
     if isinstance(w, Quantized):
-        return product(f'BTD,{letters}->BT{letters[1:]}', x_BTD, w, dtype=x_BTD.dtype)
+        return product(f'BTD,{letters}->{out}', x_BTD, w, dtype=x_BTD.dtype)
     return _project(x_BTD, w, letters)
 
 

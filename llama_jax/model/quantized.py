@@ -6,6 +6,7 @@ or one for each group of it.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,12 +111,12 @@ def product(expression: str, a: Weight, b: Weight, *, dtype: Any) -> jax.Array:
     to what comes out of it: no array of floats the size of the integers is made. A CPU would make
     one, and be slow; it multiplies integers by integers (see `_in_two_parts`).
     """
-    of = _Dot.parse(expression, first=isinstance(a, Quantized))
     if isinstance(a, Quantized):
         assert not isinstance(b, Quantized)
-        return _scaled(of, a, b, dtype)
+        return _frozen_product(expression, True, dtype, a, b)
     if isinstance(b, Quantized):
-        return _scaled(of, b, a, dtype)
+        return _frozen_product(expression, False, dtype, b, a)
+    of = _Dot.parse(expression, first=False)
     if {a.dtype.name, b.dtype.name} == {'bfloat16', 'float32'} and platform_in_use() == 'cpu':
         first = a.dtype == jnp.bfloat16
         of, (w, x) = _Dot.parse(expression, first=first), (a, b) if first else (b, a)
@@ -154,6 +155,34 @@ class _Dot:
             preferred_element_type=dtype,
             out_sharding=layout.act(self.out),
         )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _frozen_product(
+    expression: str, first: bool, dtype: Any, w: Quantized, x: jax.Array
+) -> jax.Array:
+    """The product of a quantised weight, the left one of the two if it is `first`. Its gradient is
+    that of `x` alone, a product with the same integers: the rounding of `_in_two_parts` has none,
+    and the array of floats is not kept for it."""
+    return _scaled(_Dot.parse(expression, first=first), w, x, dtype)
+
+
+def _frozen_forward(
+    expression: str, first: bool, dtype: Any, w: Quantized, x: jax.Array
+) -> tuple[jax.Array, tuple[Quantized, jax.Array]]:
+    # Of `x` the type alone is needed.
+    return _frozen_product(expression, first, dtype, w, x), (w, jnp.zeros((), x.dtype))
+
+
+def _frozen_backward(
+    expression: str, first: bool, dtype: Any, kept: tuple[Quantized, jax.Array], dy: jax.Array
+) -> tuple[None, jax.Array]:
+    w, like = kept
+    of = _Dot.parse(expression, first=first)
+    return None, _scaled(replace(of, x=of.out, out=of.x), w, dy, like.dtype)
+
+
+_frozen_product.defvjp(_frozen_forward, _frozen_backward)
 
 
 def _scaled(of: _Dot, w: Quantized, x: jax.Array, dtype: Any) -> jax.Array:

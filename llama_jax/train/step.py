@@ -11,9 +11,10 @@ import optax
 from jax.sharding import Mesh
 
 from llama_jax import layout, precision
-from llama_jax.model import layers
+from llama_jax.model import layers, tune as tuning
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
+from llama_jax.model.tune import Full, Tune
 from llama_jax.objectives.base import Batch, Loss, Objective
 from llama_jax.optim.average import averaged
 
@@ -34,6 +35,9 @@ class State:
     skipped_in_a_row: jax.Array
     average: Params = field(default_factory=dict)
     """Of `params` over the run, see `averaging`; {} where none is kept."""
+    frozen: Params = field(default_factory=dict)
+    """What is not trained, where `Experiment.tune` says so: placed as parameters are, in no
+    checkpoint, and read again from `start`."""
 
     @property
     def evaluated(self) -> Params:
@@ -46,6 +50,8 @@ Metrics = dict[str, jax.Array]
 
 EXTRA = 'objective'
 """Where the parameters hold those of the objective, beside the backbone's."""
+_ADAPTERS = 0x10AA
+"""Folded into the key of a step, for the dropout of adapters."""
 
 
 def loss_of(
@@ -57,7 +63,8 @@ def loss_of(
     compute: Compute,
     key: jax.Array | None,
 ) -> Loss:
-    """The objective's loss sums under `params`, its own parameters among them."""
+    """The objective's loss sums under `params`, its own parameters among them, and all that is
+    frozen as well; see `tune.combined`."""
     backbone = {name: value for name, value in params.items() if name != EXTRA}
     model, extra = layers.bind(config, backbone), params.get(EXTRA, {})
     return objective.loss(model, batch, extra=extra, compute=compute, key=key)
@@ -70,18 +77,22 @@ def initial_state(
     *,
     seed: int,
     mesh: Mesh,
+    tune: Tune = Full(),
 ) -> State:
-    """The state before the first step, made in its final placement."""
-    placed = layout.shardings(abstract_state(config, objective, optimizer), mesh)
+    """The state before the first step, made in its final placement. What is frozen is missing."""
+    placed = layout.shardings(abstract_state(config, objective, optimizer, tune), mesh)
     # No mesh in scope: under one, random numbers are of replicated type, so drawn whole everywhere.
-    return jax.jit(lambda: _fresh(config, objective, optimizer, seed), out_shardings=placed)()
+    return jax.jit(lambda: _fresh(config, objective, optimizer, seed, tune), out_shardings=placed)()
 
 
 def abstract_state(
-    config: ModelConfig, objective: Objective, optimizer: optax.GradientTransformation
+    config: ModelConfig,
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    tune: Tune = Full(),
 ) -> State:
-    """Shapes and types of the state, at no cost."""
-    return jax.eval_shape(lambda: _fresh(config, objective, optimizer, 0))
+    """Shapes and types of the state, at no cost. What is frozen is missing."""
+    return jax.eval_shape(lambda: _fresh(config, objective, optimizer, 0, tune))
 
 
 def _fresh(
@@ -89,16 +100,20 @@ def _fresh(
     objective: Objective,
     optimizer: optax.GradientTransformation,
     seed: int,
+    tune: Tune,
 ) -> State:
     init_key, run_key = jax.random.split(jax.random.key(seed))
-    params = initial_params(config, objective, init_key)
+    params = initial_params(config, objective, init_key, tune)
     zero = jnp.zeros((), jnp.int32)
     return State(params, optimizer.init(params), zero, run_key, zero, zero)
 
 
-def initial_params(config: ModelConfig, objective: Objective, key: jax.Array) -> Params:
-    """Of the backbone, and under EXTRA those of the objective where it has any."""
-    params = layers.split(layers.Transformer(config, key=key))
+def initial_params(
+    config: ModelConfig, objective: Objective, key: jax.Array, tune: Tune = Full()
+) -> Params:
+    """What is trained: of the backbone, and under EXTRA those of the objective where it has any."""
+    backbone = layers.split(layers.Transformer(config, key=key))
+    params = tuning.trained(tune, backbone, config, jax.random.fold_in(key, 2))
     # A key of its own: the backbone begins with the same values under every objective.
     extra = objective.extra(config, jax.random.fold_in(key, 1))
     return {**params, EXTRA: extra} if extra else params
@@ -118,8 +133,10 @@ def train_step(
     accumulate: int,
     compute: Compute,
     average: float = 0.0,
+    tune: Tune = Full(),
 ) -> jax.stages.Wrapped:
-    """A compiled step (state, batch) -> (state, metrics) which reuses the memory of `state`.
+    """A compiled step (state, batch) -> (state, metrics) which reuses the memory of `state`; what
+    is frozen in it stays where it is.
 
     It subtracts `learning_rate(steps taken)` times what the optimizer makes of the gradient, and
     moves the average of the parameters, where `state` has one, with the decay `average`.
@@ -128,13 +145,20 @@ def train_step(
     devices and microbatches. A step whose loss or gradient is not finite changes no parameter.
     """
 
-    def loss_sum(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
-        loss = loss_of(config, objective, params, batch, compute=compute, key=key)
+    def loss_sum(
+        params: Params, frozen: Params, batch: Batch, key: jax.Array
+    ) -> tuple[jax.Array, Loss]:
+        # A key of its own: the draws of model and objective are those of a full run.
+        whole = tuning.combined(tune, params, frozen, jax.random.fold_in(key, _ADAPTERS))
+        loss = loss_of(config, objective, whole, batch, compute=compute, key=key)
         return loss.total, loss
 
-    gradient = jax.value_and_grad(loss_sum, has_aux=True)
+    def accumulated(
+        params: Params, frozen: Params, batch: Batch, key: jax.Array
+    ) -> tuple[Loss, Params]:
+        def gradient(params: Params, batch: Batch, key: jax.Array) -> Any:
+            return jax.value_and_grad(loss_sum, has_aux=True)(params, frozen, batch, key)
 
-    def accumulated(params: Params, batch: Batch, key: jax.Array) -> tuple[Loss, Params]:
         if accumulate == 1:
             (_, loss), grads = gradient(params, batch, key)
             return loss, grads
@@ -153,7 +177,7 @@ def train_step(
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         with precision.matmuls(compute.precision):
-            loss, grads = accumulated(state.params, batch, key)
+            loss, grads = accumulated(state.params, state.frozen, batch, key)
         weight = jnp.maximum(loss.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
         grad_norm = optax.tree.norm(grads)
@@ -177,6 +201,7 @@ def train_step(
             skipped=state.skipped + skipped,
             skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
             average=mean,
+            frozen=state.frozen,
         )
         metrics = {
             'loss': loss.total / weight,
