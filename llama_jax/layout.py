@@ -2,8 +2,8 @@
 
 Letters: B batch, T query position, S key position, D model, N query heads, K key-value heads,
 G query heads per key-value head, H head, F hidden, V vocabulary, C position of the context, L
-layers, J parts of a matrix that lie together, R rank of an adapter. An array's name ends in its letters (`q_DNH`,
-`x_BTD`), and its placement is computed from them, never written beside it.
+layers, J parts of a matrix that lie together, R rank of an adapter. An array's name ends in its
+letters (`q_DNH`, `x_BTD`), and its placement is computed from them, never written beside it.
 """
 
 from __future__ import annotations
@@ -90,7 +90,10 @@ def gather(w: jax.Array, letters: str) -> jax.Array:
 
 
 def letters_of(path: str, ndim: int) -> str:
-    """Letters of the parameter at a dotted `path`; layers stacked for a scan put L in front."""
+    """Letters of the parameter at a dotted `path`; layers stacked for a scan put L in front. Those
+    of a quantised one are of its array."""
+    array, _, part = path.rpartition('.')
+    path = array if part in QUANTIZED else path
     if not ndim:
         return ''
     letters = path.rsplit('_', 1)[-1]
@@ -108,14 +111,14 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     """
 
     def place(path: str, leaf: Any) -> NamedSharding:
-        array, _, part = path.rpartition('.')
-        letters = letters_of(array if part in QUANTIZED else path, leaf.ndim)
+        letters = letters_of(path, leaf.ndim)
         axes = list(param(letters))
         for i, letter in enumerate(letters):
             if letter == 'K' and axes[i] and leaf.shape[i] % mesh.shape[axes[i]]:
                 axes[i] = None
         placed = P(*axes)
-        return NamedSharding(mesh, of_scales(placed, leaf.shape) if part == 'scale' else placed)
+        scales = path.endswith('.scale')
+        return NamedSharding(mesh, of_scales(placed, leaf.shape) if scales else placed)
 
     return map_named(place, tree)
 

@@ -9,10 +9,15 @@ from typing import Any
 import jax
 
 
-def map_named(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
+def map_named(
+    f: Callable[..., Any],
+    tree: Any,
+    *others: Any,
+    is_leaf: Callable[[Any], bool] | None = None,
+) -> Any:
     """`jax.tree.map` whose function also gets the leaf's dotted path ('blocks.attention.q_DNH')."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: f(name(path), *leaves), tree, *others
+        lambda path, *leaves: f(name(path), *leaves), tree, *others, is_leaf=is_leaf
     )
 
 

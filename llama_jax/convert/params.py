@@ -73,15 +73,22 @@ def stacked(params: Params) -> Params:
     return _by_stack(lambda _, parts: _read(parts), params)
 
 
-def placed(params: Params, mesh: Mesh) -> Params:
+def placed(
+    params: Params, mesh: Mesh, each: Callable[[str, jax.Array], Any] | None = None
+) -> Params:
     """`unread` parameters, read: float32, layers together, each array on its devices (see
-    `layout.shardings`). The host holds one of them at a time."""
+    `layout.shardings`). The host holds one of them at a time.
 
-    def place(path: str, parts: Unread | list[Unread]) -> jax.Array:
-        whole = _read(parts)
+    `each`: what becomes of an array, by its path, before the next is read; it comes in the type of
+    its file.
+    """
+
+    def place(path: str, parts: Unread | list[Unread]) -> Any:
+        dtype = np.float32 if each is None else None
+        whole = _read(parts, dtype)
         (sharding,) = layout.shardings({path: whole}, mesh).values()
         x = jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
-        return x.block_until_ready()
+        return jax.block_until_ready(x if each is None else each(path, x))
 
     return _by_stack(place, params)
 
@@ -94,14 +101,17 @@ def _by_stack(make: Callable[[str, Unread | list[Unread]], Any], params: Params)
     return {**trees.map_named(make, rest), 'blocks': together}
 
 
-def _read(parts: Unread | list[Unread]) -> np.ndarray:
-    """One, or those of all layers stacked, float32. A few are read at a time."""
+def _read(parts: Unread | list[Unread], dtype: Any = np.float32) -> np.ndarray:
+    """One, or those of all layers stacked; without a `dtype` in their own, or float32 where they
+    are of several. A few are read at a time."""
     if isinstance(parts, Unread):
-        return parts.read().astype(np.float32, copy=False)
+        return parts.read().astype(dtype or parts.dtype, copy=False)
+    if dtype is None:
+        dtype = parts[0].dtype if len({part.dtype for part in parts}) == 1 else np.float32
     first = parts[0].read()
     # Room in the order of the file: to turn the numbers around costs less on their way to a device.
     order = sorted(range(first.ndim), key=lambda axis: -first.strides[axis])
-    room = np.empty((len(parts), *(first.shape[axis] for axis in order)), np.float32)
+    room = np.empty((len(parts), *(first.shape[axis] for axis in order)), dtype)
     room = room.transpose(0, *(1 + order.index(axis) for axis in range(first.ndim)))
 
     def fill(i: int) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -48,16 +50,23 @@ class Weights:
         with extras():
             return self._text()
 
-    def params(self, mesh: Mesh, *, rows: int = 0) -> Params:
+    def params(
+        self,
+        mesh: Mesh,
+        *,
+        rows: int = 0,
+        each: Callable[[str, jax.Array], Any] | None = None,
+    ) -> Params:
         """Stacked float32 parameters on their devices, with so many rows of embedding and head
-        (0: as many as they have; see `with_rows`). Raises UserError for damaged tensors."""
+        (0: as many as they have; see `with_rows`); or what `each` makes of them, see
+        `params.placed`. Raises UserError for damaged tensors."""
         unread = dict(self.unread)
         if rows > self.config.vocab:
             for name in TABLES:
                 if name in unread:
                     unread[name] = _grown(unread[name], rows, self.config.ids)
         with extras():
-            return params.placed(unread, mesh)
+            return params.placed(unread, mesh, each)
 
 
 def with_rows(table_VD: np.ndarray, rows: int, *, ids: int) -> np.ndarray:

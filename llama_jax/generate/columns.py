@@ -11,8 +11,8 @@ cores). Small products cost more than their share: query, key and value are one,
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -21,12 +21,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from llama_jax import layout, precision
+from llama_jax.generate.recipe import alone, together, turned
 from llama_jax.model import kernels
+from llama_jax.model.adapted import product
 from llama_jax.model.cache import Cache, LayerCache
 from llama_jax.model.config import Compute, ModelConfig, by_length
 from llama_jax.model.layers import Params
 from llama_jax.model.masks import Visibility
-from llama_jax.model.quantized import product, rows
+from llama_jax.model.quantized import rows
 from llama_jax.model.rope import rotate_pairs, rotation_of
 from llama_jax.model.transformer import without_padding
 
@@ -34,38 +36,39 @@ LONGEST_TABLE = 2**17
 """Positions whose cosines and sines are kept: 67 MB with heads of 128."""
 
 
-@dataclass(frozen=True)
-class Joined:
-    """An array, and the parameters of one layer that it is made of."""
-
-    parts: tuple[Any, ...]
-    join: Callable[..., Any] = lambda x: x
-    """Of arrays of the host, or of devices. What it does to the first it does by views where it
-    can."""
-
-
-def arrange(params: Params) -> Params:
+def arrange(params: Params, config: ModelConfig) -> Params:
     """Parameters with layers apart, as `features` takes them: a tree of Joined. The letter J is of
     parts that lie together: the queries of a group, its key and its value; gate and up."""
+    N, K = config.heads, config.kv_heads
+    by_group = functools.partial(_by_group, K)
 
     def arranged(block: Params) -> Params:
         attention, mlp = block['attention'], block['mlp']
         qkv = tuple(attention[name] for name in ('q_DNH', 'k_DKH', 'v_DKH'))
+        gate_up = mlp['gate_DF'], mlp['up_DF']
         return {
-            'attention_norm': _alone(block['attention_norm']),
+            'attention_norm': alone(block['attention_norm']),
             'attention': {
-                'qkv_KJHD': Joined(qkv, _join_heads),
-                'out_DNH': Joined((attention['out_NHD'],), _last_first),
+                'qkv_KJHD': together(
+                    'qkv_KJHD', qkv, _join_heads, outputs=by_group, sizes=(N // K, 1, 1)
+                ),
+                'out_DNH': turned('out_DNH', attention['out_NHD'], _last_first),
             },
-            'mlp_norm': _alone(block['mlp_norm']),
+            'mlp_norm': alone(block['mlp_norm']),
             'mlp': {
-                'gate_up_JFD': Joined((mlp['gate_DF'], mlp['up_DF']), _transposed),
-                'down_DF': Joined((mlp['down_FD'],), _last_first),
+                'gate_up_JFD': together(
+                    'gate_up_JFD',
+                    gate_up,
+                    _transposed,
+                    outputs=lambda b_RF: b_RF.T[None],
+                    sizes=(1, 1),
+                ),
+                'down_DF': turned('down_DF', mlp['down_FD'], _last_first),
             },
         }
 
-    rest = {name: _alone(value) for name, value in params.items() if name != 'blocks'}
-    return {**rest, 'blocks': [arranged(block) for block in params['blocks']]}
+    rest = {name: value for name, value in params.items() if name != 'blocks'}
+    return {**alone(rest), 'blocks': [arranged(block) for block in params['blocks']]}
 
 
 def tables(config: ModelConfig) -> Params:
@@ -77,10 +80,6 @@ def tables(config: ModelConfig) -> Params:
     return {'rope': {'cos_CH': rope.cos_BTH[0, :, 0], 'sin_CH': rope.sin_BTH[0, :, 0]}}
 
 
-def _alone(params: Params) -> Params:
-    return jax.tree.map(lambda x: Joined((x,)), params)
-
-
 def _join_heads(q_DNH: Any, k_DKH: Any, v_DKH: Any) -> Any:
     D, K, H = k_DKH.shape
     parts = [q_DNH.reshape(D, K, -1, H), k_DKH[:, :, None], v_DKH[:, :, None]]
@@ -88,6 +87,15 @@ def _join_heads(q_DNH: Any, k_DKH: Any, v_DKH: Any) -> Any:
         return np.concatenate(_of_one_type(parts), axis=2).transpose(1, 2, 3, 0)
     parts = [jax.reshard(x, layout.act('DKJH')) for x in parts]  # at rest K may lie whole
     return jnp.concatenate(parts, axis=2).transpose(1, 2, 3, 0)
+
+
+def _by_group(K: int, b_RNH: Any) -> Any:
+    """What an adapter adds to heads [R, N, H], of queries, keys or values: [K, J, H, R]."""
+    R, _, H = b_RNH.shape
+    b_RKJH = b_RNH.reshape(R, K, -1, H)
+    if not isinstance(b_RNH, np.ndarray):
+        b_RKJH = jax.reshard(b_RKJH, layout.act('RKJH'))
+    return b_RKJH.transpose(1, 2, 3, 0)
 
 
 def _transposed(*parts: Any) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +20,13 @@ from jax.sharding import Mesh, NamedSharding
 
 from llama_jax import layout
 from llama_jax.generate import columns
-from llama_jax.generate.columns import Joined
 from llama_jax.generate.decode import Model
 from llama_jax.generate.quantized import NOTHING, Quantization, by_rows, placements, quantized
+from llama_jax.generate.recipe import Joined, Part, alone, parts, scale_of, with_adapters
+from llama_jax.layout import QUANTIZED
+from llama_jax.mesh import platform_in_use
 from llama_jax.model.layers import STACKS, Params
+from llama_jax.model.quantized import Quantized, dense
 from llama_jax.model.unread import Unread
 from llama_jax.trees import map_named
 
@@ -45,23 +49,13 @@ class How:
     """Matrices of int4 are rounded to it, and kept in float32."""
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A parameter of one layer, or of none."""
-
-    path: str
-    value: jax.Array | np.ndarray | Unread
-    layer: int | None = None
-    """Where `value` holds those of all layers: the one that is meant."""
-
-
 def prepare(model: Model, params: Params, how: How, *, mesh: Mesh) -> Params:
     """Parameters for decoding only, from such as are in training or `Unread`: layers apart,
     quantised or else in the type of `how`, arranged for the model's program, and gathered over the
     axes that a step would otherwise gather them over again and again."""
     make = _Maker(how, mesh)
     with jax.set_mesh(mesh):
-        recipe = _recipe(model, params)
+        recipe = _recipe(model, params, how)
         # The embedding and the head first, the largest: little else is in memory then.
         first = {name: joined for name, joined in recipe.items() if name not in STACKS}
         made = map_named(make, first)
@@ -72,7 +66,7 @@ def prepare(model: Model, params: Params, how: How, *, mesh: Mesh) -> Params:
             placed = placements(jax.eval_shape(tables), mesh)
             made |= jax.jit(tables, out_shardings=placed)()
     _give_back()
-    return made
+    return with_adapters(made, scale_of(params))
 
 
 def _give_back() -> None:
@@ -85,29 +79,33 @@ def prepared(model: Model, params: Params, how: How) -> Params:
     """What `prepare` makes, in one expression and placed nowhere: for shapes alone."""
     make = functools.partial(_whole, how)
     tables = columns.tables(model.config) if model.in_columns else {}
-    return map_named(make, _recipe(model, params)) | tables
+    return with_adapters(map_named(make, _recipe(model, params, how)) | tables, scale_of(params))
 
 
-def _recipe(model: Model, params: Params) -> Params:
+def _recipe(model: Model, params: Params, how: How) -> Params:
     """What each array is made of: a tree of Joined."""
 
-    def apart(stack: str, layer: int) -> Params:
-        blocks = params[stack]
-        if isinstance(blocks, list):
-            return map_named(lambda path, x: _Part(path, x), blocks[layer])
-        return map_named(lambda path, x: _Part(path, x, layer), blocks)
+    def keep(w: Quantized) -> bool:
+        """It is in the bits that are wanted, if any; a CPU wants int4 as float32."""
+        name = w.value.dtype.name
+        return how.quantization.weights in (None, name) and (
+            name == 'int8' or platform_in_use() != 'cpu'
+        )
 
-    parts: Params = {}
+    def apart(blocks: Any, layer: int) -> Params:
+        if isinstance(blocks, list):
+            return parts(blocks[layer], None, keep=keep)
+        return parts(blocks, layer, keep=keep)
+
+    tree: Params = {}
     for name, value in params.items():
         if name not in STACKS:
-            parts[name] = map_named(lambda path, x: _Part(path, x), {name: value})[name]
+            tree |= parts({name: value}, None, keep=keep)
             continue
         many = isinstance(value, list)
         n_layers = len(value) if many else jax.tree.leaves(value)[0].shape[0]
-        parts[name] = [apart(name, i) for i in range(n_layers)]
-    if model.in_columns:
-        return columns.arrange(parts)
-    return jax.tree.map(lambda part: Joined((part,)), parts)
+        tree[name] = [apart(value, i) for i in range(n_layers)]
+    return columns.arrange(tree, model.config) if model.in_columns else alone(tree)
 
 
 class _Maker:
@@ -119,7 +117,7 @@ class _Maker:
 
     def __call__(self, path: str, joined: Joined) -> Any:
         kind = re.sub(r'\.\d+\.', '.', path)
-        if any(isinstance(part.value, jax.Array) for part in joined.parts):
+        if any(isinstance(part.value, jax.Array | Quantized) for part in joined.parts):
             return self._of_devices(kind, joined)
         # On the host arrays are joined in the order of the file, which a CPU's program likes too.
         x = joined.join(*(_copied(part.path, _read(part), self._how) for part in joined.parts))
@@ -157,11 +155,12 @@ class _Maker:
         (layer,) = layers
         stacked = layer is not None
 
-        def whole(i: jax.Array, *values: jax.Array) -> Any:
+        def one(x: jax.Array, i: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if stacked else x
+
+        def whole(i: jax.Array, *values: Any) -> Any:
             parts = [
-                _Part(
-                    part.path, jax.lax.dynamic_index_in_dim(x, i, keepdims=False) if stacked else x
-                )
+                Part(part.path, jax.tree.map(functools.partial(one, i=i), x))
                 for part, x in zip(joined.parts, values, strict=True)
             ]
             return _whole(self._how, kind, Joined(tuple(parts), joined.join))
@@ -178,7 +177,7 @@ class _Maker:
         return self._programs[key](*arguments)
 
 
-def _read(part: _Part) -> np.ndarray:
+def _read(part: Part) -> np.ndarray:
     value = part.value
     x = value.read() if isinstance(value, Unread) else np.asarray(value)
     return x if part.layer is None else x[part.layer]
@@ -189,7 +188,12 @@ def _whole(how: How, path: str, joined: Joined) -> Any:
     kind = re.sub(r'\.\d+\.', '.', path)
     parts = []
     for part in joined.parts:
-        x = part.value if part.layer is None else part.value[part.layer]
+        x = (
+            part.value
+            if part.layer is None
+            else jax.tree.map(operator.itemgetter(part.layer), part.value)
+        )
+        x = dense(x, jnp.float32) if isinstance(x, Quantized) else x
         parts.append(_copied(part.path, x, how))
     return _finished(how, kind, joined.join(*parts))
 
@@ -209,4 +213,7 @@ def _finished(how: How, kind: str, x: jax.Array) -> Any:
     if y is not x:
         return y
     # A copy where the type stays: the host's memory may be somebody's.
-    return jnp.copy(x.astype(how.dtype if x.ndim == 1 else how.matrices))
+    if kind.endswith(QUANTIZED):
+        return jnp.copy(x)
+    is_matrix = x.ndim > 1 and not kind.rsplit('.', 1)[-1].startswith(('a_', 'b_'))
+    return jnp.copy(x.astype(how.matrices if is_matrix else how.dtype))

@@ -92,8 +92,7 @@ def placements(params: Any, mesh: Mesh) -> Any:
 
     def place(path: str, x: Any) -> NamedSharding:
         matrix, _, part = path.rpartition('.')
-        name = matrix if part in layout.QUANTIZED else path
-        placed = layout.act(layout.letters_of(name, x.ndim))
+        placed = layout.act(layout.letters_of(path, x.ndim))
         if part != 'scale':
             return NamedSharding(mesh, placed)
         spec = layout.of_scales(placed, x.shape)

@@ -61,11 +61,8 @@ def product(expression: str, a: Weight, b: Weight, *, dtype: Any) -> jax.Array:
         return quantized.product(expression, a, b, dtype=dtype)
     w, x = (a, b) if isinstance(a, Adapted) else (b, a)
     assert isinstance(w, Adapted) and isinstance(x, jax.Array)
-    y = quantized.product(
-        expression,
-        *((w.base, x) if w is a else (x, w.base)),
-        dtype=dtype,
-    )
+    factors = (w.base, x) if w is a else (x, w.base)
+    y = quantized.product(expression, *factors, dtype=dtype)
     left, right = expression.split('->')[0].split(',')
     letters, of_x = (left, right) if w is a else (right, left)
     return y + delta(w, letters, x, of_x, expression.split('->')[1], first=w is a, dtype=dtype)

@@ -11,25 +11,32 @@ import jax.numpy as jnp
 from flax import nnx
 
 from llama_jax import layout
-from llama_jax.model.config import ModelConfig
 from llama_jax.model.adapted import Adapted, Weight, delta, product
+from llama_jax.model.config import ModelConfig
 from llama_jax.model.quantized import Quantized
 
 
 def in_use(w: nnx.Param, letters: str, dtype: jnp.dtype) -> Weight:
-    """A weight of these letters gathered, in the type of the activations; quantised it stays so."""
+    """A weight of these letters gathered, in the type of the activations; quantised it stays so,
+    and adapted as well."""
+    value = w.get_value()
+    if not isinstance(value, Adapted):
+        return plain_in_use(w, letters, dtype)
+    a, b = value.letters(letters)
+    return replace(
+        value,
+        base=_gathered(value.base, letters, dtype),
+        a=layout.gather(value.a.astype(dtype), a),
+        b=layout.gather(value.b.astype(dtype), b),
+    )
+
+
+def plain_in_use(w: nnx.Param, letters: str, dtype: jnp.dtype) -> jax.Array | Quantized:
+    """`in_use` of a weight that has no adapters."""
     return _gathered(w.get_value(), letters, dtype)
 
 
-def _gathered(w: Weight, letters: str, dtype: jnp.dtype) -> Weight:
-    if isinstance(w, Adapted):
-        a, b = w.letters(letters)
-        return replace(
-            w,
-            base=_gathered(w.base, letters, dtype),
-            a=_gathered(w.a, a, dtype),
-            b=_gathered(w.b, b, dtype),
-        )
+def _gathered(w: jax.Array | Quantized, letters: str, dtype: jnp.dtype) -> jax.Array | Quantized:
     if isinstance(w, Quantized):
         scale = jax.reshard(w.scale, layout.of_scales(layout.act(letters), w.scale.shape))
         return Quantized(layout.gather(w.value, letters), scale)

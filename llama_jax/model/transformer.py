@@ -19,7 +19,7 @@ from llama_jax.model.block import Block, drop, rematerialized
 from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
-from llama_jax.model.linear import in_use
+from llama_jax.model.linear import plain_in_use
 from llama_jax.model.masks import Visibility, across
 from llama_jax.model.norm import norm
 from llama_jax.model.positions import sinusoidal
@@ -264,7 +264,7 @@ class Transformer(nnx.Module):
     ) -> jax.Array:
         config, dtype = self.config, precision.dtype(compute.precision)
         token_BT = jax.reshard(token_BT, layout.act('BT'))
-        embed_VD = in_use(self.embed_VD, 'VD', dtype)
+        embed_VD = plain_in_use(self.embed_VD, 'VD', dtype)
         x_BTD = rows(embed_VD, token_BT, letters='BTD', dtype=dtype)
         if config.positions == 'sinusoidal':
             # Embeddings begin with a variance of 1 / D: scaled to be as large as the waves.
@@ -287,7 +287,7 @@ class Transformer(nnx.Module):
 
     def logits(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T V']:
         """Float32 logits of `features`. Training never forms them whole: objectives/softmax.py."""
-        head_VD = in_use(self.head(), 'VD', x_BTD.dtype)
+        head_VD = plain_in_use(self.head(), 'VD', x_BTD.dtype)
         logits_BTV = product('BTD,VD->BTV', x_BTD, head_VD, dtype=jnp.float32)
         return without_padding(self.config, logits_BTV)
 

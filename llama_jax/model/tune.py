@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +64,7 @@ class Frozen:
 
 
 Tune = Full | LoRA | Frozen
+FULL = Full()
 
 
 def check(tune: Tune, config: ModelConfig, *, extra: Params, start: str | None) -> None:
@@ -183,7 +184,12 @@ def _combined(tune: LoRA, params: Params, frozen: Params, key: jax.Array | None)
             if own is not None:
                 own = jax.random.split(own, len(a))  # of each layer
             both[name] = Adapted(
-                frozen[name], a, b, own, scale=tune.scale, dropout=tune.dropout if key is not None else 0.0
+                frozen[name],
+                a,
+                b,
+                own,
+                scale=tune.scale,
+                dropout=tune.dropout if key is not None else 0.0,
             )
     return both
 

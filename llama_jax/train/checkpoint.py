@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -247,12 +248,13 @@ def _first_line(error: BaseException) -> str:
 
 def checksum(tree: Any) -> int:
     """Sum of the bits of all elements, as words, modulo 2^32: the same on every mesh."""
-    return int(_sum_words(jax.tree.leaves(tree)))
+    return int(sum_of_words(jax.tree.leaves(tree)))
 
 
-@jax.jit
-def _sum_words(leaves: list[jax.Array]) -> jax.Array:
-    words = [_words(x).astype(jnp.uint32) for x in leaves]
+@functools.partial(jax.jit, static_argnames='float32')
+def sum_of_words(leaves: list[jax.Array], *, float32: bool = False) -> jax.Array:
+    """`checksum` on the devices. `float32`: of the numbers as such, whatever their type."""
+    words = [_words(x.astype(jnp.float32) if float32 else x).astype(jnp.uint32) for x in leaves]
     # Each array counts with its own odd factor, so that two exchanged arrays are noticed.
     return sum(jnp.sum(x) * jnp.uint32(2 * i + 1) for i, x in enumerate(words))
 

@@ -17,7 +17,9 @@ from llama_jax.data.config import DataConfig
 from llama_jax.data.load_tokenizer import check_rows, for_model, load_tokenizer
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
+from llama_jax.model import tune as tuning
 from llama_jax.model.config import VOCAB_MULTIPLE, Compute, ModelConfig
+from llama_jax.model.tune import Full, Tune
 from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig, optimizer
@@ -94,6 +96,9 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
+    tune: Tune = field(default_factory=Full)
+    """What is trained: Full, all of it; LoRA, adapters beside the weights of `start`; Frozen, the
+    parameters of the objective alone."""
     start: str | None = None
     """RUN, RUN@STEP or RUN@best: the parameters of another run, with which this one begins: an
     adaptation from one objective to another (Wang et al. 2022, section 5). Or weights of others:
@@ -165,6 +170,7 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
     objective = experiment.objective
     extra = jax.eval_shape(lambda: objective.extra(model, jax.random.key(0)))
     layout.check_params({'objective': extra}, device_mesh)
+    tuning.check(experiment.tune, model, extra=extra, start=experiment.start)
     optimizer(experiment.optimizer)
     rate = experiment.optimizer.schedule
     schedule(rate, steps_of(train) or rate.warmup_steps + 1)

@@ -5,34 +5,44 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from llama_jax import layout
+from llama_jax.convert import pretrained
 from llama_jax.convert.pretrained import PACKAGES
 from llama_jax.data.load_tokenizer import for_model
 from llama_jax.errors import UserError
-from llama_jax.model.config import ModelConfig
-from llama_jax.model.layers import Params
+from llama_jax.model.adapted import Adapted
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.layers import TABLES, Params
+from llama_jax.model.tune import Full, combined
 from llama_jax.paths import local
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.tokenizer import Tokenizer
+from llama_jax.train.base import Identity, Kept, check_identity
 from llama_jax.train.checkpoint import Checkpoints
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.records import read_run
 from llama_jax.train.step import EXTRA, initial_params
+from llama_jax.trees import map_named
 
 
 class Trained(NamedTuple):
     experiment: Experiment
     params: Params
-    """Of the backbone, stacked."""
+    """Of the backbone, stacked; where adapters were trained, with these upon their weights."""
     extra: Params
     """Of the objective."""
     tokenizer: Tokenizer
     step: int
+    identity: Identity = MappingProxyType({})
+    """Of the checkpoint, for whoever begins with it; empty where it is of none."""
 
     @property
     def config(self) -> ModelConfig:
@@ -76,7 +86,9 @@ def load(
     experiment = experiment_of(workdir)
     layout.check(experiment.model.sizes(), mesh, shared_heads=shared_heads)
     abstract = jax.eval_shape(
-        lambda: initial_params(experiment.model, experiment.objective, jax.random.key(0))
+        lambda: initial_params(
+            experiment.model, experiment.objective, jax.random.key(0), experiment.tune
+        )
     )
     placed = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -94,9 +106,71 @@ def load(
     tokenizer = for_model(
         tokenizer_of(workdir), ids=experiment.model.ids, marks=experiment.objective.marks
     )
-    params = dict(restored.items[item])
+    params, metadata = dict(restored.items[item]), restored.metadata
     extra = params.pop(EXTRA, {})
-    return Trained(experiment, params, extra, tokenizer, restored.step)
+    identity = {
+        'step': restored.step,
+        'weights': f'{metadata["checksums"]["params"]:08x}',
+    }
+    if not isinstance(experiment.tune, Full):
+        identity['start'] = metadata['start']
+        frozen, _, _ = base(experiment, mesh, None, recorded=metadata['start'])
+        params = combined(experiment.tune, params, frozen)
+    return Trained(experiment, params, extra, tokenizer, restored.step, identity)
+
+
+def base(
+    experiment: Experiment, mesh: Mesh, compute: Compute | None, *, recorded: Identity | None
+) -> tuple[Params, Identity, str]:
+    """The backbone that `experiment.start` names, stacked and placed, as a run keeps it which does
+    not train it; its identity, and what there is to say of it. For use with `compute`, or, where
+    that is None, in the type that it has there.
+
+    Where the identity is recorded, of a run the checkpoint of then is read. Raises UserError when
+    there is another or none.
+    """
+    start = experiment.start
+    assert start is not None, 'see tune.check'
+    workdir, _ = named(start, '--start')
+    keep = Kept(experiment.tune, compute, mesh)
+    rows, said = experiment.model.vocab, ''
+    if read_run(workdir) is not None:
+        then = recorded and recorded.get('step')
+        run = load(f'{workdir}@{then}' if then else start, mesh, shared_heads=True, what='--start')
+        params, said, identity = run.params, f', step {run.step}', run.identity
+        if rows > run.config.vocab:
+            params = grown(params, rows, ids=run.config.ids, mesh=mesh)
+        params = map_named(keep, params, is_leaf=lambda w: isinstance(w, Adapted))
+    else:
+        params = pretrained.find(start, '--start').params(mesh, rows=rows, each=keep)
+        identity = keep.identity()
+    if recorded is not None:
+        check_identity(recorded, identity, start)
+    return params, identity, said
+
+
+def grown(params: Params, rows: int, *, ids: int, mesh: Mesh) -> Params:
+    """Placed parameters with so many rows of embedding and head; see `pretrained.with_rows`."""
+    tables = {
+        name: pretrained.with_rows(_whole(params[name]), rows, ids=ids)
+        for name in TABLES
+        if name in params
+    }
+    placed = layout.shardings(tables, mesh)
+    return {
+        **params,
+        **{
+            name: jax.make_array_from_callback(x.shape, placed[name], x.__getitem__)
+            for name, x in tables.items()
+        },
+    }
+
+
+def _whole(x: jax.Array) -> np.ndarray:
+    """All of an array, on every host."""
+    return np.asarray(
+        x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+    )
 
 
 def experiment_of(workdir: Path) -> Experiment:

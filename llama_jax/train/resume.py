@@ -99,6 +99,7 @@ RULES = (
     ),
     Rule(('optimizer.moments',), 'fixed', 'the moments saved are of the other type', _ADAPTED),
     Rule(('optimizer.average',), 'fixed', 'the average saved is of the other decay', _ADAPTED),
+    Rule(('tune',), 'fixed', 'other arrays are trained', _ADAPTED),
     Rule(
         ('start',),
         'fixed',

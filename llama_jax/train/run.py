@@ -20,6 +20,7 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.sources import open_sources
 from llama_jax.generate.finite import NotFiniteError
 from llama_jax.model.layers import Params
+from llama_jax.model.tune import flops_share
 from llama_jax.objectives.base import Batch
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
@@ -35,7 +36,7 @@ from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
 from llama_jax.train.sample import sampler
-from llama_jax.train.start import adapted, chat_format, chat_read
+from llama_jax.train.start import adapted, chat_format, chat_read, refrozen
 from llama_jax.train.step import (
     Metrics,
     State,
@@ -197,18 +198,24 @@ def _prepare(
     ramp = None
     if restored is None:
         state = initial_state(
-            experiment.model, experiment.objective, tx, seed=experiment.seed, mesh=device_mesh
+            *(experiment.model, experiment.objective, tx),
+            seed=experiment.seed,
+            mesh=device_mesh,
+            tune=experiment.tune,
         )
-        state, told = adapted(state, experiment, tokenizer, device_mesh)
+        state, identity, told = adapted(state, experiment, tokenizer, device_mesh)
         notes += told
         state = averaging(state) if experiment.optimizer.average else state
         cursor, start = None, 0
     else:
         arrays = {name: restored.items[name] for name in restored.items if name != 'rest'}
-        state = State(**arrays, **restored.items['rest'])
+        state = State(**arrays, **restored.items['rest'], tune=experiment.tune)
+        state, identity = refrozen(state, experiment, restored.metadata, device_mesh)
         cursor, start = restored.metadata['cursor'], restored.step
         ramp, changed = resume.continuation(restored.metadata, experiment, workdir)
         notes += [*restored.damaged, *changed, f'resumed from the checkpoint of step {start}']
+
+    agreement.same({'start': identity}, 'weights of --start')
 
     profile = Profile(traced, workdir, taken=start, last=train.steps)
     opened.callback(profile.close)
@@ -218,12 +225,14 @@ def _prepare(
     if restored is not None:
         resume.check_data(restored.metadata, loader.digest, experiment, workdir)
     flops = experiment.objective.flops(experiment.model, train.seq_len)
+    flops *= flops_share(experiment.tune)
     peak, peak_source = peak_flops(device_mesh.devices.flat[0])
     records = Records(
         workdir,
         experiment,
         {
-            'parameters': trees.size(state.params),
+            'parameters': trees.size(state.params) + trees.size(state.frozen),
+            'parameters_trained': trees.size(state.params),
             'flops_per_token': flops,
             'peak_flops': peak,
             'peak_convention': f'{CONVENTION}. Peak: {peak_source}',
@@ -274,7 +283,10 @@ def _prepare(
         and (lambda state: measure(experiment, state.evaluated, tokenizer, device_mesh)),
         progress=progress,
         profile=profile,
-        metadata={**metadata, 'data': loader.digest, 'ramp': resume.ramp_record(ramp)},
+        metadata={
+            **{**metadata, 'data': loader.digest, 'ramp': resume.ramp_record(ramp)},
+            'start': identity,
+        },
         workdir=workdir,
         opened=opened.pop_all(),
         saved=start,
@@ -351,7 +363,7 @@ def _items(state: Any) -> Items:
 
 
 def _abstract_items(experiment: Experiment, tx: Any, mesh: Mesh) -> Items:
-    abstract = abstract_state(experiment.model, experiment.objective, tx)
+    abstract = abstract_state(experiment.model, experiment.objective, tx, experiment.tune)
     if experiment.optimizer.average:
         abstract = jax.eval_shape(averaging, abstract)
     placed = jax.tree.map(

@@ -11,25 +11,24 @@ import functools
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from llama_jax import layout
 from llama_jax.convert import pretrained
 from llama_jax.convert.pretrained import Weights
 from llama_jax.data.record import Text
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.model.layers import TABLES, Params
+from llama_jax.model.tune import Full
 from llama_jax.paths import local
 from llama_jax.text import template_files
 from llama_jax.text.chat import FORMATS, ChatFormat
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.tokenizer import Tokenizer, TokenizerConfig
 from llama_jax.train import restore
+from llama_jax.train.base import Identity, merged
 from llama_jax.train.checkpoint import difference, present
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.plain import to_plain
@@ -194,59 +193,53 @@ def check_start(experiment: Experiment) -> None:
 
 def adapted(
     state: State, experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh
-) -> tuple[State, list[str]]:
+) -> tuple[State, Identity | None, list[str]]:
     """`state` with the backbone that `experiment.start` names, where it names one, which
-    `check_start` has looked at; and what to say of it.
+    `check_start` has looked at: among the parameters, or frozen, and its identity then; and what to
+    say of it.
 
     Raises UserError when that has another tokenizer.
     """
     if experiment.start is None:
-        return state, []
+        return state, None, []
     found = origin(experiment.start)
     if tokenizer_of(found.tokenizer).digest != tokenizer.whole.digest:
         raise _another_tokenizer(found)
-    for leaf in jax.tree.leaves({k: x for k, x in state.params.items() if k != EXTRA}):
-        leaf.delete()  # or there would be room for two models
     rows, there = experiment.model.vocab, found.model.vocab
-    if found.weights is not None:
-        params, said = found.weights.params(mesh, rows=rows), ''
-    else:
-        run = restore.load(experiment.start, mesh, what='--start')
-        params, said = run.params, f', step {run.step}'
-        if rows > there:
-            params = grown(params, rows, ids=found.model.ids, mesh=mesh)
     changed, _ = model_differences(found.model, experiment.model)
-    notes = [f'begun with the parameters of {experiment.start}{said}']
-    notes += [f'another setting than there: model.{line}' for line in changed]
+    notes = [f'another setting than there: model.{line}' for line in changed]
     if rows > there:
         notes.append(
             f'{rows - there} rows are added to the {there} of the embedding, each the mean of those'
         )
-    return dataclasses.replace(state, params={**state.params, **params}), notes
+    if not isinstance(experiment.tune, Full):
+        frozen, identity, said = restore.base(experiment, mesh, experiment.compute, recorded=None)
+        notes.insert(0, f'begun upon the parameters of {experiment.start}{said}, which stay')
+        return replace(state, frozen=frozen), identity, notes
+    for leaf in jax.tree.leaves({k: x for k, x in state.params.items() if k != EXTRA}):
+        leaf.delete()  # or there would be room for two models
+    if found.weights is not None:
+        params, said = found.weights.params(mesh, rows=rows), ''
+    else:
+        run = restore.load(experiment.start, mesh, what='--start')
+        params, said = merged(run.params, mesh), f', step {run.step}'
+        if rows > there:
+            params = restore.grown(params, rows, ids=found.model.ids, mesh=mesh)
+    notes.insert(0, f'begun with the parameters of {experiment.start}{said}')
+    return replace(state, params={**state.params, **params}), None, notes
 
 
-def grown(params: Params, rows: int, *, ids: int, mesh: Mesh) -> Params:
-    """Placed parameters with so many rows of embedding and head; see `pretrained.with_rows`."""
-    tables = {
-        name: pretrained.with_rows(_whole(params[name]), rows, ids=ids)
-        for name in TABLES
-        if name in params
-    }
-    placed = layout.shardings(tables, mesh)
-    return {
-        **params,
-        **{
-            name: jax.make_array_from_callback(x.shape, placed[name], x.__getitem__)
-            for name, x in tables.items()
-        },
-    }
-
-
-def _whole(x: jax.Array) -> np.ndarray:
-    """All of an array, on every host."""
-    return np.asarray(
-        x if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)
+def refrozen(
+    state: State, experiment: Experiment, metadata: dict[str, Any], mesh: Mesh
+) -> tuple[State, Identity | None]:
+    """`state` of a checkpoint with this metadata, and what it leaves out: what the run does not
+    train. Raises UserError where `start` is no longer what it was."""
+    if isinstance(experiment.tune, Full):
+        return state, None
+    frozen, identity, _ = restore.base(
+        experiment, mesh, experiment.compute, recorded=metadata['start']
     )
+    return replace(state, frozen=frozen), identity
 
 
 def _another_tokenizer(found: Origin) -> UserError:

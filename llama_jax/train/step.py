@@ -11,10 +11,11 @@ import optax
 from jax.sharding import Mesh
 
 from llama_jax import layout, precision
-from llama_jax.model import layers, tune as tuning
+from llama_jax.model import layers
+from llama_jax.model import tune as tuning
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.model.tune import Full, Tune
+from llama_jax.model.tune import FULL, Tune
 from llama_jax.objectives.base import Batch, Loss, Objective
 from llama_jax.optim.average import averaged
 
@@ -38,12 +39,13 @@ class State:
     frozen: Params = field(default_factory=dict)
     """What is not trained, where `Experiment.tune` says so: placed as parameters are, in no
     checkpoint, and read again from `start`."""
+    tune: Tune = field(default=FULL, metadata={'static': True})
 
     @property
     def evaluated(self) -> Params:
-        """What validations and samples read, and whoever loads the run: the average, where one is
-        kept."""
-        return self.average or self.params
+        """What validations and samples read, and whoever loads the run: all parameters as one tree,
+        of those that are trained the average, where one is kept."""
+        return tuning.combined(self.tune, self.average or self.params, self.frozen)
 
 
 Metrics = dict[str, jax.Array]
@@ -77,7 +79,7 @@ def initial_state(
     *,
     seed: int,
     mesh: Mesh,
-    tune: Tune = Full(),
+    tune: Tune = FULL,
 ) -> State:
     """The state before the first step, made in its final placement. What is frozen is missing."""
     placed = layout.shardings(abstract_state(config, objective, optimizer, tune), mesh)
@@ -89,7 +91,7 @@ def abstract_state(
     config: ModelConfig,
     objective: Objective,
     optimizer: optax.GradientTransformation,
-    tune: Tune = Full(),
+    tune: Tune = FULL,
 ) -> State:
     """Shapes and types of the state, at no cost. What is frozen is missing."""
     return jax.eval_shape(lambda: _fresh(config, objective, optimizer, 0, tune))
@@ -105,11 +107,11 @@ def _fresh(
     init_key, run_key = jax.random.split(jax.random.key(seed))
     params = initial_params(config, objective, init_key, tune)
     zero = jnp.zeros((), jnp.int32)
-    return State(params, optimizer.init(params), zero, run_key, zero, zero)
+    return State(params, optimizer.init(params), zero, run_key, zero, zero, tune=tune)
 
 
 def initial_params(
-    config: ModelConfig, objective: Objective, key: jax.Array, tune: Tune = Full()
+    config: ModelConfig, objective: Objective, key: jax.Array, tune: Tune = FULL
 ) -> Params:
     """What is trained: of the backbone, and under EXTRA those of the objective where it has any."""
     backbone = layers.split(layers.Transformer(config, key=key))
@@ -133,7 +135,6 @@ def train_step(
     accumulate: int,
     compute: Compute,
     average: float = 0.0,
-    tune: Tune = Full(),
 ) -> jax.stages.Wrapped:
     """A compiled step (state, batch) -> (state, metrics) which reuses the memory of `state`; what
     is frozen in it stays where it is.
@@ -145,20 +146,17 @@ def train_step(
     devices and microbatches. A step whose loss or gradient is not finite changes no parameter.
     """
 
-    def loss_sum(
-        params: Params, frozen: Params, batch: Batch, key: jax.Array
-    ) -> tuple[jax.Array, Loss]:
-        # A key of its own: the draws of model and objective are those of a full run.
-        whole = tuning.combined(tune, params, frozen, jax.random.fold_in(key, _ADAPTERS))
-        loss = loss_of(config, objective, whole, batch, compute=compute, key=key)
-        return loss.total, loss
+    def accumulated(state: State, batch: Batch, key: jax.Array) -> tuple[Loss, Params]:
+        params = state.params
 
-    def accumulated(
-        params: Params, frozen: Params, batch: Batch, key: jax.Array
-    ) -> tuple[Loss, Params]:
-        def gradient(params: Params, batch: Batch, key: jax.Array) -> Any:
-            return jax.value_and_grad(loss_sum, has_aux=True)(params, frozen, batch, key)
+        def loss_sum(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
+            # A key of its own: the draws of model and objective are those of a full run.
+            own = jax.random.fold_in(key, _ADAPTERS)
+            whole = tuning.combined(state.tune, params, state.frozen, own)
+            loss = loss_of(config, objective, whole, batch, compute=compute, key=key)
+            return loss.total, loss
 
+        gradient = jax.value_and_grad(loss_sum, has_aux=True)
         if accumulate == 1:
             (_, loss), grads = gradient(params, batch, key)
             return loss, grads
@@ -177,7 +175,7 @@ def train_step(
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
         with precision.matmuls(compute.precision):
-            loss, grads = accumulated(state.params, state.frozen, batch, key)
+            loss, grads = accumulated(state, batch, key)
         weight = jnp.maximum(loss.weight, 1.0)
         grads = jax.tree.map(lambda g: g / weight, grads)
         grad_norm = optax.tree.norm(grads)
@@ -202,6 +200,7 @@ def train_step(
             skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
             average=mean,
             frozen=state.frozen,
+            tune=state.tune,
         )
         metrics = {
             'loss': loss.total / weight,

@@ -25,8 +25,9 @@ from llama_jax.text.template_files import kept
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train import loop, restore
 from llama_jax.train.records import read_metrics
+from llama_jax.train.restore import grown
 from llama_jax.train.run import prepare
-from llama_jax.train.start import check_start, grown, settled, started
+from llama_jax.train.start import check_start, settled, started
 from tests.convert import written
 from tests.train.conftest import MAKE_MESH, changed, events, one_device, scheduled
 
