@@ -100,10 +100,8 @@ def test_model_and_gradients_are_those_of_the_merged_weights(bits):
         n = 1 + len(INPUTS[name])
         L = dW.shape[0]
         dW = np.asarray(dW).reshape(L, int(np.prod(dW.shape[1:n])), -1)
-        (a, da), (b, db) = (
-            (next(f[k] for k in f if k[0] == x), next(own[k] for k in own if k[0] == x))
-            for x in 'ab'
-        )
+        a, b = (next(f[key] for key in f if key[0] == factor) for factor in 'ab')
+        da, db = (next(own[key] for key in own if key[0] == factor) for factor in 'ab')
         a, b = a.reshape(L, -1, 3), b.reshape(L, 3, -1)
         for got, wanted in (
             (da.reshape(a.shape), 2 * dW @ b.transpose(0, 2, 1)),
