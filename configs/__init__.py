@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from configs import llama, quickstart
+from configs import finetune, llama, quickstart
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
 
@@ -28,6 +28,16 @@ def named() -> dict[str, Callable[[], Experiment]]:
 def get(name: str) -> Experiment:
     """The experiment called `name`. Raises UserError with the nearest name when there is none."""
     return _found(named(), name, 'configuration')()
+
+
+def recipes() -> dict[str, Callable[[], Experiment]]:
+    """Every named recipe of a fine-tuning: experiments whose model is what they begin with."""
+    return _functions(finetune)
+
+
+def recipe(name: str) -> Experiment:
+    """The recipe called `name`, like `get`."""
+    return _found(recipes(), name, 'recipe')()
 
 
 def grids() -> dict[str, Callable[[], Grid]]:

@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -47,18 +48,26 @@ Options = TypeVar('Options', bound=Any)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Experiment, Any]:
+def read(
+    script: str, description: str, *, tunes: bool = False, **options: tuple[type, Any]
+) -> tuple[Experiment, Any]:
     """The named experiment with the overrides of the command line, and the script's options.
 
     The first argument names a configuration; `options` are fields (type, default) by name. `script`
-    is a module of experiments, or another by its dotted name.
+    is a module of experiments, or another by its dotted name. Where it `tunes`, the first argument
+    names a recipe of configs/finetune.py, and --from is its name for --start.
     """
     import configs  # loads what only training and comparing need
     from llama_jax.train.experiment import Experiment
 
     script = script if '.' in script else f'experiments.{script}'
-    arguments = _arguments(script, description, 'CONFIGURATION', configs.named())
-    experiment = configs.get(arguments[0])
+    if tunes:
+        arguments = _arguments(script, description, 'RECIPE', configs.recipes())
+        arguments = [re.sub(r'^--from(?==|$)', '--start', argument) for argument in arguments]
+        experiment = configs.recipe(arguments[0])
+    else:
+        arguments = _arguments(script, description, 'CONFIGURATION', configs.named())
+        experiment = configs.get(arguments[0])
     given, arguments = mix.from_command_line(arguments)
     if given:
         data = dataclasses.replace(experiment.data, **given)
@@ -78,7 +87,7 @@ def read(script: str, description: str, **options: tuple[type, Any]) -> tuple[Ex
     default = dataclasses.replace(default, model=dataclasses.replace(default.model, **scaling))
     command = _parse(
         [*_fields(options), ('experiment', setting, default)],
-        [*options, *_paths(default)],
+        [*options, *_paths(default), *(['from'] if tunes else [])],
         script=script,
         description=description,
         arguments=arguments,

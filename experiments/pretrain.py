@@ -6,6 +6,7 @@ directory holds report.html; `python -m experiments.report DIRECTORY` writes it 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ from llama_jax.errors import UserError
 from llama_jax.report.compressors import write_baselines
 from llama_jax.report.page import write_report
 from llama_jax.train import profile
+from llama_jax.train.experiment import Experiment
 from llama_jax.train.explain import explain
 from llama_jax.train.loop import train
 from llama_jax.train.progress import say
@@ -31,24 +33,30 @@ _SHOW = Annotated[int | None, arg(help='Print so many batches as text, and train
 _EXPLAIN = Annotated[UseCounterAction[int], arg(help='Say what will happen, and train nothing.')]
 
 
+OPTIONS: dict[str, tuple[Any, Any]] = {
+    'workdir': (Path | None, None),
+    'profile': (_PROFILE, None),
+    'wandb': (_WANDB, None),
+    'show_batch': (_SHOW, None),
+    'explain': (_EXPLAIN, 0),
+}
+"""What a script that trains takes beside the settings of its experiment."""
+
+
 def main() -> None:
-    experiment, options = cli.read(
-        'pretrain',
-        __doc__,
-        workdir=(Path | None, None),
-        profile=(_PROFILE, None),
-        wandb=(_WANDB, None),
-        show_batch=(_SHOW, None),
-        explain=(_EXPLAIN, 0),
-    )
+    run(*cli.read('pretrain', __doc__, **OPTIONS))
+
+
+def run(experiment: Experiment, options: Any) -> None:
+    """Train, or say what would happen, as the OPTIONS ask."""
     workdir = options.workdir or Path('runs') / experiment.name
     traced = profile.steps(options.profile) if options.profile is not None else None
     if options.show_batch is not None:
-        _refuse(options, 'show_batch', ('workdir', 'profile', 'wandb', 'explain'))
+        refuse(options, 'show_batch', ('workdir', 'profile', 'wandb', 'explain'))
         show_batches(experiment, options.show_batch)
         return
     if options.explain:
-        _refuse(options, 'explain', ('profile', 'wandb'))
+        refuse(options, 'explain', ('profile', 'wandb'))
     runtime.initialize()
     if options.explain:
         with caught() as signals, signals.stopping('before anything was said'):
@@ -66,10 +74,10 @@ def main() -> None:
         say(f'report: {write_report(workdir)}')
 
 
-def _refuse(options: Any, name: str, without: tuple[str, ...]) -> None:
+def refuse(options: Any, name: str, without: Iterable[str]) -> None:
     """Raise UserError for options that have no effect beside another."""
     for other in without:
-        if getattr(options, other) not in (None, 0):
+        if getattr(options, other) not in (None, 0, False):
             raise UserError(
                 f'--{other} has no effect with --{name.replace("_", "-")}, which trains nothing: '
                 'leave out one of them'

@@ -1,7 +1,7 @@
 """Every named configuration: exact sizes, recipes, and its whole text.
 
 After an intended change, write the dumps anew and read the difference:
-    LLAMA_JAX_WRITE_GOLDENS=1 python -m pytest tests/configs; git diff tests/goldens/configs
+    LLAMA_JAX_WRITE_GOLDENS=1 python -m pytest tests/configs; git diff tests/goldens
 """
 
 import json
@@ -17,8 +17,12 @@ from llama_jax.model import layers
 from llama_jax.optim.schedule import schedule
 from llama_jax.train.experiment import to_dict
 
-GOLDENS = Path(__file__).parents[1] / 'goldens' / 'configs'
+GOLDENS = Path(__file__).parents[1] / 'goldens'
 NAMED = sorted(configs.named())
+DUMPS = [
+    *(('configs', name, configs.get) for name in NAMED),
+    *(('recipes', name, configs.recipe) for name in sorted(configs.recipes())),
+]
 
 # Exact sizes of the published checkpoints.
 PARAMETERS = {
@@ -91,20 +95,22 @@ def test_recipe(name):
     assert optimizer.eps == (1e-5 if name.startswith('llama2') else 1e-8)
 
 
-@pytest.mark.parametrize('name', NAMED)
-def test_name_is_that_of_its_function(name):
-    assert configs.get(name).name == name
+@pytest.mark.parametrize('kind, name, get', DUMPS)
+def test_name_is_that_of_its_function(kind, name, get):
+    assert get(name).name == name
 
 
 def test_misspelt_name_is_answered_with_the_nearest():
     with pytest.raises(UserError, match="'lama1_65b': did you mean 'llama1_65b'"):
         configs.get('lama1_65b')
+    with pytest.raises(UserError, match="no recipe is called 'llama1_65b'"):
+        configs.recipe('llama1_65b')
 
 
-@pytest.mark.parametrize('name', NAMED)
-def test_golden_dump(name):
-    text = json.dumps(to_dict(configs.get(name)), indent=1, ensure_ascii=False) + '\n'
-    golden = GOLDENS / f'{name}.json'
+@pytest.mark.parametrize('kind, name, get', DUMPS)
+def test_golden_dump(kind, name, get):
+    text = json.dumps(to_dict(get(name)), indent=1, ensure_ascii=False) + '\n'
+    golden = GOLDENS / kind / f'{name}.json'
     if os.environ.get('LLAMA_JAX_WRITE_GOLDENS'):
         golden.parent.mkdir(parents=True, exist_ok=True)
         golden.write_text(text, encoding='utf-8')
@@ -114,4 +120,6 @@ def test_golden_dump(name):
 
 
 def test_no_golden_without_a_configuration():
-    assert sorted(path.stem for path in GOLDENS.glob('*.json')) == NAMED
+    for kind in ('configs', 'recipes'):
+        known = [name for one, name, _ in DUMPS if one == kind]
+        assert sorted(path.stem for path in (GOLDENS / kind).glob('*.json')) == known

@@ -1,0 +1,53 @@
+"""Recipes of fine-tuning: every public function here returns an Experiment without data, whose
+model is what --from names.
+
+    python -m experiments.finetune instruct_lora --from smollm2 --data.files my.jsonl
+
+A recipe differs from another by what its function says, and by nothing else. Rates are those of the
+papers named, where models have billions of parameters; smaller models take larger ones. Batches are
+ours: 8 rows of 1,024 tokens, into which records are packed. docs/finetuning.md tells which to take.
+"""
+
+from __future__ import annotations
+
+from llama_jax.data.config import DataConfig
+from llama_jax.model.config import ModelConfig
+from llama_jax.objectives import AnyObjective
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.train.experiment import (
+    CheckpointConfig,
+    EvaluationConfig,
+    Experiment,
+    TrainConfig,
+)
+
+ANY = ModelConfig(
+    vocab=0, dim=64, layers=2, heads=1, kv_heads=1, head_dim=64, ffn=192, context=1024, tied=True
+)
+"""Stands where the model of --from will be."""
+
+
+def _full(name: str, objective: AnyObjective, *, peak: float, epochs: float) -> Experiment:
+    """Every parameter is trained."""
+    return Experiment(
+        name=name,
+        model=ANY,
+        data=DataConfig(sources=()),
+        train=TrainConfig(steps=0, epochs=epochs, batch=8, seq_len=1024, log_every=1),
+        objective=objective,
+        optimizer=OptimizerConfig(
+            schedule=ScheduleConfig(peak=peak, warmup_steps=0, warmup_share=0.03)
+        ),
+        evaluation=EvaluationConfig(every=100),
+        checkpoint=CheckpointConfig(every=100, keep=1),
+    )
+
+
+def text() -> Experiment:
+    """Pre-training goes on, on documents of one's own.
+
+    Rate: ours, a third of the peak of Llama 2 7B, as for re-warming (Ibrahim et al. 2024).
+    """
+    return _full('text', CausalLM(), peak=1e-4, epochs=1)
