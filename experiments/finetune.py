@@ -14,13 +14,14 @@ from configs import finetune
 from experiments import cli, pretrain
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
+from llama_jax.train.labels import labelled
 
 
 def main() -> None:
     try:
         experiment, options = cli.read('finetune', __doc__, tunes=True, **pretrain.OPTIONS)
         _check(experiment)
-        pretrain.run(experiment, options)
+        pretrain.run(labelled(experiment), options)
     except UserError as error:  # whoever typed --from looks for it
         raise UserError(str(error).replace('--start', '--from')) from error
 
