@@ -282,7 +282,7 @@ def shortened(parts: tuple[np.ndarray, ...], room: int) -> list[np.ndarray]:
     def total(most: int) -> int:
         return sum(min(len(part), most) for part in parts)
 
-    if total(room) <= room:
+    if sum(map(len, parts)) <= room:
         return list(parts)
     most = bisect.bisect_right(range(room + 1), room, key=total) - 1
     return [part[:most] for part in parts]
