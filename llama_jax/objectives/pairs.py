@@ -6,7 +6,6 @@ file: M places for a pair in a row.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,14 +15,15 @@ import numpy as np
 
 from llama_jax import layout
 from llama_jax.data.pieces import Encoded, Example, Piece, Sizes
-from llama_jax.data.record import BadRecordError, Preference, Prompt
+from llama_jax.data.record import BadRecordError, Preference, Prompt, Record
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.base import Base, Batch, in_stream
 from llama_jax.objectives.contrastive import PLACE, PLACES, places
+from llama_jax.objectives.instruct import turns_in
 from llama_jax.objectives.prediction import check_architecture, predicted
-from llama_jax.text.chat import ChatFormat, Conversation, end_ids
+from llama_jax.text.chat import ChatFormat
 from llama_jax.text.vocabulary import Vocabulary
 
 CHOSEN, REJECTED = 'chosen', 'rejected'
@@ -42,25 +42,34 @@ class Pairs(Base):
     """Tokens are predicted, so that the last one is a target only."""
 
     @property
-    def reads(self) -> type[Preference]:
+    def reads(self) -> type[Record]:
         return Preference
 
-    def encoded(
-        self, record: Preference, *, vocabulary: Vocabulary, chat: ChatFormat | None
-    ) -> Encoded:
+    def encoded(self, record: Any, *, vocabulary: Vocabulary, chat: ChatFormat | None) -> Encoded:
         answers = (record.chosen, record.rejected)
         made = [answered(record.prompt, answer, vocabulary, chat) for answer in answers]
         ids, weights = zip(*made, strict=True)
         for name, weight in zip(STREAMS, weights, strict=True):
             if not weight.any():
-                raise BadRecordError(f'{name}: an answer without a token')
+                raise BadRecordError(f'{name} has no token')
         if np.array_equal(ids[0], ids[1]):
-            raise BadRecordError('chosen and rejected: equal as token ids')
+            raise BadRecordError('chosen and rejected are equal as token ids')
+        before = [
+            part[: int(np.argmax(weight > 0))] for part, weight in zip(ids, weights, strict=True)
+        ]
+        if not np.array_equal(before[0], before[1]):
+            raise BadRecordError(
+                'the chat template writes the prompt otherwise before one answer than before the '
+                'other: the difference would not be the answer alone'
+            )
         return Encoded(ids, weights, record.margin)
 
     def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes | None:
         chosen, rejected = lengths
         return chosen - self.predicts, rejected - self.predicts
+
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        raise TypeError('pairs of answers take the places that `whole` says')
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         """Half of the row for each answer."""
@@ -109,39 +118,25 @@ def answered(
     The prompt's ids are those that a model is asked with, whatever follows: an answer is never
     merged with it into a token. Raises BadRecordError where the record cannot be written so.
     """
-    if isinstance(prompt, str) or isinstance(answer, str):
-        if not (isinstance(prompt, str) and isinstance(answer, str)):
-            raise BadRecordError('prompt and answers: one of them is a text, the others messages')
+    if isinstance(prompt, str) and isinstance(answer, str):
         begin = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
-        before = [*begin, *vocabulary.encode(prompt).tolist()]
-        ids = [*vocabulary.encode(answer, continues=True).tolist(), vocabulary.eos_id]
-        return _weighted(before, [*before, *ids], len(before) + len(ids))
-    if chat is None:
-        raise BadRecordError(
-            'prompt: messages, and there is no chat format to write them in: give --chat-template, '
-            'or a prompt as plain text'
-        )
-    try:
-        before = chat.encode(Conversation(prompt), vocabulary)
-        whole = chat.encode(
-            Conversation((*prompt, *answer), add_generation_prompt=False), vocabulary
-        )
-    except UserError as error:
-        raise BadRecordError(str(error)) from None
-    if whole[: len(before)] != before:
-        raise BadRecordError(
-            'prompt: the chat template writes it otherwise before an answer than it asks for one'
-        )
-    ends = set(end_ids(chat, vocabulary))
-    last = next((i for i in reversed(range(len(before), len(whole))) if whole[i] in ends), None)
-    return _weighted(before, whole, len(whole) if last is None else last + 1)
-
-
-def _weighted(before: Sequence[int], ids: Sequence[int], end: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a template writes behind the end of the turn is not learnt, and left out."""
-    weight = np.zeros(end, np.float32)
-    weight[len(before) :] = 1
-    return np.asarray(ids[:end], np.int32), weight
+        before = [*begin, *vocabulary.encode(prompt)]
+        own = [*vocabulary.encode(answer, continues=bool(prompt)), vocabulary.eos_id]
+        ids = np.array([*before, *own], np.int32)
+        return ids, np.repeat(np.array([0, 1], np.float32), [len(before), len(own)])
+    if isinstance(prompt, str) or isinstance(answer, str):
+        raise BadRecordError('of prompt and answers one is a text, and the other messages')
+    messages = (*prompt, *answer)
+    learnt = [
+        i for i in range(len(prompt), len(messages)) if messages[i].get('role') == 'assistant'
+    ]
+    if not learnt:
+        raise BadRecordError('an answer has no message of the assistant')
+    found = turns_in(messages, learnt, vocabulary=vocabulary, chat=chat)
+    weights = (found.message >= len(prompt)).astype(np.float32)
+    # What a template writes behind the end of the turn is never written by the model.
+    end = int(np.flatnonzero(weights).max(initial=-1)) + 1
+    return found.ids[:end], weights[:end]
 
 
 def features(

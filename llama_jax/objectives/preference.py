@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.data.pieces import Encoded, Example, Piece
-from llama_jax.data.record import BadRecordError, Preference
+from llama_jax.data.record import BadRecordError
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
@@ -85,13 +85,11 @@ class DPO(Pairs):
     def encoding(self) -> tuple[Any, ...]:
         return (self.mask_format,)
 
-    def encoded(
-        self, record: Preference, *, vocabulary: Vocabulary, chat: ChatFormat | None
-    ) -> Encoded:
+    def encoded(self, record: Any, *, vocabulary: Vocabulary, chat: ChatFormat | None) -> Encoded:
         if record.margin:
             raise BadRecordError(
-                f'margin: {record.margin:g}, of which DPO makes no use: leave it out, or train a '
-                'RewardModel'
+                f'a margin of {record.margin:g}, of which DPO makes no use: leave it out, or train '
+                'a RewardModel'
             )
         encoded = super().encoded(record, vocabulary=vocabulary, chat=chat)
         if not self.mask_format:
@@ -103,7 +101,7 @@ class DPO(Pairs):
         )
         for name, weight in zip(STREAMS, weights, strict=True):
             if not weight.any():
-                raise BadRecordError(f'{name}: an answer without a token that bears loss')
+                raise BadRecordError(f'{name} has no token but those of the format')
         return encoded._replace(weights=weights)
 
     def example(

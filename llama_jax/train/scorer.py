@@ -78,7 +78,7 @@ class Scorer:
     def _ids(self, i: int, prompt: Prompt, answer: Prompt) -> np.ndarray:
         try:
             ids, _ = answered(prompt, answer, self._trained.tokenizer, self._chat)
-        except BadRecordError as error:
+        except (BadRecordError, UserError) as error:
             raise UserError(f'answer {i} cannot be scored: {error}') from None
         context = self._trained.config.context
         if len(ids) > context:
