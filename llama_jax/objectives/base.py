@@ -64,6 +64,17 @@ class Objective(Maker, Protocol):
         it stands."""
         ...
 
+    @property
+    def knows(self) -> bool:
+        """Whether its examples need what `know` says of each record before the first step; they get
+        it as `Piece.given`."""
+        ...
+
+    def know(self, model: Transformer, batch: Batch, *, compute: Compute) -> jax.Array:
+        """What is to be known of the records of a batch, under the parameters that a run begins
+        with: float32 [B, M, C], of segment m + 1 of each row at place m."""
+        ...
+
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
         """Initial values of parameters beside the backbone's, {} for none. Names end in letters."""
         ...
@@ -131,6 +142,13 @@ class Base:
     @property
     def has_likelihood(self) -> bool:
         return False
+
+    @property
+    def knows(self) -> bool:
+        return False
+
+    def know(self, model: Transformer, batch: Batch, *, compute: Compute) -> jax.Array:
+        raise TypeError(f'{type(self).__name__} needs to know nothing of its records')
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         return {'': seq_len}

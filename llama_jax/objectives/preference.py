@@ -115,6 +115,14 @@ class DPO(Pairs):
             example[f'{stream}/{REFERENCE}'] = np.full(n, value, np.float32)
         return example
 
+    @property
+    def knows(self) -> bool:
+        return self.reference == 'start'
+
+    def know(self, model: Transformer, batch: Batch, *, compute: Compute) -> jax.Array:
+        """Log-probabilities of the chosen and of the rejected answer of each pair."""
+        return jnp.stack(answer_log_probs(model, batch, compute=compute, key=None), axis=-1)
+
     def loss(
         self,
         model: Transformer,
@@ -163,6 +171,11 @@ class DPO(Pairs):
     def _reference(
         self, model: Transformer, batch: Batch, compute: Compute
     ) -> tuple[jax.Array, jax.Array]:
+        if f'{CHOSEN}/{REFERENCE}' not in batch:
+            raise UserError(
+                'the log-probabilities under the reference are not known here: only a run, which '
+                'computes them before its first step, has the loss of DPO'
+            )
         return facts(batch, f'{CHOSEN}/{REFERENCE}'), facts(batch, f'{REJECTED}/{REFERENCE}')
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:

@@ -141,7 +141,9 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             f'--evaluation.patience {experiment.evaluation.patience} has no effect without '
             'validations: set --evaluation.every, or leave it out'
         )
-    if train.seq_len > model.context:
+    # Of two streams each has a row of its own, and positions from 0.
+    streams = experiment.objective.lengths(train.seq_len) if train.seq_len > model.context else {}
+    if max(streams.values(), default=0) > model.context:
         raise UserError(
             f'train.seq_len {train.seq_len} is longer than the model context {model.context}: '
             'lower --train.seq-len or raise --model.context'

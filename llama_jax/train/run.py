@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 from jax.sharding import Mesh
 
 from llama_jax import layout, trees
@@ -35,6 +36,7 @@ from llama_jax.train.place import HostBatch, local_rows, place
 from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
+from llama_jax.train.reference import Given, References
 from llama_jax.train.sample import sampler
 from llama_jax.train.start import adapted, chat_format, chat_read, refrozen
 from llama_jax.train.step import (
@@ -219,7 +221,15 @@ def _prepare(
 
     profile = Profile(traced, workdir, taken=start, last=train.steps)
     opened.callback(profile.close)
-    loader = _loader(experiment, tokenizer, device_mesh, cursor, chat)
+    references = References(
+        *(experiment, tokenizer, device_mesh, workdir, chat),
+        begun=lambda: _begun(experiment, tokenizer, device_mesh) if restored else state.evaluated,
+        anew=restored is None,
+    )
+    given = references.training()
+    loader = _loader(experiment, tokenizer, device_mesh, cursor, chat, given)
+    if validation is not None:
+        validation.given = references.validation()
     opened.callback(loader.close)
     agreement.same(_content(tokenizer, loader), 'data')
     if restored is not None:
@@ -334,6 +344,7 @@ def _loader(
     mesh: Mesh,
     cursor: str | None,
     chat: ChatFormat | None,
+    given: Given = None,
 ) -> Loader:
     return Loader(
         experiment.data,
@@ -346,7 +357,18 @@ def _loader(
         rows=local_rows(mesh, experiment.train.batch),
         cursor=cursor,
         chat=chat,
+        given=given,
     )
+
+
+def _begun(experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> Params:
+    """The parameters that a run began with, for one that goes on."""
+    state = initial_state(
+        *(experiment.model, experiment.objective, optax.identity()),
+        seed=experiment.seed,
+        mesh=mesh,
+    )
+    return adapted(state, experiment, tokenizer, mesh)[0].evaluated
 
 
 def _items(state: Any) -> Items:

@@ -25,6 +25,7 @@ from llama_jax.text.chat import ChatFormat
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import local_rows, place
+from llama_jax.train.reference import Given
 from llama_jax.train.step import loss_of
 
 LossStep = Callable[[Params, Batch], Loss]
@@ -80,6 +81,7 @@ class Validation:
             chat,
         )
         self._sources = experiment.data.of('validation')
+        self.given: tuple[Given, ...] | None = None  # what is known of the records of each set
         warn_of_overlap(experiment.data)
         self.labels = labels(self._sources)
         tokens = []
@@ -136,6 +138,7 @@ class Validation:
             rows=local_rows(self._mesh, experiment.train.batch),
             epochs=1,
             chat=self._chat,
+            given=None if self.given is None else self.given[index],
         )
 
 
