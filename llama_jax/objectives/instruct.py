@@ -15,7 +15,7 @@ from llama_jax.model.config import ModelConfig
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.prediction import TokenPrediction, check_architecture
 from llama_jax.text.chat import ChatFormat, Conversation
-from llama_jax.text.turns import Turns
+from llama_jax.text.turns import VERSION, Turns
 from llama_jax.text.vocabulary import Vocabulary
 
 
@@ -40,7 +40,7 @@ class InstructionTuning(TokenPrediction):
 
     @property
     def encoding(self) -> tuple[Any, ...]:
-        return (self.answers,)
+        return self.answers, VERSION
 
     def encoded(self, record: Any, *, vocabulary: Vocabulary, chat: ChatFormat | None) -> Encoded:
         """One part: the chat. Raises BadRecordError for a chat that the template refuses or changes
@@ -102,7 +102,7 @@ def turns_in(
     if chat is None:
         raise UserError(
             'the model has no chat template, and chats are to be learnt: name one with '
-            '--data.chat-template, such as chatml, or a file'
+            '--data.chat, such as chatml, or a file with one'
         )
     # What this project puts before a prompt; a template writes its begin token itself.
     begin = () if vocabulary.bos_id is None else (vocabulary.bos_id,)

@@ -15,6 +15,7 @@ from llama_jax.objectives.flops import decoder_flops, encoder_decoder_flops, pre
 from llama_jax.objectives.instruct import following, turns_in
 from llama_jax.objectives.prediction import ENCODER, TokenPrediction, check_architecture, denoising
 from llama_jax.text.chat import ChatFormat
+from llama_jax.text.turns import VERSION
 from llama_jax.text.vocabulary import Vocabulary
 
 
@@ -67,7 +68,7 @@ class SequenceToSequence(TokenPrediction):
 
     @property
     def encoding(self) -> tuple[Any, ...]:
-        return self.encoder, self.chat, self.between
+        return self.encoder, self.chat, self.between, VERSION
 
     def encoded(self, record: Any, *, vocabulary: Vocabulary, chat: ChatFormat | None) -> Encoded:
         """Two parts: what is given, and the target with its end. `between` begins the second, of

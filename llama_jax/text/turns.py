@@ -19,6 +19,8 @@ from llama_jax.errors import UserError
 from llama_jax.text.marked import GIVEN, ROLE, TEMPLATE, UNKNOWN, Marked, is_message, of_message
 from llama_jax.text.vocabulary import Piece, Vocabulary, encode_each
 
+VERSION = 1
+"""Of which tokens are in a turn: what is kept on disk is of one."""
 NOBODY = -1
 """In place of a message, for what is in no turn."""
 
