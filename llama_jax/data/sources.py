@@ -15,7 +15,7 @@ from etils import epath
 from llama_jax.data import prepare, python_corpus, schemas
 from llama_jax.data.config import FILES, DataConfig, Source, cache_dir
 from llama_jax.data.documents import Documents, RecordDocuments
-from llama_jax.data.record import Labelled, Pair, Record, Text
+from llama_jax.data.record import Record, Text
 from llama_jax.data.text_files import RECORDS
 from llama_jax.errors import UserError
 
@@ -111,8 +111,6 @@ def _check_reading(config: DataConfig, reads: type[Record]) -> None:
                     f'objective reads {what}: name it text_files, whose `field` is the text, or '
                     'choose an objective that reads records'
                 )
-    elif config.chat is not None and reads in (Labelled, Pair):
-        raise UserError(f'--data.chat has no effect where the objective reads {what}: leave it out')
 
 
 def _renames(source: Source) -> tuple[tuple[str, str], ...]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 
 from llama_jax.data.pieces import Encoded, Maker, Sizes
-from llama_jax.data.record import Record, Text
+from llama_jax.data.record import Chat, Preference, Problem, Record, Text
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
@@ -45,6 +45,11 @@ class Objective(Maker, Protocol):
     def causal(self) -> bool:
         """How the backbone looks when it is read for representations: at what stands before, or at
         the whole segment. Of an encoder-decoder the encoder is read, and this is not asked."""
+        ...
+
+    @property
+    def chats(self) -> bool:
+        """Whether records, or some of them, are written in the chat format of the model."""
         ...
 
     @property
@@ -122,6 +127,10 @@ class Base:
 
     def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes | None:
         raise TypeError(f'{type(self).__name__} reads text, whose pieces have the sizes of `sizes`')
+
+    @property
+    def chats(self) -> bool:
+        return self.reads in (Chat, Preference, Problem)
 
     @property
     def ends(self) -> bool:

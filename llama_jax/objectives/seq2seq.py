@@ -63,6 +63,10 @@ class SequenceToSequence(TokenPrediction):
         return Pair
 
     @property
+    def chats(self) -> bool:
+        return self.chat
+
+    @property
     def causal(self) -> bool:
         return not self.prefix
 

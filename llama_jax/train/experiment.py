@@ -160,6 +160,11 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             '--compute.remat full, or --objective.chunks of a contrastive objective'
         )
     experiment.objective.check(model)
+    if experiment.data.chat is not None and not experiment.objective.chats:
+        raise UserError(
+            f'--data.chat has no effect where {type(experiment.objective).__name__} writes no '
+            'chats: leave it out'
+        )
     rows = train.batch // train.accumulate
     shards = mesh.batch_shards(device_mesh)
     if rows % shards:

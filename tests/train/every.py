@@ -5,11 +5,14 @@ from dataclasses import replace
 from llama_jax.model.config import ModelConfig
 from llama_jax.objectives.bart import Bart
 from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.fim import FillInMiddle
+from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.prefix import PrefixLM
 from llama_jax.objectives.rtd import ReplacedTokens
+from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
@@ -47,6 +50,12 @@ EVERY = {
             weights=(1.0, 0.1),
             shares=(0.625, 0.375),
         ),
+        DECODER,
+    ),
+    'instruct': (InstructionTuning(), DECODER),
+    'seq2seq': (SequenceToSequence(encoder=True), BOTH),
+    'classify': (
+        Classification(labels=('even', 'odd'), pool='mean', bidirectional=True, dropout=0.1),
         DECODER,
     ),
 }

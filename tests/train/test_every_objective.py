@@ -14,6 +14,7 @@ import pytest
 from llama_jax import layout, mesh
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.loader import Loader
+from llama_jax.data.record import Text
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.optim.adamw import OptimizerConfig
@@ -47,6 +48,7 @@ def data(tmp_path_factory):
     paragraphs = (ROOT / 'LICENSE').read_text().split('\n\n')
     lines = [json.dumps({'text': text}) for text in paragraphs]
     (path / 'licence.jsonl').write_text('\n'.join(lines))
+    (path / 'records.jsonl').write_text('\n'.join(map(json.dumps, records(paragraphs))))
     bytes_tokenizer().save(path / 'bytes.model')
     return DataConfig(
         sources=(Source('text_files', files=(str(path / 'licence.jsonl'),)),),
@@ -54,9 +56,31 @@ def data(tmp_path_factory):
     )
 
 
+def records(paragraphs):
+    """Every three words in a row, as every type of record: who reads one leaves the rest alone."""
+    words = ' '.join(paragraphs).split()
+    for a, b, c in zip(words[::3], words[1::3], words[2::3], strict=False):
+        source, target = f'{a} {b}'[:20], c[:12]
+        said = zip(('user', 'assistant'), (source, target), strict=True)
+        yield {
+            'messages': [{'role': role, 'content': text} for role, text in said],
+            'source': source,
+            'target': target,
+            'text': source,
+            'label': ('even', 'odd')[len(source) % 2],
+        }
+
+
+def of_records(data, **settings):
+    file = str(Path(data.sources[0].files[0]).with_name('records.jsonl'))
+    return dataclasses.replace(data, sources=(Source('records', files=(file,)),), **settings)
+
+
 def experiment(name, data):
     objective, model = EVERY[name]
     assert bytes_tokenizer().vocab_size == VOCAB
+    if objective.reads is not Text:
+        data = of_records(data, chat='llama2' if objective.chats else None)
     return Experiment(
         name=name,
         model=model,
@@ -91,7 +115,7 @@ def told(workdir):
     ]
 
 
-QUICK = ('causal', 'spans encoder', 'contrastive dropout')
+QUICK = ('causal', 'spans encoder', 'contrastive dropout', 'instruct')
 
 
 @pytest.mark.parametrize(
