@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from llama_jax import layout, precision
+from llama_jax import precision
 from llama_jax.data import packing
 from llama_jax.data.pieces import Piece
 from llama_jax.data.record import Labelled
@@ -70,11 +70,8 @@ def classified(
             )
         except ValueError as error:
             raise UserError(f'text {i}: {error}') from None
-        sizes = objective.whole(tuple(map(len, encoded.parts)), seq_len=context)
-        assert sizes is not None
-        piece = Piece(
-            *(encoded.parts[0], 0, 0, 0.0, (min(sizes[0], context),), 0), encoded=encoded
-        )
+        (size,) = objective.whole(tuple(map(len, encoded.parts)), seq_len=context)
+        piece = Piece(encoded.parts[0], 0, 0, 0.0, (min(size, context),), 0, encoded)
         example = objective.example(
             piece, tokenizer=trained.tokenizer, seq_len=context, rng=np.random.default_rng(0)
         )
@@ -102,7 +99,9 @@ def classified(
 
 
 @functools.lru_cache(maxsize=8)
-def _program(config: ModelConfig, objective: Classification, compute: Compute) -> jax.stages.Wrapped:
+def _program(
+    config: ModelConfig, objective: Classification, compute: Compute
+) -> jax.stages.Wrapped:
     def probabilities(params: Params, extra: Params, batch: Batch) -> jax.Array:
         model = layers.bind(config, params)
         with precision.matmuls(compute.precision):

@@ -138,7 +138,7 @@ class Classification(Base):
         weights = tuple(np.ones(len(part), np.float32) for part in parts)
         return Encoded(tuple(parts), weights, float(index))
 
-    def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes | None:
+    def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes:
         return (sum(lengths) + 1,)
 
     def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:

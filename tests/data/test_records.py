@@ -261,10 +261,6 @@ def test_what_an_objective_does_not_read_is_refused_by_name(chats, tmp_path):
     for setting, value in (('too_long', 'drop'), ('bad_records', 'drop'), ('chat', 'chatml')):
         with pytest.raises(UserError, match=f'--data.{setting.replace("_", "-")} has no effect'):
             load(files(chats, **{setting: value}), Causal())
-    with pytest.raises(
-        UserError, match='--data.chat has no effect where the objective reads pairs'
-    ):
-        load(files(chats, chat='chatml'), Pairs())
     for setting, maker in (('field', Chats()), ('rename', Causal())):
         value = 'body' if setting == 'field' else ('a=b',)
         source = Source('text_files', files=(chats,), **{setting: value})

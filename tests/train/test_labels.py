@@ -49,7 +49,9 @@ def test_labels_are_those_of_the_data_sorted(begun):
 def test_data_without_two_labels_is_refused(begun):
     with pytest.raises(UserError, match="have the label 'good': there is nothing to tell apart"):
         labelled(begun([row for row in ROWS if row['label'] == 'good']))
-    with pytest.raises(UserError, match=r'has a text and a label \(data.jsonl:\d: label is missing'):
+    with pytest.raises(
+        UserError, match=r'has a text and a label \(data.jsonl:\d: label is missing'
+    ):
         labelled(begun([{'text': str(i)} for i in range(3)]))
 
 
