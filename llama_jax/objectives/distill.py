@@ -80,6 +80,10 @@ class Distillation(Base):
         return self.task.encoded(record, vocabulary=vocabulary, chat=chat)
 
     @property
+    def chats(self) -> bool:
+        return self.task.chats
+
+    @property
     def encoding(self) -> tuple[Any, ...]:
         return self.task.encoding
 
