@@ -20,16 +20,21 @@ from llama_jax.errors import UserError
 from llama_jax.report.compressors import write_baselines
 from llama_jax.report.page import write_report
 from llama_jax.train import profile
+from llama_jax.train.check_data import check_data
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.explain import explain
 from llama_jax.train.loop import train
 from llama_jax.train.progress import say
-from llama_jax.train.show import show_batches
+from llama_jax.train.show import show_batches, show_examples
 from llama_jax.train.signals import caught
 
 _PROFILE = Annotated[str | None, arg(help='Steps to trace for XProf, such as 10:15.')]
 _WANDB = Annotated[str | None, arg(help='A project of wandb that gets the scalars as well.')]
 _SHOW = Annotated[int | None, arg(help='Print so many batches as text, and train nothing.')]
+_EXAMPLES = Annotated[
+    int | None, arg(help='Print so many examples by themselves, and train nothing.')
+]
+_CHECK = Annotated[UseCounterAction[int], arg(help='Read all data, and train nothing.')]
 _EXPLAIN = Annotated[UseCounterAction[int], arg(help='Say what will happen, and train nothing.')]
 
 
@@ -38,6 +43,8 @@ OPTIONS: dict[str, tuple[Any, Any]] = {
     'profile': (_PROFILE, None),
     'wandb': (_WANDB, None),
     'show_batch': (_SHOW, None),
+    'show_examples': (_EXAMPLES, None),
+    'check': (_CHECK, 0),
     'explain': (_EXPLAIN, 0),
 }
 """What a script that trains takes beside the settings of its experiment."""
@@ -51,10 +58,16 @@ def run(experiment: Experiment, options: Any) -> None:
     """Train, or say what would happen, as the OPTIONS ask."""
     workdir = options.workdir or Path('runs') / experiment.name
     traced = profile.steps(options.profile) if options.profile is not None else None
-    if options.show_batch is not None:
-        refuse(options, 'show_batch', ('workdir', 'profile', 'wandb', 'explain'))
-        show_batches(experiment, options.show_batch)
+    training = ('workdir', 'profile', 'wandb', 'explain')
+    if options.check:
+        refuse(options, 'check', (*training, 'show_batch', 'show_examples'))
+        check_data(experiment)
         return
+    for name, show in (('show_batch', show_batches), ('show_examples', show_examples)):
+        if getattr(options, name) is not None:
+            refuse(options, name, (*training, *{'show_batch', 'show_examples'} - {name}))
+            show(experiment, getattr(options, name))
+            return
     if options.explain:
         refuse(options, 'explain', ('profile', 'wandb'))
     runtime.initialize()

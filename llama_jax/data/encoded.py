@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 _VERSION = 1
 _NAMED = 10
 """Bad records that are told one by one."""
+MEND_BAD = 'mend or remove these, or leave them out (--data.bad-records drop)'
 _LENGTHS, _NUMBERS, _BAD = 'lengths', 'numbers', 'bad.json'
 
 
@@ -65,6 +66,16 @@ class Records(Texts):
     def numbers(self) -> np.ndarray:
         """`Encoded.number` of each record: float64 [D], on disk."""
         return mapped(self.directory / _NUMBERS, 'float64', (len(self),))
+
+    @functools.cached_property
+    def loss_tokens(self) -> int:
+        """Tokens of all records that bear loss."""
+        ends = self.offsets[list(self.parts)]
+        count = 0
+        for part, size in enumerate(np.diff(ends).tolist()):
+            path = self.directory / f'{part:05}.weights'
+            count += int(np.count_nonzero(mapped(path, 'float32', (size,))))
+        return count
 
     def problems(self) -> dict[int, str]:
         """What is wrong with the bad records, by their numbers."""
@@ -190,14 +201,12 @@ def encoded(
         part = functools.partial(_part, documents, tokenizer, maker, chat)
         made.append(kept(documents, repr(identity), part, Records, processes))
     told = [
-        _said(documents, records, maker)
+        said
         for documents, records in zip(corpus.sources, made, strict=True)
-        if records.bad
+        if (said := bad_records(documents, records, maker))
     ]
     if told and bad == 'refuse':
-        raise UserError(
-            f'{"; ".join(told)}: mend or remove these, or leave them out (--data.bad-records drop)'
-        )
+        raise UserError(f'{"; ".join(told)}: {MEND_BAD}')
     for line in told:
         log.warning('left out: %s', line)
     for documents, records in zip(corpus.sources, made, strict=True):
@@ -217,8 +226,11 @@ def _part(
     return RecordPart(documents, tokenizer, path, numbers, maker, chat)
 
 
-def _said(documents: Any, records: Records, maker: Maker) -> str:
-    """The first bad records of a source in one line; those of one problem together."""
+def bad_records(documents: Any, records: Records, maker: Maker) -> str:
+    """The first bad records of a source in one line, those of one problem together; '' where there
+    are none."""
+    if not records.bad:
+        return ''
     problems = records.problems()
     by_problem: dict[str, list[int]] = collections.defaultdict(list)
     for number in sorted(problems)[:_NAMED]:

@@ -183,6 +183,41 @@ class Loader:
                     numbers.append([one.block.document for one, _ in made])
                 yield batch, numbers
 
+    def examples(self) -> Iterator[tuple[order.Block, Batch]]:
+        """The examples from the beginning, each as a batch of one row; and what each is of."""
+        recipe = self._recipe
+        lengths = recipe.maker.lengths(recipe.seq_len)
+        for row, _ in self._plan.rows(self._plan.beginning()):
+            for placed in row:
+                if (example := recipe.example(placed)) is not None:
+                    batch = recipe.empty(1)
+                    packing.lay(batch, 0, [example], lengths=lengths)
+                    yield placed.block, batch
+
+    def origin(self, block: order.Block) -> str:
+        """Where a document is from: its source and its number, or the file and line of a record."""
+        held = self.documents[block.source]
+        if isinstance(held, RecordDocuments):
+            return held.origin(block.document)
+        return f'{self.labels[block.source]}, document {block.document}'
+
+    def sizes(self, source: int) -> np.ndarray:
+        """Of records the positions that each takes in each stream [D, S], -1 where it gives no
+        example; of texts their tokens [D, 1]."""
+        if self._recipe.whole is not None:
+            return self._recipe.whole.sizes(source)
+        return np.diff(self.texts[source].offsets)[:, None]
+
+    def filled(self) -> tuple[int, np.ndarray]:
+        """Rows of all that a loader of `epochs` reads, and the share of the positions of each
+        stream that are used; by what was planned."""
+        used, rows = np.zeros(len(self._recipe.maker.lengths(self._recipe.seq_len))), 0
+        for row, _ in self._plan.rows(self._plan.beginning()):
+            used += np.sum([placed.sizes for placed in row], axis=0)
+            rows += 1
+        room = np.array([*self._recipe.maker.lengths(self._recipe.seq_len).values()])
+        return rows, used / (max(rows, 1) * room)
+
     def will_read(self, batches: int) -> dict[str, float]:
         """What so many batches will have read, as `read` tells it: measured in a sample."""
         return self._told(forecast.reading(self._plan, batches * self._recipe.batch))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from rich.text import Text
 
+from llama_jax.data.encoded import Records
 from llama_jax.data.loader import Loader
 from llama_jax.data.order import Block
 from llama_jax.data.packing import stream_of
@@ -23,16 +24,7 @@ def batches(loader: Loader, tokenizer: Tokenizer, n: int, *, plain: bool) -> Ite
     """Lines that show the first `n` batches of a loader from its beginning. What bears loss is
     coloured, or where it is to be `plain`, stands in brackets, with its weight where that is not 1.
     """
-    if plain:
-        yield Text('⟦ ⟧ bears loss, ⟦0.5: ⟧ of that weight; ↵ is a line end')
-    else:
-        yield Text.assemble(
-            ('loss of weight 1', _LOSS),
-            (' of another weight ', _OTHER_LOSS),
-            ('none ', _ORDINARY),
-            ('control token', _CONTROL),
-            '; ↵ is a line end',
-        )
+    yield _legend(plain)
     origins = loader.origins()
     for number, batch in enumerate(itertools.islice(loader, n), start=1):
         rows = len(next(value for key, value in batch.items() if key != 'cursor'))
@@ -44,6 +36,47 @@ def batches(loader: Loader, tokenizer: Tokenizer, n: int, *, plain: bool) -> Ite
                     yield Text(f'     {label} ').append(
                         marked(tokenizer, ids, weights, plain=plain)
                     )
+
+
+def _legend(plain: bool) -> Text:
+    if plain:
+        return Text('⟦ ⟧ bears loss, ⟦0.5: ⟧ of that weight; ↵ is a line end')
+    return Text.assemble(
+        ('loss of weight 1', _LOSS),
+        (' of another weight ', _OTHER_LOSS),
+        ('none ', _ORDINARY),
+        ('control token', _CONTROL),
+        '; ↵ is a line end',
+    )
+
+
+def examples(loader: Loader, tokenizer: Tokenizer, n: int, *, plain: bool) -> Iterator[Text]:
+    """Lines that show the first `n` examples of a loader from its beginning, marked as by
+    `batches`: where each is from, and its tokens."""
+    yield _legend(plain)
+    for number, (block, batch) in enumerate(itertools.islice(loader.examples(), n), start=1):
+        used = {
+            stream_of(key): np.count_nonzero(value)
+            for key, value in batch.items()
+            if key.endswith('segments')
+        }
+        said = ', '.join(
+            f'{used} tokens{f" of {name}" if name else ""}' for name, used in used.items()
+        )
+        yield Text(f'example {number}: {loader.origin(block)}, {said}', 'bold')
+        for label, ids, weights in _readings(batch, 0, 1):
+            yield Text(f'  {label} ').append(marked(tokenizer, ids, weights, plain=plain))
+        for key, value in _beside(batch):
+            yield Text(f'  {key} {value:g}')
+
+
+def _beside(batch: Batch) -> Iterator[tuple[str, float]]:
+    """What an example has besides tokens, and the same at each of them, such as a label."""
+    for key, values in batch.items():
+        if key.rpartition('/')[2] not in ('inputs', 'targets', 'weights', 'segments', 'positions'):
+            there = np.unique(values[0][batch[f'{stream_of(key)}/segments'.lstrip('/')][0] > 0])
+            if len(there) == 1:
+                yield key, float(there[0])
 
 
 def marked(
@@ -134,6 +167,8 @@ def _origin(loader: Loader, block: Block) -> str:
     part = (
         'whole' if block.stop - block.start >= length else f'tokens {block.start} to {block.stop}'
     )
+    if isinstance(texts, Records):
+        return f'{loader.origin(block)}, epoch {block.epoch} ({length} tokens)'
     return (
         f'{loader.labels[block.source]}, epoch {block.epoch}, document {block.document} '
         f'({length} tokens), {part}'

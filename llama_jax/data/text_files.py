@@ -68,7 +68,7 @@ def files_of(source: Source) -> tuple[list[File], Reading]:
     wrong or without effect. In a directory, files that are no text are left out.
     """
     encoding = formats.check_encoding(source.encoding)
-    files, binary = [], []
+    files, binary, beside = [], [], set[Path]()
     for path, name, of_directory in find.matching(source.files, source.exclude):
         if of_directory and formats.is_binary(path, encoding):
             binary.append(name)
@@ -76,18 +76,14 @@ def files_of(source: Source) -> tuple[list[File], Reading]:
         with formats.reading(path):
             size = path.stat().st_size
         files.append(File(path, name, size, formats.recognise(path, encoding)))
+        if of_directory:
+            beside.add(path)
     if binary:
         _tell_left_out(source, len(binary), binary[0])
     if not files:
         raise UserError(f'there is no text in {", ".join(source.files)}: all files are binary')
     if source.name == RECORDS:
-        for file in files:
-            if file.format.structure == 'text':
-                raise UserError(
-                    f'{str(file.path)!r} holds no records: give .jsonl, .json or .parquet files '
-                    '(.gz, .zst, .xz or .bz2 of them work too), or rename it after what it is'
-                )
-        return files, Reading(None, encoding, 0)
+        return _of_records(source, files, beside), Reading(None, encoding, 0)
     if source.field != 'text' and all(file.format.structure == 'text' for file in files):
         raise UserError(
             f'field {source.field!r} has no effect: {", ".join(source.files)} is plain text, which '
@@ -96,9 +92,23 @@ def files_of(source: Source) -> tuple[list[File], Reading]:
     return files, Reading(source.field, encoding, _characters(source, files))
 
 
+def _of_records(source: Source, files: list[File], beside: set[Path]) -> list[File]:
+    """The files that hold records. Of a directory, a README and the like are left out."""
+    others = [file for file in files if file.format.structure == 'text']
+    wrong = [file for file in others if file.path not in beside]
+    if wrong or len(others) == len(files):
+        raise UserError(
+            f'{str((wrong or others)[0].path)!r} holds no records: give .jsonl, .json or .parquet '
+            'files (.gz, .zst, .xz or .bz2 of them work too), or rename it after what it is'
+        )
+    if others:
+        _tell_left_out(source, len(others), others[0].name, 'hold no records')
+    return [file for file in files if file not in others]
+
+
 @functools.cache  # a run looks at its files several times
-def _tell_left_out(source: Source, count: int, first: str) -> None:
-    log.warning('%d files are no text and are left out, such as %s', count, first)
+def _tell_left_out(source: Source, count: int, first: str, why: str = 'are no text') -> None:
+    log.warning('%d files %s and are left out, such as %s', count, why, first)
 
 
 def _characters(source: Source, files: list[File]) -> int:

@@ -20,6 +20,7 @@ from llama_jax.errors import UserError
 log = logging.getLogger(__name__)
 
 TooLong = Literal['refuse', 'drop', 'truncate']
+MEND_LONG = 'raise --train.seq-len, or set --data.too-long drop or truncate'
 _NAMED = 3
 """Records that are told one by one."""
 
