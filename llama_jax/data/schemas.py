@@ -162,6 +162,7 @@ def _history(fields: Fields) -> list[Weighted]:
 def _preference(fields: Fields) -> Preference:
     if 'preferred_output' in fields and isinstance(fields.get('input'), Mapping):  # OpenAI's
         fields = {
+            **fields,
             'prompt': fields['input'].get('messages'),
             'chosen': fields['preferred_output'],
             'rejected': fields.get('non_preferred_output'),

@@ -5,14 +5,21 @@ import dataclasses
 import gzip
 import itertools
 import json
+import pickle
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
+from llama_jax.data import python_corpus
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.data.loader import Loader
+from llama_jax.data.load_tokenizer import load_tokenizer
+from llama_jax.data.loader import Loader, _Rows
+from llama_jax.data.record import Chat, Labelled
+from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
+from llama_jax.text.tokenizer import TokenizerConfig
 from tests.data.corpus import CHINESE
 from tests.data.objective import Causal
 from tests.data.recording import Chats, Pairs
@@ -127,10 +134,12 @@ def test_batches_do_not_depend_on_hosts_and_resume_anywhere(chats, tmp_path, hos
         assert_equal(joined(parts), expected[done:])
 
 
-def test_worker_processes_give_the_same_batches(chats):
+def test_what_makes_rows_travels_to_worker_processes(chats):
     given = (np.arange(151, dtype=np.float32)[:, None],)
-    expected = take(load(files(chats), Chats(), given=given), 6)
-    assert_equal(take(load(files(chats, workers=2), Chats(), given=given), 6), expected)
+    with load(files(chats), Chats(), given=given) as loader:
+        recipe, begin = pickle.loads(pickle.dumps((loader._recipe, loader._plan.beginning())))
+        rows = _Rows(recipe, [0, 1, 2, 3], begin)
+        assert_equal(list(itertools.islice(rows, 6)), list(itertools.islice(loader, 6)))
 
 
 def test_columns_that_are_given_come_with_their_records(chats):
@@ -276,6 +285,71 @@ def test_fields_by_other_names(tmp_path):
     source = dataclasses.replace(source, rename=('source',))
     with pytest.raises(UserError, match="rename 'source' of 'records' is no NAME=FIELD"):
         load(DataConfig(sources=(source,)), Pairs())
+
+
+class Dialogues(tfds.core.GeneratorBasedBuilder):
+    """A data set of tensorflow-datasets with messages and classes."""
+
+    code_path = python_corpus.PythonCorpus.code_path
+    VERSION = tfds.core.Version('1.0.0')
+    ROWS = (('hi', 'yes', 1), ('你好', 'no', 0), ('?', '', -1))
+
+    def _info(self):
+        message = {'role': tfds.features.Text(), 'content': tfds.features.Text()}
+        features = {
+            'messages': tfds.features.Sequence(message),
+            'numbers': tfds.features.Sequence(np.int32),
+            'label': tfds.features.ClassLabel(names=['good', 'bad']),
+            'text': tfds.features.Text(),
+        }
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {'train': self._generate_examples()}
+
+    def _generate_examples(self):
+        for number, (asked, answer, label) in enumerate(self.ROWS):
+            said = [('user', asked), ('assistant', answer)]
+            messages = [{'role': role, 'content': text} for role, text in said]
+            yield number, dict(messages=messages, numbers=[1, 2], label=label, text=asked)
+
+
+def test_a_stored_data_set_yields_records(tmp_path, own_cache):
+    Dialogues(data_dir=str(tmp_path), file_format='array_record').download_and_prepare()
+    source = Source('dialogues', data_dir=str(tmp_path))
+    (held,) = open_sources(DataConfig(sources=(source,)), 'train', Chat).sources
+    fields = {x['text']: x for x in map(held.fields, range(3))}
+    assert fields['hi']['label'] == 'bad' and fields['?']['label'] is None
+    assert fields['hi']['numbers'] == [1, 2]
+    assert {held.record(i, Labelled).label for i in range(3) if held.fields(i)['label']} == {
+        *('good', 'bad')
+    }
+    with pytest.raises(UserError, match=r'1 of 3 .*: record \d: messages\[1\].content is empty'):
+        load(DataConfig(sources=(source,)), Chats())
+    dropping = DataConfig(sources=(source,), bad_records='drop')
+    assert sorted(segments(take(load(dropping, Chats(), epochs=1), None))) == ['hiyes', '你好no']
+    renamed = dataclasses.replace(source, rename=('source=text', 'target=label'))
+    dropping = dataclasses.replace(dropping, sources=(renamed,))
+    assert sorted(segments(take(load(dropping, Pairs(), epochs=1), None))) == ['bad', 'good']
+
+
+def test_a_tokenizer_is_learnt_from_what_records_say(chats):
+    config = files(chats, tokenizer=TokenizerConfig(vocab=450))
+    tokenizer = load_tokenizer(config, Chat)
+    text = 'x' * 40
+    assert len(tokenizer.encode(text)) < 10
+    assert load_tokenizer(config, Chat).digest == tokenizer.digest
+
+
+def test_of_a_directory_a_readme_is_left_out(tmp_path, caplog):
+    (tmp_path / 'd').mkdir()
+    written(tmp_path / 'd' / 'a.jsonl', [pair(1)])
+    (tmp_path / 'd' / 'README.md').write_text('# Data')
+    assert len(list(segments(take(load(files(tmp_path / 'd'), Pairs(), epochs=1), None)))) == 1
+    assert '1 files hold no records and are left out, such as README.md' in caplog.text
+    (tmp_path / 'd' / 'a.jsonl').unlink()
+    with pytest.raises(UserError, match='README.md. holds no records'):
+        load(files(tmp_path / 'd'), Pairs())
 
 
 def test_encodings_are_kept_by_what_they_depend_on(pairs):
