@@ -208,7 +208,7 @@ def encoded(
     if told and bad == 'refuse':
         raise UserError(f'{"; ".join(told)}: {MEND_BAD}')
     for line in told:
-        log.warning('left out: %s', line)
+        tell(f'left out: {line}')
     for documents, records in zip(corpus.sources, made, strict=True):
         if not records.tokens:
             raise UserError(f'{documents.name!r} has no record that the objective can learn from')
@@ -244,3 +244,9 @@ def bad_records(documents: Any, records: Records, maker: Maker) -> str:
         f'{len(problems):,} of {len(records):,} records are no {NAMES[maker.reads]} that '
         f'{type(maker).__name__} can learn from: {named}{more}'
     )
+
+
+@functools.cache  # once, however often the data is opened
+def tell(line: str) -> None:
+    """Log a warning that a process says once."""
+    log.warning(line)

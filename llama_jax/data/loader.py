@@ -23,7 +23,7 @@ from absl import flags
 from llama_jax.data import forecast, order, packing, sources, tokens, whole
 from llama_jax.data.config import DataConfig, labels
 from llama_jax.data.documents import Documents, RecordDocuments
-from llama_jax.data.encoded import Records, encoded
+from llama_jax.data.encoded import Records, encoded, tell
 from llama_jax.data.pieces import Example, Maker, Sizes
 from llama_jax.data.plan import Cursor
 from llama_jax.data.recipe import Batch, Recipe, layout
@@ -270,12 +270,14 @@ class Loader:
         recipe = self._recipe
         if recipe.whole is not None:
             sizes = [np.maximum(recipe.whole.sizes(i), 0).sum(0) for i in range(len(self.texts))]
-            if np.any(np.sum(sizes, axis=0) >= recipe.batch * np.array(recipe.whole.room)):
+            count, most = sum(map(len, self.texts)), recipe.maker.segments(recipe.seq_len)
+            full = np.sum(sizes, axis=0) >= recipe.batch * np.array(recipe.whole.room)
+            if np.any(full) or 0 < recipe.batch * most <= count:
                 return
-            log.warning(
-                'the %s records of training fill less than a batch of %s x %s: rows of a batch '
-                'repeat the same records; give more, or lower --train.batch',
-                *(f'{sum(map(len, self.texts)):,}', recipe.batch, recipe.seq_len),
+            tell(
+                f'the {count:,} records of training fill less than a batch of '
+                f'{recipe.batch} x {recipe.seq_len}: rows of a batch repeat the same records; give '
+                'more, or lower --train.batch'
             )
             return
         units = sum(text.tokens + len(text) for text in self.texts)

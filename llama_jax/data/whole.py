@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
@@ -12,12 +11,10 @@ from typing import Literal
 import numpy as np
 
 from llama_jax.data.documents import RecordDocuments
-from llama_jax.data.encoded import Records
+from llama_jax.data.encoded import Records, tell
 from llama_jax.data.order import Block
 from llama_jax.data.pieces import Example, Maker, Sizes
 from llama_jax.errors import UserError
-
-log = logging.getLogger(__name__)
 
 TooLong = Literal['refuse', 'drop', 'truncate']
 MEND_LONG = 'raise --train.seq-len, or set --data.too-long drop or truncate'
@@ -88,7 +85,7 @@ def check(
         long = long[np.argsort(-share_D[long], kind='stable')]  # the longest first
         none = np.flatnonzero((sizes_DS[:, 0] < 0) & (np.diff(records.offsets) > 0))
         if len(none):
-            _tell(
+            tell(
                 f'{len(none):,} of {len(records):,} records give no example for '
                 f'{type(whole.maker).__name__} and are left out: {_named(held, none)}'
             )
@@ -97,7 +94,7 @@ def check(
             if too_long == 'refuse':
                 raise UserError(said)
             how = 'left out' if too_long == 'drop' else 'cut to a row'
-            _tell(f'{said.partition(": raise")[0]}; they are {how} (--data.too-long {too_long})')
+            tell(f'{said.partition(": raise")[0]}; they are {how} (--data.too-long {too_long})')
         left_out.append(_without_loss(whole, source, held, sizes_DS, long, example))
         fits = (sizes_DS[:, 0] >= 0) & ((share_D <= 1) | (too_long == 'truncate'))
         if fits.sum() == len(left_out[-1]):
@@ -142,7 +139,7 @@ def _without_loss(
         if made is None or not bears_loss(made):
             lost.append(document)
     if lost:
-        _tell(
+        tell(
             f'{len(lost):,} of the {len(long):,} records that are cut keep nothing to learn from, '
             f'and are left out: {_named(held, lost)}'
         )
@@ -171,8 +168,3 @@ def in_order(records: Records, source: int, *, window: int) -> Iterator[tuple[li
 def _named(held: RecordDocuments, numbers: Sequence[int] | np.ndarray) -> str:
     named = ', '.join(held.origin(int(number)) for number in numbers[:_NAMED])
     return f'{named}, ...' if len(numbers) > _NAMED else named
-
-
-@functools.cache  # once, however often the data is opened
-def _tell(line: str) -> None:
-    log.warning(line)

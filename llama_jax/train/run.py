@@ -18,6 +18,7 @@ from llama_jax import layout, trees
 from llama_jax import mesh as meshes
 from llama_jax.data.load_tokenizer import check as check_tokenizer
 from llama_jax.data.loader import Loader
+from llama_jax.data.record import Text
 from llama_jax.data.sources import open_sources
 from llama_jax.generate.finite import NotFiniteError
 from llama_jax.model.layers import Params
@@ -173,6 +174,8 @@ def _prepare(
     resume.check_workdir(workdir, experiment)
     experiment, tokenizer = _tokenizer(experiment)
     chat = chat_read(experiment, workdir)
+    if experiment.objective.reads is not Text:  # what it refuses, before weights are read
+        _loader(experiment, tokenizer, device_mesh, None, chat).close()
     sample = sampler(experiment, tokenizer, device_mesh)
     validates = experiment.evaluation.every > 0
     validation = Validation(experiment, tokenizer, device_mesh, chat=chat) if validates else None

@@ -334,7 +334,7 @@ def test_a_stored_data_set_yields_records(tmp_path, own_cache):
 
 
 def test_a_tokenizer_is_learnt_from_what_records_say(chats):
-    config = files(chats, tokenizer=TokenizerConfig(vocab=450))
+    config = files(chats, tokenizer=TokenizerConfig(vocab=560))
     tokenizer = load_tokenizer(config, Chat)
     text = 'x' * 40
     assert len(tokenizer.encode(text)) < 10

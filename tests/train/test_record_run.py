@@ -68,7 +68,8 @@ def test_data_is_checked_without_training(pairs, capsys):
     check_data(pairs)
     out = capsys.readouterr().out
     assert 'train of train:\n  60 records, of which 0 bad and 0 too long; ' in out
-    assert 'positions: median ' in out and ', longest 15 (a row has 32)' in out
+    longest = max(len(f'<train {i}' + f'{i}' * (1 + i % 7)) for i in range(60))
+    assert 'positions: median ' in out and f', longest {longest} (a row has 32)' in out
     assert 'an epoch of validation: ' in out and '% padding; ' in out
     tight = changed(pairs, 'train', seq_len=12)
     with pytest.raises(UserError) as refused:
