@@ -126,6 +126,7 @@ def _local(
 ) -> tuple[Distilled, Any]:
     batch, vocab = layout.BATCH_AXES, layout.VOCAB_AXIS
     alpha, temperature, z_loss, padding = mix
+    at_rest_dtype = head_VD.dtype  # float32, unless it is not trained
     head_VD = in_use(head_VD, x_BTD.dtype)
     tokens = Chunks(*target_BT.shape)
     if isinstance(teacher, Online):
@@ -171,7 +172,9 @@ def _local(
     chunks = jax.tree.map(tokens.cut, (x_BTD, target_BT, weight_BT, shown))
     (sums, dhead_VD), dx = jax.lax.scan(step, (Distilled(*4 * (zero,)), dhead_VD), chunks)
     sums = jax.tree.map(lambda value: jax.lax.psum(value, batch), sums)
-    return sums, (tokens.joined(dx), at_rest(dhead_VD)) if with_gradient else None
+    if not with_gradient:
+        return sums, None
+    return sums, (tokens.joined(dx), at_rest(dhead_VD).astype(at_rest_dtype))
 
 
 def _of_all(

@@ -30,33 +30,41 @@ def log_probs(
     The head comes as it lies at rest; products are taken in the type of `x_BTD`. The last `padding`
     rows of the vocabulary are no tokens.
     """
-    return _forward(x_BTD, head_VD, target_BT, padding)[0]
+    return _of_targets(x_BTD, head_VD, target_BT, padding)[0]
 
 
-def _forward(x_BTD: Any, head_VD: Any, target_BT: Any, padding: int) -> tuple[jax.Array, Any]:
+def _of_targets(
+    x_BTD: Any, head_VD: Any, target_BT: Any, padding: int
+) -> tuple[jax.Array, jax.Array]:
     rows, head = layout.act('BT'), layout.param('VD')
-    log_p_BT, log_z_BT = jax.shard_map(
+    return jax.shard_map(
         functools.partial(_local, padding=padding),
         in_specs=(layout.act('BTD'), head, rows),
         out_specs=(rows, rows),
     )(x_BTD, head_VD, target_BT)
-    return log_p_BT, (x_BTD, head_VD, target_BT, log_z_BT)
+
+
+def _forward(x: Any, head: Any, target: Any, padding: int) -> tuple[jax.Array, Any]:
+    log_p_BT, log_z_BT = _of_targets(x.value, head.value, target.value, padding)
+    # A head that is not trained needs no gradient: said by what is kept, which is arrays alone.
+    of_head = (jnp.zeros(()),) if head.perturbed else ()
+    return log_p_BT, (x.value, head.value, target.value, log_z_BT, of_head)
 
 
 def _backward(padding: int, kept: Any, dlog_p_BT: jax.Array) -> tuple[Any, ...]:
     rows, features, head = layout.act('BT'), layout.act('BTD'), layout.param('VD')
-    x_BTD, head_VD, target_BT, log_z_BT = kept
+    x_BTD, head_VD, target_BT, log_z_BT, of_head = kept
     gradients = jax.shard_map(
-        functools.partial(_local_gradient, padding=padding),
+        functools.partial(_local_gradient, padding=padding, of_head=bool(of_head)),
         in_specs=(features, head, rows, rows, rows),
-        out_specs=(features, head),
+        out_specs=(features, head if of_head else None),
     )(x_BTD, head_VD, target_BT, log_z_BT, dlog_p_BT)
     # As in softmax.py: the head's gradient is exchanged before the layers' backward pass begins.
     dx_BTD, dhead_VD = jax.lax.optimization_barrier(gradients)
     return dx_BTD, dhead_VD, None
 
 
-log_probs.defvjp(_forward, _backward)
+log_probs.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _local(
@@ -82,25 +90,29 @@ def _local_gradient(
     dlog_p_BT: jax.Array,
     *,
     padding: int,
-) -> tuple[jax.Array, jax.Array]:
+    of_head: bool,
+) -> tuple[jax.Array, jax.Array | None]:
     vocab = layout.VOCAB_AXIS
     head_VD = in_use(head_VD, x_BTD.dtype)
     V = head_VD.shape[0]
     id_V = jax.lax.axis_index(vocab) * V + jnp.arange(V)
     tokens = Chunks(*target_BT.shape)
 
-    def step(dhead_VD: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    def step(dhead_VD: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
         x_CD, target_C, log_z_C, dlog_p_C = chunk
         p_CV = jnp.exp(logits_of(x_CD, head_VD, padding) - log_z_C[:, None])
         is_target_CV = target_C[:, None] == id_V
         dlogit_CV = dlog_p_C[:, None] * (is_target_CV - p_CV)
         dlogit_CV = dlogit_CV.astype(x_CD.dtype)
         dx_CD = jax.lax.psum(jnp.einsum('CV,VD->CD', dlogit_CV, head_VD), vocab)
-        dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
+        if of_head:
+            dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
         return dhead_VD, dx_CD
 
-    zero_VD = jnp.zeros(head_VD.shape, jnp.float32)
-    zero_VD = jax.lax.pcast(zero_VD, (*layout.BATCH_AXES, vocab), to='varying')
+    zero_VD = None
+    if of_head:
+        zero_VD = jnp.zeros(head_VD.shape, jnp.float32)
+        zero_VD = jax.lax.pcast(zero_VD, (*layout.BATCH_AXES, vocab), to='varying')
     chunks = tuple(map(tokens.cut, (x_BTD, target_BT, log_z_BT, dlog_p_BT)))
     dhead_VD, dx = jax.lax.scan(step, zero_VD, chunks)
-    return tokens.joined(dx), at_rest(dhead_VD)
+    return tokens.joined(dx), at_rest(dhead_VD) if of_head else None

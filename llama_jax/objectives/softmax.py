@@ -48,15 +48,18 @@ def cross_entropy(
     float32. Tokens of weight 0 cost no accuracy but time. The last `padding` rows of the vocabulary
     are no tokens: they have no probability, and their gradient is 0.
     """
-    how: dict[str, Any] = {'z_loss': z_loss, 'padding': padding, 'with_gradient': False}
+    how: dict[str, Any] = {'z_loss': z_loss, 'padding': padding}
+    how |= {'with_gradient': False, 'of_head': False}
     return _chunked(x_BTD, head_VD, target_BT, weight_BT, **how)[0]
 
 
 def _forward(
-    x_BTD: Any, head_VD: Any, target_BT: Any, weight_BT: Any, z_loss: float, padding: int
+    x: Any, head: Any, target: Any, weight: Any, z_loss: float, padding: int
 ) -> tuple[CrossEntropy, Any]:
-    how: dict[str, Any] = {'z_loss': z_loss, 'padding': padding, 'with_gradient': True}
-    sums, gradients = _chunked(x_BTD, head_VD, target_BT, weight_BT, **how)
+    # A head that is not trained needs a product less, and no room for its gradient.
+    how: dict[str, Any] = {'z_loss': z_loss, 'padding': padding}
+    how |= {'with_gradient': True, 'of_head': head.perturbed}
+    sums, gradients = _chunked(x.value, head.value, target.value, weight.value, **how)
     # dhead_VD is exchanged before the layers' backward pass begins: else the compiler may hold
     # every device's own [V, D] until after it, where memory peaks.
     return sums, jax.lax.optimization_barrier(gradients)
@@ -67,10 +70,11 @@ def _backward(
 ) -> tuple[Any, ...]:
     dx_BTD, dhead_VD = gradients
     scale = cotangent.total
-    return (dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD * scale, None, None)
+    dhead_VD = None if dhead_VD is None else dhead_VD * scale
+    return (dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD, None, None)
 
 
-cross_entropy.defvjp(_forward, _backward)
+cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _chunked(
@@ -82,15 +86,18 @@ def _chunked(
     z_loss: float,
     padding: int,
     with_gradient: bool,
+    of_head: bool,
 ) -> tuple[CrossEntropy, Any]:
     """Each device takes its own rows and its own part of the vocabulary."""
     batch_P, head_P = layout.act('BTD'), layout.param('VD')
     return jax.shard_map(
-        functools.partial(_local, z_loss=z_loss, padding=padding, with_gradient=with_gradient),
+        functools.partial(
+            _local, z_loss=z_loss, padding=padding, with_gradient=with_gradient, of_head=of_head
+        ),
         in_specs=(batch_P, head_P, layout.act('BT'), layout.act('BT')),
         out_specs=(
             jax.sharding.PartitionSpec(),
-            (batch_P, head_P) if with_gradient else None,
+            (batch_P, head_P if of_head else None) if with_gradient else None,
         ),
     )(x_BTD, head_VD, target_BT, weight_BT)
 
@@ -104,6 +111,7 @@ def _local(
     z_loss: float,
     padding: int,
     with_gradient: bool,
+    of_head: bool,
 ) -> tuple[CrossEntropy, Any]:
     B, T, D = x_BTD.shape
     batch, vocab = layout.BATCH_AXES, layout.VOCAB_AXIS
@@ -125,12 +133,13 @@ def _local(
             return (sums, None), None
         dlogit_CV = scores.dlogits(weight_C, z_loss).astype(x_CD.dtype)
         dx_CD = jax.lax.psum(jnp.einsum('CV,VD->CD', dlogit_CV, head_VD), vocab)
-        dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
+        if of_head:
+            dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
         return (sums, dhead_VD), dx_CD
 
     zero = jax.lax.pcast(jnp.zeros(()), batch, to='varying')
     dhead_VD = None
-    if with_gradient:
+    if of_head:
         dhead_VD = jax.lax.pcast(jnp.zeros((V, D)), (*batch, vocab), to='varying')
     (sums, dhead_VD), dx = jax.lax.scan(
         step,
@@ -140,7 +149,7 @@ def _local(
     sums = jax.tree.map(lambda value: jax.lax.psum(value, batch), sums)
     if not with_gradient:
         return sums, None
-    return sums, (tokens.joined(dx), at_rest(dhead_VD))
+    return sums, (tokens.joined(dx), at_rest(dhead_VD) if of_head else None)
 
 
 class Chunks(NamedTuple):
