@@ -106,7 +106,9 @@ def _chunked(
     with_gradient: bool,
 ) -> tuple[Distilled, Any]:
     rows, features, head = layout.act('BT'), layout.act('BTD'), layout.param('VD')
-    of_teacher: Any = (features, head) if isinstance(teacher, Online) else layout.rows()
+    of_teacher: Any = layout.rows()
+    if isinstance(teacher, Online):
+        of_teacher = Online(features, head)
     return jax.shard_map(
         functools.partial(_local, mix=mix, with_gradient=with_gradient),
         in_specs=(features, head, rows, rows, of_teacher),
