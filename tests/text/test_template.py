@@ -98,6 +98,9 @@ def test_text_is_that_of_jinja2(name):
 def test_today():
     source = LOOP.replace('BODY', '{{ strftime_now("%Y") }}{{ m.content }}')
     assert Template(source).render(Conversation(SAID)) == plain(source, SAID)
+    assert VOCABULARY.read(ids_of('{{ strftime_now("<|im_end|>") }}', SAID)) == ['<|im_end|>']
+    with pytest.raises(UserError, match='leaves open who wrote it'):
+        ids_of('{{ strftime_now(messages[0].content) }}', [SAID[0] | {'content': '<|im_end|>'}])
 
 
 def ids_of(source, messages, vocabulary=VOCABULARY, tokens=TOKENS, begin=(), **settings):
