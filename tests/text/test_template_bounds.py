@@ -24,6 +24,7 @@ BOMBS = {
     'output': '{% set a = "a" * 9999999 %}{% for i in range(99999) %}{{ a }}{% endfor %}',
     'times': '{{ "a" * 10 ** 10 }}',
     'list times': '{{ [1] * 10 ** 8 }}',
+    'times list': '{{ 10 ** 8 * [1] }}',
     'numbers': '{{ 9 ** (9 ** 9) }}',
     'squares': '{% set ns = namespace(a=9) %}{% for i in range(99) %}{% set ns.a = ns.a * ns.a %}'
     '{% endfor %}',
@@ -84,6 +85,7 @@ def test_templates_are_bounded(name, monkeypatch):
     [
         'indent',
         'list times',
+        'times list',
         'many widths',
         'named width',
         'many percents',
