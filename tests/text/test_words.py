@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from llama_jax.text.words import BYTES, splitter
+from llama_jax.text.words import BYTES, name_of, splitter
 
 
 def words_of(name, text):
@@ -36,3 +36,19 @@ def words_of(name, text):
 )
 def test_words(name, text, expected):
     assert words_of(name, text) == expected
+
+
+def test_the_name_of_a_pre_tokenizer():
+    gpt2, digits = splitter('gpt-2'), splitter('smollm')
+    assert name_of(digits, whole_words=False) == 'smollm'
+    for part in (
+        gpt2,
+        gpt2 | {'trim_offsets': False},
+        {'type': 'Sequence', 'pretokenizers': [gpt2]},
+    ):
+        assert name_of(part, whole_words=False) == 'gpt-2'
+        assert name_of(part, whole_words=True) is None
+    llama3 = splitter('llama-bpe')
+    assert name_of(llama3, whole_words=True) == 'llama-bpe'
+    assert name_of(llama3, whole_words=False) == 'smaug-bpe'  # the same words
+    assert name_of(gpt2 | {'add_prefix_space': True}, whole_words=False) is None
