@@ -80,6 +80,11 @@ class Objective(Maker, Protocol):
         with: float32 [B, M, C], of segment m + 1 of each row at place m."""
         ...
 
+    @property
+    def needs_adapters(self) -> bool:
+        """Whether the loss asks for the model without its adapters."""
+        ...
+
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
         """Initial values of parameters beside the backbone's, {} for none. Names end in letters."""
         ...
@@ -158,6 +163,10 @@ class Base:
 
     def know(self, model: Transformer, batch: Batch, *, compute: Compute) -> jax.Array:
         raise TypeError(f'{type(self).__name__} needs to know nothing of its records')
+
+    @property
+    def needs_adapters(self) -> bool:
+        return False
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         return {'': seq_len}

@@ -14,6 +14,7 @@ import numpy as np
 from llama_jax.data.pieces import Encoded, Example, Piece
 from llama_jax.data.record import BadRecordError
 from llama_jax.errors import UserError
+from llama_jax.model.adapted import adapters_off
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
@@ -123,6 +124,10 @@ class DPO(Pairs):
         """Log-probabilities of the chosen and of the rejected answer of each pair."""
         return jnp.stack(answer_log_probs(model, batch, compute=compute, key=None), axis=-1)
 
+    @property
+    def needs_adapters(self) -> bool:
+        return self.reference == 'adapters_off'
+
     def loss(
         self,
         model: Transformer,
@@ -171,6 +176,10 @@ class DPO(Pairs):
     def _reference(
         self, model: Transformer, batch: Batch, compute: Compute
     ) -> tuple[jax.Array, jax.Array]:
+        if self.reference == 'adapters_off':
+            # Without dropout, as a reference that is computed before.
+            known = answer_log_probs(adapters_off(model), batch, compute=compute, key=None)
+            return jax.lax.stop_gradient(known)
         if f'{CHOSEN}/{REFERENCE}' not in batch:
             raise UserError(
                 'the log-probabilities under the reference are not known here: only a run, which '

@@ -19,7 +19,7 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import tune as tuning
 from llama_jax.model.config import VOCAB_MULTIPLE, Compute, ModelConfig
-from llama_jax.model.tune import Full, Tune
+from llama_jax.model.tune import Full, LoRA, Tune
 from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig, optimizer
@@ -177,6 +177,11 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
     objective = experiment.objective
     extra = jax.eval_shape(lambda: objective.extra(model, jax.random.key(0)))
     layout.check_params({'objective': extra}, device_mesh)
+    if objective.needs_adapters and not isinstance(experiment.tune, LoRA):
+        raise UserError(
+            f'{type(objective).__name__} compares the model with itself without adapters, and '
+            'there are none: set tune to LoRA, or --objective.reference start'
+        )
     tuning.check(experiment.tune, model, extra=extra, start=experiment.start)
     optimizer(experiment.optimizer)
     rate = experiment.optimizer.schedule

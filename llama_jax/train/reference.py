@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -72,6 +73,25 @@ class References:
 
     def training(self) -> Given:
         return self._of('train', self._experiment)
+
+    def mean(self, given: Given) -> float | None:
+        """What a checkpoint keeps of the figures: a run that goes on has to have the same."""
+        if given is None:
+            return None
+        known = np.concatenate([known_RC.ravel() for known_RC in given if known_RC is not None])
+        return float(np.nanmean(known, dtype=np.float64))
+
+    def check(self, given: Given, recorded: float | None, workdir: Path) -> None:
+        """Raise UserError unless the run began with these figures: where they were computed again,
+        what `start` names may have changed since."""
+        mean = self.mean(given)
+        if mean is None or recorded is None or math.isclose(mean, recorded, rel_tol=1e-3):
+            return
+        raise UserError(
+            f'the reference is not that with which the run in {workdir} began (log-probabilities '
+            f'are {mean:.4g} in the mean, and were {recorded:.4g}): --start '
+            f'{self._experiment.start} has changed since; restore it, or give another --workdir'
+        )
 
     def validation(self) -> tuple[Given, ...]:
         """Of each validation set."""

@@ -237,6 +237,7 @@ def _prepare(
     agreement.same(_content(tokenizer, loader), 'data')
     if restored is not None:
         resume.check_data(restored.metadata, loader.digest, experiment, workdir)
+        references.check(given, restored.metadata.get('reference'), workdir)
     flops = experiment.objective.flops(experiment.model, train.seq_len)
     flops *= flops_share(experiment.tune)
     peak, peak_source = peak_flops(device_mesh.devices.flat[0])
@@ -299,6 +300,7 @@ def _prepare(
         metadata={
             **{**metadata, 'data': loader.digest, 'ramp': resume.ramp_record(ramp)},
             'start': identity,
+            'reference': references.mean(given),
         },
         workdir=workdir,
         opened=opened.pop_all(),
@@ -370,6 +372,7 @@ def _begun(experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> Params:
         *(experiment.model, experiment.objective, optax.identity()),
         seed=experiment.seed,
         mesh=mesh,
+        tune=experiment.tune,
     )
     return adapted(state, experiment, tokenizer, mesh)[0].evaluated
 

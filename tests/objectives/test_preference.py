@@ -13,6 +13,7 @@ from llama_jax import layout
 from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.tune import LoRA, combined, trained
 from llama_jax.objectives.preference import DPO, answer_log_probs
 from llama_jax.train.step import initial_state, train_step
 from tests.objectives import preferred
@@ -228,6 +229,30 @@ def test_prompt_and_padding_bear_no_gradient():
     for i, stream in enumerate(('chosen', 'rejected')):
         bears_BT = np.abs(dx_RTD[i::2]).max(-1) > 0
         np.testing.assert_array_equal(bears_BT, batch[f'{stream}/weights'] > 0)
+
+
+def test_the_reference_with_adapters_off_is_the_base_that_they_are_upon():
+    tune, devices = LoRA(rank=2), make_mesh('one device')
+    base = initial_state(CONFIG, DPO(), NO_OPTIMIZER, seed=0, mesh=devices).params
+    adapters = trained(tune, base, CONFIG, jax.random.key(1))
+    adapters = jax.tree.map(lambda x: x + 0.1, adapters)  # B is 0 at the beginning
+    given = own_references(DPO(), RECORDS)
+    batch = place(preferred.batch(DPO(), RECORDS, given, rows=8), devices)
+
+    def run(objective):
+        def total(adapters, batch):
+            model = layers.bind(CONFIG, combined(tune, adapters, base))
+            loss = objective.loss(model, batch, extra={}, compute=COMPUTE, key=None)
+            return loss.total, loss
+
+        return jax.jit(jax.grad(total, has_aux=True))(adapters, batch)
+
+    with jax.set_mesh(devices):
+        (one, loss), (other, wanted) = run(DPO(reference='adapters_off')), run(DPO())
+    assert abs(loss.metrics['margin']) > 1e-3
+    np.testing.assert_allclose(loss.total, wanted.total, rtol=1e-5)
+    np.testing.assert_allclose(loss.metrics['margin'], wanted.metrics['margin'], rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), one, other)
 
 
 def test_settings_that_cannot_be_are_refused():

@@ -106,6 +106,22 @@ def test_a_reference_that_is_gone_is_computed_of_the_beginning_again(experiment,
         assert np.isfinite(known_RC).all() and known_RC.shape[1] == 2 and (known_RC < 0).all()
 
 
+def test_another_reference_than_that_of_the_beginning_is_refused(experiment, whole, tmp_path):
+    resumed = shutil.copytree(whole, tmp_path / 'run')
+    shutil.rmtree(resumed / 'checkpoints' / '6')
+    for path in (resumed / reference.DIRECTORY).iterdir():
+        np.save(path, np.load(path) * 1.01)
+    with pytest.raises(UserError, match='not that with which the run in .* began'):
+        loop.train(experiment, resumed)
+
+
+def test_a_reference_without_adapters_needs_some(experiment, tmp_path):
+    off = dataclasses.replace(experiment, objective=DPO(reference='adapters_off'))
+    with pytest.raises(UserError, match='set tune to LoRA') as error:
+        loop.train(off, tmp_path / 'run')
+    assert '\n' not in str(error.value)
+
+
 def test_a_damaged_reference_is_told(experiment, whole, tmp_path):
     resumed = shutil.copytree(whole, tmp_path / 'run')
     (path, *_) = sorted((resumed / reference.DIRECTORY).iterdir())
