@@ -10,11 +10,11 @@ SEQ_LEN = 64
 
 
 def records(n, *, seed=0):
-    """Encoded pairs that share a prompt of 2 to 8 tokens, answers of 1 to 9 tokens."""
+    """Encoded pairs: a prompt of 2 to 8 tokens, answers of 1 to 8, among them the id that pads."""
     random = np.random.default_rng(seed)
 
     def ids(low, high):
-        return random.integers(1, VOCAB, random.integers(low, high)).astype(np.int32)
+        return random.integers(0, VOCAB, random.integers(low, high)).astype(np.int32)
 
     made = []
     for _ in range(n):

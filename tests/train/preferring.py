@@ -6,8 +6,19 @@ from pathlib import Path
 import numpy as np
 
 from llama_jax.data.config import DataConfig, Source
+from llama_jax.model.config import ModelConfig
+from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import TokenizerConfig
+from llama_jax.train.experiment import (
+    CheckpointConfig,
+    EvaluationConfig,
+    Experiment,
+    TrainConfig,
+)
+from llama_jax.train.records import read_metrics
+from tests.train.every import VOCAB
 
 LICENCE = Path(__file__).parents[2] / 'LICENSE'
 
@@ -46,3 +57,34 @@ def data(directory):
         validation=(Source('records', files=(str(held_out),), label='held_out'),),
         tokenizer=TokenizerConfig(path=str(directory / 'bytes.model')),
     )
+
+
+def read(path):
+    """The records of a file."""
+    return [json.loads(line) for line in Path(path).read_text('utf-8').splitlines()]
+
+
+def experiment(objective, directory):
+    """6 steps, a checkpoint every 3, a validation of held-out pairs after the last."""
+    return Experiment(
+        name='pairs',
+        model=ModelConfig(
+            vocab=VOCAB, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=32, context=64
+        ),
+        data=data(directory),
+        objective=objective,
+        train=TrainConfig(steps=6, batch=8, seq_len=128, log_every=1),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=0)),
+        evaluation=EvaluationConfig(every=6),
+        checkpoint=CheckpointConfig(every=3, keep=3),
+    )
+
+
+def lines(workdir, kind):
+    """Of the metrics of a run, but for what tells of time."""
+    timed = ('seconds', 'tokens_per_second', 'mfu', 'seconds_waiting')
+    return [
+        {name: value for name, value in line.items() if name not in timed}
+        for line in read_metrics(workdir)
+        if line['kind'] == kind
+    ]

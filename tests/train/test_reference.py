@@ -7,59 +7,25 @@ import numpy as np
 import pytest
 
 from llama_jax.errors import UserError
-from llama_jax.mesh import MeshConfig
-from llama_jax.model.config import ModelConfig
 from llama_jax.objectives.preference import DPO
-from llama_jax.optim.adamw import OptimizerConfig
-from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.train import loop, reference, run
-from llama_jax.train.experiment import (
-    CheckpointConfig,
-    EvaluationConfig,
-    Experiment,
-    TrainConfig,
-)
-from llama_jax.train.records import read_metrics
 from tests.train import preferring
 from tests.train.conftest import one_device
-from tests.train.every import VOCAB
-
-MODEL = ModelConfig(
-    vocab=VOCAB, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=32, context=64
-)
+from tests.train.preferring import lines
 
 
 @pytest.fixture(scope='module')
-def experiment(tmp_path_factory):
-    return Experiment(
-        name='dpo',
-        model=MODEL,
-        data=preferring.data(tmp_path_factory.mktemp('pairs')),
-        objective=DPO(),
-        train=TrainConfig(steps=6, batch=8, seq_len=128, log_every=1),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=0)),
-        evaluation=EvaluationConfig(every=6),
-        checkpoint=CheckpointConfig(every=3, keep=3),
-        mesh=MeshConfig(),
-    )
-
-
-def lines(workdir, kind):
-    timed = ('seconds', 'tokens_per_second', 'mfu', 'seconds_waiting')
-    return [
-        {name: value for name, value in line.items() if name not in timed}
-        for line in read_metrics(workdir)
-        if line['kind'] == kind
-    ]
+def dpo(tmp_path_factory):
+    return preferring.experiment(DPO(), tmp_path_factory.mktemp('pairs'))
 
 
 @pytest.fixture(scope='module')
-def whole(experiment, tmp_path_factory):
+def whole(dpo, tmp_path_factory):
     workdir = tmp_path_factory.mktemp('whole') / 'run'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, 'peak_flops', lambda device: (1e12, 'of a test'))
         patch.setattr(run.meshes, 'make', one_device)
-        loop.train(experiment, workdir)
+        loop.train(dpo, workdir)
     return workdir
 
 
@@ -78,7 +44,7 @@ def test_the_first_loss_is_ln_2_and_held_out_pairs_are_told_apart(whole):
 
 
 def test_a_run_that_goes_on_reads_the_reference_and_is_as_the_whole(
-    experiment, whole, tmp_path, monkeypatch
+    dpo, whole, tmp_path, monkeypatch
 ):
     resumed = shutil.copytree(whole, tmp_path / 'run')
     shutil.rmtree(resumed / 'checkpoints' / '6')
@@ -86,17 +52,17 @@ def test_a_run_that_goes_on_reads_the_reference_and_is_as_the_whole(
     monkeypatch.setattr(
         reference.References, '_computed', lambda *args: computed.append(args) or 1 / 0
     )
-    loop.train(experiment, resumed)
+    loop.train(dpo, resumed)
     assert not computed
     assert lines(resumed, 'train') == lines(whole, 'train')
     assert lines(resumed, 'validation')[-1] == lines(whole, 'validation')[-1]
 
 
-def test_a_reference_that_is_gone_is_computed_of_the_beginning_again(experiment, whole, tmp_path):
+def test_a_reference_that_is_gone_is_computed_of_the_beginning_again(dpo, whole, tmp_path):
     resumed = shutil.copytree(whole, tmp_path / 'run')
     shutil.rmtree(resumed / 'checkpoints' / '6')
     shutil.rmtree(resumed / reference.DIRECTORY)
-    loop.train(experiment, resumed)
+    loop.train(dpo, resumed)
     assert lines(resumed, 'train') == lines(whole, 'train')
     kept = {path.name: np.load(path) for path in (whole / reference.DIRECTORY).iterdir()}
     again = {path.name: np.load(path) for path in (resumed / reference.DIRECTORY).iterdir()}
@@ -106,26 +72,26 @@ def test_a_reference_that_is_gone_is_computed_of_the_beginning_again(experiment,
         assert np.isfinite(known_RC).all() and known_RC.shape[1] == 2 and (known_RC < 0).all()
 
 
-def test_another_reference_than_that_of_the_beginning_is_refused(experiment, whole, tmp_path):
+def test_another_reference_than_that_of_the_beginning_is_refused(dpo, whole, tmp_path):
     resumed = shutil.copytree(whole, tmp_path / 'run')
     shutil.rmtree(resumed / 'checkpoints' / '6')
     for path in (resumed / reference.DIRECTORY).iterdir():
         np.save(path, np.load(path) * 1.01)
     with pytest.raises(UserError, match='not that with which the run in .* began'):
-        loop.train(experiment, resumed)
+        loop.train(dpo, resumed)
 
 
-def test_a_reference_without_adapters_needs_some(experiment, tmp_path):
-    off = dataclasses.replace(experiment, objective=DPO(reference='adapters_off'))
+def test_a_reference_without_adapters_needs_some(dpo, tmp_path):
+    off = dataclasses.replace(dpo, objective=DPO(reference='adapters_off'))
     with pytest.raises(UserError, match='set tune to LoRA') as error:
         loop.train(off, tmp_path / 'run')
     assert '\n' not in str(error.value)
 
 
-def test_a_damaged_reference_is_told(experiment, whole, tmp_path):
+def test_a_damaged_reference_is_told(dpo, whole, tmp_path):
     resumed = shutil.copytree(whole, tmp_path / 'run')
     (path, *_) = sorted((resumed / reference.DIRECTORY).iterdir())
     path.write_bytes(path.read_bytes()[:100])
-    more = dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, steps=8))
+    more = dataclasses.replace(dpo, train=dataclasses.replace(dpo.train, steps=8))
     with pytest.raises(UserError, match='damaged .*delete it'):
         loop.train(more, resumed)
