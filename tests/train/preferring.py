@@ -1,6 +1,7 @@
 """Pairs of answers from real text, for the tests of runs that learn from them."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ from llama_jax.train.experiment import (
 from llama_jax.train.records import read_metrics
 from tests.train.every import VOCAB
 
-LICENCE = Path(__file__).parents[2] / 'LICENSE'
+ROOT = Path(__file__).parents[2]
+LICENCE = ROOT / 'LICENSE'
+GOLDEN = ROOT / 'tests/goldens/losses_preferences.json'
 
 
 def written(path, *, n=40, seed=0):
@@ -65,7 +68,7 @@ def read(path):
 
 
 def experiment(objective, directory):
-    """6 steps, a checkpoint every 3, a validation of held-out pairs after the last."""
+    """20 steps, a checkpoint every 10, a validation of held-out pairs after the last."""
     return Experiment(
         name='pairs',
         model=ModelConfig(
@@ -73,10 +76,10 @@ def experiment(objective, directory):
         ),
         data=data(directory),
         objective=objective,
-        train=TrainConfig(steps=6, batch=8, seq_len=128, log_every=1),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=0)),
-        evaluation=EvaluationConfig(every=6),
-        checkpoint=CheckpointConfig(every=3, keep=3),
+        train=TrainConfig(steps=20, batch=8, seq_len=128, log_every=1),
+        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=0)),
+        evaluation=EvaluationConfig(every=20),
+        checkpoint=CheckpointConfig(every=10, keep=3),
     )
 
 
@@ -88,3 +91,14 @@ def lines(workdir, kind):
         for line in read_metrics(workdir)
         if line['kind'] == kind
     ]
+
+
+def assert_golden(name, workdir):
+    """The losses of a run are those of the golden file, which is written by
+    `LLAMA_JAX_WRITE_GOLDENS=1 python -m pytest tests/train`."""
+    losses = [line['loss'] for line in lines(workdir, 'train')]
+    goldens = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get('LLAMA_JAX_WRITE_GOLDENS'):
+        goldens[name] = losses
+        GOLDEN.write_text(json.dumps(dict(sorted(goldens.items())), indent=1) + '\n')
+    np.testing.assert_allclose(losses, goldens[name], rtol=2e-4)

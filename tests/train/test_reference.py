@@ -43,11 +43,15 @@ def test_the_first_loss_is_ln_2_and_held_out_pairs_are_told_apart(whole):
     assert held_out['accuracy'] > 0.5 and held_out['loss'] < np.log(2)
 
 
+def test_losses_are_golden(whole):
+    preferring.assert_golden('dpo', whole)
+
+
 def test_a_run_that_goes_on_reads_the_reference_and_is_as_the_whole(
     dpo, whole, tmp_path, monkeypatch
 ):
     resumed = shutil.copytree(whole, tmp_path / 'run')
-    shutil.rmtree(resumed / 'checkpoints' / '6')
+    shutil.rmtree(resumed / 'checkpoints' / '20')
     computed = []
     monkeypatch.setattr(
         reference.References, '_computed', lambda *args: computed.append(args) or 1 / 0
@@ -60,7 +64,7 @@ def test_a_run_that_goes_on_reads_the_reference_and_is_as_the_whole(
 
 def test_a_reference_that_is_gone_is_computed_of_the_beginning_again(dpo, whole, tmp_path):
     resumed = shutil.copytree(whole, tmp_path / 'run')
-    shutil.rmtree(resumed / 'checkpoints' / '6')
+    shutil.rmtree(resumed / 'checkpoints' / '20')
     shutil.rmtree(resumed / reference.DIRECTORY)
     loop.train(dpo, resumed)
     assert lines(resumed, 'train') == lines(whole, 'train')
@@ -74,7 +78,7 @@ def test_a_reference_that_is_gone_is_computed_of_the_beginning_again(dpo, whole,
 
 def test_another_reference_than_that_of_the_beginning_is_refused(dpo, whole, tmp_path):
     resumed = shutil.copytree(whole, tmp_path / 'run')
-    shutil.rmtree(resumed / 'checkpoints' / '6')
+    shutil.rmtree(resumed / 'checkpoints' / '20')
     for path in (resumed / reference.DIRECTORY).iterdir():
         np.save(path, np.load(path) * 1.01)
     with pytest.raises(UserError, match='not that with which the run in .* began'):
@@ -92,6 +96,6 @@ def test_a_damaged_reference_is_told(dpo, whole, tmp_path):
     resumed = shutil.copytree(whole, tmp_path / 'run')
     (path, *_) = sorted((resumed / reference.DIRECTORY).iterdir())
     path.write_bytes(path.read_bytes()[:100])
-    more = dataclasses.replace(dpo, train=dataclasses.replace(dpo.train, steps=8))
+    more = dataclasses.replace(dpo, train=dataclasses.replace(dpo.train, steps=22))
     with pytest.raises(UserError, match='damaged .*delete it'):
         loop.train(more, resumed)

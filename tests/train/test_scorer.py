@@ -1,12 +1,17 @@
 """A reward model from its training to a function that scores answers."""
 
+import json
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
+from llama_jax.objectives.preference import DPO
 from llama_jax.objectives.reward import RewardModel
 from llama_jax.train import loop, run
+from llama_jax.train.experiment import to_dict
 from llama_jax.train.scorer import Scorer
 from tests.train import preferring
 from tests.train.conftest import one_device
@@ -56,6 +61,14 @@ def test_what_cannot_be_scored_is_told(trained, tmp_path):
         score([('a', 'b')])
 
 
-def test_a_run_of_something_else_gives_no_rewards(short_run):
-    with pytest.raises(UserError, match='trained CausalLM, which gives no rewards'):
-        Scorer(str(short_run), None)
+def test_losses_are_golden(trained):
+    preferring.assert_golden('reward', trained[1])
+
+
+def test_a_run_of_something_else_gives_no_rewards(trained, tmp_path):
+    reward, workdir = trained
+    facts = json.loads((workdir / 'run.json').read_text())
+    facts['experiment'] = to_dict(replace(reward, objective=DPO()))
+    (tmp_path / 'run.json').write_text(json.dumps(facts))
+    with pytest.raises(UserError, match='trained DPO, which gives no rewards'):
+        Scorer(str(tmp_path), None)
