@@ -105,8 +105,10 @@ def _chunked(
     *,
     with_gradient: bool,
 ) -> tuple[Distilled, Any]:
-    rows, features, head = layout.act('BT'), layout.act('BTD'), layout.param('VD')
+    features: Any = layout.act('BTD')
+    head: Any = layout.param('VD')
     of_teacher: Any = layout.rows()
+    rows = layout.act('BT')
     if isinstance(teacher, Online):
         of_teacher = Online(features, head)
     return jax.shard_map(
