@@ -63,10 +63,10 @@ class Beside:
         return _content(self.settings.get(which))
 
 
-def read(directory: Path, *, file: Path | None = None, rows: int = 0) -> Vocabulary:
+def read(directory: Path, *, file: Path | None = None, rows: int) -> Vocabulary:
     """The tokenizer of a directory, or of a `file` in it, with the ids of its makers.
 
-    `rows` of the embedding, where it is known: there are as many ids then, and what was added
+    `rows` of the embedding, 0 where it is not known: there are as many ids, and what was added
     behind it is left out with a warning. Raises UserError where there is none, for damaged files,
     and for a vocabulary that is larger without added tokens already.
     """

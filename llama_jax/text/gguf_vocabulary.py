@@ -22,8 +22,8 @@ NORMAL, UNKNOWN, CONTROL, WHOLE, UNUSED, BYTE = range(1, 7)
 """Kinds of token; SentencePiece has the same numbers."""
 
 
-def read(settings: Mapping[str, Any], *, rows: int = 0) -> SentencePiece | JsonTokenizer:
-    """Of the settings of a file, with as many ids as the embedding has `rows`, if that is known.
+def read(settings: Mapping[str, Any], *, rows: int) -> SentencePiece | JsonTokenizer:
+    """Of the settings of a file, with as many ids as the embedding has `rows` (0: not known).
     Raises UserError for a kind that is not supported."""
 
     def get(name: str) -> Any:

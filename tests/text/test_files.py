@@ -8,6 +8,7 @@ from sentencepiece import sentencepiece_model_pb2
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.text import files as text_files
+from llama_jax.text import gguf_vocabulary
 from llama_jax.text.sentencepiece_model import SentencePiece
 from llama_jax.text.template import Template
 from tests.convert import written
@@ -48,6 +49,13 @@ def test_padding_token_behind_the_tokens_is_left_out(caplog):
     settings['tokenizer.ggml.padding_token_id'] = 512
     assert text_files.from_gguf(settings).vocabulary.special.pad_id is None
     assert 'the padding token 512 is behind the 512 tokens: left out' in caplog.text
+
+
+def test_five_tokens_behind_the_embedding_are_named(caplog):
+    for n, ending in ((5, ': a, b, c, d, e'), (6, ': a, b, c, d, e, ...')):
+        caplog.clear()
+        gguf_vocabulary.tell('abcdef'[:n], 9)
+        assert caplog.messages == [f'tokens behind the embedding of 9 rows are left out{ending}']
 
 
 def test_llama_3_begins_with_bos_where_a_file_does_not_say():

@@ -357,4 +357,4 @@ def test_files_that_are_nested_too_deeply(tmp_path, name, other):
         put(tmp_path, tokenizer__json=other.encode())
     (tmp_path / name).write_bytes(DEEP)
     with pytest.raises(UserError, match=f'{name} is no JSON .*download it again'):
-        directories.read(tmp_path)
+        directories.read(tmp_path, rows=0)
