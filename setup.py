@@ -29,11 +29,15 @@ WEIGHTS = ['gguf>=0.19', 'tokenizers>=0.23', 'jinja2>=3.1.6']
 # Files of text: Parquet, and Zstandard, which Python 3.14 has itself.
 FORMATS = ['pyarrow>=20', 'zstandard>=0.23; python_version < "3.14"']
 
+# Of what a model writes.
+SCORES = ['rouge_score>=0.1.2', 'sacrebleu>=2.6']
+
 EXTRAS = {
     'tpu': ['jax[tpu]>=0.10.2'],
     'cuda13': ['jax[cuda13]>=0.10.2'],
     'serve': SERVE,
-    'eval': ['lm-eval>=0.4.13'],
+    # Tasks, and lm-eval itself.
+    'eval': ['lm-eval>=0.4.13', *SCORES],
     # Comparing objectives: probes, and pictures as PNG.
     'compare': ['scikit-learn>=1.9', 'matplotlib>=3.11'],
     'formats': FORMATS,
@@ -41,12 +45,15 @@ EXTRAS = {
     # The exact release: goldens name it, and it decides which build of torch pip takes.
     # cyllama is llama.cpp, which reads the GGUF files that are written here.
     # trl is what losses of preferences and of policies are compared with.
-    'parity': ['torch==2.13.0', 'transformers>=5.23', 'cyllama>=0.2.18', 'trl>=1.16'],
+    'parity': [
+        *('torch==2.13.0', 'transformers>=5.23', 'cyllama>=0.2.18', 'trl>=1.16', 'lm-eval>=0.4.13'),
+    ],
     'test': [
         *('pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'),
         *SERVE,
         *WEIGHTS,
         *FORMATS,
+        *SCORES,
         *('openai>=3.57', 'jsonschema>=4.26', 'tiktoken>=0.14', 'safetensors>=0.8'),
     ],
     # --wandb of experiments.pretrain.

@@ -9,11 +9,16 @@ runs/NAME@best the best.
 The texts are of python_corpus. With --text 'books/*.txt' or --own they are of one's own, which has
 no labels: classification and docstrings are n/a. The result is evaluation-on-SET.json. With --from
 the likelihood of whole texts is measured too, and is all there is where the texts are short.
+
+With --tasks the model is asked other things: multiple choice, what it writes, whole texts,
+retrieval, with shots in front; `--from smollm2 --tasks bbc_topics --shots 4`, or a file of your
+own. --against OTHER asks a second model the same. --lm-eval DIRECTORY runs lm-eval's tasks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -34,6 +39,7 @@ from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.own import TooLittleError, evaluate_own
 from llama_jax.evaluate.suite import Suite, evaluate_trained
 from llama_jax.mesh import MeshConfig
+from llama_jax.model.config import Compute
 from llama_jax.train.records import read_run, write_atomically
 from llama_jax.train.restore import load, named
 
@@ -53,11 +59,39 @@ class Options:
     own: bool = False
     """The run's own validation sets instead."""
     suite: Suite = field(default_factory=Suite)
+    tasks: tuple[str, ...] = ()
+    """Tasks instead: .toml or .jsonl files, or bbc_topics, zh_sentiment, python_names, sums,
+    python_prose, docstrings."""
+    against: str | None = None
+    """A second model, as --from names one, that is asked the same."""
+    shots: int | None = None
+    """Examples in front of each item, instead of what the task says."""
+    shot_seeds: int | None = None
+    """So many draws of them."""
+    limit: int | None = None
+    """The first so many items of a task alone."""
+    truncate: bool = False
+    """Leave out the beginning of what is longer than the context, and count it."""
+    seed: int = 0
+    """Of the shots, and of the intervals of tasks."""
+    lm_eval: str | None = None
+    """A directory of YAML tasks of lm-eval, or local: its suite made of installed packages."""
+    compute: Compute = field(default_factory=Compute)
+    """Of tasks."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+_OF_TASKS = ('against', 'shots', 'shot_seeds', 'limit', 'truncate', 'seed', 'compute')
+_OF_LM_EVAL = ('shots', 'limit', 'seed', 'compute')
 
 
 def main() -> None:
     options = cli.options(Options, 'evaluate', __doc__)
+    if options.tasks or options.lm_eval is not None:
+        return ask_tasks(options)
+    for name in _OF_TASKS:
+        if getattr(options, name) != getattr(Options(), name):
+            raise UserError(f'--{name.replace("_", "-")} is of --tasks: name some')
     if options.text and options.own:
         raise UserError('--text and --own are two choices of text: give one of the two')
     own = bool(options.text) or options.own
@@ -94,6 +128,46 @@ def main() -> None:
     for name, result in results.items():
         print(f'{name}: {result["text"]["documents"]:,} documents')
         tell(result, options.output or path.with_name(f'{path.stem}-on-{name}.json'))
+
+
+def ask_tasks(options: Options) -> None:
+    """--tasks and --lm-eval."""
+    if options.tasks and options.lm_eval is not None:
+        raise UserError('--tasks and --lm-eval: give one after the other')
+    if (options.run is None) == (options.origin is None):
+        raise UserError('give either RUN or --from NAME, which are two ways to name a model')
+    used = _OF_TASKS if options.tasks else _OF_LM_EVAL
+    for name in ('text', 'own', 'suite', *(name for name in _OF_TASKS if name not in used)):
+        if getattr(options, name) != getattr(Options(), name):
+            raise UserError(
+                f'--{name.replace("_", "-")} has no effect on '
+                f'{"--tasks" if options.tasks else "--lm-eval"}: leave it out'
+            )
+    from experiments import tasks
+
+    asking = tasks.Asking(
+        **{f.name: getattr(options, f.name) for f in dataclasses.fields(tasks.Asking)}
+    )
+    output = options.output
+    _check(output)
+    name, what = (options.run, 'RUN') if options.run is not None else (options.origin, '--from')
+    assert name is not None
+    asked = tasks.loaded(options.tasks, asking)
+    suite = tasks.lm_eval_tasks(options.lm_eval) if options.lm_eval is not None else None
+    workdir = named(name, what).workdir
+    if output is None and read_run(workdir) is not None:
+        output = workdir / ('tasks.json' if options.tasks else 'lm-eval.json')
+    mesh = meshes.make(options.mesh)
+    subject = tasks.subject_of(name, mesh, options.compute, what)
+    if suite is not None:
+        tasks.run_lm_eval(subject, suite, asking, output)
+        return
+    other = None
+    if options.against is not None:
+        other = functools.partial(
+            tasks.subject_of, options.against, mesh, options.compute, '--against'
+        )
+    tasks.run(subject, other, asked, asking, output)
 
 
 def of_origin(name: str, sets: tuple[Source, ...], options: Options) -> None:

@@ -145,10 +145,10 @@ def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> 
     )
 
 
-def from_weights(name_or_path: str, mesh: Mesh) -> Pretrained:
+def from_weights(name_or_path: str, mesh: Mesh, what: str = '--weights') -> Pretrained:
     """Weights of others, to be read; see `pretrained.find`, also for the errors. Rows of the
     embedding that no token of the vocabulary has are padding."""
-    found = pretrained.find(name_or_path)
+    found = pretrained.find(name_or_path, what)
     text = found.text()
     config = pretrained.padded(found.config, text.vocabulary.vocab_size)
     layout.check(config.sizes(), mesh, shared_heads=True)

@@ -10,6 +10,8 @@ import numpy as np
 RESAMPLES = 1000
 LEVEL = 0.95
 
+Result = dict[str, float | int]
+
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean, and sample standard deviation (n - 1); None for fewer than two values."""
@@ -102,3 +104,65 @@ def win_matrix(
     return [
         [None if i == j else share(a, b) for j, b in enumerate(arms)] for i, a in enumerate(arms)
     ]
+
+
+def of_runs(x_SN: np.ndarray, under_SN: np.ndarray | None = None, *, seed: int = 0) -> Result:
+    """The mean over items and shot seeds [S, N] as a result with its standard error 'se', or with
+    `under_SN` the ratio of the sums. Every item was asked under every seed.
+
+    The interval resamples items and seeds, each by themselves (the pigeonhole bootstrap, Owen
+    2007): it holds for other items and for other shots.
+    """
+    x_SN = np.atleast_2d(np.asarray(x_SN, np.float64))
+    under_SN = np.ones_like(x_SN) if under_SN is None else np.atleast_2d(under_SN)
+    low, high = _crossed(lambda w: _weighted(w, x_SN) / _weighted(w, under_SN), x_SN.shape, seed)
+    value = float(x_SN.sum() / under_SN.sum())
+    # Of a ratio that of its linearisation: the mean of (x - value under) / mean(under).
+    error = standard_error((x_SN - value * under_SN) / under_SN.mean())
+    return {**result(value, low, high, x_SN.shape[1]), 'se': error}
+
+
+def of_difference(
+    a_SN: np.ndarray, b_SN: np.ndarray, under_SN: np.ndarray | None = None, *, seed: int = 0
+) -> Result:
+    """a - b on the same items under the same shots, as `of_runs` of the differences; 'better' and
+    'worse' are the shares of pairs in which a is above b, and below."""
+    a_SN, b_SN = np.atleast_2d(a_SN), np.atleast_2d(b_SN)
+    if a_SN.shape != b_SN.shape:
+        raise ValueError(f'{a_SN.shape} and {b_SN.shape} are not of the same items')
+    found = of_runs(a_SN - b_SN, under_SN, seed=seed)
+    return {**found, 'better': float((a_SN > b_SN).mean()), 'worse': float((a_SN < b_SN).mean())}
+
+
+def standard_error(x_SN: np.ndarray) -> float:
+    """Of the mean of items crossed with seeds: sqrt((MS_items + MS_seeds - MS_rest) / (S N)), the
+    mean squares of the analysis of variance; of one seed s / sqrt(N). 0 of a single item."""
+    S, N = x_SN.shape
+    if N < 2:
+        return 0.0
+    mean_N, mean_S, mean = x_SN.mean(axis=0), x_SN.mean(axis=1), x_SN.mean()
+    items = S * ((mean_N - mean) ** 2).sum() / (N - 1)
+    if S == 1:
+        return math.sqrt(items / N)
+    seeds = N * ((mean_S - mean) ** 2).sum() / (S - 1)
+    rest_SN = x_SN - mean_N - mean_S[:, None] + mean
+    rest = (rest_SN**2).sum() / ((S - 1) * (N - 1))
+    return math.sqrt(max(items + seeds - rest, 0.0) / (S * N))
+
+
+def _crossed(
+    statistic: Callable[[tuple[np.ndarray, np.ndarray]], np.ndarray],
+    shape: tuple[int, int],
+    seed: int,
+) -> tuple[float, float]:
+    rng = np.random.default_rng(seed)
+    w_RS, w_RN = (
+        rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64) for n in shape
+    )
+    low, high = np.quantile(statistic((w_RS, w_RN)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _weighted(weights: tuple[np.ndarray, np.ndarray], x_SN: np.ndarray) -> np.ndarray:
+    w_RS, w_RN = weights
+    return np.einsum('RS,SN,RN->R', w_RS, x_SN, w_RN, optimize=True)

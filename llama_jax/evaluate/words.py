@@ -44,6 +44,15 @@ def infills(
     return found
 
 
+def pieces_of(text: str) -> Iterator[str]:
+    """Words of scripts that put spaces between them, and single characters of those that do not."""
+    for word in _words(text):
+        if _unspaced(word[0]):
+            yield from word
+        else:
+            yield word
+
+
 def _spans(
     tokens: np.ndarray, tokenizer: Tokenizer, longest: int
 ) -> Iterator[tuple[int, int, int]]:

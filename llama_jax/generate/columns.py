@@ -124,18 +124,22 @@ def features(
     cache: Cache | None,
     at_B: Int[Array, ' B'] | None,
     length_B: Int[Array, ' B'] | None = None,
+    position_BT: Int[Array, 'B T'] | None = None,
+    until_BS: Int[Array, 'B S'] | None = None,
     compute: Compute,
 ) -> tuple[Float[Array, 'B T D'], Cache | None]:
-    """As those of a Transformer: T more tokens of each row, one document, from place `at_B` on;
-    None: the first. `params` arranged."""
+    """As those of a Transformer: T more tokens of each row, one document or a tree of texts, from
+    place `at_B` on; None: the first. `params` arranged."""
     B, T = token_BT.shape
     start = 0 if at_B is None else at_B[:, None]
-    place_BT = jnp.broadcast_to(start + jnp.arange(T), (B, T))
+    place_BT = position_BT
+    if place_BT is None:
+        place_BT = jnp.broadcast_to(start + jnp.arange(T), (B, T))
     if cache is None or at_B is None:
         segment_BT = jnp.ones_like(token_BT)
         visible = Visibility(segment_BT, segment_BT, pattern=config.pattern, whole=True)
     else:
-        visible = cache.visible(at_B, T, pattern=config.pattern)
+        visible = cache.visible(at_B, T, pattern=config.pattern, until_BS=until_BS)
     place_BT = jax.reshard(place_BT, layout.act('BT'))
     if 'rope' in params:
         tables = (params['rope'][name] for name in ('cos_CH', 'sin_CH'))

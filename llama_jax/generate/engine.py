@@ -73,6 +73,14 @@ class Generator:
             quantization=quantization,
         )
 
+    @classmethod
+    def of(cls, programs: Programs, *, prefill_chunk: int = 512) -> Generator:
+        """One with programs that are there already."""
+        check_chunk(prefill_chunk)
+        made = cls.__new__(cls)
+        made.prefill_chunk, made.programs = prefill_chunk, programs
+        return made
+
     @property
     def config(self) -> ModelConfig:
         """Of the model."""

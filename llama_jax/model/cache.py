@@ -152,9 +152,17 @@ class Cache:
         """Tokens that a row has room for."""
         return self.layers[0].v_BKSH.shape[2]
 
-    def visible(self, at_B: Int[Array, ' B'], length: int, *, pattern: Pattern) -> Visibility:
+    def visible(
+        self,
+        at_B: Int[Array, ' B'],
+        length: int,
+        *,
+        pattern: Pattern,
+        until_BS: Int[Array, 'B S'] | None = None,
+    ) -> Visibility:
         """What `length` more tokens of each row see from place `at_B` on: those in the cache, and
-        of themselves those that are not later."""
+        of themselves those that are not later. `until_BS`: see Visibility; by place, and no window
+        may have moved places to other slots."""
         place_BT = at_B[:, None] + jnp.arange(length)
         last_B1, slot_S = place_BT[:, -1:], jnp.arange(self.slots)
         place_BS = last_B1 - (last_B1 - slot_S) % self.slots  # of a slot not used yet: negative
@@ -163,6 +171,7 @@ class Cache:
             (place_BS >= 0).astype(place_BT.dtype),
             query_place_BT=place_BT,
             key_place_BS=place_BS,
+            until_BS=until_BS,
             pattern=pattern,
         )
 

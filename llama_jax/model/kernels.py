@@ -227,7 +227,7 @@ def _per_device(backend: _Backend) -> _Backend:
             name: None if getattr(visible, name) is None else layout.act(name.rsplit('_', 1)[1])
             for name in (
                 *('query_segment_BT', 'query_place_BT'),
-                *('key_segment_BS', 'key_place_BS', 'prefix_BS'),
+                *('key_segment_BS', 'key_place_BS', 'prefix_BS', 'until_BS'),
             )
         }
         return jax.shard_map(

@@ -28,6 +28,9 @@ class Visibility:
     key_place_BS: Int[Array, 'B S'] | None = None
     prefix_BS: Int[Array, 'B S'] | None = None
     """Not 0: a key that every query of its segment sees."""
+    until_BS: Int[Array, 'B S'] | None = None
+    """The first place whose query does not see the key any more: of a tree of texts, written one
+    branch after the other, a token is seen by the branches that go on from it."""
     causal: bool = field(default=True, metadata={'static': True})
     pattern: Pattern = field(default=Dense(), metadata={'static': True})
     whole: bool = field(default=False, metadata={'static': True})
@@ -49,6 +52,8 @@ class Visibility:
                 seen_BTS &= before_BTS
             else:
                 seen_BTS &= before_BTS | (self.prefix_BS != 0)[:, None, :]
+        if self.until_BS is not None:
+            seen_BTS &= query_BT1 < self.until_BS[:, None, :]
         if self.pattern != Dense():
             seen_BTS &= self.pattern.allows(query_BT1, key_B1S)
         return seen_BTS

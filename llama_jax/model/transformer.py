@@ -89,6 +89,7 @@ class Transformer(nnx.Module):
         cache: Cache | None = None,
         at_B: Int[Array, ' B'] | None = None,
         length_B: Int[Array, ' B'] | None = None,
+        until_BS: Int[Array, 'B S'] | None = None,
         key: jax.Array | None = None,
     ) -> tuple[Float[Array, 'B T D'], Cache | None]:
         """Normalised output of the last layer, before the head.
@@ -109,6 +110,8 @@ class Transformer(nnx.Module):
             was read, and the piece attends to itself alone, by the fastest kernel.
           length_B: of each row's text, for rotations that go by length (config.by_length); default:
             that of the cache, else of each document.
+          until_BS: of each slot of the cache the first place that does not see it, where a row is a
+            tree of texts (see Visibility); needs `at_B`, and positions by depth.
           key: turns dropout on.
         """
         config = self.config
@@ -123,6 +126,8 @@ class Transformer(nnx.Module):
             )
         if cache is None and at_B is not None:
             raise UserError('at_B is a place in a cache: give the cache too')
+        if until_BS is not None and at_B is None:
+            raise UserError('until_BS is of a cache that is read on: give at_B too')
         if cache is not None and segment_BT is not None:
             raise UserError('a row of a cache is one document: leave segment_BT out')
         if at_B is not None and prefix_BT is not None:
@@ -142,7 +147,9 @@ class Transformer(nnx.Module):
                 whole=whole,
             )
         else:
-            visible = cache.visible(at_B, token_BT.shape[1], pattern=config.pattern)
+            visible = cache.visible(
+                at_B, token_BT.shape[1], pattern=config.pattern, until_BS=until_BS
+            )
         context: dict[str, Any] = {'visible': visible, 'compute': compute}
         if memory is not None:
             segment_BS = jax.reshard(memory.segment_BS, layout.act('BS'))

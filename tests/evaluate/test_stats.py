@@ -83,3 +83,58 @@ def test_the_table_of_metrics():
     ]
     assert set(CURVES) <= set(METRICS)
     assert all(metric.higher_is_better == (metric.unit == 'share') for metric in METRICS.values())
+
+
+def test_standard_error_of_items_and_shot_seeds():
+    """Against the variance of the mean over many draws of a crossed design: items and seeds have
+    effects of their own, and one draw has S of the one and N of the other."""
+    rng = np.random.default_rng(0)
+    S, N, item, seed, rest = 4, 40, 0.7, 0.3, 0.5
+    means, squares = [], []
+    for _ in range(3000):
+        x_SN = rng.normal(0, item, N) + rng.normal(0, seed, (S, 1)) + rng.normal(0, rest, (S, N))
+        means.append(x_SN.mean())
+        squares.append(stats.standard_error(x_SN) ** 2)
+    truth = item**2 / N + seed**2 / S + rest**2 / (S * N)
+    assert np.var(means) == pytest.approx(truth, rel=0.1)
+    assert np.mean(squares) == pytest.approx(truth, rel=0.1)
+
+
+def test_standard_error_of_one_seed_is_that_of_a_mean():
+    x = np.random.default_rng(0).normal(size=30)
+    found = stats.of_runs(x)
+    assert found['se'] == pytest.approx(x.std(ddof=1) / 30**0.5)
+    # A percentile interval of the same: 1.96 standard errors to each side, as far as 30 items go.
+    assert found['high'] - found['low'] == pytest.approx(3.92 * found['se'], rel=0.15)
+    assert stats.of_runs(np.ones((3, 1)))['se'] == 0.0
+
+
+def test_interval_over_seeds_is_wider_than_over_items_alone():
+    rng = np.random.default_rng(0)
+    x_SN = rng.normal(size=(3, 1)) + 0.01 * rng.normal(size=(3, 50))
+    found, of_items = stats.of_runs(x_SN), stats.of_runs(x_SN.mean(axis=0))
+    assert found['high'] - found['low'] > 10 * (of_items['high'] - of_items['low'])
+    assert found['low'] <= x_SN.mean(axis=1).min() + 0.1
+
+
+def test_ratio_over_runs_and_its_error():
+    rng = np.random.default_rng(0)
+    under = rng.uniform(1, 100, 4000)
+    over = 2 * under + rng.normal(size=4000)
+    found = stats.of_runs(over[None], under[None])
+    assert found['value'] == pytest.approx(over.sum() / under.sum())
+    # The spread of the ratio of as many items drawn anew: that of the noise over the sum.
+    assert found['se'] == pytest.approx(4000**0.5 / under.sum(), rel=0.05)
+
+
+def test_a_paired_difference_is_narrower_than_two_intervals():
+    rng = np.random.default_rng(0)
+    hard = rng.normal(size=(1, 200))
+    a, b = hard + 0.1 + 0.1 * rng.normal(size=(1, 200)), hard + 0.1 * rng.normal(size=(1, 200))
+    found = stats.of_difference(a, b)
+    assert found['low'] < 0.1 < found['high'] and found['low'] > 0
+    assert found['se'] == pytest.approx(stats.standard_error(a - b))
+    assert found['better'] == pytest.approx((a > b).mean())
+    assert found['worse'] == pytest.approx((a < b).mean())
+    with pytest.raises(ValueError, match='same items'):
+        stats.of_difference(a, b[:, :5])
