@@ -35,7 +35,9 @@ ANY = ModelConfig(
 """Stands where the model of --from will be."""
 
 
-def _full(name: str, objective: AnyObjective, *, peak: float, epochs: float) -> Experiment:
+def _full(
+    name: str, objective: AnyObjective, *, peak: float, epochs: float, examples: int = 6
+) -> Experiment:
     """Every parameter is trained."""
     return Experiment(
         name=name,
@@ -46,7 +48,7 @@ def _full(name: str, objective: AnyObjective, *, peak: float, epochs: float) -> 
         optimizer=OptimizerConfig(
             schedule=ScheduleConfig(peak=peak, warmup_steps=0, warmup_share=0.03)
         ),
-        evaluation=EvaluationConfig(every=100),
+        evaluation=EvaluationConfig(every=100, examples=examples, sample_tokens=64),
         checkpoint=CheckpointConfig(every=100, keep=1),
     )
 
@@ -56,7 +58,7 @@ def text() -> Experiment:
 
     Rate: ours, a third of the peak of Llama 2 7B, for re-warming (Ibrahim et al. 2024).
     """
-    return _full('text', CausalLM(), peak=1e-4, epochs=1)
+    return _full('text', CausalLM(), peak=1e-4, epochs=1, examples=0)
 
 
 def instruct() -> Experiment:

@@ -282,7 +282,7 @@ def _count(builder: tfds.core.DatasetBuilder, source: Source, split: str) -> int
     """Documents of a split. Raises UserError for a slice that is none."""
     try:
         return builder.info.splits[split].num_examples
-    except ValueError as error:  # of several lines
+    except (ValueError, NotImplementedError) as error:  # of several lines; 'all' has no slices
         problem = str(error).splitlines()[0].partition(' See ')[0].rstrip('.')
         raise UserError(
             f"{source.name!r} has no split {split!r} ({problem}): write it as 'train[:99%]'"

@@ -61,6 +61,9 @@ class EvaluationConfig:
     """Batches of the validation split to use. 0: all."""
     prompts: tuple[str, ...] = ()
     """Continued at each validation, as samples for people to read."""
+    examples: int = 0
+    """Held-out records that are answered at each validation, to be read beside the answers that
+    they have; of a classification, texts and their labels."""
     sample_tokens: int = 128
     patience: int = 0
     """End the training after so many validations in a row that are no better than the best before
@@ -116,6 +119,7 @@ _LEAST = {
     'evaluation.every': 0,
     'evaluation.batches': 0,
     'evaluation.patience': 0,
+    'evaluation.examples': 0,
     'evaluation.sample_tokens': 1,
     'compute.unroll': 0,
     'data.workers': 0,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
 from llama_jax.train.reference import Given, References
-from llama_jax.train.sample import sampler
+from llama_jax.train.sample import Sampler, sampler
 from llama_jax.train.start import adapted, chat_format, chat_read, refrozen
 from llama_jax.train.step import (
     Metrics,
@@ -71,7 +72,7 @@ class Run:
     records: Records
     checkpoints: Checkpoints
     validate: Validation | None
-    sample: Callable[[State], Iterator[tuple[str, str]]] | None
+    sample: Sampler | None
     measure: Callable[[State], dict[str, float]] | None
     progress: Progress
     profile: Profile
@@ -102,8 +103,9 @@ class Run:
         try:
             if self.measure is not None:
                 self.progress.measured(step, self.measure(self.state))
-            for prompt, text in self.sample(self.state) if self.sample else ():
-                self.records.write('sample', step, prompt=prompt, text=text)
+            for one in self.sample(self.state) if self.sample else ():
+                wanted = {} if one.reference is None else {'reference': one.reference}
+                self.records.write('sample', step, prompt=one.prompt, text=one.text, **wanted)
         except NotFiniteError as error:  # the steps tell whether training can go on
             self.progress.note(step, f'no samples: {error}')
         if (figure := score(result)) is not None:
@@ -176,9 +178,10 @@ def _prepare(
     chat = chat_read(experiment, workdir)
     if experiment.objective.reads is not Text:  # what it refuses, before weights are read
         _loader(experiment, tokenizer, device_mesh, None, chat).close()
-    sample = sampler(experiment, tokenizer, device_mesh)
     validates = experiment.evaluation.every > 0
     validation = Validation(experiment, tokenizer, device_mesh, chat=chat) if validates else None
+    held_out = None if validation is None else functools.partial(validation.open, 0)
+    sample = sampler(experiment, tokenizer, device_mesh, chat=chat, held_out=held_out)
     length, experiment = experiment.train, _with_steps(experiment, tokenizer, device_mesh, chat)
     train = experiment.train
     if train != length:

@@ -86,7 +86,7 @@ class Validation:
         self.labels = labels(self._sources)
         tokens = []
         for index in range(len(self._sources)):
-            with self._open(index) as loader:
+            with self.open(index) as loader:
                 tokens.append(sum(text.tokens for text in loader.texts))
         self.batches = shared_out(experiment.evaluation.batches, tokens)
         self.tokens = sum(tokens)
@@ -105,7 +105,7 @@ class Validation:
         likelihood = self._experiment.objective.has_likelihood
         sums = []
         for index, batches in enumerate(self.batches):
-            with self._open(index) as loader:
+            with self.open(index) as loader:
                 chosen = itertools.islice(loader, batches)
                 sums.append(
                     loss_sums(
@@ -122,7 +122,8 @@ class Validation:
                 result |= {f'{name}/{label}': value for name, value in of_set.items()}
         return result
 
-    def _open(self, index: int) -> Loader:
+    def open(self, index: int) -> Loader:
+        """One of the sets, from its beginning."""
         experiment = self._experiment
         data = dataclasses.replace(
             experiment.data, sources=(self._sources[index],), validation=(), workers=0

@@ -114,7 +114,7 @@ def test_a_sample_is_the_same_at_every_call_and_for_every_seed(
 def test_a_sample_comes_from_all_over_a_set(sets, tokenizer, mesh):
     with (
         jax.set_mesh(mesh),
-        Validation(sets, tokenizer, mesh)._open(list(SIZES).index('many')) as loader,
+        Validation(sets, tokenizer, mesh).open(list(SIZES).index('many')) as loader,
     ):
         batches = list(itertools.islice(loader, 6))
     texts = [
@@ -143,7 +143,7 @@ def test_batches_are_shared_out_by_tokens(batches, tokens):
 def test_microbatches_give_the_same_sums(sets, tokenizer, mesh, params):
     with (
         jax.set_mesh(mesh),
-        Validation(sets, tokenizer, mesh)._open(list(SIZES).index('some')) as loader,
+        Validation(sets, tokenizer, mesh).open(list(SIZES).index('some')) as loader,
     ):
         batch = place(next(loader), mesh)
         one, four = (
@@ -214,7 +214,7 @@ def test_contrastive_batches_hold_as_many_documents_as_in_training(
     )
     with training, jax.set_mesh(mesh):
         wanted = np.mean([documents(next(training)) for _ in range(6)])
-        with Validation(contrastive, tokenizer, mesh)._open(0) as loader:
+        with Validation(contrastive, tokenizer, mesh).open(0) as loader:
             found = np.mean([documents(next(loader)) for _ in range(6)])
     assert wanted > 6
     assert found > 0.8 * wanted
