@@ -105,13 +105,16 @@ def _message(given: Any, where: str) -> Weighted:
     named = given[said].strip()
     role = _ROLES.get(named.lower(), named)
     field = next((name for name in ('content', 'value', 'text') if name in given), 'content')
-    content = _content(given.get(field), f'{where}.{field}')
+    content, thoughts, called = _content(given.get(field), f'{where}.{field}')
     message: dict[str, Any] = {'role': role, 'content': content}
-    calls = given.get('tool_calls') or ([given[c]] if (c := 'function_call') in given else [])
+    message |= {'reasoning_content': thoughts} if thoughts else {}
+    calls = (
+        called or given.get('tool_calls') or ([given[c]] if (c := 'function_call') in given else [])
+    )
     calls = _json(calls, f'{where}.tool_calls')
     if role in _CALLS:
         calls = _json(content, f'{where}.{field}')
-        message = {'role': 'assistant', 'content': None}
+        message |= {'role': 'assistant', 'content': None}
     calls = [calls] if isinstance(calls, Mapping) else calls
     if not isinstance(calls, list):
         raise BadRecordError(f'{where}.tool_calls is no list of calls')
@@ -127,20 +130,20 @@ def _message(given: Any, where: str) -> Weighted:
     return message, _weight(given, where)
 
 
-def _content(content: Any, where: str) -> str | None:
-    """A text; parts of type text are joined."""
+def _content(content: Any, where: str) -> tuple[str | None, str, list[Any]]:
+    """A text, thoughts before it, and calls: parts of a content stand in their kinds."""
     if content is None or isinstance(content, str):
-        return content
-    if isinstance(content, Sequence):
-        texts = []
-        for part in content:
-            kind = part.get('type', 'text') if isinstance(part, Mapping) else type(part).__name__
-            text = part.get('text') if isinstance(part, Mapping) else None
-            if kind != 'text' or not isinstance(text, str):
-                raise BadRecordError(f'{where} holds a part of type {kind}, and only text is read')
-            texts.append(text)
-        return ''.join(texts)
-    raise BadRecordError(f'{where} is no text ({type(content).__name__})')
+        return content, '', []
+    if not isinstance(content, Sequence):
+        raise BadRecordError(f'{where} is no text ({type(content).__name__})')
+    kinds: dict[str, list[str]] = {'text': [], 'reasoning': [], 'tool_call': []}
+    for part in content:
+        kind = part.get('type', 'text') if isinstance(part, Mapping) else type(part).__name__
+        text = part.get('text', part.get('value')) if isinstance(part, Mapping) else None
+        if kind not in kinds or not isinstance(text, str):
+            raise BadRecordError(f'{where} holds a part of type {kind}, and only text is read')
+        kinds[kind].append(text)
+    return ''.join(kinds['text']), ''.join(kinds['reasoning']), kinds['tool_call']
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
@@ -169,8 +172,8 @@ def _json(value: Any, where: str) -> Any:
 
 
 def _weight(given: Mapping[str, Any], where: str) -> float | None:
-    """`weight` (OpenAI's, a number), or `train` (a flag)."""
-    for name in ('weight', 'train'):
+    """`weight` (OpenAI's, a number), `loss_weight` (LLaMA-Factory's), or `train` (a flag)."""
+    for name in ('weight', 'loss_weight', 'train'):
         weight = given.get(name)
         if weight is None:
             continue

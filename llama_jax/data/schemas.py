@@ -36,7 +36,7 @@ from llama_jax.data.record import (
 Kind = TypeVar('Kind', bound=Record)
 Fields = Mapping[str, Any]
 
-VERSION = 1
+VERSION = 2
 """Of what records are made of the fields of files."""
 NAMES: dict[type[Record], str] = {
     Text: 'texts',
@@ -70,6 +70,8 @@ _TEXTS = (
     *(('text', None), ('sentence', None), ('content', None)),
 )
 _LABELS = ('label_text', 'label')
+_OTHERS = ('images', 'image', 'videos', 'video', 'audios', 'audio')
+"""Fields of what a text only mentions."""
 _FINAL = re.compile(r'\n#### (.+)\s*\Z')  # of GSM8K, behind the way to it
 _TURNS = re.compile(r'(?:\A|\n\n)(Human|Assistant):')  # of HH-RLHF
 
@@ -81,9 +83,20 @@ def record_of(fields: Fields, kind: type[Kind]) -> Kind:
     BadRecordError, which names the field.
     """
     fields = {name: value for name, value in fields.items() if value is not None}
+    if kind is not Labelled:
+        _check_readable(fields)
     record = _READERS[kind](fields)  # type: ignore[index]  # a variable of this bound is one of them
     assert isinstance(record, kind)
     return record
+
+
+def _check_readable(fields: Fields) -> None:
+    """Raise BadRecordError for what would be learnt as something else than it is."""
+    for name in _OTHERS:
+        if fields.get(name):
+            raise BadRecordError(f'{name} are given, and only text is read')
+    if fields.get('label') is False:
+        raise BadRecordError('label is false: this answer is one that is not to be learnt (KTO)')
 
 
 def _text_record(fields: Fields) -> Text:
@@ -167,6 +180,7 @@ def _preference(fields: Fields) -> Preference:
             'chosen': fields['preferred_output'],
             'rejected': fields.get('non_preferred_output'),
         }
+    fields = {name.removesuffix('_messages'): value for name, value in fields.items()}
     for name in ('chosen', 'rejected'):
         if fields.get(name) is None:
             raise _missing(fields, f'no {name}', 'prompt, chosen and rejected')

@@ -155,6 +155,34 @@ def test_calls_of_tools(fields):
     assert chat.weights == (0, 1, 0, 1) and chat.tools == (dict(type='function', function=TOOL),)
 
 
+def test_parts_of_messages_by_their_kinds():
+    parts = [
+        dict(type='reasoning', value='hm'),
+        dict(type='text', value='a'),
+        dict(type='tool_call', value=json.dumps(CALL)),
+    ]
+    messages = [
+        said('user', [dict(type='text', value='q')], loss_weight=0.0),
+        said('assistant', parts, loss_weight=0.5),
+        said('tool', '6'),
+        assistant('b'),
+    ]
+    chat = record_of(dict(messages=messages), Chat)
+    assert chat.messages[1] == {**A, 'reasoning_content': 'hm', 'tool_calls': [CALLED]}
+    assert chat.weights == (0, 0.5, 0, 1)
+
+
+@pytest.mark.parametrize('kind', [Chat, Pair, Problem])
+def test_what_is_more_than_text_or_not_to_be_learnt_is_refused(kind):
+    fields = dict(prompt='q', completion='a', answer='a')
+    record_of(dict(fields, images=[], label=True), kind)
+    with pytest.raises(BadRecordError, match='images are given, and only text is read'):
+        record_of(dict(fields, images=['1.jpg']), kind)
+    with pytest.raises(BadRecordError, match='label is false'):
+        record_of(dict(fields, label=False), kind)
+    assert record_of(dict(text='t', label=False), Labelled).label == 'false'
+
+
 BAD_CHATS = {
     'ends with the user': ([user('q'), assistant('a'), user('r')], 'ends with the user'),
     'ends with a tool': ([*ASKED, said('tool', '1')], 'ends with the tool'),
@@ -239,6 +267,10 @@ PREFERENCES = {
             chosen=share('gpt', 'a'),
             rejected=share('gpt', 'b'),
         ),
+        ((Q,), (A,), (B,)),
+    ),
+    'LLaMA-Factory, v1': (
+        dict(chosen_messages=[Q, A], rejected_messages=[Q, B]),
         ((Q,), (A,), (B,)),
     ),
     'Alpaca': (dict(instruction='q', input='', chosen='a', rejected='b'), ((Q,), (A,), (B,))),
