@@ -11,14 +11,17 @@ ours: 8 rows of 1,024 tokens, into which records are packed. docs/finetuning.md 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from llama_jax.data.config import DataConfig
 from llama_jax.model.config import ModelConfig
+from llama_jax.model.tune import Frozen, LoRA
 from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
+from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.instruct import InstructionTuning
+from llama_jax.objectives.preference import DPO
+from llama_jax.objectives.reward import RewardModel
 from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.optim.adamw import OptimizerConfig
 from llama_jax.optim.schedule import ScheduleConfig
@@ -69,6 +72,22 @@ def instruct() -> Experiment:
     return _full('instruct', InstructionTuning(), peak=2e-5, epochs=2)
 
 
+def instruct_lora() -> Experiment:
+    """The same with adapters beside the weights of every layer.
+
+    Rate: QLoRA's (Dettmers et al. 2023, table 9: 2e-4 up to 13B), as for all adapters here.
+    """
+    return _lora(instruct(), 'instruct_lora')
+
+
+def instruct_qlora() -> Experiment:
+    """The same, with the weights below the adapters in 4 bits.
+
+    Rate, dropout: QLoRA's, same table.
+    """
+    return _lora(instruct(), 'instruct_qlora', LoRA(dropout=0.1, base='int4'))
+
+
 def seq2seq() -> Experiment:
     """Pairs of texts (`prompt` and `completion`, `source` and `target`) by a decoder, in plain
     text; `--objective.chat True` puts them into the model's chat format.
@@ -76,6 +95,11 @@ def seq2seq() -> Experiment:
     Rate: that of instruction tuning.
     """
     return _full('seq2seq', SequenceToSequence(between='\n'), peak=2e-5, epochs=3)
+
+
+def seq2seq_lora() -> Experiment:
+    """The same with adapters."""
+    return _lora(seq2seq(), 'seq2seq_lora')
 
 
 def encoder_decoder() -> Experiment:
@@ -92,8 +116,63 @@ def classify() -> Experiment:
     Rate, epochs, decay: BERT's (Devlin et al. 2019, appendix A.3: 2e-5 to 5e-5, 3 epochs).
     """
     recipe = _full('classify', Classification(dropout=0.1), peak=2e-5, epochs=3)
-    return _with_optimizer(recipe, weight_decay=0.01)
+    return replace(recipe, optimizer=replace(recipe.optimizer, weight_decay=0.01))
 
 
-def _with_optimizer(recipe: Experiment, **values: Any) -> Experiment:
-    return replace(recipe, optimizer=replace(recipe.optimizer, **values))
+def classify_lora() -> Experiment:
+    """The same with adapters and the head."""
+    return _lora(classify(), 'classify_lora')
+
+
+def probe() -> Experiment:
+    """The head alone, on the mean of the last layer: what a model knows already. Rate: ours."""
+    recipe = _rated(_full('probe', Classification(pool='mean'), peak=1e-3, epochs=10), 1e-3)
+    return replace(recipe, tune=Frozen())
+
+
+def dpo() -> Experiment:
+    """Preferences (`prompt`, `chosen`, `rejected`), of a model that is tuned to answer.
+
+    Rate, epochs: Zephyr's (Tunstall et al. 2023, section 4.3: 5e-7); beta: DPO's.
+    """
+    return _rated(_full('dpo', DPO(), peak=5e-7, epochs=1), 5e-7)
+
+
+def dpo_lora() -> Experiment:
+    """The same with adapters; the reference is the model without them. Rate: ours, ten times that
+    of all parameters."""
+    recipe = replace(dpo(), objective=DPO(reference='adapters_off'))
+    return _lora(recipe, 'dpo_lora', peak=5e-6)
+
+
+def dpo_llama3() -> Experiment:
+    """As Llama 3 (Grattafiori et al. 2024, section 4.1.4): control tokens masked, the likelihood of
+    the better answer added."""
+    objective = DPO(nll=0.2, mask_format=True)
+    return _rated(replace(dpo(), name='dpo_llama3', objective=objective), 1e-5)
+
+
+def reward() -> Experiment:
+    """A number for an answer, learnt from preferences, with their margins where they have any.
+
+    Rate, epochs: Llama 2's (Touvron et al. 2023b, section 3.2.2: 1e-5, one epoch).
+    """
+    return _full('reward', RewardModel(), peak=1e-5, epochs=1)
+
+
+def distill() -> Experiment:
+    """Documents, from what a larger model of the same vocabulary says of them:
+    `--objective.teacher`. Rate: ours."""
+    return _full('distill', Distillation(teacher='smollm2'), peak=1e-4, epochs=1, examples=0)
+
+
+def _rated(recipe: Experiment, peak: float) -> Experiment:
+    """At another rate and without decay, which is for what is trained for long."""
+    schedule = replace(recipe.optimizer.schedule, peak=peak)
+    return replace(recipe, optimizer=replace(recipe.optimizer, schedule=schedule, weight_decay=0.0))
+
+
+def _lora(
+    recipe: Experiment, name: str, tune: LoRA | None = None, *, peak: float = 2e-4
+) -> Experiment:
+    return replace(_rated(recipe, peak), name=name, tune=tune or LoRA())

@@ -92,8 +92,8 @@ def refuse(options: Any, name: str, without: Iterable[str]) -> None:
     for other in without:
         if getattr(options, other) not in (None, 0, False):
             raise UserError(
-                f'--{other} has no effect with --{name.replace("_", "-")}, which trains nothing: '
-                'leave out one of them'
+                f'--{other.replace("_", "-")} has no effect with --{name.replace("_", "-")}, which '
+                'trains nothing: leave out one of them'
             )
 
 

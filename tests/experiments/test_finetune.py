@@ -1,10 +1,15 @@
 """experiments.finetune: what a run begins with, and what is refused before anything is read."""
 
+import dataclasses
+
 import pytest
 
 import configs
 from configs import finetune as recipes
 from experiments import finetune, pretrain
+from llama_jax.mesh import MeshConfig
+from llama_jax.objectives.classify import Classification
+from llama_jax.train.experiment import check
 from tests.train.conftest import (  # noqa: F401  fixtures
     experiment,
     one_device,
@@ -81,3 +86,18 @@ def test_every_recipe_begins_with_what_is_given_and_ends_by_epochs():
         assert recipe.train.epochs and not recipe.train.steps, name
         assert recipe.optimizer.schedule.warmup_share, name
     assert {configs.recipe(name).model for name in configs.recipes()} == {recipes.ANY}
+
+
+@pytest.mark.parametrize('name', sorted(configs.recipes()))
+def test_the_settings_of_a_recipe_fit_each_other(name):
+    recipe = configs.recipe(name)
+    model = dataclasses.replace(recipe.model, vocab=512)
+    objective = recipe.objective
+    if isinstance(objective, Classification):
+        objective = dataclasses.replace(objective, labels=('a', 'b'))
+    if name == 'encoder_decoder':
+        model = dataclasses.replace(model, encoder_layers=2)
+    check(
+        dataclasses.replace(recipe, model=model, objective=objective, start='smollm2'),
+        one_device(MeshConfig()),
+    )
