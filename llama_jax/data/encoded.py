@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -211,7 +211,10 @@ def encoded(
         tell(f'left out: {line}')
     for documents, records in zip(corpus.sources, made, strict=True):
         if not records.tokens:
-            raise UserError(f'{documents.name!r} has no record that the objective can learn from')
+            raise UserError(
+                f'{documents.name!r} has no record that {type(maker).__name__} can learn from: of '
+                f'{len(records):,} none is left'
+            )
     return tuple(made)
 
 
@@ -236,14 +239,24 @@ def bad_records(documents: Any, records: Records, maker: Maker) -> str:
     for number in sorted(problems)[:_NAMED]:
         by_problem[problems[number]].append(number)
     named = '; '.join(
-        f'{", ".join(map(documents.origin, numbers))}: {problem}'
-        for problem, numbers in by_problem.items()
+        f'{places(documents, numbers)}: {problem}' for problem, numbers in by_problem.items()
     )
     more = f'; and {len(problems) - _NAMED:,} more' if len(problems) > _NAMED else ''
     return (
         f'{len(problems):,} of {len(records):,} records are no {NAMES[maker.reads]} that '
         f'{type(maker).__name__} can learn from: {named}{more}'
     )
+
+
+def places(documents: RecordDocuments, numbers: Iterable[int]) -> str:
+    """Where records are from: each file once, with the lines in it."""
+    said: list[str] = []
+    last = ''
+    for origin in map(documents.origin, numbers):
+        file, mark, line = origin.rpartition(' ' if documents.features else ':')
+        said.append(line if file == last else f'{file}{mark}{line}')
+        last = file
+    return ', '.join(said)
 
 
 @functools.cache  # once, however often the data is opened

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from llama_jax.data.documents import RecordDocuments
-from llama_jax.data.encoded import Records, tell
+from llama_jax.data.encoded import Records, places, tell
 from llama_jax.data.order import Block
 from llama_jax.data.pieces import Example, Maker, Sizes
 from llama_jax.errors import UserError
@@ -166,5 +166,5 @@ def in_order(records: Records, source: int, *, window: int) -> Iterator[tuple[li
 
 
 def _named(held: RecordDocuments, numbers: Sequence[int] | np.ndarray) -> str:
-    named = ', '.join(held.origin(int(number)) for number in numbers[:_NAMED])
+    named = places(held, map(int, numbers[:_NAMED]))
     return f'{named}, ...' if len(numbers) > _NAMED else named
