@@ -162,6 +162,14 @@ def test_spellings_of_released_files(settings, expected, caplog):
     assert scaling == expected[1]
 
 
+@pytest.mark.parametrize('factor', [0.5, 1.0, 1.5, 8.0])
+def test_attention_of_a_longrope_that_stretches_little(factor):
+    """As transformers computes it: none below a factor of 1."""
+    rope = {'type': 'longrope', 'factor': factor, ORIGINAL: 4096, **FACTORS}
+    expected = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(4096))
+    assert read(rope_scaling=rope)[1].attention_factor == pytest.approx(expected, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ('scaling', 'named'),
     [
