@@ -96,7 +96,7 @@ class Template:
             return None
         first = text.marks.index(of_message(i))
         # Where the words end that stand before, and what the template has between.
-        said = max((k + 1 for k in range(first) if is_message(text.marks[k])), default=0)
+        said = next((k for k in range(first, 0, -1) if is_message(text.marks[k - 1])), 0)
         between = str.__str__(text[said:first])
         before = text.marks[said - 1] if said else None
         plain = not (self.named or conversation.tools or conversation.documents)
