@@ -1,15 +1,18 @@
 """Trains in a process of its own and sends itself a signal: `driver.py STEP:SIGNAL[:PROCESS] ...`.
 
 It comes when the record of STEP is written; of several processes only to the one named. FAIL in
-place of a signal is an exception; `in:DIRECTORY` starts process K in DIRECTORY/K.
+place of a signal is an exception; `in:DIRECTORY` starts process K in DIRECTORY/K, and `chats:` is
+no signal: chats are learnt.
 """
 
+import dataclasses
 import os
 import signal
 import sys
 
 from experiments import cli, pretrain
 from llama_jax import runtime
+from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.train import loop, run
 
 
@@ -31,7 +34,13 @@ def main() -> None:
         return told
 
     loop._finish = finish_and_strike
-    cli.main(pretrain.main)
+    cli.main(chats if when == 'chats' else pretrain.main)
+
+
+def chats() -> None:
+    experiment, options = cli.read('pretrain', __doc__, **pretrain.OPTIONS)
+    runtime.initialize()
+    loop.train(dataclasses.replace(experiment, objective=InstructionTuning()), options.workdir)
 
 
 if __name__ == '__main__':

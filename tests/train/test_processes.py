@@ -1,5 +1,6 @@
 """Two real processes with one device each: the losses and checkpoints of one process with two."""
 
+import json
 import os
 import shutil
 import signal
@@ -135,3 +136,25 @@ def test_a_process_that_fails_ends_the_others(text, tmp_path):
     )
     assert not any('Traceback' in line for line in told)
     assert time.monotonic() - begun < 60
+
+
+def test_chats_of_two_processes_have_the_losses_of_one(tmp_path):
+    """Whose learnt tokens are not equally many on both."""
+    path = tmp_path / 'chats.jsonl'
+    said = [('ask me' * (i % 5), 'so' * (1 + i % 7)) for i in range(200)]
+    lines = [
+        {'messages': [{'role': 'user', 'content': f'?{a}'}, {'role': 'assistant', 'content': b}]}
+        for a, b in said
+    ]
+    path.write_text('\n'.join(map(json.dumps, lines)))
+    learn = ('--evaluation.every', '0', '--train.seq-len', '64', '--data.chat', 'llama2')
+    learn += ('--train.steps', '8', '--model.layers', '1', '--data.tokenizer.kind', 'bytes')
+    running = [start(tmp_path / str(n), path, *learn, processes=n, when='chats:') for n in (1, 2)]
+    for process in running:
+        end(process, 0)
+    one, two = (
+        records(tmp_path / str(processes), 'train', 'loss', 'grad_norm', 'weight')
+        for processes in (1, 2)
+    )
+    assert len(one) == 8 and len({*one[:, 3]}) > 1
+    np.testing.assert_allclose(two, one, rtol=2e-6)
