@@ -47,6 +47,7 @@ EXTRAS = {
     # trl is what losses of preferences and of policies are compared with.
     'parity': [
         *('torch==2.13.0', 'transformers>=5.23', 'cyllama>=0.2.18', 'trl>=1.16', 'lm-eval>=0.4.13'),
+        'peft>=0.21',
     ],
     'test': [
         *('pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'),

@@ -32,7 +32,7 @@ from typing import (
 
 import tyro
 
-from experiments import rope_scaling
+from experiments import rope_scaling, tune_option
 from llama_jax import runtime
 from llama_jax.data import mix
 from llama_jax.data.config import cache_dir
@@ -73,6 +73,8 @@ def read(
         data = dataclasses.replace(experiment.data, **given)
         experiment = dataclasses.replace(experiment, data=data)
     scaling, arguments = rope_scaling.from_command_line(arguments)
+    tune, arguments = tune_option.from_command_line(arguments, experiment.tune)
+    experiment = dataclasses.replace(experiment, tune=tune)
     start, default = _given(arguments, '--start'), experiment
     if start is not None:  # what it is trained from says what the model is, unless overridden
         from llama_jax.train.start import settled, started
@@ -87,7 +89,7 @@ def read(
     default = dataclasses.replace(default, model=dataclasses.replace(default.model, **scaling))
     command = _parse(
         [*_fields(options), ('experiment', setting, default)],
-        [*options, *_paths(default), *(['from'] if tunes else [])],
+        [*options, *_paths(default), 'tune', *(['from'] if tunes else [])],
         script=script,
         description=description,
         arguments=arguments,

@@ -3,6 +3,7 @@
 python -m experiments.export runs/quickstart-hf --checkpoint runs/quickstart --to huggingface
 python -m experiments.export quickstart.gguf --checkpoint runs/quickstart@best --to gguf
 python -m experiments.export smollm2.gguf --weights smollm2 --to gguf --dtype q8_0
+python -m experiments.export my-adapters --checkpoint runs/lora --to peft --base DIRECTORY
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import tyro
+from jax.sharding import Mesh
 
 from experiments import cli, models
 from llama_jax import mesh as meshes
@@ -28,6 +30,7 @@ from llama_jax.convert import (
     gguf,
     huggingface,
     huggingface_config,
+    peft,
     pretrained,
     tokenizer_files,
     whole,
@@ -39,7 +42,8 @@ from llama_jax.data.progress import Progress
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import ModelConfig
-from llama_jax.model.layers import Params
+from llama_jax.model.layers import Params, unstack
+from llama_jax.model.tune import LoRA
 from llama_jax.text import template_files
 from llama_jax.text.chat import ChatFormat, end_ids
 from llama_jax.text.files import tokenizer_of
@@ -51,7 +55,8 @@ from llama_jax.text.tokenizer import Special, Tokenizer
 class Options:
     out: tyro.conf.Positional[Path]
     """Where to: a directory, or a file that ends in .gguf. Nothing may be there yet."""
-    to: Literal['huggingface', 'gguf']
+    to: Literal['huggingface', 'gguf', 'peft']
+    """peft: the adapters alone, of a run that trained such; else they are merged."""
     checkpoint: str | None = None
     """The --workdir of a training, RUN, or RUN@STEP or RUN@best; or --weights."""
     weights: str | None = None
@@ -61,6 +66,9 @@ class Options:
     q8_0 is for gguf."""
     shard_gigabytes: float = 5.0
     """No file of tensors is larger, for huggingface."""
+    base: str | None = None
+    """What the adapters name as their base, for peft: a directory, or its name on the hub. None:
+    the --start of the run."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +102,15 @@ def export(options: Options) -> None:
         raise UserError(f'{out}: --to {options.to} writes {wanted}, name one')
     if options.dtype == 'q8_0' and not to_gguf:
         raise UserError('--dtype q8_0 is of GGUF files: give --to gguf, or another --dtype')
-    if options.shard_gigabytes <= 0 or to_gguf and options.shard_gigabytes != 5.0:
+    if options.base is not None and options.to != 'peft':
+        raise UserError(f'--base {options.base} is of adapters alone: give --to peft, or leave it')
+    if options.shard_gigabytes <= 0 or options.to != 'huggingface' and options.shard_gigabytes != 5:
         raise UserError(
             f'--shard-gigabytes {options.shard_gigabytes} must be positive, and only --to '
             'huggingface has shards'
         )
+    if options.to == 'peft':
+        return _peft(out, options)
     package = 'gguf' if to_gguf else 'tokenizers'
     if importlib.util.find_spec(package) is None:
         raise UserError(f"--to {options.to} takes {package}: pip install -e '.[weights]'")
@@ -167,6 +179,41 @@ def _gguf(source: Source, out: Path, options: Options) -> None:
     print(f'wrote {out}: {_entries(tensors):,} parameters, {dtype}', file=sys.stderr)
 
 
+def _peft(out: Path, options: Options) -> None:
+    from llama_jax.train import restore
+    from llama_jax.train.start import origin
+
+    if options.checkpoint is None or options.weights is not None:
+        raise UserError('--to peft writes the adapters of a run: give --checkpoint DIRECTORY')
+    whole.check(out, directory=True)
+    workdir, _ = restore.named(options.checkpoint)
+    experiment = restore.experiment_of(workdir)
+    tune, config, start = experiment.tune, experiment.model, experiment.start
+    if not isinstance(tune, LoRA) or start is None:
+        raise UserError(
+            f'{workdir} trained no adapters ({type(tune).__name__}): give --to huggingface'
+        )
+    check_llama(config)
+    if config.vocab > (there := origin(start).model.vocab):
+        raise UserError(
+            f'{workdir} added {config.vocab - there} rows to the embedding of {start}, which '
+            'adapters alone do not hold: give --to huggingface, which merges them'
+        )
+    run = restore.load(options.checkpoint, _on_host())
+    params = unstack(jax.device_get({'blocks': run.params['blocks']}))
+    dtype: Any = options.dtype or 'float32'
+    size = peft.write(out, params, config, tune, base=options.base or start, dtype=dtype)
+    print(f'wrote {out}: adapters of {size:,} parameters upon {start}, {dtype}', file=sys.stderr)
+
+
+def _on_host() -> Mesh:
+    try:
+        devices = jax.devices('cpu')[:1]
+    except RuntimeError:  # JAX was told to leave it alone
+        devices = jax.devices()[:1]
+    return meshes.make(MeshConfig(), devices)
+
+
 def _entries(tensors: Tensors) -> int:
     return sum(math.prod(tensors.shape(name)) for name in tensors)
 
@@ -183,6 +230,7 @@ def opened(checkpoint: str | None, weights: str | None) -> Source:
 
 def _run(checkpoint: str) -> Source:
     from llama_jax.train import restore
+    from llama_jax.train.base import merged
 
     workdir, step = restore.named(checkpoint)
     experiment = restore.experiment_of(workdir)
@@ -192,12 +240,9 @@ def _run(checkpoint: str) -> Source:
     tokenizer = for_model(tokenizer_of(workdir), ids=config.ids, marks=marks)
 
     def params() -> Params:
-        try:
-            devices = jax.devices('cpu')[:1]
-        except RuntimeError:  # JAX was told to leave it alone
-            devices = jax.devices()[:1]
-        model = models.from_run(checkpoint, meshes.make(MeshConfig(), devices))
-        return apart(jax.device_get(model.params))
+        mesh = _on_host()
+        model = models.from_run(checkpoint, mesh)
+        return apart(jax.device_get(merged(model.params, mesh)))
 
     name = workdir.resolve().name + (f'@{step}' if step else '')
     chat = template_files.kept(workdir)

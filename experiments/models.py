@@ -155,7 +155,7 @@ def from_weights(name_or_path: str, mesh: Mesh, what: str = '--weights') -> Pret
     return Pretrained(
         name=found.name,
         config=config,
-        params=found.unread,
+        params=found.unmerged,
         vocabulary=text.vocabulary,
         begin=text.begin,
         chat=text.chat,

@@ -143,8 +143,8 @@ def nothing_in(directory: Path, lacks: str) -> UserError:
             name = read_object(directory / _ADAPTERS[0]).get('base_model_name_or_path')
             base = f' of {name}' if name else ''
         return UserError(
-            f'{directory} holds an adapter{base} (PEFT) and no model: merge it into its base model '
-            '(merge_and_unload, then save_pretrained), and name the directory of that'
+            f'{directory} holds an adapter{base} (PEFT) and no model: name the model before it, '
+            f'MODEL+{directory}'
         )
     for pattern, remedy in _ELSEWHERE.items():
         path = min(directory.glob(pattern), default=None)

@@ -59,13 +59,13 @@ def write(
             home = f'model-{i:05}-of-{len(shards):05}.safetensors'
             if len(shards) == 1:
                 home = 'model.safetensors'
-            _write_shard(partial / home, names, tensors, dtype, progress)
+            write_shard(partial / home, names, tensors, dtype, progress)
             homes |= dict.fromkeys(names, home)
         if len(shards) > 1:
             index = {'metadata': {'total_size': size}, 'weight_map': homes}
-            _write_json(partial / 'model.safetensors.index.json', index)
-        _write_json(partial / 'config.json', settings)
-        _write_json(partial / 'generation_config.json', special)
+            write_json(partial / 'model.safetensors.index.json', index)
+        write_json(partial / 'config.json', settings)
+        write_json(partial / 'generation_config.json', special)
         for name, content in files.items():
             (partial / name).write_bytes(content)
 
@@ -113,12 +113,12 @@ def _shards(tensors: Tensors, dtype: Dtype, most: int) -> list[list[str]]:
     return shards
 
 
-def _write_shard(
+def write_shard(
     path: Path,
     names: Sequence[str],
     tensors: Tensors,
     dtype: Dtype,
-    progress: Callable[[int], None],
+    progress: Callable[[int], None] = lambda n: None,
 ) -> None:
     """A file of safetensors: the library's own writer wants all tensors in memory."""
     kind, numpy_type = KINDS[dtype], FLOATS[KINDS[dtype]]
@@ -144,5 +144,6 @@ def _bytes(names: Sequence[str], tensors: Tensors, dtype: Dtype) -> Iterator[mem
         yield np.ascontiguousarray(w).reshape(-1).view(np.uint8).data
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """A file of settings."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from llama_jax.convert import gguf, gguf_header, huggingface, meta, meta_files, params
+from llama_jax.convert import gguf, gguf_header, huggingface, meta, meta_files, params, peft
 from llama_jax.convert.tensors import Scheme, Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
@@ -41,8 +41,15 @@ class Weights:
     config: ModelConfig
     """As the tensors have it; see `fit.fitted`."""
     unread: Params = field(repr=False)
-    """Its parameters with layers apart, each to be read when it is asked for."""
+    """Its parameters with layers apart, each to be read when it is asked for; those that have
+    adapters are merged with them."""
     _text: Callable[[], Text] = field(repr=False)
+    _adapted: Params = field(default_factory=dict, repr=False)
+
+    @property
+    def unmerged(self) -> Params:
+        """`unread` with adapters upon their weights, for a model that is used and not trained."""
+        return self._adapted or self.unread
 
     def text(self) -> Text:
         """Its vocabulary, and how it is asked. It may have fewer tokens than there are rows of the
@@ -99,10 +106,18 @@ def find(name_or_path: str, what: str = '--weights') -> Weights:
     """What a name of PACKAGES, a .gguf file, or the directory of a model holds; `what` is the
     option that says so.
 
+    The directory of adapters (PEFT) is the model that they make with their base, which they name;
+    BASE+DIRECTORY is that of another base.
+
     Raises UserError when it is not there or not supported, and for packages that are missing.
     """
     name, path = name_or_path, local(name_or_path, what)
+    pair = _pair(name_or_path, what)
     with extras():
+        if pair is not None:
+            return _upon(find(pair[0], what), pair[1])
+        if peft.is_adapters(path):
+            return _upon(_base_of(path, what), path)
         if name in PACKAGES:
             return _gguf(name, packaged(name))
         if gguf_header.is_gguf(path):
@@ -118,6 +133,47 @@ def find(name_or_path: str, what: str = '--weights') -> Weights:
     raise UserError(
         f'no weights are called {name!r}: give {", ".join(PACKAGES)}, a .gguf file or the '
         "directory of a model, Hugging Face's or Meta's"
+    )
+
+
+def is_there(name_or_path: str, what: str) -> bool:
+    """Whether `find` has something to look at."""
+    pair = _pair(name_or_path, what)
+    if pair is not None:
+        return is_there(pair[0], what)
+    return name_or_path in PACKAGES or local(name_or_path, what).exists()
+
+
+def _pair(name_or_path: str, what: str) -> tuple[str, Path] | None:
+    """The two of BASE+DIRECTORY; None where it is no such."""
+    base, plus, adapters = name_or_path.rpartition('+')
+    if not plus or local(name_or_path, what).exists():
+        return None
+    directory = local(adapters, what)
+    return (base, directory) if (directory / peft.CONFIG).exists() else None
+
+
+def _base_of(adapters: Path, what: str) -> Weights:
+    """What adapters name as their base: by its name, or a path from here or from where they are."""
+    name = peft.base_of(adapters)
+    if name in PACKAGES:
+        return find(name, what)
+    for path in (local(name, what), adapters / name):
+        if path.exists():
+            return find(str(path), what)
+    raise UserError(
+        f'{adapters} holds adapters of {name}, which is not here: fetch it, and give both, '
+        f'{what} DIRECTORY+{adapters}'
+    )
+
+
+def _upon(base: Weights, adapters: Path) -> Weights:
+    adapted = peft.upon(adapters, base.unread, base.config)
+    return replace(
+        base,
+        name=adapters.resolve().name,
+        unread=peft.merged(adapted),
+        _adapted=adapted,
     )
 
 

@@ -110,7 +110,7 @@ def _chunked(
     of_teacher: Any = layout.rows()
     rows = layout.act('BT')
     if isinstance(teacher, Online):
-        of_teacher = Online(features, head)
+        of_teacher = Online(features, head)  # type: ignore[arg-type]
     return jax.shard_map(
         functools.partial(_local, mix=mix, with_gradient=with_gradient),
         in_specs=(features, head, rows, rows, of_teacher),

@@ -21,6 +21,7 @@ from llama_jax.errors import UserError
 from llama_jax.model.adapted import Adapted
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import TABLES, Params
+from llama_jax.model.quantized import Quantized
 from llama_jax.model.tune import Full, combined
 from llama_jax.paths import local
 from llama_jax.text.files import tokenizer_of
@@ -140,7 +141,7 @@ def base(
         params, said, identity = run.params, f', step {run.step}', run.identity
         if rows > run.config.vocab:
             params = grown(params, rows, ids=run.config.ids, mesh=mesh)
-        params = map_named(keep, params, is_leaf=lambda w: isinstance(w, Adapted))
+        params = map_named(keep, params, is_leaf=lambda w: isinstance(w, Adapted | Quantized))
     else:
         params = pretrained.find(start, '--start').params(mesh, rows=rows, each=keep)
         identity = keep.identity()

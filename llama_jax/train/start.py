@@ -68,7 +68,7 @@ def origin(start: str) -> Origin:
     workdir, _ = restore.named(start, '--start')
     if read_run(workdir) is not None:
         return Origin(start, restore.experiment_of(workdir).model, workdir)
-    if start not in pretrained.PACKAGES and not local(start, '--start').exists():
+    if not pretrained.is_there(start, '--start'):
         raise UserError(
             f'{workdir} holds no run, and no model of others is there: give --start a RUN, '
             f'RUN@STEP or RUN@best, {", ".join(pretrained.PACKAGES)}, a .gguf file or the '

@@ -1,7 +1,5 @@
 """Generation with adapters upon the weights: the text and the likelihoods of the merged ones."""
 
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ from llama_jax import layout
 from llama_jax.generate import programs as programs_lib
 from llama_jax.generate.engine import Generator
 from llama_jax.generate.quantized import NOTHING, Quantization
-from llama_jax.model import quantized as arrays
 from llama_jax.model.adapted import Adapted
 from llama_jax.model.quantized import Quantized
 from llama_jax.model.tune import LoRA, combined
