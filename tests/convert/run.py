@@ -28,9 +28,15 @@ def random_params(config, seed=0):
     return params
 
 
-def save(workdir, config, params, tokenizer, *, objective=None, step=3):
+def experiment(config, **settings):
+    """Of a run with this model."""
+    return replace(configs.get('quickstart'), model=config, **settings)
+
+
+def save(workdir, config, params, tokenizer, *, objective=None, step=3, metadata=None, **settings):
     """A run.json, a tokenizer and, where there are `params`, a checkpoint."""
     experiment = replace(configs.get('quickstart'), model=config, objective=objective or CausalLM())
+    experiment = replace(experiment, **settings)
     workdir.mkdir(parents=True)
     Records(workdir, experiment, {}).close()
     tokenizer.save(workdir / 'tokenizer.model')
@@ -39,7 +45,7 @@ def save(workdir, config, params, tokenizer, *, objective=None, step=3):
     replicated = jax.sharding.NamedSharding(one, jax.sharding.PartitionSpec())
     placed = jax.device_put(params, jax.tree.map(lambda _: replicated, params))
     if params:
-        checkpoints.save(step, {'params': placed}, metadata={})
+        checkpoints.save(step, {'params': placed}, metadata=metadata or {})
         checkpoints.wait()
     checkpoints.close()
     return workdir
