@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from llama_jax.convert import huggingface_config
+from llama_jax.convert import huggingface_config, values
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig, RopeScaling
 from llama_jax.model.patterns import Window
@@ -295,3 +295,8 @@ def test_any_value_of_any_key_is_taken_or_refused_in_one_line(base):
             huggingface_config.config_from_huggingface(base | change)
         except UserError as error:
             assert '\n' not in str(error) and len(str(error)) < 300
+
+
+def test_a_value_in_an_error_is_cut_to_60_characters():
+    assert values.short('x' * 57) == repr('x' * 57)
+    assert values.short('x' * 58) == f"'{'x' * 56}..."
