@@ -52,7 +52,7 @@ class Loader:
     give it back to go on from there, with any number of hosts and workers.
 
     `chat` is how the objective writes chats, where it reads any. `given` is for each source what
-    was computed of its records before, float32 [D, C]: `Piece.given`.
+    was computed of its documents before, float32, by their numbers: `Piece.given`.
 
     `epochs=None` is training: endless. `epochs=n` is evaluation: every document n times, the last
     batch is filled up with padding rows. Both are shuffled by `seed`.
@@ -80,7 +80,7 @@ class Loader:
         cursor: str | None = None,
         epochs: int | None = None,
         chat: ChatFormat | None = None,
-        given: tuple[np.ndarray | None, ...] | None = None,
+        given: Given = None,
     ) -> None:
         if batch < 1 or seq_len < 1:
             raise UserError(f'a batch of {batch} rows of {seq_len} tokens: set both to 1 or more')
@@ -101,7 +101,7 @@ class Loader:
         )
         if maker.reads is not Text:
             recipe = _fitted(recipe, self.documents, config.too_long)
-            recipe = dataclasses.replace(recipe, given=given)
+        recipe = dataclasses.replace(recipe, given=given)
         self._plan = recipe.plan()
         # One example tells which arrays there are, so that a host without rows knows as well.
         self._recipe = dataclasses.replace(recipe, layout=layout(recipe, self._plan))
@@ -162,26 +162,34 @@ class Loader:
         for row, _ in self._plan.rows(self._plan.beginning()):
             yield [placed.block for placed in row if self._recipe.example(placed) is not None]
 
-    def in_order(self, source: int) -> Iterator[tuple[Batch, list[list[int]]]]:
-        """Batches of an epoch of one source of records, apart from training: its records once each,
-        unshuffled, packed as in training. Beside each batch, which has no cursor, stand the numbers
-        of the records in each of this host's rows, by their segments."""
+    def in_order(self, source: int) -> Iterator[tuple[Batch, list[list[order.Block]]]]:
+        """Batches of an epoch of one source, apart from training: all of it once, unshuffled;
+        records packed as in training, and texts from their beginning, in pieces as long as a row.
+        Beside each batch, which has no cursor, stands what the segments of each of this host's rows
+        are of."""
         recipe, rows, carried = self._recipe, list[packing.Row](), list[order.Block]()
-        texts, packer = self.texts[source], self._recipe.packer()
-        assert isinstance(texts, Records)
-        for blocks, last in whole.in_order(texts, source, window=_WINDOW):
+        texts = self.texts[source]
+        if isinstance(texts, Records):
+            packer, windows = recipe.packer(), whole.in_order(texts, source, window=_WINDOW)
+        else:
+            pieces = whole.Pieces(recipe.maker, recipe.seq_len)
+            packer = packing.Packer(
+                recipe.maker, seq_len=recipe.seq_len, seed=recipe.seed, whole=pieces
+            )
+            windows = pieces.in_order(texts, source, ends=recipe.ends, window=_WINDOW)
+        for blocks, last in windows:
             packed, carried = packer.rows([*carried, *blocks], flush=last)
             rows += packed
             while len(rows) >= recipe.batch or (last and rows):
                 chosen, rows = rows[: recipe.batch], rows[recipe.batch :]
-                batch, numbers = recipe.empty(self._rows), []
+                batch, found = recipe.empty(self._rows), []
                 for index, row in enumerate(self._mine):
                     placed = chosen[row] if row < len(chosen) else []
                     made = [(one, example) for one in placed if (example := recipe.example(one))]
                     lengths = recipe.maker.lengths(recipe.seq_len)
                     packing.lay(batch, index, [example for _, example in made], lengths=lengths)
-                    numbers.append([one.block.document for one, _ in made])
-                yield batch, numbers
+                    found.append([one.block for one, _ in made])
+                yield batch, found
 
     def examples(self) -> Iterator[tuple[order.Block, Batch]]:
         """The examples from the beginning, each as a batch of one row; and what each is of."""

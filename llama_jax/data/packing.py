@@ -16,7 +16,8 @@ import numpy as np
 from llama_jax.data.order import Block, uniform
 from llama_jax.data.pieces import FEWEST, Example, Maker, Sizes, longest
 
-Layout = dict[str, tuple[np.dtype, int]]  # key to (dtype, padding)
+Layout = dict[str, tuple[np.dtype, int, tuple[int, ...]]]
+"""Key to dtype, padding, and the dimensions behind the positions."""
 Lengths = Mapping[str, int]  # stream to the length of a row; '' is the stream without a name
 
 _SPARE = 1 / 64
@@ -43,15 +44,16 @@ def layout_of(example: Example, *, pad_id: int) -> Layout:
     layout = {}
     for key, values in example.items():
         dtype = np.dtype(np.int32 if np.issubdtype(values.dtype, np.integer) else np.float32)
-        layout[key] = dtype, pad_id if key.endswith(('inputs', 'targets')) else 0
+        pad = pad_id if key.endswith(('inputs', 'targets')) else 0
+        layout[key] = dtype, pad, values.shape[1:]
     return layout
 
 
 def empty_rows(layout: Layout, *, rows: int, lengths: Lengths) -> dict[str, np.ndarray]:
     """Rows [rows, T] of nothing but padding: weight 0, segment 0."""
     arrays = {
-        key: np.full((rows, lengths[stream_of(key)]), pad, dtype)
-        for key, (dtype, pad) in layout.items()
+        key: np.full((rows, lengths[stream_of(key)], *more), pad, dtype)
+        for key, (dtype, pad, more) in layout.items()
     }
     for stream, length in lengths.items():
         for name in ('segments', 'positions'):

@@ -59,8 +59,8 @@ class Piece(NamedTuple):
     encoded: Encoded | None = None
     """Of a record that is more than text; its piece is always the whole record."""
     given: np.ndarray | None = None
-    """What was computed of the record before training, float32 [C], such as log-probabilities under
-    a reference model."""
+    """What was computed of the whole document before training, float32, such as log-probabilities
+    of a record under a reference model [C], or what a teacher says of each unit [n, C]."""
     origin: tuple[int, int, int] = (0, 0, 0)
     """Epoch, source and document: who works on an example after it was made finds its record so."""
 

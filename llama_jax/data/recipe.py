@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -18,6 +18,16 @@ from llama_jax.text.tokenizer import Tokenizer
 Batch = dict[str, Any]
 _WHOLE = 2**62
 """Units of a block that no document has."""
+
+
+class ByDocument(Protocol):
+    """Arrays by the numbers of documents; travels to worker processes."""
+
+    def __getitem__(self, document: int, /) -> np.ndarray: ...
+
+
+Given = tuple[ByDocument, ...] | None
+"""Of each source what was computed of its documents before; None where nothing was."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +46,7 @@ class Recipe:
     layout: packing.Layout = dataclasses.field(default_factory=dict)
     whole: Whole | None = None
     """Of records, which are never cut."""
-    given: tuple[np.ndarray | None, ...] | None = None
-    """Of each source what was computed of its records before, float32 [D, C]."""
+    given: Given = None
 
     def stream(self) -> order.Stream:
         """The blocks of all sources, in the order of this run."""
@@ -88,11 +97,9 @@ class Recipe:
             origin=(block.epoch, block.source, block.document),
         )
         if isinstance(texts, Records):
-            given = self.given and self.given[block.source]
-            piece = piece._replace(
-                encoded=texts.encoded(block.document),
-                given=None if given is None else given[block.document],
-            )
+            piece = piece._replace(encoded=texts.encoded(block.document))
+        if self.given is not None:
+            piece = piece._replace(given=self.given[block.source][block.document])
         key = [self.seed, block.epoch, block.source, block.document, block.start]
         return self.maker.example(
             piece,

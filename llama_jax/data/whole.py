@@ -13,11 +13,14 @@ import numpy as np
 from llama_jax.data.documents import RecordDocuments
 from llama_jax.data.encoded import Records, places, tell
 from llama_jax.data.order import Block
-from llama_jax.data.pieces import Example, Maker, Sizes
+from llama_jax.data.pieces import Example, Maker, Sizes, longest
+from llama_jax.data.tokens import Texts
 from llama_jax.errors import UserError
 
 TooLong = Literal['refuse', 'drop', 'truncate']
 MEND_LONG = 'raise --train.seq-len, or set --data.too-long drop or truncate'
+_DRAW = 0.5
+"""Of pieces, on which the sizes of some objectives depend."""
 _NAMED = 3
 """Records that are told one by one."""
 
@@ -163,6 +166,40 @@ def in_order(records: Records, source: int, *, window: int) -> Iterator[tuple[li
             [Block(source, 0, n, 0, int(lengths_D[n])) for n in chosen],
             start + window >= len(numbers),
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Pieces:
+    """Texts from their beginning, in pieces as long as a row, which are not cut again."""
+
+    maker: Maker
+    seq_len: int
+
+    def __call__(self, block: Block) -> Sizes | None:
+        units = block.stop - block.start
+        return self.maker.sizes(units, seq_len=self.seq_len, draw=_DRAW)
+
+    def in_order(
+        self, texts: Texts, source: int, *, ends: bool, window: int
+    ) -> Iterator[tuple[list[Block], bool]]:
+        """The pieces of a source in stored order, `window` at a time; and whether these are the
+        last."""
+        found: list[Block] = []
+        room = tuple(self.maker.lengths(self.seq_len).values())
+        for document in range(len(texts)):
+            start, end = 0, texts.length(document) + ends
+            while start < end:
+                units = longest(
+                    self.maker, end - start, room=room, seq_len=self.seq_len, draw=_DRAW
+                )
+                if not units:
+                    break
+                found.append(Block(source, 0, document, start, start + units))
+                start += units
+            if len(found) >= window:
+                yield found, False
+                found = []
+        yield found, True
 
 
 def _named(held: RecordDocuments, numbers: Sequence[int] | np.ndarray) -> str:

@@ -36,7 +36,7 @@ from llama_jax.train.place import local_rows, place
 from llama_jax.train.progress import say
 from llama_jax.train.step import EXTRA
 
-Given = tuple[np.ndarray | None, ...] | None
+Known = tuple[np.ndarray, ...] | None
 """Of each source the figures of its records, float32 [R, C]; None where none are wanted."""
 
 DIRECTORY = 'reference'
@@ -71,17 +71,17 @@ class References:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices('references')
 
-    def training(self) -> Given:
+    def training(self) -> Known:
         return self._of('train', self._experiment)
 
-    def mean(self, given: Given) -> float | None:
+    def mean(self, given: Known) -> float | None:
         """What a checkpoint keeps of the figures: a run that goes on has to have the same."""
         if given is None:
             return None
-        known = np.concatenate([known_RC.ravel() for known_RC in given if known_RC is not None])
+        known = np.concatenate([known_RC.ravel() for known_RC in given])
         return float(np.nanmean(known, dtype=np.float64))
 
-    def check(self, given: Given, recorded: float | None, workdir: Path) -> None:
+    def check(self, given: Known, recorded: float | None, workdir: Path) -> None:
         """Raise UserError unless the run began with these figures: where they were computed again,
         what `start` names may have changed since."""
         mean = self.mean(given)
@@ -93,7 +93,7 @@ class References:
             f'{self._experiment.start} has changed since; restore it, or give another --workdir'
         )
 
-    def validation(self) -> tuple[Given, ...]:
+    def validation(self) -> tuple[Known, ...]:
         """Of each validation set."""
         data = self._experiment.data
         return tuple(
@@ -107,7 +107,7 @@ class References:
             for source in data.of('validation')
         )
 
-    def _of(self, split: Any, experiment: Experiment) -> Given:
+    def _of(self, split: Any, experiment: Experiment) -> Known:
         if not experiment.objective.knows:
             return None
         train = experiment.train
@@ -148,12 +148,12 @@ class References:
         say(f'reading {len(held):,} records of {held.name} with the reference')
         # In tokens, which it counts as bytes: what is left is what matters.
         with Progress(f'reference of {held.name}', loader.texts[source].tokens) as progress:
-            for batch, numbers in loader.in_order(source):
+            for batch, blocks in loader.in_order(source):
                 with jax.set_mesh(self._mesh):
                     known_BMC = np.asarray(known(params, place(batch, self._mesh)))
-                for row, own in zip(self._rows, numbers, strict=True):
-                    found |= {number: known_BMC[row, m] for m, number in enumerate(own)}
-                progress.add(sum(loader.texts[source].length(n) for own in numbers for n in own))
+                for row, own in zip(self._rows, blocks, strict=True):
+                    found |= {block.document: known_BMC[row, m] for m, block in enumerate(own)}
+                progress.add(sum(block.stop - block.start for own in blocks for block in own))
         for number, known_C in found.items():
             if not np.isfinite(known_C).all():
                 raise UserError(

@@ -19,6 +19,7 @@ from llama_jax import layout, trees
 from llama_jax import mesh as meshes
 from llama_jax.data.load_tokenizer import check as check_tokenizer
 from llama_jax.data.loader import Loader
+from llama_jax.data.recipe import Given
 from llama_jax.data.record import Text
 from llama_jax.data.sources import open_sources
 from llama_jax.generate.finite import NotFiniteError
@@ -38,7 +39,7 @@ from llama_jax.train.place import HostBatch, local_rows, place
 from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
-from llama_jax.train.reference import Given, References
+from llama_jax.train.reference import References
 from llama_jax.train.sample import Sampler, sampler
 from llama_jax.train.start import adapted, chat_format, chat_read, refrozen
 from llama_jax.train.step import (

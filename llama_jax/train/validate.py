@@ -18,6 +18,7 @@ from llama_jax import layout, precision
 from llama_jax.data.config import labels
 from llama_jax.data.loader import Loader
 from llama_jax.data.overlap import warn_of_overlap
+from llama_jax.data.recipe import Given
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch, Loss, Objective
@@ -25,7 +26,6 @@ from llama_jax.text.chat import ChatFormat
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import local_rows, place
-from llama_jax.train.reference import Given
 from llama_jax.train.step import loss_of
 
 LossStep = Callable[[Params, Batch], Loss]
@@ -81,7 +81,7 @@ class Validation:
             chat,
         )
         self._sources = experiment.data.of('validation')
-        self.given: tuple[Given, ...] | None = None  # what is known of the records of each set
+        self.given: Sequence[Given] | None = None  # what is known of the records of each set
         warn_of_overlap(experiment.data)
         self.labels = labels(self._sources)
         tokens = []

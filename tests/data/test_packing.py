@@ -19,12 +19,12 @@ LAYOUT = packing.layout_of(example(2, 1), pad_id=9)
 
 def test_layout_of_an_example():
     assert {
-        'inputs': (np.int32, 9),
-        'weights': (np.float32, 0),
-        'encoder/inputs': (np.int32, 9),
+        'inputs': (np.int32, 9, ()),
+        'weights': (np.float32, 0, ()),
+        'encoder/inputs': (np.int32, 9, ()),
     } == LAYOUT
-    assert packing.layout_of({'targets': np.zeros(1, np.uint16)}, pad_id=3) == {
-        'targets': (np.int32, 3)
+    assert packing.layout_of({'targets': np.zeros((1, 4), np.uint16)}, pad_id=3) == {
+        'targets': (np.int32, 3, (4,))
     }
 
 

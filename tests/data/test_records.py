@@ -165,11 +165,12 @@ def test_records_in_order_tell_their_numbers(chats):
     with whole, parts[0], parts[1]:
         texts = [TOKENIZER.decode(whole.texts[0][i]) for i in range(151)]
         halves = zip(*(part.in_order(0) for part in parts), strict=True)
-        for (batch, numbers), ((one, first), (other, second)) in zip(
+        for (batch, blocks), ((one, first), (other, second)) in zip(
             whole.in_order(0), halves, strict=True
         ):
+            numbers = [[block.document for block in row] for row in blocks]
             assert list(segments([batch])) == [texts[i] for row in numbers for i in row]
-            assert numbers == [first[0], second[0], first[1], second[1]]
+            assert blocks == [first[0], second[0], first[1], second[1]]
             np.testing.assert_array_equal(batch['inputs'][[0, 2]], one['inputs'])
             np.testing.assert_array_equal(batch['inputs'][[1, 3]], other['inputs'])
             found += [i for row in numbers for i in row]
