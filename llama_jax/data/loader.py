@@ -26,7 +26,7 @@ from llama_jax.data.documents import Documents, RecordDocuments
 from llama_jax.data.encoded import Records, encoded, tell
 from llama_jax.data.pieces import Example, Maker, Sizes
 from llama_jax.data.plan import Cursor
-from llama_jax.data.recipe import Batch, Recipe, layout
+from llama_jax.data.recipe import Batch, Given, Recipe, layout
 from llama_jax.data.record import Text
 from llama_jax.errors import UserError
 from llama_jax.text.chat import ChatFormat

@@ -18,6 +18,7 @@ from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.base import Base, Batch, Loss
 from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.kl import Mix, Online, TopK, distilled, top_k
 from llama_jax.text.chat import ChatFormat
 from llama_jax.text.vocabulary import Vocabulary
@@ -48,7 +49,7 @@ class Distillation(Base):
 
     teacher: str
     """RUN, RUN@STEP, RUN@best, or weights of others, as `start`. Its vocabulary is the model's."""
-    task: CausalLM = CausalLM()
+    task: CausalLM | InstructionTuning = CausalLM()
     temperature: float = 1.0
     """Both distributions are flattened by it; T^2 keeps the gradient's size."""
     alpha: float = 0.5
@@ -154,6 +155,11 @@ class Distillation(Base):
     ) -> Loss:
         x_BTD = self.task.read(model, batch, compute=compute, key=key)
         teacher: Online | TopK
+        if (IDS if self.top_k else TEACHER) not in (batch if self.top_k else extra):
+            raise UserError(
+                'there is no teacher here: only a run, which finds it before its first step, has '
+                'the loss of a distillation'
+            )
         if self.top_k:
             teacher = TopK(batch[IDS], batch[LOG_PROBS], batch[REST])
         else:

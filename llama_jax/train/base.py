@@ -93,11 +93,11 @@ def _remade(path: str, w: Weight, mesh: Mesh, make: Callable[[str, jax.Array], W
     return made
 
 
-def check_identity(recorded: Identity, found: Identity, start: str) -> None:
-    """Raise UserError where `start` no longer is what a run began with."""
+def check_identity(recorded: Identity, found: Identity, named: str) -> None:
+    """Raise UserError where what was `named` no longer is what a run began with."""
     if recorded != found:
         raise UserError(
-            f'--start {start} is no longer what the run began with (weights '
+            f'{named} is no longer what the run began with (weights '
             f'{recorded.get("weights")}, now {found.get("weights")}): what was trained is for '
             'those; bring them back, or begin again in another --workdir'
         )

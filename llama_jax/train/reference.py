@@ -1,5 +1,5 @@
-"""What an objective wants to know of every record before the first step, such as log-probabilities
-under the parameters that a run begins with.
+"""What an objective wants to know of all data before the first step: of records, such as
+log-probabilities under the parameters that a run begins with; or what a teacher says (teacher.py).
 
 It is computed once, and kept in the workdir, where a run that goes on finds it. Letters of this
 file: R records of a source, C figures of each.
@@ -26,6 +26,7 @@ from llama_jax import precision
 from llama_jax.data.documents import RecordDocuments
 from llama_jax.data.loader import Loader
 from llama_jax.data.progress import Progress
+from llama_jax.data.recipe import Given
 from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.model.layers import Params
@@ -35,16 +36,14 @@ from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import local_rows, place
 from llama_jax.train.progress import say
 from llama_jax.train.step import EXTRA
-
-Known = tuple[np.ndarray, ...] | None
-"""Of each source the figures of its records, float32 [R, C]; None where none are wanted."""
+from llama_jax.train.teacher import Taught
 
 DIRECTORY = 'reference'
 """In the workdir."""
 
 
 class References:
-    """The figures of all records of a run.
+    """The figures of all records of a run, or what its teacher said of them.
 
     Args:
       begun: the parameters that the run begins with; asked for where something is to be computed.
@@ -58,12 +57,13 @@ class References:
         mesh: Mesh,
         workdir: Path,
         chat: ChatFormat | None,
+        taught: Taught,
         *,
         begun: Callable[[], Params],
         anew: bool,
     ) -> None:
         self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
-        self._chat = chat
+        self._chat, self._taught = chat, taught
         self._directory = workdir / DIRECTORY
         self._begun = functools.cache(begun)
         if anew and jax.process_index() == 0:
@@ -71,17 +71,17 @@ class References:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices('references')
 
-    def training(self) -> Known:
+    def training(self) -> Given:
         return self._of('train', self._experiment)
 
-    def mean(self, given: Known) -> float | None:
+    def mean(self, given: Given) -> float | None:
         """What a checkpoint keeps of the figures: a run that goes on has to have the same."""
-        if given is None:
+        if given is None or not self._experiment.objective.knows:
             return None
-        known = np.concatenate([known_RC.ravel() for known_RC in given])
+        known = np.concatenate([np.asarray(known_RC).ravel() for known_RC in given])
         return float(np.nanmean(known, dtype=np.float64))
 
-    def check(self, given: Known, recorded: float | None, workdir: Path) -> None:
+    def check(self, given: Given, recorded: float | None, workdir: Path) -> None:
         """Raise UserError unless the run began with these figures: where they were computed again,
         what `start` names may have changed since."""
         mean = self.mean(given)
@@ -93,7 +93,7 @@ class References:
             f'{self._experiment.start} has changed since; restore it, or give another --workdir'
         )
 
-    def validation(self) -> tuple[Known, ...]:
+    def validation(self) -> tuple[Given, ...]:
         """Of each validation set."""
         data = self._experiment.data
         return tuple(
@@ -107,8 +107,8 @@ class References:
             for source in data.of('validation')
         )
 
-    def _of(self, split: Any, experiment: Experiment) -> Known:
-        if not experiment.objective.knows:
+    def _of(self, split: Any, experiment: Experiment) -> Given:
+        if not experiment.objective.knows and not self._taught.asked:
             return None
         train = experiment.train
         with Loader(
@@ -123,6 +123,8 @@ class References:
             epochs=1,
             chat=self._chat,
         ) as loader:
+            if self._taught.asked:
+                return self._taught.said(loader)
             return tuple(self._source(loader, source) for source in range(len(loader.texts)))
 
     def _source(self, loader: Loader, source: int) -> np.ndarray:

@@ -121,32 +121,37 @@ def load(
 
 
 def base(
-    experiment: Experiment, mesh: Mesh, compute: Compute | None, *, recorded: Identity | None
+    experiment: Experiment,
+    mesh: Mesh,
+    compute: Compute | None,
+    *,
+    recorded: Identity | None,
+    what: str = '--start',
 ) -> tuple[Params, Identity, str]:
     """The backbone that `experiment.start` names, stacked and placed, as a run keeps it which does
     not train it; its identity, and what there is to say of it. For use with `compute`, or, where
-    that is None, in the type that it has there.
+    that is None, in the type that it has there. `what` is the option that names it.
 
     Where the identity is recorded, of a run the checkpoint of then is read. Raises UserError when
     there is another or none.
     """
     start = experiment.start
     assert start is not None, 'see tune.check'
-    workdir, _ = named(start, '--start')
+    workdir, _ = named(start, what)
     keep = Kept(experiment.tune, compute, mesh)
     rows, said = experiment.model.vocab, ''
     if read_run(workdir) is not None:
         then = recorded and recorded.get('step')
-        run = load(f'{workdir}@{then}' if then else start, mesh, shared_heads=True, what='--start')
+        run = load(f'{workdir}@{then}' if then else start, mesh, shared_heads=True, what=what)
         params, said, identity = run.params, f', step {run.step}', run.identity
         if rows > run.config.vocab:
             params = grown(params, rows, ids=run.config.ids, mesh=mesh)
         params = map_named(keep, params, is_leaf=lambda w: isinstance(w, Adapted | Quantized))
     else:
-        params = pretrained.find(start, '--start').params(mesh, rows=rows, each=keep)
+        params = pretrained.find(start, what).params(mesh, rows=rows, each=keep)
         identity = keep.identity()
     if recorded is not None:
-        check_identity(recorded, identity, start)
+        check_identity(recorded, identity, f'{what} {start}')
     return params, identity, said
 
 

@@ -50,6 +50,8 @@ from llama_jax.train.step import (
     initial_state,
     train_step,
 )
+from llama_jax.train.teacher import Taught
+from llama_jax.train.teacher import check as check_teacher
 from llama_jax.train.validate import Stop, Validation
 from llama_jax.train.wandb import package
 from llama_jax.train.workdir import forget_unsaved, held, holder
@@ -179,6 +181,7 @@ def _prepare(
     chat = chat_read(experiment, workdir)
     if experiment.objective.reads is not Text:  # what it refuses, before weights are read
         _loader(experiment, tokenizer, device_mesh, None, chat).close()
+    check_teacher(experiment, tokenizer)
     validates = experiment.evaluation.every > 0
     validation = Validation(experiment, tokenizer, device_mesh, chat=chat) if validates else None
     held_out = None if validation is None else functools.partial(validation.open, 0)
@@ -225,11 +228,12 @@ def _prepare(
         notes += [*restored.damaged, *changed, f'resumed from the checkpoint of step {start}']
 
     agreement.same({'start': identity}, 'weights of --start')
+    taught = Taught(experiment, device_mesh, recorded=restored and restored.metadata.get('teacher'))
 
     profile = Profile(traced, workdir, taken=start, last=train.steps)
     opened.callback(profile.close)
     references = References(
-        *(experiment, tokenizer, device_mesh, workdir, chat),
+        *(experiment, tokenizer, device_mesh, workdir, chat, taught),
         begun=lambda: _begun(experiment, tokenizer, device_mesh) if restored else state.evaluated,
         anew=restored is None,
     )
@@ -264,6 +268,7 @@ def _prepare(
             template_files.keep(chat_format(experiment), workdir)
     seconds = records.begin(start)
 
+    state = taught.beside(state)
     lowered = train_step(
         experiment.model,
         experiment.objective,
@@ -305,6 +310,7 @@ def _prepare(
             **{**metadata, 'data': loader.digest, 'ramp': resume.ramp_record(ramp)},
             'start': identity,
             'reference': references.mean(given),
+            'teacher': taught.identity,
         },
         workdir=workdir,
         opened=opened.pop_all(),

@@ -63,19 +63,20 @@ class Origin:
         return self.weights.text().chat
 
 
-def origin(start: str) -> Origin:
-    """Finds it; reads no parameters. Raises UserError when there is neither a run nor a model."""
-    workdir, _ = restore.named(start, '--start')
+def origin(start: str, what: str = '--start') -> Origin:
+    """Finds it; reads no parameters. Raises UserError when there is neither a run nor a model.
+    `what` is the option that names it."""
+    workdir, _ = restore.named(start, what)
     if read_run(workdir) is not None:
         return Origin(start, restore.experiment_of(workdir).model, workdir)
-    if not pretrained.is_there(start, '--start'):
+    if not pretrained.is_there(start, what):
         raise UserError(
-            f'{workdir} holds no run, and no model of others is there: give --start a RUN, '
+            f'{workdir} holds no run, and no model of others is there: give {what} a RUN, '
             f'RUN@STEP or RUN@best, {", ".join(pretrained.PACKAGES)}, a .gguf file or the '
             'directory of a model'
         )
     try:
-        weights = _weights(start)
+        weights = _weights(start, what)
     except UserError as error:
         if workdir.is_dir() and not any((workdir / name).exists() for name in _SETTINGS):
             raise UserError(f'{workdir} holds no run, and is no model: {error}') from None
@@ -109,8 +110,8 @@ def chat_read(experiment: Experiment, workdir: Path | None = None) -> ChatFormat
 
 
 @functools.lru_cache(maxsize=2)  # asked for several times; what there is to warn of is told once
-def _weights(start: str) -> Weights:
-    return pretrained.find(start, '--start')
+def _weights(start: str, what: str) -> Weights:
+    return pretrained.find(start, what)
 
 
 def started(experiment: Experiment, workdir: Path | None = None) -> Experiment:
