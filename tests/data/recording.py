@@ -43,6 +43,13 @@ class Chats(Causal):
         }
 
 
+class Odd(Chats):
+    """Chats of an even number of tokens, which give no example otherwise."""
+
+    def whole(self, lengths, *, seq_len):
+        return None if lengths[0] % 2 else lengths
+
+
 @dataclasses.dataclass(frozen=True)
 class Pairs(Causal):
     """A source in one stream, its target in another."""

@@ -22,7 +22,7 @@ from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import TokenizerConfig
 from tests.data.corpus import CHINESE
 from tests.data.objective import Causal
-from tests.data.recording import Chats, Pairs
+from tests.data.recording import Chats, Odd, Pairs
 from tests.data.test_loader import assert_equal, joined
 
 TOKENIZER = bytes_tokenizer()
@@ -158,7 +158,8 @@ def test_columns_that_are_given_come_with_their_records(chats):
     assert len(seen) == 151
 
 
-def test_records_in_order_tell_their_numbers(chats):
+def test_records_in_order_tell_their_numbers(chats, monkeypatch):
+    monkeypatch.setattr('llama_jax.data.loader._WINDOW', 40)
     whole = load(files(chats), Chats())
     parts = [load(files(chats), Chats(), rows=rows) for rows in ([0, 2], [1, 3])]
     found = []
@@ -247,6 +248,21 @@ def test_too_long_records_are_refused_dropped_or_cut(tmp_path, caplog):
     assert not any('z' in text for text in cut)
     with pytest.raises(UserError, match='no record left to learn from in rows of 8'):
         load(files(path, too_long='drop'), Chats(), seq_len=8)
+
+
+def test_one_position_too_many_is_too_many(tmp_path):
+    path = written(tmp_path / 'c.jsonl', [chat(i, 'y' * 9) for i in range(5)])
+    needed = len('0?') + 1 + len('0 yyyyyyyyy') + 1
+    load(files(path), Chats(), seq_len=needed).close()
+    with pytest.raises(UserError, match=f'5 of 5 .* than {needed - 1} .* the longest {needed}: '):
+        load(files(path), Chats(), seq_len=needed - 1)
+
+
+def test_records_that_give_no_example_are_told_and_left_out(tmp_path, caplog):
+    path = written(tmp_path / 'c.jsonl', [chat(i, 'y' * (i + 1)) for i in range(6)])
+    batches = take(load(files(path), Odd(), epochs=1), None)
+    assert sorted(segments(batches)) == [f'{i}?{i} {"y" * (i + 1)}' for i in (1, 3, 5)]
+    assert '3 of 6 records give no example for Odd and are left out: c.jsonl:1, 3, 5' in caplog.text
 
 
 def test_of_two_streams_the_one_that_is_too_short_is_named(tmp_path):

@@ -249,6 +249,10 @@ PREFERENCES = {
     'texts': (dict(prompt='q ', chosen='a', rejected='b'), ('q ', 'a', 'b')),
     # A short prompt that both answers happen to begin with is part of them.
     'texts that echo': (dict(prompt='Hi', chosen='Hi a', rejected='Hi b'), ('Hi', 'Hi a', 'Hi b')),
+    'an input that is no object': (
+        dict(input='q', preferred_output=[A], chosen='a', rejected='b'),
+        ((Q,), (A,), (B,)),
+    ),
     'no prompt': (
         dict(chosen='The sky is blue', rejected='The sky is black'),
         ('The sky is', ' blue', ' black'),
