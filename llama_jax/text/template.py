@@ -68,29 +68,44 @@ class Template:
         begin: Sequence[int] = (),
     ) -> Turns:
         """A turn begins where the prompt ends that asks for it. That prompt is rendered only where
-        the template writes something else between two messages than after a user's."""
-        conversation = replace(conversation, add_generation_prompt=False)
+        the template writes something else before the turn than before an earlier one, or than
+        behind a user's words."""
         tokens = self._spelt(vocabulary)
-        text = self._rendered(conversation, tokens)
+        source, conversation, text = self._chosen(
+            replace(conversation, add_generation_prompt=False), tokens
+        )
+        self._check(source, conversation, tokens, text)
         left = _left_out(conversation.messages, text)
         if left is not None:
             raise UserError(f'the chat template leaves out what message {left} says: take it out')
         for i in learnt:
             check_whole(text, i, _said(conversation.messages[i]))
+        asked = _asked(source, json.dumps(dict(tokens)))
+        asking = {} if asked is None else {'user': asked}
+        starts = {
+            i: self._start(text, source, conversation, tokens, i, asking) for i in sorted(learnt)
+        }
         parts, widths = control_parts(text, _control(vocabulary, tokens))
         return turns_of(
             parts,
             vocabulary,
-            starts={i: self._start(text, conversation, tokens, i) for i in learnt},
+            starts=starts,
             ends=end_ids(self, vocabulary),
             last=len(conversation.messages) - 1,
             widths=widths,
         )
 
     def _start(
-        self, text: Marked, conversation: Conversation, tokens: Mapping[str, Any], i: int
+        self,
+        text: Marked,
+        source: str,
+        conversation: Conversation,
+        tokens: Mapping[str, Any],
+        i: int,
+        asking: dict[str, str],
     ) -> int | None:
-        """The character at which the turn of message `i` begins; None: at its first own."""
+        """The character at which the turn of message `i` begins; None: at its first own. `asking`
+        is what stands between the words of a role and the end of the prompt, as found so far."""
         messages = conversation.messages
         if messages[i]['role'] != 'assistant' or not i:
             return None
@@ -98,18 +113,18 @@ class Template:
         # Where the words end that stand before, and what the template has between.
         said = next((k for k in range(first, 0, -1) if is_message(text.marks[k - 1])), 0)
         between = str.__str__(text[said:first])
-        before = text.marks[said - 1] if said else None
-        plain = not (self.named or conversation.tools or conversation.documents)
-        if plain and before == of_message(i - 1) and messages[i - 1]['role'] == 'user':
-            asked = _asked(self.source, json.dumps(dict(tokens)))
-            if asked is not None and between.startswith(asked):
-                return said + len(asked)
+        before, role = text.marks[said - 1] if said else None, messages[i - 1]['role']
+        follows = before == of_message(i - 1)
+        if follows and role in asking and between.startswith(asking[role]):
+            return said + len(asking[role])
         prompt = replace(conversation, messages=messages[:i], add_generation_prompt=True)
         try:
-            rendered = self._rendered(prompt, tokens)
+            rendered = run(source, tokens, prompt)
         except UserError:  # no prompt ends there
             return None
-        if len(rendered) <= first and str.startswith(text, rendered):
+        if said <= len(rendered) <= first and str.startswith(text, rendered):
+            if follows:
+                asking[role] = between[: len(rendered) - said]
             return len(rendered)
         if before is None or before not in rendered.marks:
             return None
@@ -147,6 +162,14 @@ class Template:
 
     def _rendered(self, conversation: Conversation, tokens: Mapping[str, Any]) -> Marked:
         """The text of the prompt, which knows who wrote it."""
+        source, conversation, text = self._chosen(conversation, tokens)
+        self._check(source, conversation, tokens, text)
+        return _to_continue(text) if conversation.continue_final_message else text
+
+    def _chosen(
+        self, conversation: Conversation, tokens: Mapping[str, Any]
+    ) -> tuple[str, Conversation, Marked]:
+        """The template for a conversation, the form of it that the template reads, and the text."""
         source = self.source
         for name, given in (('tool_use', conversation.tools), ('rag', conversation.documents)):
             if given and name in self.named:
@@ -155,10 +178,16 @@ class Template:
         if in_parts and not _takes_parts(source, tokens):
             conversation = conversation.joined()
         text = run(source, tokens, conversation)
+        if _left_out(conversation.messages, text) is not None and _takes_parts(source, tokens):
+            conversation = conversation.in_parts()  # it may take nothing else
+            text = run(source, tokens, conversation)
+        return source, conversation, text
+
+    def _check(
+        self, source: str, conversation: Conversation, tokens: Mapping[str, Any], text: Marked
+    ) -> None:
+        """Tell what is left out of the text, and refuse tools and documents that are."""
         left = _left_out(conversation.messages, text)
-        if left is not None and _takes_parts(source, tokens):
-            text = run(source, tokens, conversation.in_parts())  # it may take nothing else
-            left = _left_out(conversation.messages, text)
         if left is not None:
             said = f'what message {left} ({one_line(conversation.messages[left]["role"])}) says'
             _tell_left_out(source, said)
@@ -178,7 +207,6 @@ class Template:
                     continue  # it needs them
                 if without == text:
                     raise UserError(f'the chat template ignores {what}: leave them out')
-        return _to_continue(text) if conversation.continue_final_message else text
 
     def knows(self, word: str) -> bool:
         """Whether the template mentions it."""
