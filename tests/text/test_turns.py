@@ -318,6 +318,18 @@ def test_tokens_across_the_border_are_in_the_turn(head, answer, expected, settin
     )
 
 
+def test_characters_of_one_to_four_bytes_before_a_turn():
+    """And in it, where all of a chat is one text."""
+    letters = '\x7f\x80\u07ff\u0800\uffff\U00010000🙂'
+    template = Template(WAYS['ended at the end of the text alone (Falcon)'][0], TOKENS)
+    messages = [{**one, 'content': f'{letters}{i}{letters}'} for i, one in enumerate(SAID)]
+    found = turns(template, messages)
+    assert [read(found, i) for i in (1, 3)] == [
+        f' {letters}1{letters}',
+        f' {letters}3{letters}</s>',
+    ]
+
+
 def test_alike():
     assert alike('a b', 'a  b c') == 4 and alike('a  b', 'ab') == 2
     assert alike('<x>\n<think>', '<x>\n<tool>') == 4 and alike('x', 'y') == 0
