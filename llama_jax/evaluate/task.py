@@ -40,6 +40,9 @@ class Task:
     """Template of what is asked."""
     description: str = ''
     """In front of all shots."""
+    chat: bool = False
+    """A prompt is what a user says, in the chat format of the model, and its answer the
+    assistant's; shots are turns before them, the description is the system message."""
     target: str = 'answer'
     """Field with the answer: the text or the number (from 0) of a choice; the text to write, or a
     list of such, each of which is right."""
@@ -92,11 +95,18 @@ class Task:
         for name in _USELESS[self.kind]:
             if getattr(self, name) != _default(name):
                 raise UserError(f'{name} has no effect on a task of kind {self.kind}: leave it out')
+        for name in ('between', 'separator', 'domain', 'content_free') if self.chat else ():
+            if getattr(self, name) != _default(name):
+                raise UserError(
+                    f'{name} has no effect on a chat, whose format stands there: leave it out'
+                )
         if self.shots and not self.train:
             raise UserError('shots are drawn from the file that train names: name one')
 
 
-_OF_PROMPTS = ('prompt', 'description', 'target', 'between', 'separator', 'shots', 'train')
+_OF_PROMPTS = (
+    *('prompt', 'description', 'target', 'between', 'separator', 'shots', 'train', 'chat'),
+)
 _OF_CHOICES = ('choices', 'domain', 'content_free')
 _OF_TEXT = ('max_tokens', 'until')
 _OF_WHOLE = ('text', 'window', 'stride')
@@ -194,7 +204,9 @@ def _of_toml(path: Path) -> Task:
 def _typed(path: Path, name: str, value: Any) -> Any:
     """A value of a TOML file as the field wants it."""
     usual = _default(name)
-    if isinstance(usual, int):
+    if isinstance(usual, bool):
+        right = isinstance(value, bool)
+    elif isinstance(usual, int):
         right = isinstance(value, int) and not isinstance(value, bool)
     elif isinstance(usual, tuple):
         right = isinstance(value, list) and all(isinstance(x, str) for x in value)
@@ -202,7 +214,9 @@ def _typed(path: Path, name: str, value: Any) -> Any:
         right = isinstance(value, str) or (name == 'choices' and isinstance(value, list))
         right = right and (isinstance(value, str) or all(isinstance(x, str) for x in value))
     if not right:
-        kind = {int: 'a number', tuple: 'a list of texts'}.get(type(usual), 'a text')
+        kind = {bool: 'true or false', int: 'a number', tuple: 'a list of texts'}.get(
+            type(usual), 'a text'
+        )
         raise UserError(f'{path}: {name} is {value!r}, it must be {kind}')
     return tuple(value) if isinstance(value, list) else value
 

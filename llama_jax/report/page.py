@@ -8,7 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from llama_jax.report import curves, sets, tuning
+from llama_jax.report import curves, sets, tasks, tuning
 from llama_jax.report.headline import headline
 from llama_jax.report.read import Line, RunRecords, read
 from llama_jax.report.style import CSS, SERIES_CSS, TABLE_CSS
@@ -37,7 +37,7 @@ def page(run: RunRecords) -> str:
         f'{CSS}{SERIES_CSS}{TABLE_CSS}',
         f"""{headline(run)}
 {problems}
-{tuning.section(run)}<h2>Learning</h2>
+{tuning.section(run)}{tasks.section(run)}<h2>Learning</h2>
 <div class="charts">{curves.learning(run)}{sets.by_set(run, curves.tokens(run))}{
             tuning.charts(run)
         }</div>

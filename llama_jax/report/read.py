@@ -28,6 +28,8 @@ class RunRecords:
     """The metrics common to all objectives, measured during the training."""
     samples: list[Line] = field(default_factory=list)
     events: list[Line] = field(default_factory=list)
+    tasks: Line = field(default_factory=dict)
+    """tasks.json, of `experiments.evaluate --tasks`; empty when there is none."""
     problems: list[str] = field(default_factory=list)
     """Sentences about what could not be read."""
 
@@ -39,11 +41,13 @@ def read(run_dir: Path) -> RunRecords:
         what = 'holds no run (no run.json)' if run_dir.is_dir() else 'is no directory'
         raise UserError(f'{run_dir} {what}: name the --workdir of a training run')
     problems: list[str] = []
-    try:
-        baselines = read_object(run_dir / 'baselines.json') or {}
-    except UserError as error:
-        baselines = {}
-        problems.append(str(error))
+    beside: dict[str, Line] = {}
+    for name in ('baselines', 'tasks'):
+        try:
+            beside[name] = read_object(run_dir / f'{name}.json') or {}
+        except UserError as error:
+            beside[name] = {}
+            problems.append(str(error))
     lines, unreadable = _read_lines(run_dir / 'metrics.jsonl')
     if unreadable:
         are = 'line was' if unreadable == 1 else 'lines were'
@@ -51,7 +55,8 @@ def read(run_dir: Path) -> RunRecords:
     return RunRecords(
         name=str(facts.get('name') or run_dir.resolve().name),
         facts=facts,
-        baselines=baselines,
+        baselines=beside['baselines'],
+        tasks=beside['tasks'],
         train=_by_step(lines, 'train'),
         validation=_by_step(lines, 'validation'),
         light=_by_step(lines, 'light'),

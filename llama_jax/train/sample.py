@@ -127,7 +127,8 @@ def _prompt(
     begin = tokenizer.control['<s>']
     if experiment.objective.reads is Chat and chat is not None:
         conversation = Conversation([{'role': 'user', 'content': prompt}])
-        return Asked(prompt, chat.encode(conversation, tokenizer), None, TEMPERATURE)
+        ids = chat.encode(conversation, tokenizer, begin=[begin])
+        return Asked(prompt, ids, None, TEMPERATURE)
     text = tokenizer.encode(prompt).tolist()
     if experiment.model.encoder_layers:
         return Asked(prompt, [begin], text or [begin], TEMPERATURE)

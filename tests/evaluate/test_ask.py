@@ -11,10 +11,12 @@ from llama_jax.errors import UserError
 from llama_jax.evaluate import ask, task
 from llama_jax.evaluate.ask import windows
 from llama_jax.evaluate.subject import Subject
+from llama_jax.generate.continuations import Request
 from llama_jax.generate.engine import Generator
 from llama_jax.generate.programs import Programs
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
+from llama_jax.text.chat import FORMATS, Conversation
 from tests.evaluate.conftest import COMPUTE, MODEL
 
 CONFIG = replace(MODEL, context=256)
@@ -232,3 +234,34 @@ def test_what_is_too_long_is_counted_and_named(tmp_path, subject):
     with pytest.raises(UserError, match='max_tokens 300 leave no room'):
         text = [{'prompt': 'x', 'answer': 'y'}]
         ask.ask(subject, loaded(tmp_path, text, kind='text', max_tokens=300))
+
+
+def test_a_task_in_chats(tmp_path, subject):
+    """Shots are turns, the description is the system message; scores and texts are those of the
+    chats written here."""
+    chat, vocabulary = FORMATS['llama2'], subject.vocabulary
+    talking = replace(subject, chat=chat, _made={})
+    items = [{'text': f'colour {i}', 'label': WORDS[i % 2]} for i in range(3)]
+    settings = {'chat': True, 'prompt': 'Which? {{text}}', 'description': 'Name it.'}
+    settings |= {'target': 'label', 'shots': 1, 'shot_seeds': 1}
+    one = loaded(tmp_path, items, items[:1] * 2, **settings, choices=WORDS[:3])
+    found = ask.ask(talking, one)
+    for item, example in zip(items, found.examples, strict=True):
+        messages = [{'role': 'system', 'content': 'Name it.'}]
+        for asked, answer in (('colour 0', WORDS[0]), (item['text'], None)):
+            messages.append({'role': 'user', 'content': f'Which? {asked}'})
+            messages += [{'role': 'assistant', 'content': answer}] if answer else []
+        ids = chat.encode(Conversation(messages), vocabulary, begin=subject.begin)
+        wanted = [
+            talking.score([Request(ids, vocabulary.encode(word).tolist())], shared=False)[0].total
+            for word in WORDS[:3]
+        ]
+        np.testing.assert_allclose(example['log_p'], wanted, atol=1e-4)
+    assert set(found.scores) == {'acc', 'acc_chars', 'acc_bytes', 'acc_alone'}
+    with pytest.raises(UserError, match='tiny has no chat format: leave chat out'):
+        ask.ask(subject, one)
+    for setting in ({'between': ''}, {'domain': 'x'}):
+        with pytest.raises(UserError, match='has no effect on a chat'):
+            loaded(tmp_path, items, items[:1] * 2, **settings, **setting, choices=WORDS[:3])
+    with pytest.raises(UserError, match="chat is 'yes', it must be true or false"):
+        loaded(tmp_path, items, **{**settings, 'chat': 'yes'})

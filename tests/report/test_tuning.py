@@ -1,5 +1,6 @@
 """Before and after, in the report of a run that began with trained parameters."""
 
+import json
 import re
 
 import pytest
@@ -76,3 +77,28 @@ def test_figures_that_are_not_finite_are_left_open(tmp_path):
     section = tuning.section(read(run.write(tmp_path / 'run', lines=changed)))
     assert re.search('accuracy</th><td[^>]*>0.500', section) and 'best, step' not in section
     assert NOT_YET in section
+
+
+def test_tasks_stand_with_their_intervals(tmp_path):
+    path = run.write(tmp_path / 'run', lines=lines())
+    assert '<h2>Evaluation</h2>' not in write_report(path).read_text('utf-8')
+    mine, theirs = ({'value': x, 'low': x - 0.05, 'high': x + 0.05, 'se': 0.02} for x in (0.9, 0.4))
+    difference = {'value': 0.5, 'low': 0.43, 'high': 0.57, 'se': 0.03}
+    task = {'kind': 'choices', 'items': 200, 'shots': 0}
+    told = {
+        'model': 'runs/<x>, step 24',
+        'tasks': {'topics': {**task, 'metrics': {'acc': mine, 'acc_chars': {'value': None}}}},
+    }
+    (path / 'tasks.json').write_text(json.dumps(told))
+    text = Page(write_report(path).read_text('utf-8')).text
+    assert 'topics, 200 items this run acc 0.900 [0.850, 0.950] acc_chars n/a' in text
+    assert 'Of runs/<x>, step 24; in brackets the 95% interval' in text and 'above' not in text
+    other = {'topics': {'metrics': {'acc': theirs}, 'difference': {'acc': difference}}}
+    (path / 'tasks.json').write_text(
+        json.dumps({**told, 'against': {'model': 'b', 'tasks': other}})
+    )
+    text = Page(write_report(path).read_text('utf-8')).text
+    assert 'acc 0.900 [0.850, 0.950] 0.400 [0.350, 0.450] 0.500 [0.430, 0.570]' in text
+    assert 'The difference is above b on the same items.' in text
+    (path / 'tasks.json').write_text('[]')
+    assert 'tasks.json is no JSON object' in Page(write_report(path).read_text('utf-8')).text
