@@ -106,9 +106,11 @@ def targeted(config: ModelConfig, targets: tuple[str, ...]) -> list[str]:
         raise UserError('--tune.targets is empty: give all, or names of weights')
     found: set[str] = set()
     for target in targets:
-        hit = [path for path in can if target == 'all' or target in _names(path)]
+        hit = [path for path in can if _is_named(path, target)]
         if not hit:
-            known = dict.fromkeys(name for path in can for name in _names(path)[1:])
+            known = dict.fromkeys(
+                name for path in can for name in (*path.split('.'), _letters(path))
+            )
             raise UserError(
                 f'--tune.targets {target!r} names no weight that adapters can be put upon: there '
                 f'are all, {", ".join(known)}'
@@ -117,9 +119,13 @@ def targeted(config: ModelConfig, targets: tuple[str, ...]) -> list[str]:
     return [path for path in can if path in found]
 
 
-def _names(path: str) -> list[str]:
-    """All that a weight is called: its path, the parts of that, and its letters."""
-    return [path, *path.split('.'), path.rsplit('_', 1)[-1]]
+def _is_named(path: str, target: str) -> bool:
+    """Whether a target is all, the letters of a weight, its path, or parts of that."""
+    return target in ('all', _letters(path)) or f'.{target}.' in f'.{path}.'
+
+
+def _letters(path: str) -> str:
+    return path.rsplit('_', 1)[-1]
 
 
 def trained(tune: Tune, backbone: Params, config: ModelConfig, key: jax.Array) -> Params:

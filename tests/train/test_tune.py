@@ -1,21 +1,36 @@
 """Runs that train adapters, or a head, beside weights that stay: begun, killed, resumed, loaded."""
 
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llama_jax import mesh as meshes
 from llama_jax import trees
-from llama_jax.model.tune import Full, LoRA
+from llama_jax.model.tune import Frozen, Full, LoRA
+from llama_jax.objectives.causal import CausalLM
 from llama_jax.train import loop, restore
 from llama_jax.train.checkpoint import numpy_tree
+from llama_jax.train.records import read_metrics
 from llama_jax.train.run import prepare
 from tests.train.conftest import changed, one_device, scheduled
 
 TUNE = LoRA(rank=2, alpha=8.0, targets=('attention', 'down_FD'), dropout=0.25)
+
+
+@dataclass(frozen=True)
+class Shifted(CausalLM):
+    """With a parameter of its own, which the loss falls with."""
+
+    def extra(self, model, key):
+        return {'shift_D': jnp.zeros(model.dim)}
+
+    def loss(self, model, batch, *, extra, compute, key):
+        loss = super().loss(model, batch, extra={}, compute=compute, key=key)
+        return loss._replace(total=loss.total + loss.weight * extra['shift_D'].sum())
 
 
 @pytest.fixture(autouse=True)
@@ -77,3 +92,40 @@ def test_killed_and_resumed_bit_for_bit_and_small(tuned, tuned_run, tmp_path):
     full = trees.n_bytes(state.frozen)
     assert 3 * trees.n_bytes(state.params) < full / 2
     assert size < full, 'three arrays for each factor, and nothing of the base'
+
+
+def test_a_base_of_integers_is_validated_sampled_and_loaded(tuned, tmp_path):
+    """In bfloat16, where no float32 copy of the base is kept."""
+    tune = replace(TUNE, base='int8')
+    short = changed(replace(tuned, tune=tune), 'compute', precision='bfloat16')
+    short = changed(short, 'evaluation', every=4, batches=1, prompts=('def',), sample_tokens=4)
+    state = loop.train(short, tmp_path / 'run')
+    block = state.frozen['blocks']['mlp']
+    assert block['up_DF'].value.dtype.name == 'int8', 'a weight without adapters as well'
+    assert state.frozen['embed_VD'].dtype.name == 'bfloat16'
+    assert state.frozen['norm']['scale_D'].dtype.name == 'float32'
+    samples = [line for line in read_metrics(tmp_path / 'run') if line['kind'] == 'sample']
+    assert {line['step'] for line in samples} == {0, 4}
+    found = restore.load(tmp_path / 'run', one_device(tuned.mesh)).params
+    w = found['blocks']['mlp']['down_FD']
+    same(
+        (w.base, w.a, w.b),
+        tuple(
+            getattr(state.evaluated['blocks']['mlp']['down_FD'], name)
+            for name in ('base', 'a', 'b')
+        ),
+    )
+    assert found['embed_VD'].dtype.name == 'float32', 'as it is there'
+
+
+def test_a_head_alone(tuned, tmp_path):
+    """Parameters of the objective are trained; those of the model are those of the start."""
+    shifted = replace(tuned, tune=Frozen(), objective=Shifted())
+    with prepare(shifted, tmp_path / 'run') as run:
+        before = jax.tree.map(np.array, run.state.frozen)
+        run.state, _ = run.step(run.state, run.place(next(run.loader)))
+        same(run.state.frozen, before)
+        assert list(run.state.params) == ['objective'] and np.any(
+            run.state.params['objective']['shift_D']
+        )
+    assert len(jax.tree.leaves(before)) > 9
