@@ -97,10 +97,7 @@ class Records(Texts):
     @staticmethod
     def gathered(tasks: Sequence[Part], directory: Path) -> dict[str, Any]:
         found = [np.load(task.path.with_suffix('.facts.npz')) for task in tasks]
-        widths = {x['lengths'].shape[1] for x in found if len(x['lengths'])} - {0}
-        if len(widths) > 1:
-            raise ValueError(f'records of {sorted(widths)} parts from one objective')
-        n_parts = max(widths, default=0)
+        n_parts = _width(x['lengths'].shape[1] for x in found)
         with (directory / _LENGTHS).open('wb') as lengths, (directory / _NUMBERS).open('wb') as n:
             for facts in found:
                 shape = (len(facts['numbers']), n_parts)
@@ -149,7 +146,7 @@ class RecordPart(Part):
                 numbers[i] = encoded.number
                 rows[i] = sum(lengths[-1]), _identity(encoded), each
                 seen(each)
-        n_parts = max(map(len, lengths), default=0)
+        n_parts = _width(map(len, lengths))
         filled = [of_parts or (0,) * n_parts for of_parts in lengths]
         np.savez(
             self.path.with_suffix('.facts.npz'),
@@ -168,6 +165,14 @@ class RecordPart(Part):
         if not sum(map(len, encoded.parts)):
             raise BadRecordError('gives no tokens')
         return encoded
+
+
+def _width(parts: Iterable[int]) -> int:
+    """How many parts all records have, but for bad ones, which have none."""
+    widths = {*parts} - {0}
+    if len(widths) > 1:
+        raise ValueError(f'records of {sorted(widths)} parts from one objective')
+    return max(widths, default=0)
 
 
 def _identity(encoded: Encoded) -> int:

@@ -82,3 +82,11 @@ class Pairs(Causal):
             'targets': target,
             'weights': np.ones(len(target), np.float32),
         }
+
+
+class Uneven(Pairs):
+    """A mistake: one record has a part less than others."""
+
+    def encoded(self, record, **context):
+        made = super().encoded(record, **context)
+        return Encoded(made.parts[:1], made.weights[:1]) if record.source == 'odd' else made

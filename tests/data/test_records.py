@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from llama_jax.data import python_corpus
+from llama_jax.data import python_corpus, tokens
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader, _Rows
-from llama_jax.data.record import Chat, Labelled
+from llama_jax.data.record import Chat, Labelled, Pair
 from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import TokenizerConfig
 from tests.data.corpus import CHINESE
 from tests.data.objective import Causal
-from tests.data.recording import Chats, Odd, Pairs
+from tests.data.recording import Chats, Odd, Pairs, Uneven
 from tests.data.test_loader import assert_equal, joined
 
 TOKENIZER = bytes_tokenizer()
@@ -384,6 +384,34 @@ def test_encodings_are_kept_by_what_they_depend_on(pairs):
     assert directory(Pairs(), seq_len=256) == first
     assert directory(Pairs(lowered=True)) != first
     assert (first / 'tokens.json').stat().st_mtime_ns == before
+
+
+def test_what_is_kept_is_what_the_objective_encodes(tmp_path, own_cache, monkeypatch):
+    """In several files, of which one holds nothing but bad records."""
+    monkeypatch.setattr(tokens, '_PART_BYTES', 200)
+    records = [{'source': f'cursed {"x" * 200}', 'target': 'a'}] * 3 + [pair(i) for i in range(30)]
+    path = written(tmp_path / 'p.jsonl', records)
+    config = files(path, bad_records='drop', too_long='drop')
+    with load(config, Pairs()) as loader:
+        (kept,) = loader.texts
+        held = loader.documents[0]
+    assert len(kept.parts) > 5 and kept.bad == 3 and sorted(kept.problems()) == [0, 1, 2]
+    loss_tokens = 0
+    for i in range(len(records)):
+        found = kept.encoded(i)
+        if i < 3:
+            assert not sum(map(len, found.parts))
+            continue
+        wanted = Pairs().encoded(held.record(i, Pair), vocabulary=TOKENIZER, chat=None)
+        for name in ('parts', 'weights'):
+            for one, other in zip(getattr(found, name), getattr(wanted, name), strict=True):
+                np.testing.assert_array_equal(one, other)
+        loss_tokens += sum(map(len, wanted.parts))
+    assert kept.loss_tokens == kept.tokens == loss_tokens
+    with open(path, 'a', encoding='utf-8') as file:
+        file.write(json.dumps({'source': 'odd', 'target': 'b'}) + '\n')
+    with pytest.raises(ValueError, match=r'records of \[1, 2\] parts from one objective'):
+        load(config, Uneven())
 
 
 @pytest.mark.parametrize('name', ['00000.weights', '00000.tokens', 'lengths', 'numbers'])
