@@ -9,6 +9,7 @@ text that is learnt.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
@@ -45,10 +46,9 @@ def control_parts(text: Marked, control: Mapping[str, int]) -> tuple[list[Marked
     A name is a token where the template wrote all of it, and text where a message wrote a part.
     Raises UserError where that cannot be told.
     """
-    names = sorted((name for name in control if name), key=len, reverse=True)
-    if not names:
+    pattern = _any_of(tuple(control))
+    if pattern is None:
         return ([text], [len(text)]) if text else ([], [])
-    pattern = re.compile('|'.join(map(re.escape, names)))
 
     def found(runs: str) -> list[tuple[int, int]]:
         plain = str.__str__(text)
@@ -80,6 +80,13 @@ def control_parts(text: Marked, control: Mapping[str, int]) -> tuple[list[Marked
             widths.append(end - start)
         at = end
     return parts, widths
+
+
+@functools.lru_cache(maxsize=8)  # thousands of chats are of one vocabulary
+def _any_of(names: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Any of the names, the longest first; None where there is none."""
+    longest = sorted(filter(None, names), key=len, reverse=True)
+    return re.compile('|'.join(map(re.escape, longest))) if longest else None
 
 
 def turns_of(
@@ -235,7 +242,8 @@ def _owners(vocabulary: Vocabulary, piece: Piece, owner_C: np.ndarray) -> np.nda
     text, ids = piece.text, piece.ids
     if (owner_C == owner_C[0]).all():
         return np.full(len(ids), owner_C[0])
-    sizes = np.array([len(vocabulary.token_bytes(i)) for i in ids])
+    known = {i: len(vocabulary.token_bytes(i)) for i in {*ids}}
+    sizes = np.array([known[i] for i in ids])
     codes = np.frombuffer(text.encode('utf-32-le'), '<u4')
     widths = 1 + (codes > 0x7F).astype(int) + (codes > 0x7FF) + (codes > 0xFFFF)
     extra = int(sizes.sum() - widths.sum())
