@@ -81,6 +81,12 @@ def interleaved(x: jax.Array, n: int) -> jax.Array:
     return jnp.moveaxis(jnp.reshape(x, (B // n, n, *rest), out_sharding=rows()), 1, 0)
 
 
+def joined(x: jax.Array) -> jax.Array:
+    """What `interleaved` took apart, [n, B / n, ...] -> [B, ...], the rows in the order before."""
+    n, B, *rest = x.shape
+    return jnp.reshape(jnp.moveaxis(x, 0, 1), (n * B, *rest), out_sharding=rows())
+
+
 def gather(w: jax.Array, letters: str) -> jax.Array:
     """A parameter brought together over the fsdp axis for use (an all-gather).
 

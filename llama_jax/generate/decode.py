@@ -312,11 +312,11 @@ def scored(
     """`scores`, where some row wants them: else zeros, and tokens alone without `n_top`."""
     if n_top is None:
         return Drawn(token_BT)
-    zero = jnp.zeros((*token_BT.shape, n_top))
+    none, zero = jnp.zeros(token_BT.shape), jnp.zeros((*token_BT.shape, n_top))
     return jax.lax.cond(
         settings.reported_B.any(),
         lambda: scores(logits_BTV, token_BT, n_top=n_top),
-        lambda: Drawn(token_BT, zero[..., 0], zero.astype(jnp.int32), zero),
+        lambda: Drawn(token_BT, none, zero.astype(jnp.int32), zero),
     )
 
 

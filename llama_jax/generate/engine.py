@@ -104,6 +104,24 @@ class Generator:
         several samples of a prompt give it several times, with `seed=range(n)`. Raises UserError
         for what cannot be done, NotFiniteError where the logits of a row are no numbers.
         """
+        drawn, counts, controls = self._drawn(prompts, settings, sources, speculate)
+        return [self._completion(drawn, i, one, counts) for i, one in enumerate(controls)]
+
+    def draw(self, prompts: Sequence[Sequence[int]], **settings: Any) -> Drawn:
+        """The same completions as arrays of the host, a row for each prompt, with the end id of
+        each that has one; what stands behind it is padding."""
+        drawn, _, _ = self._drawn(prompts, settings)
+        if (drawn.token_BT == NOT_FINITE).any():
+            raise self.programs.not_finite('the model gives')
+        return jax.tree.map(lambda x: x[: len(prompts)], drawn)
+
+    def _drawn(
+        self,
+        prompts: Sequence[Sequence[int]],
+        settings: dict[str, Any],
+        sources: Sequence[Sequence[int]] | None = None,
+        speculate: Lookup | Draft | None = None,
+    ) -> tuple[Drawn, Counts | None, list[Controls]]:
         if not len(prompts):
             raise UserError('no prompts: give at least one')
         programs, counts = self.programs, None
@@ -128,7 +146,7 @@ class Generator:
                 drawn.append(more)
         drawn, counts = jax.device_get((drawn, counts))
         whole = jax.tree.map(lambda *xs: np.concatenate(xs, axis=1), *drawn)
-        return [self._completion(whole, i, one, counts) for i, one in enumerate(controls)]
+        return whole, counts, controls
 
     def stream(
         self,

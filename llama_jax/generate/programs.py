@@ -17,8 +17,8 @@ from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate import finite
 from llama_jax.generate.decode import Model
-from llama_jax.generate.prepare import How, prepare
-from llama_jax.generate.quantized import NOTHING, Quantization
+from llama_jax.generate.prepare import How, prepare, prepared
+from llama_jax.generate.quantized import NOTHING, Quantization, placements
 from llama_jax.generate.settings import END_IDS
 from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
@@ -90,6 +90,8 @@ class Programs:
             log.info('int4 on a CPU: matrices are rounded to it, and kept and used as float32')
         how = How(self.dtype, matrices, copies, quantization, whole_int4)
         self.params = prepare(model, params, how, mesh=mesh)
+        self._again = functools.partial(prepared, model, how=how)
+        self._prepared: jax.stages.Wrapped | None = None
         self.empty = jax.jit(
             functools.partial(
                 Cache.empty, config, dtype=jnp.dtype(quantization.cache or self.dtype)
@@ -117,6 +119,16 @@ class Programs:
     def config(self) -> ModelConfig:
         """Of the model."""
         return self.model.config
+
+    def renew(self, params: Params) -> None:
+        """Take other parameters than the ones before, of the same shapes, on the devices: those
+        after a step of training. One program copies them, and nothing else compiles anew."""
+        if self._prepared is None:
+            placed = placements(jax.eval_shape(self._again, params), self.mesh)
+            self._prepared = jax.jit(self._again, out_shardings=placed)
+        self.params = {}  # or there would be room for both
+        with jax.set_mesh(self.mesh):
+            self.params = self._prepared(params)
 
     def check_length(self, n_prompt: int, max_tokens: int, name: str) -> None:
         """Raise UserError when prompt and output together are longer than the context."""

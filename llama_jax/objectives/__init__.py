@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.distill import Distillation
+from llama_jax.objectives.grpo import GRPO
 from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.preference import DPO
 from llama_jax.objectives.reward import RewardModel
@@ -19,5 +20,6 @@ AnyObjective = (
     | DPO
     | RewardModel
     | Distillation
+    | GRPO
 )
 """Every objective of the house: what a configuration may hold and the command line can set."""

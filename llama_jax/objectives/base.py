@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from llama_jax.data.pieces import Encoded, Maker, Sizes
 from llama_jax.data.record import Chat, Preference, Problem, Record, Text
@@ -18,6 +19,7 @@ from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
+from llama_jax.objectives.rollout import Rollout
 from llama_jax.text.chat import ChatFormat
 from llama_jax.text.vocabulary import Vocabulary
 
@@ -36,6 +38,15 @@ class Loss(NamedTuple):
     metrics: dict[str, jax.Array]
     """Further weighted sums, float32 []; the loop divides each by `weight`. 'nll' where the
     objective has a likelihood: negative log-likelihood in nats."""
+    largest: dict[str, jax.Array] = {}  # noqa: RUF012  a tuple's default, which nobody writes to
+    """Figures float32 [] of which a batch has the largest of its microbatches."""
+    kept: Batch = {}  # noqa: RUF012
+    """Arrays [B, T] that the further updates by the same batch find in it."""
+
+    def plus(self, other: Loss) -> Loss:
+        """Both microbatches together; `kept` is of neither."""
+        total, weight, metrics = jax.tree.map(jnp.add, self[:3], other[:3])
+        return Loss(total, weight, metrics, jax.tree.map(jnp.maximum, self.largest, other.largest))
 
 
 class Objective(Maker, Protocol):
@@ -83,6 +94,17 @@ class Objective(Maker, Protocol):
     @property
     def needs_adapters(self) -> bool:
         """Whether the loss asks for the model without its adapters."""
+        ...
+
+    @property
+    def rollout(self) -> Rollout | None:
+        """What the model writes to the prompts of a batch before it learns from it, where the
+        objective is on policy; it is `OnPolicy` then. None: it learns from the data."""
+        ...
+
+    @property
+    def updates(self) -> int:
+        """Updates of the parameters by one batch, all in one step."""
         ...
 
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
@@ -167,6 +189,14 @@ class Base:
     @property
     def needs_adapters(self) -> bool:
         return False
+
+    @property
+    def rollout(self) -> Rollout | None:
+        return None
+
+    @property
+    def updates(self) -> int:
+        return 1
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         return {'': seq_len}

@@ -205,7 +205,9 @@ class InfoNCE(Base):
             return encode(rows, key)
         keys = None if key is None else jax.random.split(key, self.chunks)
         pieces = tuple(_cut(x_BT, self.chunks) for x_BT in rows)
-        return _joined(jax.lax.map(lambda piece: jax.checkpoint(encode)(*piece), (pieces, keys)))
+        return layout.joined(
+            jax.lax.map(lambda piece: jax.checkpoint(encode)(*piece), (pieces, keys))
+        )
 
 
 def crop(text: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
@@ -244,10 +246,3 @@ def _cut(x_BT: jax.Array, n: int) -> jax.Array:
             '--objective.chunks'
         )
     return layout.interleaved(x_BT, n)
-
-
-def _joined(x_nBMD: jax.Array) -> jax.Array:
-    """[n, B / n, M, D] -> [B, M, D], the rows in the order before `_cut`."""
-    x_BnMD = jnp.moveaxis(x_nBMD, 0, 1)
-    shape = (x_BnMD.shape[0] * x_BnMD.shape[1], *x_BnMD.shape[2:])
-    return jnp.reshape(x_BnMD, shape, out_sharding=layout.rows())

@@ -26,6 +26,7 @@ from llama_jax.optim.adamw import OptimizerConfig, optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.plain import from_plain, to_plain
+from llama_jax.train.rewards import judge
 
 
 @dataclass(frozen=True)
@@ -169,6 +170,7 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             f'--data.chat has no effect where {type(experiment.objective).__name__} writes no '
             'chats: leave it out'
         )
+    rows_read(experiment)
     rows = train.batch // train.accumulate
     shards = mesh.batch_shards(device_mesh)
     if rows % shards:
@@ -190,6 +192,31 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
     optimizer(experiment.optimizer)
     rate = experiment.optimizer.schedule
     schedule(rate, steps_of(train) or rate.warmup_steps + 1)
+
+
+def rows_read(experiment: Experiment) -> int:
+    """Rows of the data that a step reads: those of the batch; where the model writes completions,
+    one of prompts for each group of them. Raises UserError where that cannot be."""
+    rollout, batch = experiment.objective.rollout, experiment.train.batch
+    if rollout is None:
+        return batch
+    if batch % rollout.completions:
+        raise UserError(
+            f'a batch of {batch} rows does not divide into groups of {rollout.completions} '
+            'completions: change --train.batch or --objective.rollout.completions'
+        )
+    if jax.process_count() > 1:
+        raise UserError(
+            f'{jax.process_count()} processes: rollouts are drawn by one process, on as many '
+            'devices as it has; start one'
+        )
+    if isinstance(experiment.tune, LoRA) and experiment.tune.dropout:
+        raise UserError(
+            'completions are drawn without dropout, and a policy with it is another one: set '
+            '--tune.dropout 0'
+        )
+    judge(rollout)
+    return batch // rollout.completions
 
 
 def check_length(train: TrainConfig) -> None:

@@ -88,7 +88,7 @@ def _step_seconds(run: Run) -> tuple[float, float]:
     each, waiting = [], []
     for _ in range(STEPS + 1):
         begin, waited = time.perf_counter(), run.loader.seconds_waited
-        run.state, metrics = run.step(run.state, run.place(next(run.loader)))
+        run.state, metrics = run.step(run.state, run.place(run.read()))
         jax.block_until_ready((run.state, metrics))
         each.append(time.perf_counter() - begin)
         waiting.append(run.loader.seconds_waited - waited)

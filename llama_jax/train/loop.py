@@ -15,7 +15,7 @@ import numpy as np
 from llama_jax.errors import Stopped, UserError
 from llama_jax.train import agreement
 from llama_jax.train.experiment import Experiment
-from llama_jax.train.place import HostBatch, largest
+from llama_jax.train.place import HostBatch, figures, largest
 from llama_jax.train.profile import Steps
 from llama_jax.train.run import Measure, Run, prepare
 from llama_jax.train.signals import Signals, caught, stopped
@@ -195,7 +195,7 @@ class _Poll:
 
 def _read(run: Run, signals: Signals, step: int, pending: Pending | None) -> HostBatch:
     try:
-        return next(run.loader)
+        return run.read()
     except Exception as error:
         _finish(run, pending)
         _rescue(run, step - 1)
@@ -238,7 +238,7 @@ def _finish(run: Run, pending: Pending | None) -> Told:
     if pending is None:
         return Told()
     metrics = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
-    metrics |= run.loader.read(pending.batch['cursor'])
+    metrics |= figures(pending.batch) | run.loader.read(pending.batch['cursor'])
     run.progress.log(pending.step, metrics, seconds_waited=run.loader.seconds_waited)
     in_a_row = int(metrics['skipped_in_a_row'])
     lanes = f'batch {pending.step} of the data order'

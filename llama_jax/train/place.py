@@ -11,9 +11,10 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from llama_jax import layout
+from llama_jax.train.experiment import Experiment
 
 HostBatch = dict[str, Any]
-"""Arrays by name, and the text `cursor`."""
+"""Arrays by name, the text `cursor`, and figures: floats about the batch, for the records."""
 
 
 def place(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
@@ -22,8 +23,21 @@ def place(batch: HostBatch, mesh: Mesh) -> dict[str, jax.Array]:
     return {
         name: jax.make_array_from_process_local_data(sharding, rows)
         for name, rows in batch.items()
-        if name != 'cursor'
+        if isinstance(rows, np.ndarray)
     }
+
+
+def figures(batch: HostBatch) -> dict[str, float]:
+    """Those of a batch."""
+    return {name: x for name, x in batch.items() if isinstance(x, float)}
+
+
+def rows_here(experiment: Experiment, mesh: Mesh) -> list[int] | None:
+    """Which of the rows that a step reads are read by this process; None: all of them, prompts to
+    which one process alone writes completions."""
+    if experiment.objective.rollout is not None:
+        return None
+    return local_rows(mesh, experiment.train.batch)
 
 
 def local_rows(mesh: Mesh, batch: int) -> list[int]:

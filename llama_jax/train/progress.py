@@ -103,10 +103,11 @@ class Progress:
             seconds_waiting=seconds_waited - last_waited,
         )
         left = (self._steps - step) * self._tokens_per_step / speed
-        self._show(step, metrics['loss'], speed, mfu, left)
+        shown = 'reward' if 'reward' in metrics else 'loss'
+        self._show(step, f'{shown} {metrics[shown]:.3f}', speed, mfu, left)
 
-    def _show(self, step: int, loss: float, speed: float, mfu: float | None, left: float) -> None:
-        facts = f'loss {loss:.3f}  {speed:,.0f} tokens/s'
+    def _show(self, step: int, shown: str, speed: float, mfu: float | None, left: float) -> None:
+        facts = f'{shown}  {speed:,.0f} tokens/s'
         if mfu is not None:
             facts += f'  MFU {mfu:.0%}'
         if self._bar is not None:
@@ -118,7 +119,7 @@ class Progress:
     def validated(self, step: int, result: dict[str, Any]) -> None:
         """Record a validation."""
         self._evaluation('validation', step, result)
-        known = [name for name in ('loss', 'bits_per_byte') if name in result]
+        known = [name for name in ('loss', 'bits_per_byte', 'reward') if name in result]
         shown = ', '.join(f'{name.replace("_", " ")} {result[name]:.3f}' for name in known)
         head = f'{known[-1]}/' if known else ''
         of_sets = ', '.join(

@@ -33,13 +33,21 @@ from llama_jax.text.chat import ChatFormat
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train import agreement, resume
 from llama_jax.train.checkpoint import Checkpoints, Items
-from llama_jax.train.experiment import Experiment, check, steps_of, to_dict, with_tokenizer
+from llama_jax.train.experiment import (
+    Experiment,
+    check,
+    rows_read,
+    steps_of,
+    to_dict,
+    with_tokenizer,
+)
 from llama_jax.train.peak import CONVENTION, peak_flops
-from llama_jax.train.place import HostBatch, local_rows, place
+from llama_jax.train.place import HostBatch, place, rows_here
 from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
 from llama_jax.train.reference import References
+from llama_jax.train.rollouts import Rollouts
 from llama_jax.train.sample import Sampler, sampler
 from llama_jax.train.start import adapted, chat_format, chat_read, refrozen
 from llama_jax.train.step import (
@@ -72,6 +80,8 @@ class Run:
     step: Callable[[State, Batch], tuple[State, Metrics]]
     """The compiled training step."""
     loader: Loader
+    rollout: Callable[[HostBatch, State], HostBatch] | None
+    """Makes the batch of the rows that were read, where the objective is on policy."""
     records: Records
     checkpoints: Checkpoints
     validate: Validation | None
@@ -85,6 +95,11 @@ class Run:
     """What is to be closed in the end."""
     saved: int
     """Step of the newest checkpoint, 0 before the first."""
+
+    def read(self) -> HostBatch:
+        """The next batch: of the data, or of what the parameters write to its prompts."""
+        batch = next(self.loader)
+        return batch if self.rollout is None else self.rollout(batch, self.state)
 
     def place(self, batch: HostBatch) -> dict[str, jax.Array]:
         """The global batch on the devices, of which `batch` is this process's share."""
@@ -183,7 +198,12 @@ def _prepare(
         _loader(experiment, tokenizer, device_mesh, None, chat).close()
     check_teacher(experiment, tokenizer)
     validates = experiment.evaluation.every > 0
-    validation = Validation(experiment, tokenizer, device_mesh, chat=chat) if validates else None
+    rollouts = None
+    if experiment.objective.rollout is not None:
+        rollouts = Rollouts(experiment, tokenizer, device_mesh, chat=chat)
+    validation = None
+    if validates:
+        validation = Validation(experiment, tokenizer, device_mesh, rollouts, chat=chat)
     held_out = None if validation is None else functools.partial(validation.open, 0)
     sample = sampler(experiment, tokenizer, device_mesh, chat=chat, held_out=held_out)
     length, experiment = experiment.train, _with_steps(experiment, tokenizer, device_mesh, chat)
@@ -232,9 +252,13 @@ def _prepare(
 
     profile = Profile(traced, workdir, taken=start, last=train.steps)
     opened.callback(profile.close)
+
+    def begun() -> Params:
+        return _begun(experiment, tokenizer, device_mesh) if restored else state.evaluated
+
     references = References(
         *(experiment, tokenizer, device_mesh, workdir, chat, taught),
-        begun=lambda: _begun(experiment, tokenizer, device_mesh) if restored else state.evaluated,
+        begun=begun,
         anew=restored is None,
     )
     given = references.training()
@@ -279,8 +303,12 @@ def _prepare(
         average=experiment.optimizer.average,
     )
     say('compiling the training step')
+    empty, rollout = loader.empty_batch(), None
+    if rollouts is not None:
+        rollout = rollouts.of_training(loader.documents, begun=begun)
     with jax.set_mesh(device_mesh):
-        step = lowered.lower(state, place(loader.empty_batch(), device_mesh)).compile()
+        blank = empty if rollouts is None else rollouts.empty(empty)
+        step = lowered.lower(state, place(blank, device_mesh)).compile()
     progress = Progress(
         experiment,
         records,
@@ -295,9 +323,10 @@ def _prepare(
         experiment=experiment,
         mesh=device_mesh,
         state=state,
-        cursor=cursor or loader.empty_batch()['cursor'],
+        cursor=cursor or empty['cursor'],
         step=step,
         loader=loader,
+        rollout=rollout,
         records=records,
         checkpoints=checkpoints,
         validate=validation,
@@ -366,10 +395,10 @@ def _loader(
         split='train',
         tokenizer=tokenizer,
         maker=experiment.objective,
-        batch=experiment.train.batch,
+        batch=rows_read(experiment),
         seq_len=experiment.train.seq_len,
         seed=experiment.seed,
-        rows=local_rows(mesh, experiment.train.batch),
+        rows=rows_here(experiment, mesh),
         cursor=cursor,
         chat=chat,
         given=given,

@@ -15,7 +15,7 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
 from llama_jax.text.tokenizer import Tokenizer
-from llama_jax.train.experiment import Experiment, check, with_tokenizer
+from llama_jax.train.experiment import Experiment, check, rows_read, with_tokenizer
 from llama_jax.train.start import chat_read
 
 
@@ -66,7 +66,7 @@ def loader_of(
         split=split,
         tokenizer=tokenizer,
         maker=experiment.objective,
-        batch=experiment.train.batch,
+        batch=rows_read(experiment),
         seq_len=experiment.train.seq_len,
         seed=experiment.seed,
         epochs=epochs,

@@ -143,7 +143,10 @@ def train_step(
     moves the average of the parameters, where `state` has one, with the decay `average`.
 
     The loss is the sum over the global batch divided by its global weight, whatever the number of
-    devices and microbatches. A step whose loss or gradient is not finite changes no parameter.
+    devices and microbatches. An update whose loss or gradient is not finite changes no parameter.
+
+    Where the objective makes several updates by one batch, all are of one step and one learning
+    rate; metrics are means over them, and `grad_norm` is the largest.
     """
 
     def accumulated(state: State, batch: Batch, key: jax.Array) -> tuple[Loss, Params]:
@@ -162,18 +165,24 @@ def train_step(
             return loss, grads
 
         def add(sums, microbatch_and_key):
-            (_, loss), grads = gradient(params, *microbatch_and_key)
-            return jax.tree.map(jnp.add, sums, (loss, grads)), None
+            (_, more), grads = gradient(params, *microbatch_and_key)
+            return (sums[0].plus(more), jax.tree.map(jnp.add, sums[1], grads)), more.kept
 
         microbatches = {name: layout.interleaved(x, accumulate) for name, x in batch.items()}
         keys = jax.random.split(key, accumulate)
         first = jax.tree.map(lambda x: x[0], (microbatches, keys))
         (_, loss), grads = gradient(params, *first)
         rest = jax.tree.map(lambda x: x[1:], (microbatches, keys))
-        return jax.lax.scan(add, (loss, grads), rest)[0]
+        (sums, grads), kept = jax.lax.scan(add, (loss._replace(kept={}), grads), rest)
+        if objective.updates > 1:
+            whole = jax.tree.map(
+                lambda x, xs: layout.joined(jnp.concatenate([x[None], xs])), loss.kept, kept
+            )
+            sums = sums._replace(kept=whole)
+        return sums, grads
 
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        key = jax.random.fold_in(state.key, state.step)
+    def update(state: State, batch: Batch, key: jax.Array) -> tuple[State, Loss, jax.Array]:
+        """The state after one update, its loss sums, and the norm of the gradient."""
         with precision.matmuls(compute.precision):
             loss, grads = accumulated(state, batch, key)
         weight = jnp.maximum(loss.weight, 1.0)
@@ -191,26 +200,45 @@ def train_step(
             (state.params, state.optimizer, state.average),
         )
         skipped = 1 - finite.astype(jnp.int32)
-        new_state = State(
+        new_state = replace(
+            state,
             params=params,
             optimizer=optimizer_state,
-            step=state.step + 1,
-            key=state.key,
             skipped=state.skipped + skipped,
             skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
             average=mean,
-            frozen=state.frozen,
-            tune=state.tune,
         )
+        return new_state, loss, grad_norm
+
+    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        rate = learning_rate(state.step)
+        new_state, loss, grad_norm = update(state, batch, key)
+        if objective.updates > 1:
+            batch = {**batch, **loss.kept}
+
+            def again(carry, key):
+                moved, sums, most = carry
+                whole = replace(moved, frozen=state.frozen)
+                whole, loss, grad_norm = update(whole, batch, key)
+                moved = replace(whole, frozen={})
+                return (moved, sums.plus(loss), jnp.maximum(most, grad_norm)), None
+
+            first = replace(new_state, frozen={}), loss._replace(kept={}), grad_norm
+            keys = jax.random.split(key, objective.updates - 1)
+            (new_state, loss, grad_norm), _ = jax.lax.scan(again, first, keys)
+            new_state = replace(new_state, frozen=state.frozen)
+        weight = jnp.maximum(loss.weight, 1.0)
         metrics = {
             'loss': loss.total / weight,
             **{name: total / weight for name, total in loss.metrics.items()},
-            'weight': loss.weight,
+            **loss.largest,
+            'weight': loss.weight / objective.updates,
             'grad_norm': grad_norm,
             'learning_rate': rate,
             'skipped': new_state.skipped,
             'skipped_in_a_row': new_state.skipped_in_a_row,
         }
-        return new_state, metrics
+        return replace(new_state, step=state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0)

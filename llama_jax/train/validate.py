@@ -24,8 +24,9 @@ from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Batch, Loss, Objective
 from llama_jax.text.chat import ChatFormat
 from llama_jax.text.tokenizer import Tokenizer
-from llama_jax.train.experiment import Experiment
-from llama_jax.train.place import local_rows, place
+from llama_jax.train.experiment import Experiment, rows_read
+from llama_jax.train.place import place, rows_here
+from llama_jax.train.rollouts import Rollouts
 from llama_jax.train.step import loss_of
 
 LossStep = Callable[[Params, Batch], Loss]
@@ -63,6 +64,9 @@ class Validation:
     Every set is read in a fixed random order: whole, or, where `evaluation.batches` says how many
     batches are used, a sample that is shared out by the tokens of the sets, one batch each at
     least. A batch is of one set, so that each has figures of its own.
+
+    Of an objective that is on policy, rewards are measured of what the parameters write to the
+    prompts: the same draws at every validation, and the loss is less the mean reward.
     """
 
     def __init__(
@@ -70,16 +74,13 @@ class Validation:
         experiment: Experiment,
         tokenizer: Tokenizer,
         mesh: Mesh,
+        rollouts: Rollouts | None = None,
         *,
         chat: ChatFormat | None = None,
     ) -> None:
         """Open all sets, which raises UserError for what is not there, before any step."""
-        self._experiment, self._tokenizer, self._mesh, self._chat = (
-            experiment,
-            tokenizer,
-            mesh,
-            chat,
-        )
+        self._experiment, self._tokenizer, self._mesh = experiment, tokenizer, mesh
+        self._rollouts, self._chat = rollouts, chat
         self._sources = experiment.data.of('validation')
         self.given: Sequence[Given] | None = None  # what is known of the records of each set
         warn_of_overlap(experiment.data)
@@ -107,11 +108,15 @@ class Validation:
         for index, batches in enumerate(self.batches):
             with self.open(index) as loader:
                 chosen = itertools.islice(loader, batches)
+                read = itertools.takewhile(lambda _: not stop(), chosen)
+                if self._rollouts is not None:
+                    sums.append(self._rollouts.measured(read, params, loader.documents))
+                    continue
                 sums.append(
                     loss_sums(
                         self._step,
                         params,
-                        itertools.takewhile(lambda _: not stop(), chosen),
+                        read,
                         place=lambda batch: place(batch, self._mesh),
                         byte_lengths=self._tokenizer.byte_lengths if likelihood else None,
                     )
@@ -133,10 +138,10 @@ class Validation:
             split='validation',
             tokenizer=self._tokenizer,
             maker=experiment.objective,
-            batch=experiment.train.batch,
+            batch=rows_read(experiment),
             seq_len=experiment.train.seq_len,
             seed=SEED,
-            rows=local_rows(self._mesh, experiment.train.batch),
+            rows=rows_here(experiment, self._mesh),
             epochs=1,
             chat=self._chat,
             given=None if self.given is None else self.given[index],
