@@ -153,6 +153,8 @@ def ask_tasks(options: Options) -> None:
     name, what = (options.run, 'RUN') if options.run is not None else (options.origin, '--from')
     assert name is not None
     asked = tasks.loaded(options.tasks, asking)
+    if options.against is not None:
+        tasks.check_model(options.against, '--against')
     suite = tasks.lm_eval_tasks(options.lm_eval) if options.lm_eval is not None else None
     workdir = named(name, what).workdir
     if output is None and read_run(workdir) is not None:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from configs import tasks as ready
 from experiments import models
+from llama_jax.convert import pretrained
 from llama_jax.errors import UserError
 from llama_jax.evaluate import ask, task
 from llama_jax.evaluate.ask import HEADLINE, LOWER, Outcome
@@ -21,7 +22,7 @@ from llama_jax.evaluate.subject import Subject
 from llama_jax.evaluate.task import Loaded
 from llama_jax.model.config import Compute
 from llama_jax.train.records import read_run, write_atomically
-from llama_jax.train.restore import named
+from llama_jax.train.restore import check_checkpoint, named
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,14 @@ def subject_of(name: str, mesh: Mesh, compute: Compute, what: str) -> Subject:
     )
 
 
+def check_model(name: str, what: str) -> None:
+    """Raise UserError unless there is a model of that name; reads none of its numbers."""
+    if read_run(named(name, what).workdir) is not None:
+        check_checkpoint(name, what)
+    else:
+        pretrained.find(name, what)
+
+
 def loaded(names: Sequence[str], asking: Asking) -> list[Loaded]:
     """The tasks that are named, by file or as one of configs/tasks.py, with what `asking` says."""
     found = []
@@ -68,6 +77,12 @@ def loaded(names: Sequence[str], asking: Asking) -> list[Loaded]:
         if path.suffix not in ('.toml', '.jsonl', '.ndjson'):
             path = ready.made(name)
         found.append(task.load(path, **changes))
+    for name in changes:
+        if found and not any(task.has(one.task.kind, name) for one in found):
+            raise UserError(
+                f'--{name.replace("_", "-")} has no effect on tasks of kind {found[0].task.kind}: '
+                'leave it out'
+            )
     twice = [one.task.name for one in found]
     for name in twice:
         if twice.count(name) > 1:
@@ -122,7 +137,11 @@ def run_lm_eval(subject: Subject, directory: Path, asking: Asking, output: Path 
     from llama_jax.evaluate import harness
 
     result = harness.evaluate(
-        subject, directory, shots=asking.shots, limit=asking.limit, seed=asking.seed
+        harness.HarnessLM(subject),
+        directory,
+        shots=asking.shots,
+        limit=asking.limit,
+        seed=asking.seed,
     )
     print(harness.table(result))
     if output is not None:

@@ -182,7 +182,7 @@ class HarnessLM(TemplateLM):
 
 
 def evaluate(
-    subject: Subject,
+    model: TemplateLM,
     directory: Path,
     *,
     tasks: Sequence[str] | None = None,
@@ -199,7 +199,7 @@ def evaluate(
     if not names:
         raise UserError(f'{directory} holds no task of lm-eval')
     result = lm_eval.simple_evaluate(
-        model=HarnessLM(subject),
+        model=model,
         tasks=names,
         task_manager=manager,
         num_fewshot=shots,

@@ -179,7 +179,7 @@ class Subject:
             token_bytes=self.vocabulary.token_bytes,
             rows=min(ROWS, len(asked)),
             length=length,
-            queue=len(asked),
+            queue=2 * len(asked),  # one owner may not fill it
         )
         texts: list[list[str]] = [[] for _ in asked]
         ends: queue.Queue[tuple[int, Finish]] = queue.Queue()

@@ -119,6 +119,11 @@ _USELESS: dict[str, tuple[str, ...]] = {
 }
 
 
+def has(kind: Kind, name: str) -> bool:
+    """Whether a setting has an effect on tasks of this kind."""
+    return name not in _USELESS[kind]
+
+
 def _default(name: str) -> Any:
     return next(f.default for f in dataclasses.fields(Task) if f.name == name)
 
@@ -151,8 +156,8 @@ class Loaded:
 
 
 def load(path: Path, **changes: int) -> Loaded:
-    """The task of a .toml or .jsonl file with some settings changed, and its items. Raises
-    UserError with file and line."""
+    """The task of a .toml or .jsonl file with some settings changed, where its kind has them, and
+    its items. Raises UserError with file and line."""
     if not path.is_file():
         raise UserError(f'there is no task file {path}: give a .toml or .jsonl file')
     if path.suffix == '.toml':
@@ -161,8 +166,9 @@ def load(path: Path, **changes: int) -> Loaded:
         task = _of_fields(path)
     else:
         raise UserError(f'{path} is no task: give a .toml or .jsonl file')
+    changed: dict[str, Any] = {n: x for n, x in changes.items() if has(task.kind, n)}
     try:
-        task = dataclasses.replace(task, name=task.name or path.stem, **changes)  # type: ignore[arg-type]
+        task = dataclasses.replace(task, name=task.name or path.stem, **changed)
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
     items = tuple(_items(task, path.parent / task.test))
