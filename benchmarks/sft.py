@@ -138,8 +138,8 @@ def ours(
     )
     with jax.set_mesh(devices):
         placed = jax.device_put(params, layout.shardings(params, devices))
-        zero = jax.numpy.zeros((), jax.numpy.int32)
-        state = State(placed, adamw.init(placed), zero, jax.random.key(0), zero, zero)
+        counts = [jax.numpy.zeros((), jax.numpy.int32) for _ in range(3)]  # each is donated
+        state = State(placed, adamw.init(placed), counts[0], jax.random.key(0), *counts[1:])
     most = max(sum(map(len, batch)) for batch in batches)
     longest = max(len(one.parts[0]) - 1 for batch in batches for row in batch for one in row)
     rows, length = (options.batch, options.seq_len) if packed else (most, longest)
