@@ -211,7 +211,8 @@ def encoded(
         if (said := bad_records(documents, records, maker))
     ]
     if told and bad == 'refuse':
-        raise UserError(f'{"; ".join(told)}: {MEND_BAD}')
+        some = any(0 < records.bad < len(records) for records in made)
+        raise UserError(f'{"; ".join(told)}{f": {MEND_BAD}" if some else ""}')
     for line in told:
         tell(f'left out: {line}')
     for documents, records in zip(corpus.sources, made, strict=True):
@@ -247,10 +248,11 @@ def bad_records(documents: Any, records: Records, maker: Maker) -> str:
         f'{places(documents, numbers)}: {problem}' for problem, numbers in by_problem.items()
     )
     more = f'; and {len(problems) - _NAMED:,} more' if len(problems) > _NAMED else ''
-    return (
-        f'{len(problems):,} of {len(records):,} records are no {NAMES[maker.reads]} that '
-        f'{type(maker).__name__} can learn from: {named}{more}'
-    )
+    kind = f'{NAMES[maker.reads]} that {type(maker).__name__} can learn from'
+    if len(problems) == len(records) and len({*problems.values()}) == 1:
+        first = places(documents, [0])
+        return f'none of {len(records):,} records is among the {kind}, as {first}: {problems[0]}'
+    return f'{len(problems):,} of {len(records):,} records are no {kind}: {named}{more}'
 
 
 def places(documents: RecordDocuments, numbers: Iterable[int]) -> str:

@@ -355,7 +355,10 @@ def _text(fields: Fields, name: str) -> str:
 
 
 def _missing(fields: Fields, what: str, *formats: str) -> BadRecordError:
-    return BadRecordError(f'{what} (there: {_there(fields)}; needed: {"; ".join(formats)})')
+    return BadRecordError(
+        f'{what} (there: {_there(fields)}; needed: {"; ".join(formats)}; '
+        '--data.sources.N.rename maps other names)'
+    )
 
 
 def _there(fields: Fields) -> str:

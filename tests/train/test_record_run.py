@@ -93,5 +93,7 @@ def test_what_is_no_record_is_refused_before_anything_is_compiled(pairs, tmp_pat
     monkeypatch.setattr(jax, 'jit', None)
     (tmp_path / 'c.jsonl').write_text('{"messages": []}\n')
     source = Source('text_files', files=(str(tmp_path / 'c.jsonl'),), split='all')
-    with pytest.raises(UserError, match=r'1 of 1 records .* c.jsonl:1: nothing asked and answered'):
+    with pytest.raises(
+        UserError, match=r'none of 1 records is .* c.jsonl:1: nothing asked and answered .*names.$'
+    ):
         train(changed(pairs, 'data', sources=(source,)), tmp_path / 'run')
