@@ -46,7 +46,11 @@ class Kept:
         go."""
         if isinstance(w, jax.Array):
             self._sums[path] = int(sum_of_words([w], float32=True))
-        return _remade(path, w, self._mesh, self._kept)
+        made = _remade(path, w, self._mesh, self._kept)
+        if made is not w:
+            for leaf in jax.tree.leaves(w):
+                leaf.delete()
+        return made
 
     def _kept(self, path: str, x: jax.Array) -> Weight:
         stacked = path.split('.')[0] in STACKS
@@ -63,8 +67,8 @@ class Kept:
 
 
 def merged(params: Params, mesh: Mesh) -> Params:
-    """Placed parameters as arrays of float32: adapters are added to their weights. What they are
-    made of is let go."""
+    """Placed parameters as arrays of float32, to train or to write: adapters are added to their
+    weights. Those that are such arrays are not copied."""
     return map_named(
         lambda path, w: _remade(path, w, mesh, lambda _, x: x.astype(jnp.float32)),
         params,
@@ -87,10 +91,7 @@ def _remade(path: str, w: Weight, mesh: Mesh, make: Callable[[str, jax.Array], W
         return w
     placed = layout.shardings({path: form}, mesh)[path]
     with jax.set_mesh(mesh):
-        made = jax.block_until_ready(jax.jit(remake, out_shardings=placed)(w))
-    for leaf in jax.tree.leaves(w):
-        leaf.delete()
-    return made
+        return jax.block_until_ready(jax.jit(remake, out_shardings=placed)(w))
 
 
 def check_identity(recorded: Identity, found: Identity, named: str) -> None:
