@@ -26,6 +26,7 @@ from llama_jax.evaluate.represent import (
 from llama_jax.mesh import batch_shards
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
+from llama_jax.train.base import merged
 
 WARMUP = 0.1
 """Share of the steps over which the rate rises; it falls as a cosine to 0 after."""
@@ -72,6 +73,7 @@ def accuracy(
     length = padded(max(len(text) for text in (*train, *test)), config.context)
     programs = _programs(config, causal=causal, compute=compute, budget=budget)
     rng = np.random.default_rng(seed)
+    params = merged(params, mesh)  # adapters of a run are part of what is tuned
     with jax.set_mesh(mesh):
         head_DC = jax.device_put(np.zeros((config.dim, n_classes), np.float32), PartitionSpec())
         tuned = {'backbone': params, 'head': head_DC}
