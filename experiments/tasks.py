@@ -18,11 +18,14 @@ from llama_jax.convert import pretrained
 from llama_jax.errors import UserError
 from llama_jax.evaluate import ask, task
 from llama_jax.evaluate.ask import HEADLINE, LOWER, Outcome
+from llama_jax.evaluate.classifier import Classifier
 from llama_jax.evaluate.subject import Subject
 from llama_jax.evaluate.task import Loaded
 from llama_jax.model.config import Compute
+from llama_jax.objectives.classify import Classification
+from llama_jax.train import restore
 from llama_jax.train.records import read_run, write_atomically
-from llama_jax.train.restore import check_checkpoint, named
+from llama_jax.train.restore import check_checkpoint, experiment_of, named
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,11 @@ class Asking:
 
 def subject_of(name: str, mesh: Mesh, compute: Compute, what: str) -> Subject:
     """The model that is measured: a run, or weights of others."""
+    classifier = None
     if read_run(named(name, what).workdir) is not None:
         model = models.from_run(name, mesh, what)
+        if isinstance(experiment_of(named(name, what).workdir).objective, Classification):
+            classifier = Classifier(restore.load(name, mesh, what=what), mesh)
     else:
         model = models.from_weights(name, mesh, what)
     return Subject(
@@ -53,6 +59,7 @@ def subject_of(name: str, mesh: Mesh, compute: Compute, what: str) -> Subject:
         model.vocabulary,
         model.begin,
         model.chat,
+        classifier,
     )
 
 

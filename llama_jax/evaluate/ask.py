@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,19 @@ from llama_jax.errors import UserError
 from llama_jax.evaluate import retrieval, stats, written
 from llama_jax.evaluate.subject import Subject
 from llama_jax.evaluate.task import Item, Loaded, Task, domain_of, free_of_content
+from llama_jax.evaluate.windows import windows
 from llama_jax.generate.continuations import Request, Scored
 from llama_jax.generate.request import Controls
 
 log = logging.getLogger(__name__)
 
-HEADLINE = {'choices': 'acc', 'text': 'exact', 'perplexity': 'bits_per_byte', 'retrieval': 'mrr'}
+HEADLINE = {
+    'choices': 'acc',
+    'label': 'acc',
+    'text': 'exact',
+    'perplexity': 'bits_per_byte',
+    'retrieval': 'mrr',
+}
 """The metric of each kind that comes first."""
 LOWER = ('bits_per_byte', 'nats_per_token')
 """Metrics of which less is better."""
@@ -80,6 +87,8 @@ def ask(
     asker = _Asker(subject, loaded, seed, truncate, shared, tell)
     if kind == 'choices':
         return asker.choices()
+    if kind == 'label':
+        return asker.label()
     if kind == 'text':
         return asker.text()
     return asker.perplexity() if kind == 'perplexity' else asker.retrieval()
@@ -99,30 +108,6 @@ def shots_of(loaded: Loaded, seed: int) -> list[tuple[str, list[Item]]]:
         shown = [f'{item.prompt}{task.between}{item.answers[0]}' for item in drawn]
         found.append((task.description + ''.join(x + task.separator for x in shown), drawn))
     return found
-
-
-def windows(
-    ids: Sequence[int], prefix: Sequence[int], *, window: int, stride: int = 0
-) -> Iterator[Request]:
-    """A whole text as requests in which each token is scored once.
-
-    The first window holds `window` tokens. Each further one scores the next `stride` tokens, of
-    which the last is not read, after as many before them as it has room for; the last one scores
-    what is left, with the whole window read. Without a stride it is the window, as in lm-eval.
-    """
-    if not len(ids):
-        return
-    stride = stride or window
-    prefix = list(prefix)[-1:] if len(prefix) > window else list(prefix)
-    first = window - len(prefix) + 1
-    whole = [*prefix, *ids]
-    yield Request(whole[: len(prefix)], whole[len(prefix) : len(prefix) + first])
-    done = len(prefix) + first
-    while done < len(whole):
-        end = min(done + stride, len(whole))
-        begin = max(end - 1 - window, 0)
-        yield Request(whole[begin:done], whole[done:end])
-        done = end
 
 
 class _Asker:
@@ -215,6 +200,42 @@ class _Asker:
         facts: dict[str, Any] = {**({} if task.chat else {'domain': domain}), **truncated}
         if not isinstance(task.choices, str):
             facts['report'] = self._report(examples, task.choices)
+        return self._outcome(examples, facts)
+
+    def label(self) -> Outcome:
+        """'acc' of the class that the head of a trained classifier names, and its report."""
+        classify, items = self._subject.classifier, self._loaded.items
+        name = self._task.name
+        if classify is None:
+            raise UserError(
+                f'task {name} asks for a label, and {self._subject.name} was not trained by '
+                'Classification: give such a run, or a task of kind choices'
+            )
+        for item in items:
+            if item.answers[0] not in classify.labels:
+                raise UserError(
+                    f'task {name}, line {item.line}: the head does not know the label '
+                    f'{item.answers[0]!r}: it knows {", ".join(classify.labels)}'
+                )
+        texts = [classify.parts(item.prompt, item.fields.get('other')) for item in items]
+        truncated = self._fit(
+            [(item, sum(map(len, x)) + 1) for item, x in zip(items, texts, strict=True)]
+        )
+        log_NC = classify(texts)
+        examples = [
+            {
+                'line': item.line,
+                'text': item.prompt,
+                **item.fields,
+                'choices': list(classify.labels),
+                'gold': classify.labels.index(item.answers[0]),
+                'log_p': log_C.tolist(),
+                'chosen': {'acc': int(np.argmax(log_C))},
+                'scores': {'acc': float(classify.labels[np.argmax(log_C)] == item.answers[0])},
+            }
+            for item, log_C in zip(items, log_NC, strict=True)
+        ]
+        facts = {**truncated, 'report': self._report(examples, classify.labels)}
         return self._outcome(examples, facts)
 
     def text(self) -> Outcome:

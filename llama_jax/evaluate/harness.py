@@ -20,8 +20,8 @@ try:
 except ModuleNotFoundError as missing:
     raise UserError(f"lm-eval takes {missing.name}: pip install -e '.[eval]'") from None
 
-from llama_jax.evaluate.ask import windows
 from llama_jax.evaluate.subject import Subject
+from llama_jax.evaluate.windows import windows
 from llama_jax.generate.continuations import Request
 from llama_jax.generate.request import Controls
 from llama_jax.text.chat import Conversation

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.errors import UserError
+from llama_jax.evaluate.classifier import Classifier
 from llama_jax.generate.batching import Engine
 from llama_jax.generate.continuations import Continuations, Request, Scored
 from llama_jax.generate.embed import Embedder
@@ -49,6 +50,8 @@ class Subject:
     begin: tuple[int, ...] = ()
     """Ids in front of every text, where the model was trained with them."""
     chat: ChatFormat | None = None
+    classifier: Classifier | None = None
+    """Of a run of Classification."""
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 from llama_jax.errors import UserError
 
-Kind = Literal['choices', 'text', 'perplexity', 'retrieval']
+Kind = Literal['choices', 'label', 'text', 'perplexity', 'retrieval']
 _FIELD = re.compile(r'\{\{\s*(\w+)\s*\}\}')
 
 
@@ -30,8 +30,8 @@ class Task:
     test: str
     """JSONL file of the items."""
     kind: Kind = 'choices'
-    """Which of several texts is right; what the model writes; the likelihood of whole texts; which
-    document a query finds."""
+    """Which of several texts is right; the class that a trained head names; what the model writes;
+    the likelihood of whole texts; which document a query finds."""
     name: str = ''
     """Default: that of the file."""
     train: str = ''
@@ -64,7 +64,9 @@ class Task:
     until: tuple[str, ...] = ('\n',)
     """What the model writes ends before any of these."""
     text: str = 'text'
-    """Field with a whole text."""
+    """Field with a whole text, or with the one that has a label."""
+    other: str = ''
+    """Field with the second text of a labelled pair."""
     window: int = 2048
     """Tokens that are read at once, of a whole text; at most those of the context."""
     stride: int = 0
@@ -109,13 +111,22 @@ _OF_PROMPTS = (
 )
 _OF_CHOICES = ('choices', 'domain', 'content_free')
 _OF_TEXT = ('max_tokens', 'until')
-_OF_WHOLE = ('text', 'window', 'stride')
+_OF_WHOLE = ('window', 'stride')
+_OF_LABELS = ('other',)
 _OF_PAIRS = ('query', 'document')
 _USELESS: dict[str, tuple[str, ...]] = {
-    'choices': (*_OF_TEXT, *_OF_WHOLE, *_OF_PAIRS),
-    'text': (*_OF_CHOICES, *_OF_WHOLE, *_OF_PAIRS),
-    'perplexity': (*_OF_PROMPTS, 'shot_seeds', *_OF_CHOICES, *_OF_TEXT, *_OF_PAIRS),
-    'retrieval': (*_OF_PROMPTS, 'shot_seeds', *_OF_CHOICES, *_OF_TEXT, *_OF_WHOLE),
+    'choices': (*_OF_TEXT, 'text', *_OF_WHOLE, *_OF_LABELS, *_OF_PAIRS),
+    'label': (
+        *(name for name in _OF_PROMPTS if name != 'target'),
+        *('shot_seeds', *_OF_CHOICES, *_OF_TEXT, *_OF_WHOLE, *_OF_PAIRS),
+    ),
+    'text': (*_OF_CHOICES, 'text', *_OF_WHOLE, *_OF_LABELS, *_OF_PAIRS),
+    'perplexity': (
+        *(*_OF_PROMPTS, 'shot_seeds', *_OF_CHOICES, *_OF_TEXT, *_OF_LABELS, *_OF_PAIRS),
+    ),
+    'retrieval': (
+        *(*_OF_PROMPTS, 'shot_seeds', *_OF_CHOICES, *_OF_TEXT, 'text', *_OF_WHOLE, *_OF_LABELS),
+    ),
 }
 
 
@@ -237,12 +248,15 @@ def _of_fields(path: Path) -> Task:
         return Task(path.name, kind='text')
     if {'query', 'document'} <= fields:
         return Task(path.name, kind='retrieval')
-    if 'text' in fields and 'label' not in fields:
+    if {'text', 'label'} <= fields:
+        other = 'other' if 'other' in fields else ''
+        return Task(path.name, kind='label', target='label', other=other)
+    if 'text' in fields:
         return Task(path.name, kind='perplexity')
     raise UserError(
         f'{path}, line 1: fields {", ".join(map(repr, first))} are of no kind of task: give '
-        'prompt, choices and answer; prompt and answer; query and document; or text; or write a '
-        '.toml file that names them'
+        'prompt, choices and answer; prompt and answer; query and document; text and label; text; '
+        'or write a .toml file that names them'
     )
 
 
@@ -281,6 +295,12 @@ def _item(task: Task, number: int, fields: Mapping[str, Any]) -> Item:
         if not text:
             raise UserError(f'field {task.text!r} is empty: leave the line out')
         return Item(number, fields, text)
+    if task.kind == 'label':
+        label = _text(fields, task.target)
+        pair = {'other': _text(fields, task.other)} if task.other else {}
+        if not all(part.strip() for part in (_text(fields, task.text), *pair.values())):
+            raise UserError('a text is empty: leave the line out')
+        return Item(number, pair, _text(fields, task.text), (label,))
     if task.kind == 'retrieval':
         return Item(number, fields, filled(task.query, fields), (filled(task.document, fields),))
     prompt = filled(task.prompt, fields)

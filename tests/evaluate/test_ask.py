@@ -9,8 +9,8 @@ import pytest
 
 from llama_jax.errors import UserError
 from llama_jax.evaluate import ask, task
-from llama_jax.evaluate.ask import windows
 from llama_jax.evaluate.subject import Subject
+from llama_jax.evaluate.windows import windows
 from llama_jax.generate.continuations import Request
 from llama_jax.generate.engine import Generator
 from llama_jax.generate.programs import Programs

@@ -28,6 +28,7 @@ def toml(path, **settings):
         ({'prompt': 'Q', 'answer': 'A'}, 'text'),
         ({'text': 'whole'}, 'perplexity'),
         ({'query': 'q', 'document': 'd'}, 'retrieval'),
+        ({'text': 'a', 'label': 'l'}, 'label'),
     ],
 )
 def test_a_file_of_items_says_what_is_asked(tmp_path, item, kind):
@@ -90,7 +91,7 @@ def test_bad_items(tmp_path, items, words):
     ('settings', 'words'),
     [
         ({'promt': 'x'}, 'a task has no promt: did you mean prompt?'),
-        ({'kind': 'chioces'}, "kind 'chioces': give one of choices, text"),
+        ({'kind': 'chioces'}, "kind 'chioces': give one of choices, label, text"),
         ({'shots': 2}, 'name one'),
         ({'shots': 3, 'train': 'train.jsonl'}, '3 shots, and train.jsonl has 2 items'),
         ({'train': 'test.jsonl'}, 'train and test are one file'),
