@@ -19,6 +19,7 @@ from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.distill import Distillation
+from llama_jax.objectives.grpo import GRPO
 from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.preference import DPO
 from llama_jax.objectives.reward import RewardModel
@@ -172,6 +173,21 @@ def reward() -> Experiment:
     Rate, epochs: Llama 2's (Touvron et al. 2023b, section 3.2.2: 1e-5, one epoch).
     """
     return _full('reward', RewardModel(), peak=1e-5, epochs=1)
+
+
+def grpo() -> Experiment:
+    """Problems (`prompt` or `question`, and `answer`): 8 completions of each prompt, rewarded by
+    functions, `--objective.rollout.rewards`.
+
+    Normaliser, no KL: DAPO's (Yu et al. 2025). Rate: that of trl, 1e-6.
+    """
+    recipe = _rated(_full('grpo', GRPO(), peak=1e-6, epochs=1), 1e-6)
+    return replace(recipe, train=replace(recipe.train, batch=64, seq_len=512))
+
+
+def grpo_lora() -> Experiment:
+    """The same with adapters. Rate: ours, ten times that of all parameters."""
+    return _lora(grpo(), 'grpo_lora', peak=1e-5)
 
 
 def distill() -> Experiment:

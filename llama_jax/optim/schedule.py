@@ -106,6 +106,16 @@ def _check(config: ScheduleConfig) -> None:
     ):
         if not fits:
             raise UserError(f'--optimizer.schedule.{option} is {value}: it must be {wanted}')
+    usual = ScheduleConfig()
+    for option, value, other, kinds in (
+        ('decay-share', config.decay_share, usual.decay_share, ('wsd',)),
+        ('final', config.final, usual.final, ('wsd', 'cosine')),
+    ):
+        if value != other and config.kind not in kinds:
+            raise UserError(
+                f'--optimizer.schedule.{option} {value} has no effect on the kind {config.kind}: '
+                'leave it out'
+            )
     if config.warmup_steps and config.warmup_share:
         raise UserError(
             f'--optimizer.schedule.warmup-steps {config.warmup_steps} and --optimizer.schedule.'

@@ -19,7 +19,7 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import tune as tuning
 from llama_jax.model.config import VOCAB_MULTIPLE, Compute, ModelConfig
-from llama_jax.model.tune import Full, LoRA, Tune
+from llama_jax.model.tune import Frozen, Full, LoRA, Tune
 from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig, optimizer
@@ -190,8 +190,22 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
         )
     tuning.check(experiment.tune, model, extra=extra, start=experiment.start)
     optimizer(experiment.optimizer)
+    _check_effects(experiment)
     rate = experiment.optimizer.schedule
     schedule(rate, steps_of(train) or rate.warmup_steps + 1)
+
+
+def _check_effects(experiment: Experiment) -> None:
+    """Raise UserError for settings of the optimizer that change nothing in this run."""
+    config, tune = experiment.optimizer, experiment.tune
+    if config.layer_decay != 1 and isinstance(tune, Frozen):
+        raise UserError(
+            f'--optimizer.layer-decay {config.layer_decay} has no effect where no layer is '
+            'trained: leave it out, or set --tune'
+        )
+    if config.decay_embeddings and not (config.weight_decay and isinstance(tune, Full)):
+        why = 'embeddings are not trained' if config.weight_decay else 'there is no weight decay'
+        raise UserError(f'--optimizer.decay-embeddings has no effect where {why}: leave it out')
 
 
 def rows_read(experiment: Experiment) -> int:
