@@ -65,7 +65,7 @@ def test_the_index_counts_before_the_usual_file_which_is_told_of(tmp_path, caplo
 
 def test_an_adapter_beside_the_model_is_told_of(tmp_path, caplog):
     (tmp_path / 'adapter_config.json').write_text('{}')
-    assert 'no model: merge' in refused(tmp_path) and not caplog.text
+    assert 'no model: name the model before it' in refused(tmp_path) and not caplog.text
     (tmp_path / 'adapter_config.json').unlink()
     save_file(A, tmp_path / 'model.safetensors')
     same(directory.weights(tmp_path), A)
@@ -131,7 +131,10 @@ def test_all_shards_that_are_missing_are_told(tmp_path):
 @pytest.mark.parametrize(
     ('name', 'words'),
     [
-        ('adapter_config.json', 'an adapter of some/base (PEFT) and no model: merge'),
+        (
+            'adapter_config.json',
+            'an adapter of some/base (PEFT) and no model: name the model before it',
+        ),
         ('model.gguf', 'name that file: '),
         ('snapshots/5f1c/config.json', 'snapshots/5f1c'),
         ('checkpoint-40/config.json', 'checkpoint-40'),
