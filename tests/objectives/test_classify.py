@@ -30,6 +30,7 @@ ROWS = [
     [Labelled('so so', 'maybe'), Labelled('bad', 'no'), Labelled('fine', 'yes')],
 ]
 SEQ_LEN = 32
+PLACED = dataclasses.replace(reading.DECODER, positions='learned')  # not by differences alone
 
 
 def ids(text):
@@ -127,7 +128,7 @@ def by_hand(objective, config):
     ('settings', 'config'),
     [
         ({}, reading.DECODER),
-        ({'pool': 'mean', 'balance': 'given', 'class_weights': (0.5, 2.0, 3.0)}, reading.DECODER),
+        ({'pool': 'mean', 'balance': 'given', 'class_weights': (0.5, 2.0, 3.0)}, PLACED),
         ({'pool': 'first', 'bidirectional': True}, reading.DECODER),
         ({'pool': 'first'}, reading.BOTH),
     ],
