@@ -231,15 +231,14 @@ class _Tree:
             yield from self._piece(strips, at, piece)
 
     def _runs(self, rows: Sequence[Sequence[Node]], at: int) -> Iterator[Any]:
-        """Chains of nodes, one for each row, into the cache. Equal ones ask in the first row."""
+        """Chains of nodes, one for each row, into the cache."""
         runs: list[tuple[np.ndarray, int, list[tuple[int, Asked]]]] = []
-        for i, nodes in enumerate(rows):
-            begin, first = nodes[0].depth, i == 0 or nodes is not rows[0]
+        for nodes in rows:
+            begin = nodes[0].depth
             asked = [
                 (node.depth - begin + offset, what)
                 for node in nodes
                 for offset, what in sorted(node.asked.items())
-                if first
             ]
             runs.append((np.concatenate([node.tokens for node in nodes]), begin, asked))
         longest = max(len(tokens) for tokens, _, _ in runs)
@@ -265,9 +264,8 @@ class _Tree:
             self._slots = slots
         token_BT = np.full((B, piece), programs.model.pad_id, np.int32)
         depth_BT = np.zeros((B, piece), np.int32)
+        # Padding stands behind all else, and is seen by nothing but padding.
         until_BS = np.full((B, self._slots), _ALWAYS, np.int32)
-        # Padding sees itself, so that it is not without a key, and is seen by nothing else.
-        until_BS[:, at : at + piece] = np.arange(at, at + piece) + 1
         asked: list[list[tuple[int, Asked]]] = [[] for _ in range(B)]
         for b, strip in enumerate(strips):
             n = len(strip.tokens)

@@ -89,7 +89,7 @@ def test_standard_error_of_items_and_shot_seeds():
     """Against the variance of the mean over many draws of a crossed design: items and seeds have
     effects of their own, and one draw has S of the one and N of the other."""
     rng = np.random.default_rng(0)
-    S, N, item, seed, rest = 4, 40, 0.7, 0.3, 0.5
+    S, N, item, seed, rest = 4, 40, 0.5, 0.3, 2.0
     means, squares = [], []
     for _ in range(3000):
         x_SN = rng.normal(0, item, N) + rng.normal(0, seed, (S, 1)) + rng.normal(0, rest, (S, N))
