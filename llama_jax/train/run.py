@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -19,9 +18,7 @@ from llama_jax import layout, trees
 from llama_jax import mesh as meshes
 from llama_jax.data.load_tokenizer import check as check_tokenizer
 from llama_jax.data.loader import Loader
-from llama_jax.data.recipe import Given
 from llama_jax.data.record import Text
-from llama_jax.data.sources import open_sources
 from llama_jax.generate.finite import NotFiniteError
 from llama_jax.model.layers import Params
 from llama_jax.model.tune import flops_share
@@ -29,20 +26,16 @@ from llama_jax.objectives.base import Batch
 from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.text import template_files
-from llama_jax.text.chat import ChatFormat
 from llama_jax.text.tokenizer import Tokenizer
-from llama_jax.train import agreement, resume
-from llama_jax.train.checkpoint import Checkpoints, Items
+from llama_jax.train import agreement, reading, resume
+from llama_jax.train.checkpoint import Checkpoints, Items, Restored
 from llama_jax.train.experiment import (
     Experiment,
     check,
-    rows_read,
-    steps_of,
     to_dict,
-    with_tokenizer,
 )
 from llama_jax.train.peak import CONVENTION, peak_flops
-from llama_jax.train.place import HostBatch, place, rows_here
+from llama_jax.train.place import HostBatch, place
 from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
 from llama_jax.train.records import Records
@@ -192,10 +185,10 @@ def _prepare(
 ) -> Run:
     notes = forget_unsaved(workdir)
     resume.check_workdir(workdir, experiment)
-    experiment, tokenizer = _tokenizer(experiment)
+    experiment, tokenizer = reading.tokenizer_of(experiment)
     chat = chat_read(experiment, workdir)
     if experiment.objective.reads is not Text:  # what it refuses, before weights are read
-        _loader(experiment, tokenizer, device_mesh, None, chat).close()
+        reading.training_loader(experiment, tokenizer, device_mesh, None, chat).close()
     check_teacher(experiment, tokenizer)
     validates = experiment.evaluation.every > 0
     rollouts = None
@@ -206,7 +199,10 @@ def _prepare(
         validation = Validation(experiment, tokenizer, device_mesh, rollouts, chat=chat)
     held_out = None if validation is None else functools.partial(validation.open, 0)
     sample = sampler(experiment, tokenizer, device_mesh, chat=chat, held_out=held_out)
-    length, experiment = experiment.train, _with_steps(experiment, tokenizer, device_mesh, chat)
+    length, experiment = (
+        experiment.train,
+        reading.with_steps(experiment, tokenizer, device_mesh, chat),
+    )
     train = experiment.train
     if train != length:
         wanted = f'--train.epochs {length.epochs:g}' if length.epochs else ''
@@ -227,26 +223,12 @@ def _prepare(
         check=lambda saved: resume.check_metadata(saved, experiment, tokenizer.digest, workdir),
         set_aside=True,
     )
-    ramp = None
-    if restored is None:
-        state = initial_state(
-            *(experiment.model, experiment.objective, tx),
-            seed=experiment.seed,
-            mesh=device_mesh,
-            tune=experiment.tune,
-        )
-        state, identity, told = adapted(state, experiment, tokenizer, device_mesh)
-        notes += told
-        state = averaging(state) if experiment.optimizer.average else state
-        cursor, start = None, 0
-    else:
-        arrays = {name: restored.items[name] for name in restored.items if name != 'rest'}
-        state = State(**arrays, **restored.items['rest'], tune=experiment.tune)
-        state, identity = refrozen(state, experiment, restored.metadata, device_mesh)
+    state, identity = _state(experiment, tokenizer, tx, device_mesh, restored, notes)
+    cursor, start, ramp = None, 0, None
+    if restored is not None:
         cursor, start = restored.metadata['cursor'], restored.step
         ramp, changed = resume.continuation(restored.metadata, experiment, workdir)
         notes += [*restored.damaged, *changed, f'resumed from the checkpoint of step {start}']
-
     agreement.same({'start': identity}, 'weights of --start')
     taught = Taught(experiment, device_mesh, recorded=restored and restored.metadata.get('teacher'))
 
@@ -262,11 +244,11 @@ def _prepare(
         anew=restored is None,
     )
     given = references.training()
-    loader = _loader(experiment, tokenizer, device_mesh, cursor, chat, given)
+    loader = reading.training_loader(experiment, tokenizer, device_mesh, cursor, chat, given)
     if validation is not None:
         validation.given = references.validation()
     opened.callback(loader.close)
-    agreement.same(_content(tokenizer, loader), 'data')
+    agreement.same(reading.content(tokenizer, loader), 'data')
     if restored is not None:
         resume.check_data(restored.metadata, loader.digest, experiment, workdir)
         references.check(given, restored.metadata.get('reference'), workdir)
@@ -347,72 +329,37 @@ def _prepare(
     )
 
 
-def _tokenizer(experiment: Experiment) -> tuple[Experiment, Tokenizer]:
-    """The experiment with its tokenizer, once it is known that every split is there: a tokenizer
-    may take minutes to train."""
-    if experiment.data.tokenizer.path is not None:  # it is there, and the data may take minutes
-        with_tokenizer(experiment)
-    for split in ('train', 'validation') if experiment.evaluation.every else ('train',):
-        open_sources(experiment.data, split, experiment.objective.reads)
-    return with_tokenizer(experiment)
-
-
-def _with_steps(
-    experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh, chat: ChatFormat | None
-) -> Experiment:
-    """The experiment with its number of steps, which is all that the rest of a run knows of its
-    length: the schedule, the records, and who goes on with it."""
-    train, steps = experiment.train, steps_of(experiment.train)
-    if not steps:
-        say('counting the steps of an epoch')
-        with _loader(experiment, tokenizer, mesh, cursor=None, chat=chat) as loader:
-            agreement.same(_content(tokenizer, loader), 'data')
-            steps = loader.batches(train.epochs)
-        schedule(experiment.optimizer.schedule, steps)
-    train = dataclasses.replace(train, steps=steps, tokens=0, epochs=0.0)
-    return dataclasses.replace(experiment, train=train)
-
-
-def _content(tokenizer: Tokenizer, loader: Loader) -> dict[str, Any]:
-    """What decides the batches, short enough to be read in a message."""
-    sources = [
-        {'name': source.name, 'documents': len(source), 'digest': source.digest[:12]}
-        for source in loader.texts
-    ]
-    return {'sources': sources, 'tokenizer': tokenizer.digest[:12], 'data': loader.digest[:12]}
-
-
-def _loader(
+def _state(
     experiment: Experiment,
     tokenizer: Tokenizer,
+    tx: optax.GradientTransformation,
     mesh: Mesh,
-    cursor: str | None,
-    chat: ChatFormat | None,
-    given: Given = None,
-) -> Loader:
-    return Loader(
-        experiment.data,
-        split='train',
-        tokenizer=tokenizer,
-        maker=experiment.objective,
-        batch=rows_read(experiment),
-        seq_len=experiment.train.seq_len,
+    restored: Restored | None,
+    notes: list[str],
+) -> tuple[State, Any]:
+    """The state to go on from, and what tells the weights of its start from others; what is to be
+    said of them is added to `notes`."""
+    if restored is not None:
+        arrays = {name: restored.items[name] for name in restored.items if name != 'rest'}
+        state = State(**arrays, **restored.items['rest'], tune=experiment.tune)
+        return refrozen(state, experiment, restored.metadata, mesh)
+    state, identity, told = adapted(_fresh(experiment, tx, mesh), experiment, tokenizer, mesh)
+    notes += told
+    return averaging(state) if experiment.optimizer.average else state, identity
+
+
+def _fresh(experiment: Experiment, tx: optax.GradientTransformation, mesh: Mesh) -> State:
+    return initial_state(
+        *(experiment.model, experiment.objective, tx),
         seed=experiment.seed,
-        rows=rows_here(experiment, mesh),
-        cursor=cursor,
-        chat=chat,
-        given=given,
+        mesh=mesh,
+        tune=experiment.tune,
     )
 
 
 def _begun(experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh) -> Params:
     """The parameters that a run began with, for one that goes on."""
-    state = initial_state(
-        *(experiment.model, experiment.objective, optax.identity()),
-        seed=experiment.seed,
-        mesh=mesh,
-        tune=experiment.tune,
-    )
+    state = _fresh(experiment, optax.identity(), mesh)
     return adapted(state, experiment, tokenizer, mesh)[0].evaluated
 
 

@@ -10,7 +10,7 @@ from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.text.tokenizer import TokenizerConfig
-from llama_jax.train import loop, restore, run
+from llama_jax.train import loop, reading, restore
 from llama_jax.train.experiment import check, resolved
 from llama_jax.train.start import check_start
 from tests.train.conftest import changed, one_device
@@ -60,7 +60,7 @@ def test_a_run_goes_on_and_is_loaded_with_what_the_tokenizer_said(
 
 
 def test_a_tokenizer_that_does_not_fit_is_told_before_the_corpus(experiment, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, 'open_sources', lambda *_: 1 / 0)
+    monkeypatch.setattr(reading, 'open_sources', lambda *_: 1 / 0)
     nowhere = changed(experiment, 'data', tokenizer=TokenizerConfig(path='nowhere.model'))
     large = changed(experiment, 'data', tokenizer=TokenizerConfig(vocab=1024))
     for bad, message in ((nowhere, 'cannot read the tokenizer'), (large, 'the model has 512 ids')):

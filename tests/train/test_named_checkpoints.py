@@ -12,7 +12,7 @@ import pytest
 from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
-from llama_jax.train import loop, run
+from llama_jax.train import loop, reading, run
 from llama_jax.train.checkpoint import SCORES
 from llama_jax.train.records import read_run
 from llama_jax.train.restore import load, named
@@ -112,7 +112,7 @@ def test_a_run_begins_with_any_step_of_another_and_a_longer_context(short_run, s
 def test_a_start_that_does_not_fit_is_told_before_anything_is_made(
     short_run, short, monkeypatch, tmp_path, start, values, message
 ):
-    monkeypatch.setattr(run, 'with_tokenizer', lambda config: 1 / 0)
+    monkeypatch.setattr(reading, 'with_tokenizer', lambda config: 1 / 0)
     other = changed(replace(short, start=f'{short_run}{start}'), 'model', **values)
     with pytest.raises(UserError, match=message):
         loop.train(other, tmp_path)

@@ -23,7 +23,7 @@ from llama_jax.data.loader import Loader
 from llama_jax.errors import Stopped, UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.text.tokenizer import TokenizerConfig
-from llama_jax.train import loop, run, validate
+from llama_jax.train import loop, reading, run, validate
 from llama_jax.train.checkpoint import present
 from llama_jax.train.records import read_run
 from llama_jax.train.signals import Signals
@@ -156,9 +156,11 @@ def test_several_processes_ask_between_two_batches(experiment):
         assert 0 < validation(params, lambda: next(answers))['bytes'] < whole['bytes']
 
 
-@pytest.mark.parametrize('where', ['with_tokenizer', 'train_step'])
-def test_a_signal_before_the_first_step_ends_at_once(experiment, tmp_path, monkeypatch, where):
-    monkeypatch.setattr(run, where, kill_when(getattr(run, where)))
+@pytest.mark.parametrize(('module', 'where'), [(reading, 'with_tokenizer'), (run, 'train_step')])
+def test_a_signal_before_the_first_step_ends_at_once(
+    experiment, tmp_path, monkeypatch, module, where
+):
+    monkeypatch.setattr(module, where, kill_when(getattr(module, where)))
     with pytest.raises(Stopped, match='stopped by SIGTERM before a step was taken') as raised:
         loop.train(experiment, tmp_path)
     assert raised.value.exit_code == 128 + signal.SIGTERM
@@ -316,7 +318,7 @@ def test_a_tokenizer_that_is_there_is_checked_before_the_data_is_prepared(
     experiment, tmp_path, monkeypatch
 ):
     load_tokenizer(experiment.data).save(tmp_path / 'tokenizer.model')
-    monkeypatch.setattr(run, 'open_sources', None)
+    monkeypatch.setattr(reading, 'open_sources', None)
     data = replace(
         experiment.data, tokenizer=TokenizerConfig(path=str(tmp_path / 'tokenizer.model'))
     )
@@ -327,7 +329,7 @@ def test_a_tokenizer_that_is_there_is_checked_before_the_data_is_prepared(
 def test_a_split_that_is_not_there_is_told_before_a_tokenizer_is_trained(
     experiment, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run, 'with_tokenizer', None)
+    monkeypatch.setattr(reading, 'with_tokenizer', None)
     with pytest.raises(UserError, match="no documents in the split 'valid'"):
         loop.train(changed(experiment, 'data', validation_split='valid'), tmp_path)
 
