@@ -86,11 +86,12 @@ def _recipe(model: Model, params: Params, how: How) -> Params:
     """What each array is made of: a tree of Joined."""
 
     def keep(w: Quantized) -> bool:
-        """It is in the bits that are wanted, if any; a CPU wants int4 as float32."""
-        name = w.value.dtype.name
-        return how.quantization.weights in (None, name) and (
-            name == 'int8' or platform_in_use() != 'cpu'
-        )
+        """It is in the bits that are wanted, if any; a CPU wants groups, those of int4, as
+        float32."""
+        sizes = zip(w.value.shape, w.scale.shape, strict=True)
+        if platform_in_use() == 'cpu' and any(1 < n < size for size, n in sizes):
+            return False
+        return how.quantization.weights in (None, w.value.dtype.name)
 
     def apart(blocks: Any, layer: int) -> Params:
         if isinstance(blocks, list):

@@ -28,6 +28,8 @@ INPUTS = {
     'down_FD': 'F',
 }
 """Weights that can be adapted -> the letters of what they read, which are those of A."""
+GROUP = 32
+"""Inputs that share a scale in a base of int4."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,13 @@ def check(tune: Tune, config: ModelConfig, *, extra: Params, start: str | None) 
     if not 0 <= tune.dropout < 1:
         raise UserError(f'--tune.dropout is {tune.dropout}: it must be in [0, 1)')
     targeted(config, tune.targets)
+    sizes = {'head_dim': config.head_dim, 'dim': config.dim, 'ffn': config.ffn}
+    for name, size in sizes.items():
+        if tune.base == 'int4' and size % GROUP:
+            raise UserError(
+                f'--tune.base int4 has a scale for each {GROUP} inputs, and {name} {size} does not '
+                f'divide by {GROUP}: give --tune.base int8'
+            )
 
 
 def targeted(config: ModelConfig, targets: tuple[str, ...]) -> list[str]:

@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from llama_jax import layout, precision
 from llama_jax.errors import UserError
 from llama_jax.generate.quantized import NOTHING, Quantization, quantized
+from llama_jax.mesh import platform_in_use
 from llama_jax.model.adapted import Adapted, Weight, dense
 from llama_jax.model.config import Compute
 from llama_jax.model.layers import STACKS, Params
 from llama_jax.model.quantized import Quantized
-from llama_jax.model.tune import LoRA, Tune
+from llama_jax.model.tune import GROUP, LoRA, Tune
 from llama_jax.train.checkpoint import sum_of_words
 from llama_jax.trees import map_named
 
@@ -37,7 +38,8 @@ class Kept:
         """Without `compute` matrices keep the type that they have."""
         self._dtype = precision.dtype(compute.precision if compute else 'float32')
         bits = tune.base if isinstance(tune, LoRA) else None
-        self._how = Quantization(weights=bits) if bits else NOTHING
+        group = GROUP if bits == 'int4' else None
+        self._how = Quantization(weights=bits, group=group) if bits else NOTHING
         self._mesh = mesh
         self._sums: dict[str, int] = {}
 
@@ -57,13 +59,23 @@ class Kept:
         if x.ndim - stacked < 2:
             return x.astype(jnp.float32)
         if stacked and self._how != NOTHING:  # a layer at a time: what lies between is float32
-            return jax.lax.map(lambda w: quantized(path, w, self._how, whole_int4=False), x)
+            return jax.lax.map(
+                lambda w: _storable(quantized(path, w, self._how, whole_int4=False)), x
+            )
         return x.astype(self._dtype) if self._dtype.itemsize < x.dtype.itemsize else x
 
     def identity(self) -> Identity:
         """Of what it was given, whatever the files and the types that they are in."""
         text = json.dumps(sorted(self._sums.items()))
         return {'weights': hashlib.sha256(text.encode()).hexdigest()[:16]}
+
+
+def _storable(w: Any) -> Any:
+    """A CPU keeps int4 in bytes, and a program that was compiled ahead of time refuses them (jax
+    0.10): there they are of int8, with the same values."""
+    if not isinstance(w, Quantized) or w.value.dtype != jnp.int4 or platform_in_use() != 'cpu':
+        return w
+    return Quantized(w.value.astype(jnp.int8), w.scale)
 
 
 def merged(params: Params, mesh: Mesh) -> Params:
@@ -86,7 +98,8 @@ def _remade(path: str, w: Weight, mesh: Mesh, make: Callable[[str, jax.Array], W
         one = functools.partial(dense, letters=name.rsplit('_', 1)[-1], dtype=jnp.float32)
         return make(path, jax.lax.map(one, w) if path.split('.')[0] in STACKS else one(w))
 
-    form = jax.eval_shape(remake, w)
+    with jax.set_mesh(mesh):
+        form = jax.eval_shape(remake, w)
     if isinstance(w, jax.Array) and not isinstance(form, Quantized) and form.dtype == w.dtype:
         return w
     placed = layout.shardings({path: form}, mesh)[path]

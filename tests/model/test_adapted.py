@@ -14,9 +14,10 @@ from llama_jax.generate.quantized import Quantization, quantized
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.model.adapted import Adapted, adapters_off, product
-from llama_jax.model.quantized import Quantized
+from llama_jax.model.quantized import Quantized, dense
 from llama_jax.model.tune import INPUTS, LoRA, combined, targeted, trained
 from llama_jax.objectives.causal import CausalLM
+from llama_jax.train.base import Kept
 from llama_jax.train.place import place
 from llama_jax.train.step import State, train_step
 from tests.model import tiny
@@ -232,3 +233,16 @@ def test_targets(target, names):
 def test_a_target_that_names_nothing(target):
     with pytest.raises(UserError, match=r'names no weight .*: there are all, .*q_DNH'):
         targeted(CONFIG, ('mlp', target))
+
+
+def test_a_base_of_int4_is_taken_by_a_program_compiled_before():
+    mesh = mesh_of()
+    x = jax.device_put(tiny.parameters(CONFIG, mesh)['blocks']['mlp']['up_DF'] + 0)
+    with jax.set_mesh(mesh):
+        how = Quantization(weights='int4')
+        whole = [dense(quantized('up_DF', w, how, whole_int4=False), jnp.float32) for w in x]
+    w = Kept(LoRA(base='int4'), None, mesh)('blocks.mlp.up_DF', x)
+    assert np.abs(w.value).max() == 7 and w.scale.shape == (2, 1, 48)
+    with jax.set_mesh(mesh):
+        make = jax.jit(lambda w: jax.lax.map(lambda w: dense(w, jnp.float32), w))
+        np.testing.assert_array_equal(make.lower(w).compile()(w), np.stack(whole))
