@@ -148,7 +148,7 @@ def _records(
     for number in np.random.default_rng(SEED).permutation(len(records)).tolist():
         if not records.length(number):
             continue
-        one = _asked(records.encoded(number), tokenizer, reads=reads)
+        one = asked_of(records.encoded(number), tokenizer, reads=reads)
         if len(one.tokens) + config.sample_tokens <= context >= len(one.source or ()):
             found.append(one)
         if len(found) == config.examples:
@@ -161,7 +161,7 @@ def _records(
     return found
 
 
-def _asked(encoded: Encoded, tokenizer: Tokenizer, *, reads: bool) -> Asked:
+def asked_of(encoded: Encoded, tokenizer: Tokenizer, *, reads: bool) -> Asked:
     """What stands before the last learnt run of a record, and that run."""
     ids, weights = encoded.parts[0], encoded.weights[0]
     if reads:

@@ -23,7 +23,7 @@ from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import EvaluationConfig, with_tokenizer
-from llama_jax.train.sample import _asked, sampler
+from llama_jax.train.sample import asked_of, sampler
 from llama_jax.train.step import initial_state
 from llama_jax.train.validate import Validation
 from tests.train.conftest import changed, one_device
@@ -79,7 +79,7 @@ def encoded(*parts):
     ],
 )
 def test_an_answer_is_the_last_learnt_run(record, prompt, answer):
-    found = _asked(record, BYTES, reads=False)
+    found = asked_of(record, BYTES, reads=False)
     assert (found.prompt, found.reference) == (prompt, answer)
     assert BYTES.decode(found.tokens) == prompt and found.source is None
 
