@@ -3,14 +3,16 @@
 import inspect
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 
 import configs
 from llama_jax.compare import fair, one, record
 from llama_jax.compare.fair import Proof
-from llama_jax.compare.grid import FINISHED, check_names, runs
+from llama_jax.compare.grid import FINISHED, check_names, check_steps, runs
 from llama_jax.data.prepare import locked
+from llama_jax.errors import UserError
 from llama_jax.evaluate import suite as suites
 from llama_jax.evaluate.light import light
 
@@ -104,3 +106,14 @@ def test_a_second_process_waits_and_finds_the_run_finished(workdir, calls):
         (directory / FINISHED).write_text('{}')
     second.join(30)
     assert not second.is_alive() and not calls
+
+
+def test_arms_are_matched_by_their_steps():
+    grid = configs.grid('objectives_small')
+    for section, setting in (('train', 'epochs'), ('train', 'tokens'), ('evaluation', 'patience')):
+        arm = grid.arms[1]
+        inner = replace(getattr(arm.experiment, section), **{setting: 2})
+        changed = replace(arm, experiment=replace(arm.experiment, **{section: inner}))
+        with pytest.raises(UserError, match=f'--{section}.{setting} 2 cannot be set in a grid'):
+            check_steps(replace(grid, arms=(grid.arms[0], changed)))
+    check_steps(grid)
