@@ -123,11 +123,11 @@ class Programs:
     def renew(self, params: Params) -> None:
         """Take other parameters than the ones before, of the same shapes, on the devices: those
         after a step of training. One program copies them, and nothing else compiles anew."""
-        if self._prepared is None:
-            placed = placements(jax.eval_shape(self._again, params), self.mesh)
-            self._prepared = jax.jit(self._again, out_shardings=placed)
         self.params = {}  # or there would be room for both
         with jax.set_mesh(self.mesh):
+            if self._prepared is None:
+                placed = placements(jax.eval_shape(self._again, params), self.mesh)
+                self._prepared = jax.jit(self._again, out_shardings=placed)
             self.params = self._prepared(params)
 
     def check_length(self, n_prompt: int, max_tokens: int, name: str) -> None:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from llama_jax import trees
+from llama_jax import layout, trees
 from llama_jax.generate import columns, programs
 from llama_jax.generate.engine import Generator
 from llama_jax.model import layers
@@ -177,3 +177,40 @@ def test_bfloat16_on_a_cpu_keeps_matrices_in_it_and_computes_in_float32():
         here, there = ([x.logprob for x in one.logprobs] for one in pair)
         # Activations of a product are known to 1/65536; rounded to bfloat16 they are to 1/256.
         np.testing.assert_allclose(here, there, atol=2e-3)
+
+
+def test_arrays_of_a_draw_hold_the_end_and_its_probability():
+    """As completions have them, which lack the end."""
+    prompts, settings = [prompt_of(n) for n in (3, 9)], {'temperature': 1.0, 'seed': [1, 2]}
+    whole = generator()(prompts, max_tokens=12, logprobs=0, **settings)
+    end = whole[0].tokens[5]
+    ended = generator(eos_ids=(end,)).draw(prompts, max_tokens=12, logprobs=0, **settings)
+    assert ended.token_BT.shape == ended.logprob_BT.shape == (2, 12 + 5)  # padded
+    n = whole[0].tokens.index(end) + 1
+    assert ended.token_BT[0, :n].tolist() == whole[0].tokens[:n]
+    logprobs = [one.logprob for one in whole[0].logprobs[:n]]
+    np.testing.assert_allclose(ended.logprob_BT[0, :n], logprobs, atol=1e-6)
+
+
+@pytest.mark.parametrize(('axes', 'n'), [((), 1), ((('fsdp', 2), ('tensor', 2)), 4)])
+def test_renewed_parameters_are_those_of_a_new_generator(axes, n):
+    """And they need no program that was not there."""
+    again = generator(axes, n)
+    prompts = [prompt_of(5)]
+    before = again(prompts, max_tokens=6)
+
+    def placed(params):
+        return jax.device_put(params, layout.shardings(params, again.programs.mesh))
+
+    other = placed(jax.tree.map(lambda x: x * 1.25, weights()))
+    fresh = Generator(
+        CONFIG, other, mesh=again.programs.mesh, compute=COMPUTE, eos_ids=(), pad_id=0
+    )
+    again.programs.renew(other)
+    trees_of_both = (again.programs.params, fresh.programs.params)
+    for mine, theirs in zip(*map(jax.tree.leaves, trees_of_both), strict=True):
+        assert mine.sharding == theirs.sharding and mine.dtype == theirs.dtype
+        np.testing.assert_array_equal(mine, theirs)
+    assert again(prompts, max_tokens=6) == fresh(prompts, max_tokens=6) != before
+    again.programs.renew(placed(weights()))
+    assert again(prompts, max_tokens=6) == before
