@@ -19,11 +19,13 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
+from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.seq2seq import SequenceToSequence
+from llama_jax.text.chat import FORMATS, Conversation
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import EvaluationConfig, with_tokenizer
-from llama_jax.train.sample import asked_of, sampler
+from llama_jax.train.sample import _prompt, asked_of, sampler
 from llama_jax.train.step import initial_state
 from llama_jax.train.validate import Validation
 from tests.train.conftest import changed, one_device
@@ -142,3 +144,17 @@ def test_what_cannot_be_answered_is_refused(begun):
     long = changed(begun, 'evaluation', sample_tokens=60)
     with pytest.raises(UserError, match='no held-out record leaves room for .*sample-tokens 60'):
         ready(replace(long, objective=SequenceToSequence()))
+
+
+def test_prompts_are_asked_as_the_objective_reads(begun):
+    """In a chat as a user; else as text; by the encoder where there is one."""
+    chat, bos = FORMATS['llama2'], BYTES.bos_id
+    ids = BYTES.encode('Hi').tolist()
+    talking = replace(begun, objective=InstructionTuning())
+    asked = chat.encode(Conversation([{'role': 'user', 'content': 'Hi'}]), BYTES, begin=[bos])
+    assert _prompt(talking, 'Hi', BYTES, chat)[1:3] == (asked, None)
+    assert _prompt(talking, 'Hi', BYTES, None)[1:3] == ([bos, *ids], None)
+    assert _prompt(begun, 'Hi', BYTES, chat)[1:3] == ([bos, *ids], None)
+    both = changed(begun, 'model', encoder_layers=1)
+    assert _prompt(both, 'Hi', BYTES, None)[1:3] == ([bos], ids)
+    assert _prompt(both, '', BYTES, None)[1:3] == ([bos], [bos])
