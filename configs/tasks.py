@@ -2,7 +2,7 @@
 
 Their items come from installed packages and from the Python installation itself; none are kept in
 the project. A task is made at its first use, in the cache, and is the same everywhere: what is
-drawn follows from a seed. A task of your own is a file: docs/evaluation.md.
+drawn follows from a seed. A task of your own is a file: docs/tasks.md.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A task is a TOML file with the fields of `Task`, or a JSONL file of items alone, whose fields then
 say what is asked. A template is text in which `{{name}}` stands for a field of the item, as in
-lm-eval. docs/evaluation.md shows each kind.
+lm-eval. docs/tasks.md shows each kind.
 """
 
 from __future__ import annotations
