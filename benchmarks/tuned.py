@@ -5,8 +5,8 @@ python -m benchmarks.tuned pairs --test test.jsonl --limit 200 --run runs/decode
 
 labels: accuracy of naive Bayes on word counts, of logistic regression on TF-IDF (of characters, one
 to three, where a script puts no spaces between words), and of runs of Classification. pairs: ROUGE
-and chrF of copying the function's name, and of what runs of SequenceToSequence write, greedily.
-Every figure with its 95% interval over the records.
+and chrF of copying the function's name, or the source where there is none, and of what runs of
+SequenceToSequence write, greedily. Every figure with its 95% interval over the records.
 """
 
 from __future__ import annotations
@@ -71,8 +71,11 @@ def labels(options: Options) -> None:
 def pairs(options: Options) -> None:
     written.check()
     rows = _rows(options.test, options.limit)
-    named = [str(row.get('name', '')).replace('_', ' ').strip() for row in rows]
-    _tell('the name', _scores(named, rows))
+    if all('name' in row for row in rows):
+        copied, label = [row['name'].replace('_', ' ').strip() for row in rows], 'the name'
+    else:
+        copied, label = [row['source'] for row in rows], 'the source'
+    _tell(label, _scores(copied, rows))
     for run in options.run:
         _tell(run, _scores(_written(run, rows, options.max_tokens), rows))
 

@@ -26,6 +26,7 @@ from llama_jax.objectives.reward import RewardModel
 from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.optim.adamw import OptimizerConfig
 from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import (
     CheckpointConfig,
     EvaluationConfig,
@@ -123,6 +124,26 @@ def encoder_decoder() -> Experiment:
     Rate: BART's (Lewis et al. 2020, fine-tuning: 3e-5).
     """
     return _full('encoder_decoder', SequenceToSequence(encoder=True), peak=3e-5, epochs=3)
+
+
+def from_nothing() -> Experiment:
+    """The same by a Transformer (Vaswani et al. 2017) that begins with nothing, without --from: 8
+    million parameters and a vocabulary of its own, for tens of thousands of pairs.
+
+    Rate, batch: ours, those of the quickstart.
+    """
+    model = replace(
+        ANY, dim=256, heads=4, kv_heads=4, ffn=768, layers=4, encoder_layers=4, context=256
+    )
+    recipe = _full(
+        'from_nothing', SequenceToSequence(encoder=True), peak=2e-3, epochs=10, examples=6
+    )
+    return replace(
+        recipe,
+        model=model,
+        data=replace(recipe.data, tokenizer=TokenizerConfig(vocab=4096)),
+        train=replace(recipe.train, batch=16, seq_len=256),
+    )
 
 
 def classify() -> Experiment:

