@@ -18,7 +18,7 @@ from llama_jax.generate import decode as decode_lib
 from llama_jax.generate import finite
 from llama_jax.generate.decode import Model
 from llama_jax.generate.prepare import How, prepare, prepared
-from llama_jax.generate.quantized import NOTHING, Quantization, placements
+from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.settings import END_IDS
 from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
@@ -123,11 +123,11 @@ class Programs:
     def renew(self, params: Params) -> None:
         """Take other parameters than the ones before, of the same shapes, on the devices: those
         after a step of training. One program copies them, and nothing else compiles anew."""
+        if self._prepared is None:
+            placed = jax.tree.map(lambda x: x.sharding, self.params)
+            self._prepared = jax.jit(self._again, out_shardings=placed)
         self.params = {}  # or there would be room for both
         with jax.set_mesh(self.mesh):
-            if self._prepared is None:
-                placed = placements(jax.eval_shape(self._again, params), self.mesh)
-                self._prepared = jax.jit(self._again, out_shardings=placed)
             self.params = self._prepared(params)
 
     def check_length(self, n_prompt: int, max_tokens: int, name: str) -> None:

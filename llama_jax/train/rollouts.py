@@ -93,6 +93,7 @@ class Rollouts:
     ) -> HostBatch:
         """The batch of the completions that `params` write, with figures of them. `records` finds
         the records of the prompts, `seed` is of the draws. Raises RewardError."""
+        jax.block_until_ready(params)  # the step before may still be at work
         begin = time.perf_counter()
         generator = self._with(params)
         synced = time.perf_counter()

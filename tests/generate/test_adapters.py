@@ -64,6 +64,12 @@ def test_text_is_that_of_merged_weights(targets, kind, axes, monkeypatch):
     block = programs.params['blocks'][0]
     name = 'qkv_KJHD' if kind == 'cpu' else 'q_DNH'
     assert isinstance(block['attention'][name], Adapted), 'nothing is merged'
+    before = programs.params
+    programs.renew(params)  # as after a step of training
+    assert jax.tree.structure(programs.params) == jax.tree.structure(before)
+    for again, once in zip(*map(jax.tree.leaves, (programs.params, before)), strict=True):
+        assert again.sharding == once.sharding
+        np.testing.assert_array_equal(again, once)
 
 
 @pytest.mark.parametrize('bits', ['int8', 'int4'])
