@@ -59,7 +59,8 @@ def experiment(tmp_path_factory):
     prompts = [f'{a}{b}=' for a in 'ABCDEFGH' for b in '12345']
     lines = [json.dumps({'prompt': prompt, 'answer': '', 'bad': []}) for prompt in prompts]
     (path / 'train.jsonl').write_text('\n'.join(lines))
-    (path / 'held.jsonl').write_text(lines[0].replace('A1', 'Z9'))
+    held = [line.replace('prompt": "', 'prompt": "Z') for line in lines[:12]]  # of two batches
+    (path / 'held.jsonl').write_text('\n'.join(held))
     (path / 'reward.py').write_text(REWARD)
     return Experiment(
         name='lower',
@@ -142,8 +143,10 @@ def completions(batch):
 def test_reward_rises(finished):
     reward = [line['reward'] for line in lines(finished[0]).values()]
     assert np.mean(reward[-3:]) > 2 * np.mean(reward[:3])
-    held = [line['reward'] for line in lines(finished[0], 'validation').values()]
-    assert len(held) == 2 and held[1] > held[0]
+    first, last = lines(finished[0], 'validation').values()
+    assert 0 < first['reward'] < last['reward'] < 1
+    for line in (first, last):
+        assert line['loss'] == -line['reward'] and MOST / 2 < line['completion_length'] <= MOST
 
 
 def test_completions_are_of_the_parameters_before_the_step(finished):
@@ -154,27 +157,29 @@ def test_completions_are_of_the_parameters_before_the_step(finished):
         assert line['clipped_high'] > 0 or step > 6, step
 
 
-def test_a_batch_is_what_was_written_and_judged(finished, experiment):
-    _, batches = finished
-    batch, line = batches[0], lines(finished[0])[1]
-    by_prompt = {}
-    for prompt, tokens, written, row, _ in completions(batch):
-        assert prompt[0] == TOKENIZER.bos_id and len(prompt) == 4
-        end = tokens[-1] == TOKENIZER.eos_id
-        assert TOKENIZER.eos_id not in tokens[:-1] and (end or len(tokens) == MOST)
-        text = TOKENIZER.decode(tokens[:-1] if end else tokens)
-        reward = sum(map(str.islower, text)) / 8
-        advantage = set(batch['advantages'][row, written].tolist())
-        by_prompt.setdefault(prompt.tobytes(), []).append((reward, *advantage, len(tokens)))
-    assert len(by_prompt) == 8 and all(len(group) == G for group in by_prompt.values())
-    rewards = np.array([[one[0] for one in group] for group in by_prompt.values()])
-    given = np.array([[one[1] for one in group] for group in by_prompt.values()])
-    np.testing.assert_allclose(given, advantages(rewards, 'group'), rtol=1e-5)
-    assert line['reward'] == pytest.approx(rewards.mean())
-    assert line['reward_std'] == pytest.approx(rewards.std())
-    length = np.mean([one[2] for group in by_prompt.values() for one in group])
-    assert line['completion_length'] == pytest.approx(length)
-    assert rewards.std() > 0
+def test_a_batch_is_what_was_written_and_judged(finished):
+    workdir, batches = finished
+    ended = 0
+    for batch, line in zip(batches, lines(workdir).values(), strict=True):
+        by_prompt = {}
+        for prompt, tokens, written, row, _ in completions(batch):
+            assert prompt[0] == TOKENIZER.bos_id and len(prompt) == 4
+            end = tokens[-1] == TOKENIZER.eos_id
+            assert TOKENIZER.eos_id not in tokens[:-1] and (end or len(tokens) == MOST)
+            text = TOKENIZER.decode(tokens[:-1] if end else tokens)
+            ended += end and len(text) > 1
+            reward = sum(map(str.islower, text)) / 8
+            (advantage,) = set(batch['advantages'][row, written].tolist())
+            by_prompt.setdefault(prompt.tobytes(), []).append((reward, advantage, len(tokens)))
+        each = np.array([one for group in by_prompt.values() for one in group])
+        reward, advantage, length = each.T
+        assert line['reward'] == pytest.approx(reward.mean())
+        assert line['reward_std'] == pytest.approx(reward.std())
+        assert line['completion_length'] == pytest.approx(length.mean())
+        if all(len(group) == G for group in by_prompt.values()):  # none twice, at an epoch's end
+            wanted = advantages(reward.reshape(-1, G), 'group').reshape(-1)
+            np.testing.assert_allclose(advantage, wanted, rtol=1e-5)
+    assert ended
 
 
 def test_completions_of_a_prompt_differ_from_epoch_to_epoch(finished):
