@@ -39,7 +39,7 @@ REWARD = """
 def lower(completion, problem):
     if completion in problem.fields['bad']:
         raise ValueError('it is bad')
-    return sum(map(str.islower, completion)) / 8
+    return sum(map(str.islower, completion)) / 8 + len(completion) / 1000
 """
 TIMES = ('seconds', 'seconds_sync', 'seconds_rollout', 'seconds_rewards', 'seconds_waiting')
 SPEEDS = ('tokens_per_second', 'mfu')
@@ -168,7 +168,7 @@ def test_a_batch_is_what_was_written_and_judged(finished):
             assert TOKENIZER.eos_id not in tokens[:-1] and (end or len(tokens) == MOST)
             text = TOKENIZER.decode(tokens[:-1] if end else tokens)
             ended += end and len(text) > 1
-            reward = sum(map(str.islower, text)) / 8
+            reward = sum(map(str.islower, text)) / 8 + len(text) / 1000
             (advantage,) = set(batch['advantages'][row, written].tolist())
             by_prompt.setdefault(prompt.tobytes(), []).append((reward, advantage, len(tokens)))
         each = np.array([one for group in by_prompt.values() for one in group])
