@@ -9,8 +9,10 @@ from experiments import generate, models
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
+from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.train import sample
+from llama_jax.train.experiment import EvaluationConfig
 from tests.train.every import BOTH, DECODER
 
 TOKENIZER = bytes_tokenizer()
@@ -74,10 +76,12 @@ def test_names_of_control_tokens_in_a_source():
 
 def test_samples_of_a_training():
     mesh = make(MeshConfig(), jax.devices()[:1])
-    evaluation = types.SimpleNamespace(prompts=('a', ''), sample_tokens=8, every=1)
     experiment = types.SimpleNamespace(
-        model=BOTH, compute=generate.Compute(), evaluation=evaluation
+        model=BOTH,
+        compute=generate.Compute(),
+        evaluation=EvaluationConfig(prompts=('a', ''), sample_tokens=8, every=1),
+        objective=SpanCorruption(encoder=True),
     )
     params = layers.create(BOTH, jax.random.key(0), mesh)
     run = sample.sampler(experiment, TOKENIZER, mesh)
-    assert [prompt for prompt, _ in run(types.SimpleNamespace(params=params))] == ['a', '']
+    assert [one.prompt for one in run(types.SimpleNamespace(evaluated=params))] == ['a', '']

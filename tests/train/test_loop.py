@@ -18,7 +18,7 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.train import loop, run
 from llama_jax.train.experiment import digest, to_dict
-from llama_jax.train.place import place
+from llama_jax.train.place import local_rows, place
 from llama_jax.train.records import read_metrics, read_run
 from llama_jax.train.restore import load
 from llama_jax.train.validate import Validation
@@ -229,4 +229,4 @@ def test_stops_when_too_many_steps_in_a_row_are_not_finite(experiment, tmp_path,
 def test_lanes_of_a_process_are_the_rows_of_its_devices():
     """One process holds all rows, whatever the mesh."""
     for config in (MeshConfig(data=2), MeshConfig(fsdp=2, tensor=4), MeshConfig(data=8, fsdp=1)):
-        assert run.local_rows(meshes.make(config), 16) == list(range(16))
+        assert local_rows(meshes.make(config), 16) == list(range(16))
