@@ -1,9 +1,11 @@
 """Eight virtual CPU devices for every test, and a process that stays as it was between them."""
 
+import gc
 import logging
 import os
 import platform
 import signal
+import sys
 import threading
 from pathlib import Path
 
@@ -37,6 +39,22 @@ if (
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+_MAPS = Path('/proc/self/maps')
+_MOST_MAPS = 15_000
+"""Of the 65,530 that Linux gives a process. Each compiled program takes several, 35 tests of a
+training loop 10,000; beyond the limit LLVM ends the process."""
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _few_programs():
+    """Compiled programs are given up behind a file of tests, once there are many."""
+    yield
+    jax = sys.modules.get('jax')
+    if jax is not None and _MAPS.exists() and _MAPS.read_bytes().count(b'\n') > _MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(autouse=True)
