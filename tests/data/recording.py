@@ -1,12 +1,62 @@
-"""The smallest makers of examples of records, as a module so that worker processes find them."""
+"""Files of records, and the smallest makers of their examples, as a module so that worker processes
+find them."""
 
 import dataclasses
+import itertools
+import json
 
 import numpy as np
 
+from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.loader import Loader
 from llama_jax.data.pieces import Encoded
 from llama_jax.data.record import BadRecordError, Chat, Pair
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from tests.data.objective import Causal
+
+TOKENIZER = bytes_tokenizer()
+BATCH, SEQ_LEN = 4, 128
+RNG = np.random.default_rng(0)
+
+
+def chat(i, answer=None, **fields):
+    answer = answer or 'x' * int(RNG.integers(1, 60))
+    said = [('user', f'{i}?'), ('assistant', f'{i} {answer}')]
+    return {'messages': [{'role': r, 'content': c} for r, c in said], **fields}
+
+
+def pair(i):
+    n = int(RNG.integers(1, 40))
+    return {'source': f'{i}' + 's' * n, 'target': f'{i}' + 't' * (n // 2 + 1)}
+
+
+def written(path, records):
+    path.write_text(''.join(json.dumps(one, ensure_ascii=False) + '\n' for one in records), 'utf-8')
+    return str(path)
+
+
+def files(*paths, **settings):
+    source = Source('text_files', files=tuple(map(str, paths)), split='all')
+    return DataConfig(sources=(source,), **settings)
+
+
+def load(config, maker, **settings):
+    defaults = dict(split='train', tokenizer=TOKENIZER, batch=BATCH, seq_len=SEQ_LEN, seed=3)
+    return Loader(config, maker=maker, **(defaults | settings))
+
+
+def take(loader, n):
+    with loader:
+        return list(itertools.islice(loader, n))
+
+
+def segments(batches, key='targets'):
+    """The text of every segment of the rows."""
+    stream = f'{key.rpartition("/")[0]}/'.lstrip('/')
+    for batch in batches:
+        for row, numbers in zip(batch[key], batch[f'{stream}segments'], strict=True):
+            for number in range(1, numbers.max() + 1):
+                yield TOKENIZER.decode(row[numbers == number])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,51 +14,29 @@ import tensorflow_datasets as tfds
 from llama_jax.data import python_corpus, tokens
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.load_tokenizer import load_tokenizer
-from llama_jax.data.loader import Loader, _Rows
+from llama_jax.data.loader import _Rows
 from llama_jax.data.record import Chat, Labelled, Pair
 from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
-from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import TokenizerConfig
 from tests.data.corpus import CHINESE
 from tests.data.objective import Causal
-from tests.data.recording import Chats, Odd, Pairs, Uneven
+from tests.data.recording import (
+    BATCH,
+    SEQ_LEN,
+    TOKENIZER,
+    Chats,
+    Pairs,
+    Uneven,
+    chat,
+    files,
+    load,
+    pair,
+    segments,
+    take,
+    written,
+)
 from tests.data.test_loader import assert_equal, joined
-
-TOKENIZER = bytes_tokenizer()
-BATCH, SEQ_LEN = 4, 128
-RNG = np.random.default_rng(0)
-
-
-def chat(i, answer=None, **fields):
-    answer = answer or 'x' * int(RNG.integers(1, 60))
-    said = [('user', f'{i}?'), ('assistant', f'{i} {answer}')]
-    return {'messages': [{'role': r, 'content': c} for r, c in said], **fields}
-
-
-def pair(i):
-    n = int(RNG.integers(1, 40))
-    return {'source': f'{i}' + 's' * n, 'target': f'{i}' + 't' * (n // 2 + 1)}
-
-
-def written(path, records):
-    path.write_text(''.join(json.dumps(one, ensure_ascii=False) + '\n' for one in records), 'utf-8')
-    return str(path)
-
-
-def files(*paths, **settings):
-    source = Source('text_files', files=tuple(map(str, paths)), split='all')
-    return DataConfig(sources=(source,), **settings)
-
-
-def load(config, maker, **settings):
-    defaults = dict(split='train', tokenizer=TOKENIZER, batch=BATCH, seq_len=SEQ_LEN, seed=3)
-    return Loader(config, maker=maker, **(defaults | settings))
-
-
-def take(loader, n):
-    with loader:
-        return list(itertools.islice(loader, n))
 
 
 @pytest.fixture(scope='module')
@@ -70,15 +48,6 @@ def chats(tmp_path_factory):
 @pytest.fixture(scope='module')
 def pairs(tmp_path_factory):
     return written(tmp_path_factory.mktemp('pairs') / 'p.jsonl', [pair(i) for i in range(200)])
-
-
-def segments(batches, key='targets'):
-    """The text of every segment of the rows."""
-    stream = f'{key.rpartition("/")[0]}/'.lstrip('/')
-    for batch in batches:
-        for row, numbers in zip(batch[key], batch[f'{stream}segments'], strict=True):
-            for number in range(1, numbers.max() + 1):
-                yield TOKENIZER.decode(row[numbers == number])
 
 
 def test_every_record_comes_once_and_whole(chats):
@@ -188,90 +157,6 @@ def test_files_of_any_kind_hold_the_same_records(tmp_path, pairs):
     for name in ('a.json', 'a.jsonl.gz'):
         batches = take(load(files(tmp_path / name), Pairs(), epochs=1), None)
         assert collections.Counter(segments(batches)) == wanted
-
-
-def test_bad_records_are_named_together(tmp_path, caplog):
-    records = [chat(i) for i in range(30)]
-    records[3]['messages'].append({'role': 'user', 'content': 'and?'})
-    records[7] = {'text': 'no chat'}
-    records[8]['messages'][1]['content'] = ''
-    path = written(tmp_path / 'c.jsonl', records)
-    config = files(path)
-    with pytest.raises(UserError) as refused:
-        load(config, Chats())
-    said = str(refused.value)
-    assert '\n' not in said and said.startswith('3 of 30 records are no chats')
-    assert 'c.jsonl:4: messages ends with the user' in said
-    assert 'c.jsonl:8: nothing asked and answered (there: text;' in said
-    assert 'c.jsonl:9: messages[1].content is empty (assistant)' in said
-    dropping = dataclasses.replace(config, bad_records='drop')
-    batches = take(load(dropping, Chats(), epochs=1), None)
-    assert len(list(segments(batches))) == 27
-    assert 'left out: 3 of 30 records' in caplog.text
-    # Ten are named, those of one problem together.
-    path = written(tmp_path / 'd.jsonl', [{'prompt': 'a', 'completion': 'b'}] + [{'x': 1}] * 12)
-    with pytest.raises(UserError) as refused:
-        load(files(path), Pairs())
-    said = str(refused.value)
-    assert (
-        'd.jsonl:2, 3, 4, 5, 6, 7, 8, 9, 10, 11: nothing' in said
-        and said.count('there: x') == 1
-        and 'and 2 more' in said
-    )
-    written(tmp_path / 'e.jsonl', [{'source': 'cursed', 'target': 'b'}, pair(1)])
-    with pytest.raises(UserError, match='e.jsonl:1: source is cursed'):
-        load(files(tmp_path / 'e.jsonl'), Pairs())
-    (tmp_path / 'f.jsonl').write_text('{"source": "a", "target": "b"}\n[1]\n{"source"\n')
-    with pytest.raises(UserError, match=r'line 2 is no object \(list\); line 3 is no JSON'):
-        load(files(tmp_path / 'f.jsonl'), Pairs())
-
-
-def test_too_long_records_are_refused_dropped_or_cut(tmp_path, caplog):
-    records = [chat(i, 'y' * 20) for i in range(40)]
-    records[5] = chat(5, 'y' * 300)
-    records[9] = chat('z' * 200, 'lost')
-    path = written(tmp_path / 'c.jsonl', records)
-    longest = len('z' * 200 + '?') + 1 + len('z' * 200 + ' lost') + 1
-    with pytest.raises(UserError) as refused:
-        load(files(path), Chats())
-    assert str(refused.value) == (
-        f'2 of 40 records need more than 128 positions, the longest {longest}: c.jsonl:10, 6: '
-        f'raise --train.seq-len to {longest}, or set --data.too-long drop or truncate'
-    )
-    take(load(files(path), Chats(), seq_len=408), 1)
-    dropped = take(load(files(path, too_long='drop'), Chats(), epochs=1), None)
-    assert len(list(segments(dropped))) == 38
-    assert 'they are left out (--data.too-long drop)' in caplog.text
-    cut = list(segments(take(load(files(path, too_long='truncate'), Chats(), epochs=1), None)))
-    assert len(cut) == 39 and max(map(len, cut)) == SEQ_LEN - 1  # and an end
-    assert '1 of the 2 records that are cut keep nothing to learn from' in caplog.text
-    assert not any('z' in text for text in cut)
-    with pytest.raises(UserError, match='no record left to learn from in rows of 8'):
-        load(files(path, too_long='drop'), Chats(), seq_len=8)
-
-
-def test_one_position_too_many_is_too_many(tmp_path):
-    path = written(tmp_path / 'c.jsonl', [chat(i, 'y' * 9) for i in range(5)])
-    needed = len('0?') + 1 + len('0 yyyyyyyyy') + 1
-    load(files(path), Chats(), seq_len=needed).close()
-    with pytest.raises(UserError, match=f'5 of 5 .* than {needed - 1} .* the longest {needed}: '):
-        load(files(path), Chats(), seq_len=needed - 1)
-
-
-def test_records_that_give_no_example_are_told_and_left_out(tmp_path, caplog):
-    path = written(tmp_path / 'c.jsonl', [chat(i, 'y' * (i + 1)) for i in range(6)])
-    batches = take(load(files(path), Odd(), epochs=1), None)
-    assert sorted(segments(batches)) == [f'{i}?{i} {"y" * (i + 1)}' for i in (1, 3, 5)]
-    assert '3 of 6 records give no example for Odd and are left out: c.jsonl:1, 3, 5' in caplog.text
-
-
-def test_of_two_streams_the_one_that_is_too_short_is_named(tmp_path):
-    path = written(tmp_path / 'p.jsonl', [pair(0), {'source': 'a', 'target': 'b' * 200}])
-    with pytest.raises(UserError, match=r'1 of 2 .* 64 positions, the longest 200: p.jsonl:2: ra'):
-        load(files(path), Pairs())
-    path = written(tmp_path / 'q.jsonl', [pair(0), {'source': 'b' * 200, 'target': 'a'}])
-    with pytest.raises(UserError, match=r'64 positions of encoder, .* --train.seq-len to 400,'):
-        load(files(path), Pairs())
 
 
 def test_fewer_records_than_fill_a_batch_are_told(tmp_path, caplog):
