@@ -6,10 +6,9 @@ They are of Hugging Face's layout, whatever files the base is in: its order of r
 
 from __future__ import annotations
 
-import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,6 @@ from llama_jax.model.layers import Params
 from llama_jax.model.tune import INPUTS, LoRA
 from llama_jax.model.unread import Unread
 from llama_jax.trees import map_named
-
-log = logging.getLogger(__name__)
 
 CONFIG = 'adapter_config.json'
 _FILES = ('adapter_model.safetensors', 'adapter_model.bin')
@@ -97,7 +94,8 @@ def upon(directory: Path, params: Params, config: ModelConfig) -> Params:
             return w
         module = paths[path]
         a, b = (_read(tensors, name) for name in factors[module])
-        return _adapted(path, w, a, b, module, _scales(settings, module), config, directory)
+        rank, scale = _rank_and_scale(settings, module)
+        return _adapted(path, w, a, b, module, rank, scale, config, directory)
 
     return map_named(leaf, params)
 
@@ -257,16 +255,18 @@ def _check_targets(
             )
 
 
-def _scales(settings: Mapping[str, Any], module: str) -> float:
+def _rank_and_scale(settings: Mapping[str, Any], module: str) -> tuple[int, float]:
     """Of the adapter of a module: alpha / rank, or what patterns of its name say."""
-    rank = _by_pattern(settings, 'rank_pattern', module)
-    alpha = _by_pattern(settings, 'alpha_pattern', module)
-    alpha = number(settings, 'lora_alpha', CONFIG, 8) if alpha is None else float(alpha)
-    rank = count(settings, 'r', CONFIG, 8) if rank is None else int(rank)
-    return alpha / math.sqrt(rank) if settings.get('use_rslora') else alpha / rank
+    rank = _by_pattern(settings, 'rank_pattern', module, count)
+    alpha = _by_pattern(settings, 'alpha_pattern', module, number)
+    rank = count(settings, 'r', CONFIG, 8) if rank is None else rank
+    alpha = number(settings, 'lora_alpha', CONFIG, 8) if alpha is None else alpha
+    return rank, alpha / (math.sqrt(rank) if settings.get('use_rslora') else rank)
 
 
-def _by_pattern(settings: Mapping[str, Any], name: str, module: str) -> Any:
+def _by_pattern(
+    settings: Mapping[str, Any], name: str, module: str, read: Callable[..., Any]
+) -> Any:
     """PEFT matches the end of a module's name, as a regular expression."""
     patterns = settings.get(name) or {}
     try:
@@ -274,7 +274,7 @@ def _by_pattern(settings: Mapping[str, Any], name: str, module: str) -> Any:
         key = next(hits, None)
     except (re.error, TypeError):
         raise UserError(f'{CONFIG}: {name} = {short(patterns)} holds no patterns') from None
-    return None if key is None else number(patterns, key, f'{CONFIG}: {name}')
+    return None if key is None else read(patterns, key, f'{CONFIG}: {name}')
 
 
 def _read(tensors: Tensors, name: str) -> np.ndarray:
@@ -292,6 +292,7 @@ def _adapted(
     a: np.ndarray,
     b: np.ndarray,
     module: str,
+    rank: int,
     scale: float,
     config: ModelConfig,
     directory: Path,
@@ -300,16 +301,15 @@ def _adapted(
     letters, inputs = name.rsplit('_', 1)[-1], INPUTS[name]
     sizes = sizes_of(config)
     read, made = ([sizes[c] for c in part] for part in (inputs, letters[len(inputs) :]))
-    R = a.shape[0] if a.ndim == 2 else 0
     for factor, found, wanted in (
-        ('A', a.shape, (R, math.prod(read))),
-        ('B', b.shape, (math.prod(made), R)),
+        ('A', a.shape, (rank, math.prod(read))),
+        ('B', b.shape, (math.prod(made), rank)),
     ):
-        if found != wanted or not R:
+        if found != wanted:
             raise UserError(
                 f'{directory}: lora_{factor} of {module} has shape {found}, and this model takes '
-                f'{wanted}: the adapters are of another model'
+                f'{wanted}: the adapters are of another model, or {CONFIG} is of other adapters'
             )
     # Each weight may have a scale of its own there.
-    a, b = a.T.reshape(*read, R), np.float32(scale) * b.T.reshape(R, *made)
+    a, b = a.T.reshape(*read, rank), np.float32(scale) * b.T.reshape(rank, *made)
     return Adapted(w, a, b)  # type: ignore[arg-type]

@@ -159,7 +159,7 @@ def _base_of(adapters: Path, what: str) -> Weights:
     if name in PACKAGES:
         return find(name, what)
     for path in (local(name, what), adapters / name):
-        if path.exists():
+        if path.exists() and not path.samefile(adapters):  # a model and its adapters of one name
             return find(str(path), what)
     raise UserError(
         f'{adapters} holds adapters of {name}, which is not here: fetch it, and give both, '

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from experiments import export, generate, models, pretrain
 from llama_jax import mesh as meshes
-from llama_jax.convert import huggingface, pretrained
+from llama_jax.convert import huggingface, peft, pretrained
 from llama_jax.convert import params as params_lib
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
@@ -107,6 +107,14 @@ def test_alone_and_read_back_upon_their_base(run_script, tuned, base, one):
         pretrained.find('other')
 
 
+@pytest.mark.parametrize(('alpha', 'said'), [(8.0, '8'), (2.5, '2.5')])
+def test_alpha_is_a_whole_number_where_it_can_be(alpha, said, run_script, tuned):
+    run_script(export.main, 'out', '--checkpoint', tuned[0], '--to', 'peft')
+    params, tune = pretrained.find('out').unmerged, replace(TUNE, alpha=alpha)
+    peft.write(Path('again'), params, tuned[1], tune, base='b', dtype='float32')
+    assert f'"lora_alpha": {said},' in Path('again/adapter_config.json').read_text()
+
+
 def test_one_layer_may_have_adapters(run_script, tuned, base, one):
     run_script(export.main, 'out', '--checkpoint', tuned[0], '--to', 'peft')
     tensors = load_file('out/adapter_model.safetensors')
@@ -129,15 +137,23 @@ def test_one_layer_may_have_adapters(run_script, tuned, base, one):
         ({'init_lora_weights': 'pissa'}, "init_lora_weights = 'pissa' is not supported"),
         ({'peft_type': 'IA3'}, "peft_type is 'IA3', and LORA is supported"),
         ({'of_tomorrow': 3}, 'of_tomorrow = 3 is not known'),
+        ({'of_tomorrow': True}, 'of_tomorrow = True is not known'),
+        ({'r': 4}, 'has shape .2, 32., and this model takes .4, 32.: .* is of other adapters'),
+        ({'rank_pattern': {'up_proj': 3}}, 'up_proj has shape .2, 32., and this model takes .3,'),
+        ({'rank_pattern': {'up_proj': 0.5}}, 'rank_pattern.up_proj = 0.5 is no whole number'),
         ({'lora_alpha': 'x'}, "lora_alpha = 'x' is no positive number"),
         ({'target_modules': ['q_proj', 'k_proj']}, "targets 'k_proj', of which there are no"),
         ({'base_model_name_or_path': None}, 'names no base: name it before them, BASE+'),
+        ({'base_model_name_or_path': ''}, 'names no base: name it before them, BASE+'),
+        ({'base_model_name_or_path': 7}, 'names no base: name it before them, BASE+'),
+        ({'base_model_name_or_path': 'out'}, 'out holds adapters of out, which is not here'),
     ],
 )
 def test_settings_that_would_compute_something_else(settings, message, run_script, tuned):
     run_script(export.main, 'out', '--checkpoint', tuned[0], '--to', 'peft')
     path = Path('out/adapter_config.json')
     unused = {'qalora_group_size': 16, 'lora_dropout': 0.3, 'revision': 'main', 'of_now': None}
+    unused |= {'of_then': False}
     path.write_text(json.dumps(json.loads(path.read_text()) | unused))
     pretrained.find('out')
     path.write_text(json.dumps(json.loads(path.read_text()) | settings))
