@@ -25,7 +25,7 @@ from llama_jax import mesh as meshes
 from llama_jax.data.record import Pair
 from llama_jax.errors import UserError
 from llama_jax.evaluate import stats, written
-from llama_jax.evaluate.classified import classified
+from llama_jax.evaluate.classifier import classified
 from llama_jax.generate.engine import Generator
 from llama_jax.mesh import MeshConfig
 from llama_jax.text import template_files

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llama_jax.errors import UserError
+from llama_jax.evaluate.retrieval import unit
 from llama_jax.evaluate.subject import Subject
 
 
@@ -76,5 +77,4 @@ class Encoder:
 
 
 def _unit(x: Any) -> np.ndarray:
-    x_ND = np.atleast_2d(np.asarray(x, np.float32))
-    return x_ND / np.maximum(np.linalg.norm(x_ND, axis=-1, keepdims=True), 1e-12)
+    return unit(np.atleast_2d(x)).astype(np.float32)

@@ -8,7 +8,8 @@ import pytest
 
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
-from llama_jax.evaluate.classified import classified
+from llama_jax.evaluate.classifier import classified
+from llama_jax.generate.finite import NotFiniteError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
@@ -87,3 +88,6 @@ def test_what_cannot_be_classified_is_refused(trained):
     other = dataclasses.replace(trained.experiment, objective=CausalLM())
     with pytest.raises(UserError, match='trained by CausalLM, and has no head that classifies'):
         classified(trained._replace(experiment=other), ['pear'], devices)
+    broken = trained._replace(extra={name: x * np.nan for name, x in trained.extra.items()})
+    with pytest.raises(NotFiniteError, match='the model gives'):
+        classified(broken, ['pear'], devices)
