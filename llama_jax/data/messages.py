@@ -104,13 +104,12 @@ def _message(given: Any, where: str) -> Weighted:
         raise BadRecordError(f'{where} has no role (there: {", ".join(map(str, given))})')
     named = given[said].strip()
     role = _ROLES.get(named.lower(), named)
-    field = next((name for name in ('content', 'value', 'text') if name in given), 'content')
+    fields = ('content', 'value', 'text')
+    field = next((name for name in fields if given.get(name) is not None), 'content')
     content, thoughts, called = _content(given.get(field), f'{where}.{field}')
     message: dict[str, Any] = {'role': role, 'content': content}
     message |= {'reasoning_content': thoughts} if thoughts else {}
-    calls = (
-        called or given.get('tool_calls') or ([given[c]] if (c := 'function_call') in given else [])
-    )
+    calls = called or given.get('tool_calls') or given.get('function_call') or []
     calls = _json(calls, f'{where}.tool_calls')
     if role in _CALLS:
         calls = _json(content, f'{where}.{field}')

@@ -36,7 +36,7 @@ from llama_jax.data.record import (
 Kind = TypeVar('Kind', bound=Record)
 Fields = Mapping[str, Any]
 
-VERSION = 2
+VERSION = 3
 """Of what records are made of the fields of files."""
 NAMES: dict[type[Record], str] = {
     Text: 'texts',

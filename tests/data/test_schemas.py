@@ -72,6 +72,14 @@ CHATS = {
     'GSM8K': (dict(question='q', answer='a'), ASKED),
     'prompt and completion': (dict(prompt='q', completion='a'), ASKED),
     'nulls of columns': (dict(messages=ASKED, prompt=None, tools=None, system=None), ASKED),
+    "nulls of OpenAI's answers": (
+        dict(messages=[user('q'), said('assistant', 'a', function_call=None, tool_calls=None)]),
+        ASKED,
+    ),
+    'nulls of two formats': (
+        dict(messages=[{**share('human', 'q'), **said(None, None)}, assistant('a')]),
+        ASKED,
+    ),
     'parts of type text': (
         dict(messages=[said('user', [dict(type='text', text='q')]), assistant('a')]),
         ASKED,
