@@ -196,20 +196,18 @@ def encoded(
     Raises UserError that names the first ten records which the maker cannot learn from; where they
     are to be dropped, they are counted in the log, and have no tokens.
     """
-    made = []
+    made, told = list[Records](), list[str]()
     for documents in corpus.sources:
         assert isinstance(documents, RecordDocuments)
         identity = (
             *(_VERSION, SCHEMAS, documents.digest, tokenizer.digest),
             *(type(maker).__module__, type(maker).__qualname__, maker.encoding, chat),
         )
-        part = functools.partial(_part, documents, tokenizer, maker, chat)
-        made.append(kept(documents, repr(identity), part, Records, processes))
-    told = [
-        said
-        for documents, records in zip(corpus.sources, made, strict=True)
-        if (said := bad_records(documents, records, maker))
-    ]
+        part = functools.partial(RecordPart, documents, tokenizer, maker=maker, chat=chat)
+        records = kept(documents, repr(identity), part, Records, processes)
+        made.append(records)
+        if said := _bad_records(documents, records, maker):
+            told.append(said)
     if told and bad == 'refuse':
         some = any(0 < records.bad < len(records) for records in made)
         raise UserError(f'{"; ".join(told)}{f": {MEND_BAD}" if some else ""}')
@@ -224,18 +222,7 @@ def encoded(
     return tuple(made)
 
 
-def _part(
-    documents: RecordDocuments,
-    tokenizer: Tokenizer,
-    maker: Maker,
-    chat: ChatFormat | None,
-    path: Path,
-    numbers: range,
-) -> RecordPart:
-    return RecordPart(documents, tokenizer, path, numbers, maker, chat)
-
-
-def bad_records(documents: Any, records: Records, maker: Maker) -> str:
+def _bad_records(documents: RecordDocuments, records: Records, maker: Maker) -> str:
     """The first bad records of a source in one line, those of one problem together; '' where there
     are none."""
     if not records.bad:

@@ -219,11 +219,11 @@ class Loader:
     def filled(self) -> tuple[int, np.ndarray]:
         """Rows of all that a loader of `epochs` reads, and the share of the positions of each
         stream that are used; by what was planned."""
-        used, rows = np.zeros(len(self._recipe.maker.lengths(self._recipe.seq_len))), 0
+        room = np.array([*self._recipe.maker.lengths(self._recipe.seq_len).values()])
+        used, rows = np.zeros(len(room)), 0
         for row, _ in self._plan.rows(self._plan.beginning()):
             used += np.sum([placed.sizes for placed in row], axis=0)
             rows += 1
-        room = np.array([*self._recipe.maker.lengths(self._recipe.seq_len).values()])
         return rows, used / (max(rows, 1) * room)
 
     def will_read(self, batches: int) -> dict[str, float]:
@@ -277,10 +277,10 @@ class Loader:
         """Say where a batch holds more than all of the text."""
         recipe = self._recipe
         if recipe.whole is not None:
-            sizes = [np.maximum(recipe.whole.sizes(i), 0).sum(0) for i in range(len(self.texts))]
             count, most = sum(map(len, self.texts)), recipe.maker.segments(recipe.seq_len)
-            full = np.sum(sizes, axis=0) >= recipe.batch * np.array(recipe.whole.room)
-            if np.any(full) or 0 < recipe.batch * most <= count:
+            needed = zip(recipe.whole.positions, recipe.whole.room, strict=True)
+            full = any(positions >= recipe.batch * room for positions, room in needed)
+            if full or 0 < recipe.batch * most <= count:
                 return
             tell(
                 f'the {count:,} records of training fill less than a batch of '

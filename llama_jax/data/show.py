@@ -61,7 +61,7 @@ def examples(loader: Loader, tokenizer: Tokenizer, n: int, *, plain: bool) -> It
             if key.endswith('segments')
         }
         said = ', '.join(
-            f'{used} tokens{f" of {name}" if name else ""}' for name, used in used.items()
+            f'{count} tokens{f" of {name}" if name else ""}' for name, count in used.items()
         )
         yield Text(f'example {number}: {loader.origin(block)}, {said}', 'bold')
         for label, ids, weights in _readings(batch, 0, 1):

@@ -35,6 +35,8 @@ class Whole:
     truncate: bool
     left_out: tuple[frozenset[int], ...] = ()
     """Of each source the records of which truncation leaves nothing to learn."""
+    positions: Sizes = ()
+    """What all records need of each stream, be it more than there is; () before `check`."""
 
     def __call__(self, block: Block) -> Sizes | None:
         """The places of a record, as many as a row has at most; None where it gives no example."""
@@ -75,14 +77,16 @@ def check(
     *,
     too_long: TooLong,
 ) -> Whole:
-    """`whole` without the records of which truncation leaves nothing to learn.
+    """`whole` without the records of which truncation leaves nothing to learn, and with the
+    `positions` of all.
 
     Counts and names the records that need more than a row has, and raises UserError where they are
     refused, or where nothing is left.
     """
-    left_out = []
+    left_out, positions_S = [], np.zeros(len(whole.room), np.int64)
     for source, (records, held) in enumerate(zip(whole.records, documents, strict=True)):
         sizes_DS = whole.sizes(source)
+        positions_S += np.maximum(sizes_DS, 0).sum(0)
         share_D = np.max(sizes_DS / np.array(whole.room), axis=1)
         long = np.flatnonzero(share_D > 1)
         long = long[np.argsort(-share_D[long], kind='stable')]  # the longest first
@@ -93,11 +97,15 @@ def check(
                 f'{type(whole.maker).__name__} and are left out: {_named(held, none)}'
             )
         if len(long):
-            said = _too_long(whole, held, sizes_DS, long, share_D)
+            said = _too_long(whole, held, sizes_DS, long)
             if too_long == 'refuse':
-                raise UserError(said)
+                needed = math.ceil(whole.seq_len * share_D[long[0]])
+                raise UserError(
+                    f'{said}: raise --train.seq-len to {needed}, or set --data.too-long drop or '
+                    'truncate'
+                )
             how = 'left out' if too_long == 'drop' else 'cut to a row'
-            tell(f'{said.partition(": raise")[0]}; they are {how} (--data.too-long {too_long})')
+            tell(f'{said}; they are {how} (--data.too-long {too_long})')
         left_out.append(_without_loss(whole, source, held, sizes_DS, long, example))
         fits = (sizes_DS[:, 0] >= 0) & ((share_D <= 1) | (too_long == 'truncate'))
         if fits.sum() == len(left_out[-1]):
@@ -105,20 +113,18 @@ def check(
                 f'{held.name!r} has no record left to learn from in rows of {whole.seq_len}: raise '
                 '--train.seq-len'
             )
-    return dataclasses.replace(whole, left_out=tuple(left_out))
+    positions = tuple(positions_S.tolist())
+    return dataclasses.replace(whole, left_out=tuple(left_out), positions=positions)
 
 
-def _too_long(
-    whole: Whole, held: RecordDocuments, sizes_DS: np.ndarray, long: np.ndarray, share: np.ndarray
-) -> str:
+def _too_long(whole: Whole, held: RecordDocuments, sizes_DS: np.ndarray, long: np.ndarray) -> str:
     """What to say of records that need more than a row has, the longest first."""
     stream = int(np.argmax(sizes_DS[long[0]] / np.array(whole.room)))
     name = [*whole.maker.lengths(whole.seq_len)][stream]
     return (
         f'{len(long):,} of {len(sizes_DS):,} records need more than {whole.room[stream]:,} '
         f'positions{f" of {name}" if name else ""}, the longest {sizes_DS[long[0], stream]:,}: '
-        f'{_named(held, long)}: raise --train.seq-len to '
-        f'{math.ceil(whole.seq_len * share[long[0]])}, or set --data.too-long drop or truncate'
+        f'{_named(held, long)}'
     )
 
 

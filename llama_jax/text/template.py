@@ -148,10 +148,9 @@ class Template:
 
     def unknown(self, vocabulary: Vocabulary) -> list[str]:
         """What it writes as control tokens and the vocabulary has not: the model reads text."""
-        said = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
         tokens = self._spelt(vocabulary)
         try:
-            text = self._rendered(Conversation(said), tokens)
+            text = self._rendered(Conversation(_SAID), tokens)
         except UserError:
             return []
         return sorted({*_NAMES.findall(text)} - {*_control(vocabulary, tokens)})
