@@ -139,7 +139,7 @@ def _content(content: Any, where: str) -> tuple[str | None, str, list[Any]]:
     for part in content:
         kind = part.get('type', 'text') if isinstance(part, Mapping) else type(part).__name__
         text = part.get('text', part.get('value')) if isinstance(part, Mapping) else None
-        if kind not in kinds or not isinstance(text, str):
+        if not isinstance(kind, str) or kind not in kinds or not isinstance(text, str):
             raise BadRecordError(f'{where} holds a part of type {kind}, and only text is read')
         kinds[kind].append(text)
     return ''.join(kinds['text']), ''.join(kinds['reasoning']), kinds['tool_call']
@@ -176,7 +176,7 @@ def _weight(given: Mapping[str, Any], where: str) -> float | None:
         weight = given.get(name)
         if weight is None:
             continue
-        if not isinstance(weight, bool | int | float) or not 0 <= weight < float('inf'):
+        if not isinstance(weight, bool | int | float) or not 0 <= weight < 1e9:
             raise BadRecordError(f'{where}.{name} is {weight!r}: it must be a number of 0 or more')
         return float(weight)
     return None
