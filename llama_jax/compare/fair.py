@@ -39,7 +39,7 @@ from llama_jax.train import experiment as experiments
 from llama_jax.train.checkpoint import checksum, difference
 from llama_jax.train.experiment import Experiment, to_dict
 from llama_jax.train.plain import to_plain
-from llama_jax.train.step import EXTRA, initial_params
+from llama_jax.train.step import backbone, initial_params
 
 ORDER = 4096
 """Documents at the start of training whose order is compared; of a small corpus two epochs."""
@@ -262,8 +262,7 @@ def _weights(programs: dict[str, Any], seed: int, experiment: Experiment) -> str
 def _initial(model: ModelConfig, objective: Objective, seed: int | jax.Array) -> Params:
     """The backbone that training begins with (train/step.py), its objective's parameters aside."""
     init_key, _ = jax.random.split(jax.random.key(seed))
-    params = initial_params(model, objective, init_key)
-    return {name: value for name, value in params.items() if name != EXTRA}
+    return backbone(initial_params(model, objective, init_key))
 
 
 def _one_device() -> Mesh:

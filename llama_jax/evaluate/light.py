@@ -10,10 +10,11 @@ from jax.sharding import Mesh
 from llama_jax.data import sources
 from llama_jax.data.config import DataConfig
 from llama_jax.evaluate import examples, retrieval
-from llama_jax.evaluate.represent import backbone, vector_step, vectors
+from llama_jax.evaluate.represent import vector_step, vectors
 from llama_jax.model.layers import Params
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
+from llama_jax.train.step import backbone
 
 PAIRS = 64
 SPAN = 48

@@ -17,7 +17,6 @@ from llama_jax.mesh import batch_shards
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.train.step import EXTRA
 
 ROWS = 32
 """Texts per batch."""
@@ -121,11 +120,6 @@ def padded_rows(
         token_BT[row, : len(text)] = text
         segment_BT[row, : len(text)] = 1
     return token_BT, segment_BT
-
-
-def backbone(params: Params) -> Params:
-    """Without the objective's own parameters, which a training keeps among them."""
-    return {name: value for name, value in params.items() if name != EXTRA}
 
 
 def padded(length: int, longest: int) -> int:

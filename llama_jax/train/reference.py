@@ -35,7 +35,7 @@ from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import local_rows, place
 from llama_jax.train.progress import say
-from llama_jax.train.step import EXTRA
+from llama_jax.train.step import backbone
 from llama_jax.train.teacher import Taught
 
 DIRECTORY = 'reference'
@@ -183,9 +183,10 @@ class References:
         compute = self._experiment.compute
 
         def known(params: Params, batch: dict[str, jax.Array]) -> jax.Array:
-            backbone = {name: value for name, value in params.items() if name != EXTRA}
             with precision.matmuls(compute.precision):
-                return objective.know(layers.bind(model_config, backbone), batch, compute=compute)
+                return objective.know(
+                    layers.bind(model_config, backbone(params)), batch, compute=compute
+                )
 
         return jax.jit(known, out_shardings=NamedSharding(self._mesh, PartitionSpec()))
 

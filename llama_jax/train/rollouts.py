@@ -35,7 +35,7 @@ from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import HostBatch, figures, place
 from llama_jax.train.rewards import Judge, judge
-from llama_jax.train.step import EXTRA, State
+from llama_jax.train.step import State, backbone
 
 SEED = 0
 """Of the completions of validations."""
@@ -171,9 +171,8 @@ class Rollouts:
                 return layout.joined(jax.lax.map(of, parts))
 
         def on_host(params: Params, batch: HostBatch) -> np.ndarray:
-            backbone = {name: x for name, x in params.items() if name != EXTRA}
             with jax.set_mesh(self._mesh):
-                return np.asarray(log_probs(backbone, place(batch, self._mesh)))
+                return np.asarray(log_probs(backbone(params), place(batch, self._mesh)))
 
         return on_host
 

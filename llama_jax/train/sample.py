@@ -21,7 +21,7 @@ from llama_jax.text.chat import ChatFormat, Conversation, end_ids
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import place
-from llama_jax.train.step import EXTRA, State
+from llama_jax.train.step import EXTRA, State, backbone
 
 TEMPERATURE = 0.8
 """Of what is written after prompts; records are answered without chance."""
@@ -98,10 +98,9 @@ def _writer(
     from llama_jax.generate.engine import Generator
 
     def run(state: State) -> Iterator[Sample]:
-        backbone = {name: x for name, x in state.evaluated.items() if name != EXTRA}
         generator = Generator(
             experiment.model,
-            backbone,
+            backbone(state.evaluated),
             mesh=mesh,
             compute=experiment.compute,
             eos_ids=ends,
@@ -194,8 +193,7 @@ def _labels(
 
     @jax.jit
     def labels(params: layers.Params, batch: dict[str, jax.Array]) -> jax.Array:
-        backbone = {name: x for name, x in params.items() if name != EXTRA}
-        model = layers.bind(experiment.model, backbone)
+        model = layers.bind(experiment.model, backbone(params))
         logit_BMC = objective.logits(model, batch, extra=params[EXTRA], compute=experiment.compute)
         return jax.numpy.argmax(logit_BMC, axis=-1)
 

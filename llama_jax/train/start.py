@@ -33,7 +33,7 @@ from llama_jax.train.checkpoint import difference, present
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.plain import to_plain
 from llama_jax.train.records import read_run
-from llama_jax.train.step import EXTRA, State
+from llama_jax.train.step import State, backbone
 
 log = logging.getLogger(__name__)
 
@@ -217,7 +217,7 @@ def adapted(
         frozen, identity, said = restore.base(experiment, mesh, experiment.compute, recorded=None)
         notes.insert(0, f'begun upon the parameters of {experiment.start}{said}, which stay')
         return replace(state, frozen=frozen), identity, notes
-    for leaf in jax.tree.leaves({k: x for k, x in state.params.items() if k != EXTRA}):
+    for leaf in jax.tree.leaves(backbone(state.params)):
         leaf.delete()  # or there would be room for two models
     if found.weights is not None:
         params, said = found.weights.params(mesh, rows=rows), ''

@@ -56,6 +56,11 @@ _ADAPTERS = 0x10AA
 """Folded into the key of a step, for the dropout of adapters."""
 
 
+def backbone(params: Params) -> Params:
+    """Those of the model, without the objective's own."""
+    return {name: value for name, value in params.items() if name != EXTRA}
+
+
 def loss_of(
     config: ModelConfig,
     objective: Objective,
@@ -67,8 +72,7 @@ def loss_of(
 ) -> Loss:
     """The objective's loss sums under `params`, its own parameters among them, and all that is
     frozen as well; see `tune.combined`."""
-    backbone = {name: value for name, value in params.items() if name != EXTRA}
-    model, extra = layers.bind(config, backbone), params.get(EXTRA, {})
+    model, extra = layers.bind(config, backbone(params)), params.get(EXTRA, {})
     return objective.loss(model, batch, extra=extra, compute=compute, key=key)
 
 
@@ -114,8 +118,8 @@ def initial_params(
     config: ModelConfig, objective: Objective, key: jax.Array, tune: Tune = FULL
 ) -> Params:
     """What is trained: of the backbone, and under EXTRA those of the objective where it has any."""
-    backbone = layers.split(layers.Transformer(config, key=key))
-    params = tuning.trained(tune, backbone, config, jax.random.fold_in(key, 2))
+    whole = layers.split(layers.Transformer(config, key=key))
+    params = tuning.trained(tune, whole, config, jax.random.fold_in(key, 2))
     # A key of its own: the backbone begins with the same values under every objective.
     extra = objective.extra(config, jax.random.fold_in(key, 1))
     return {**params, EXTRA: extra} if extra else params
