@@ -93,7 +93,7 @@ class Taught:
         """`state` with the teacher among what is frozen, where it runs in each step."""
         if not isinstance(self._objective, Distillation) or self.asked:
             return state
-        extra = {**state.frozen.get(EXTRA, {}), TEACHER: self._teacher()}
+        extra = {**state.frozen.get(EXTRA, {}), TEACHER: self._teacher}
         return dataclasses.replace(state, frozen={**state.frozen, EXTRA: extra})
 
     def said(self, loader: Loader) -> Given:
@@ -101,7 +101,7 @@ class Taught:
         it."""
         return tuple(self._of_source(loader, source) for source in range(len(loader.texts)))
 
-    @functools.cache  # noqa: B019  # as long as the run is made ready
+    @functools.cached_property
     def _teacher(self) -> Teacher:
         objective, experiment = self._objective, self._experiment
         assert isinstance(objective, Distillation)
@@ -126,7 +126,7 @@ class Taught:
     def _of_source(self, loader: Loader, source: int) -> Said:
         objective, experiment, texts = self._objective, self._experiment, loader.texts[source]
         assert isinstance(objective, Distillation)
-        teacher = self._teacher()
+        teacher = self._teacher
         ends = not isinstance(texts, Records) and objective.ends
         offsets = np.asarray(texts.offsets) + ends * np.arange(len(texts) + 1)
         width = 2 * objective.top_k + 1

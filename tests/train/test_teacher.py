@@ -1,5 +1,6 @@
 """Distillation by runs: with the teacher beside the model, and with what it said before."""
 
+import gc
 import json
 import shutil
 from dataclasses import replace
@@ -112,6 +113,9 @@ def test_what_the_teacher_said_of_all_tokens_is_the_teacher(online, student, tmp
         np.testing.assert_allclose(one['kl'], other['kl'], rtol=2e-4, atol=1e-6)
     held_out, wanted = (lines(path, 'validation')[-1] for path in (tmp_path / 'run', workdir))
     np.testing.assert_allclose(held_out['kl'], wanted['kl'], rtol=2e-4)
+    gc.collect()
+    held = [x for x in gc.get_objects() if isinstance(x, teacher.Taught)]
+    assert not held, 'its parameters have no place beside those that are trained'
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(teacher.Taught, '_ask', None)  # nobody asks again
         again = loop.train(replace(experiment, objective=whole), tmp_path / 'again')
