@@ -171,6 +171,8 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             'chats: leave it out'
         )
     rows_read(experiment)
+    if experiment.objective.rollout is not None:
+        judge(experiment.objective.rollout)
     rows = train.batch // train.accumulate
     shards = mesh.batch_shards(device_mesh)
     if rows % shards:
@@ -229,7 +231,6 @@ def rows_read(experiment: Experiment) -> int:
             'completions are drawn without dropout, and a policy with it is another one: set '
             '--tune.dropout 0'
         )
-    judge(rollout)
     return batch // rollout.completions
 
 

@@ -27,6 +27,7 @@ from llama_jax.train.experiment import (
     Experiment,
     TrainConfig,
     check,
+    rows_read,
 )
 from llama_jax.train.loop import train
 from llama_jax.train.records import read_metrics
@@ -255,6 +256,17 @@ def test_a_reward_that_fails_is_named_and_nothing_is_lost(experiment, finished, 
 def test_what_cannot_be_is_refused_before_anything_is_read(experiment, change, match):
     with pytest.raises(UserError, match=match):
         check(change(experiment), one_device(MeshConfig()))
+
+
+def test_a_file_of_rewards_is_run_to_check_it_and_not_for_every_loader(experiment, tmp_path):
+    path, loads = tmp_path / 'reward.py', tmp_path / 'loads'
+    path.write_text(f"{REWARD}\nwith open({str(loads)!r}, 'a') as file:\n    file.write('.')\n")
+    rollout = replace(experiment.objective.rollout, rewards=(f'{path}:lower',))
+    experiment = changed(experiment, 'objective', rollout=rollout)
+    check(experiment, one_device(MeshConfig()))
+    assert loads.read_text() == '.'
+    assert rows_read(experiment) == 4
+    assert loads.read_text() == '.'
 
 
 def test_several_processes_are_refused(experiment, monkeypatch):
