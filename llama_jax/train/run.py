@@ -125,10 +125,11 @@ class Run:
     def out_of_patience(self, step: int) -> bool:
         """Whether training ends after the validation of `step`: no checkpoint of the last
         `evaluation.patience` validations was better than the best before them."""
-        config, best = self.experiment.evaluation, self.checkpoints.best()
-        if not config.patience or best is None or not self.checkpoints.has_score(step):
+        config = self.experiment.evaluation
+        if not config.patience or not self.checkpoints.has_score(step):
             return False
-        return step - best >= config.patience * config.every
+        best = self.checkpoints.best()
+        return best is not None and step - best >= config.patience * config.every
 
     def __enter__(self) -> Run:
         return self
