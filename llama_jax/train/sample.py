@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from llama_jax import precision
 from llama_jax.data.encoded import Records
 from llama_jax.data.loader import Loader
 from llama_jax.data.pieces import Encoded
@@ -186,7 +187,7 @@ def _labels(
     experiment: Experiment, tokenizer: Tokenizer, mesh: Mesh, held_out: Callable[[], Loader]
 ) -> Sampler:
     """Texts of the first batch of the first set, each with the label that the model gives it."""
-    objective = experiment.objective
+    objective, compute = experiment.objective, experiment.compute
     assert isinstance(objective, Classification)
     with held_out() as loader:
         batch = next(loader)
@@ -194,7 +195,8 @@ def _labels(
     @jax.jit
     def labels(params: layers.Params, batch: dict[str, jax.Array]) -> jax.Array:
         model = layers.bind(experiment.model, backbone(params))
-        logit_BMC = objective.logits(model, batch, extra=params[EXTRA], compute=experiment.compute)
+        with precision.matmuls(compute.precision):
+            logit_BMC = objective.logits(model, batch, extra=params[EXTRA], compute=compute)
         return jax.numpy.argmax(logit_BMC, axis=-1)
 
     def run(state: State) -> Iterator[Sample]:
