@@ -41,7 +41,13 @@ ANY = ModelConfig(
 
 
 def _full(
-    name: str, objective: AnyObjective, *, peak: float, epochs: float, examples: int = 6
+    name: str,
+    objective: AnyObjective,
+    *,
+    peak: float,
+    epochs: float,
+    weight_decay: float = OptimizerConfig().weight_decay,
+    examples: int = 6,
 ) -> Experiment:
     """Every parameter is trained."""
     return Experiment(
@@ -51,7 +57,8 @@ def _full(
         train=TrainConfig(steps=0, epochs=epochs, batch=8, seq_len=1024, log_every=1),
         objective=objective,
         optimizer=OptimizerConfig(
-            schedule=ScheduleConfig(peak=peak, warmup_steps=0, warmup_share=0.03)
+            schedule=ScheduleConfig(peak=peak, warmup_steps=0, warmup_share=0.03),
+            weight_decay=weight_decay,
         ),
         evaluation=EvaluationConfig(every=100, examples=examples, sample_tokens=64),
         checkpoint=CheckpointConfig(every=100, keep=1),
@@ -75,7 +82,7 @@ def instruct() -> Experiment:
 
 
 def instruct_lora() -> Experiment:
-    """The same with adapters beside the weights of every layer.
+    """`instruct` with adapters beside the weights of every layer.
 
     Rate: QLoRA's (Dettmers et al. 2023, table 9: 2e-4 up to 13B), as for all adapters here.
     """
@@ -97,7 +104,7 @@ def topics() -> Experiment:
 
 
 def instruct_qlora() -> Experiment:
-    """The same, with the weights below the adapters in 4 bits.
+    """`instruct_lora` with the weights below the adapters in 4 bits.
 
     Rate, dropout: QLoRA's, same table.
     """
@@ -135,9 +142,7 @@ def from_nothing() -> Experiment:
     model = replace(
         ANY, dim=256, heads=4, kv_heads=4, ffn=768, layers=4, encoder_layers=4, context=256
     )
-    recipe = _full(
-        'from_nothing', SequenceToSequence(encoder=True), peak=2e-3, epochs=10, examples=6
-    )
+    recipe = _full('from_nothing', SequenceToSequence(encoder=True), peak=2e-3, epochs=10)
     return replace(
         recipe,
         model=model,
@@ -151,8 +156,7 @@ def classify() -> Experiment:
 
     Rate, epochs, decay: BERT's (Devlin et al. 2019, appendix A.3: 2e-5 to 5e-5, 3 epochs).
     """
-    recipe = _full('classify', Classification(dropout=0.1), peak=2e-5, epochs=3)
-    return replace(recipe, optimizer=replace(recipe.optimizer, weight_decay=0.01))
+    return _full('classify', Classification(dropout=0.1), peak=2e-5, epochs=3, weight_decay=0.01)
 
 
 def classify_lora() -> Experiment:
@@ -162,7 +166,8 @@ def classify_lora() -> Experiment:
 
 def probe() -> Experiment:
     """The head alone, on the mean of the last layer: what a model knows already. Rate: ours."""
-    recipe = _rated(_full('probe', Classification(pool='mean'), peak=1e-3, epochs=10), 1e-3)
+    objective = Classification(pool='mean')
+    recipe = _full('probe', objective, peak=1e-3, epochs=10, weight_decay=0.0)
     return replace(recipe, tune=Frozen())
 
 
@@ -171,7 +176,7 @@ def dpo() -> Experiment:
 
     Rate, epochs: Zephyr's (Tunstall et al. 2023, section 4.3: 5e-7); beta: DPO's.
     """
-    return _rated(_full('dpo', DPO(), peak=5e-7, epochs=1), 5e-7)
+    return _full('dpo', DPO(), peak=5e-7, epochs=1, weight_decay=0.0)
 
 
 def dpo_lora() -> Experiment:
@@ -202,7 +207,7 @@ def grpo() -> Experiment:
 
     Normaliser, no KL: DAPO's (Yu et al. 2025). Rate: that of trl, 1e-6.
     """
-    recipe = _rated(_full('grpo', GRPO(), peak=1e-6, epochs=1), 1e-6)
+    recipe = _full('grpo', GRPO(), peak=1e-6, epochs=1, weight_decay=0.0)
     return replace(recipe, train=replace(recipe.train, batch=64, seq_len=512))
 
 
