@@ -60,16 +60,16 @@ def run(experiment: Experiment, options: Any) -> None:
     traced = profile.steps(options.profile) if options.profile is not None else None
     training = ('workdir', 'profile', 'wandb', 'explain')
     if options.check:
-        refuse(options, 'check', (*training, 'show_batch', 'show_examples'))
+        _refuse(options, 'check', (*training, 'show_batch', 'show_examples'))
         check_data(experiment)
         return
     for name, show in (('show_batch', show_batches), ('show_examples', show_examples)):
         if getattr(options, name) is not None:
-            refuse(options, name, (*training, *{'show_batch', 'show_examples'} - {name}))
+            _refuse(options, name, (*training, *{'show_batch', 'show_examples'} - {name}))
             show(experiment, getattr(options, name))
             return
     if options.explain:
-        refuse(options, 'explain', ('profile', 'wandb'))
+        _refuse(options, 'explain', ('profile', 'wandb'))
     runtime.initialize()
     if options.explain:
         with caught() as signals, signals.stopping('before anything was said'):
@@ -87,10 +87,10 @@ def run(experiment: Experiment, options: Any) -> None:
         say(f'report: {write_report(workdir)}')
 
 
-def refuse(options: Any, name: str, without: Iterable[str]) -> None:
+def _refuse(options: Any, name: str, without: Iterable[str]) -> None:
     """Raise UserError for options that have no effect beside another."""
     for other in without:
-        if getattr(options, other) not in (None, 0, False):
+        if getattr(options, other) not in (None, 0):
             raise UserError(
                 f'--{other.replace("_", "-")} has no effect with --{name.replace("_", "-")}, which '
                 'trains nothing: leave out one of them'
