@@ -64,15 +64,16 @@ def f1(text: str, answer: str) -> float:
 def report(gold: Sequence[str], chosen: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
     """Precision, recall, F1 and number of each class, and the means over classes ('macro'). A class
     that was never chosen has precision 0, and one that is not there recall 0."""
+    n_gold, n_chosen = Counter(gold), Counter(chosen)
+    n_right = Counter(g for g, c in zip(gold, chosen, strict=True) if g == c)
     classes: dict[str, dict[str, float]] = {}
     for label in labels:
-        right = sum(g == c == label for g, c in zip(gold, chosen, strict=True))
-        n_gold, n_chosen = list(gold).count(label), list(chosen).count(label)
+        right, n, n_said = n_right[label], n_gold[label], n_chosen[label]
         classes[label] = {
-            'precision': right / n_chosen if n_chosen else 0.0,
-            'recall': right / n_gold if n_gold else 0.0,
-            'f1': 2 * right / (n_gold + n_chosen) if n_gold + n_chosen else 0.0,
-            'n': n_gold,
+            'precision': right / n_said if n_said else 0.0,
+            'recall': right / n if n else 0.0,
+            'f1': 2 * right / (n + n_said) if n + n_said else 0.0,
+            'n': n,
         }
     names = ('precision', 'recall', 'f1')
     macro = {name: float(np.mean([one[name] for one in classes.values()])) for name in names}
