@@ -115,6 +115,15 @@ def test_alpha_is_a_whole_number_where_it_can_be(alpha, said, run_script, tuned)
     assert f'"lora_alpha": {said},' in Path('again/adapter_config.json').read_text()
 
 
+def test_alpha_is_8_where_nothing_is_said(run_script, tuned):
+    """As PEFT's own default is."""
+    run_script(export.main, 'out', '--checkpoint', tuned[0], '--to', 'peft')
+    path = Path('out/adapter_config.json')
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'lora_alpha': None}))
+    assert TUNE.alpha == 8
+    assert_close(params_lib.stacked(pretrained.find('out').unread), tuned[2])
+
+
 def test_one_layer_may_have_adapters(run_script, tuned, base, one):
     run_script(export.main, 'out', '--checkpoint', tuned[0], '--to', 'peft')
     tensors = load_file('out/adapter_model.safetensors')
@@ -139,6 +148,7 @@ def test_one_layer_may_have_adapters(run_script, tuned, base, one):
         ({'of_tomorrow': 3}, 'of_tomorrow = 3 is not known'),
         ({'of_tomorrow': True}, 'of_tomorrow = True is not known'),
         ({'r': 4}, 'has shape .2, 32., and this model takes .4, 32.: .* is of other adapters'),
+        ({'r': None}, 'and this model takes .8, 32.'),
         ({'rank_pattern': {'up_proj': 3}}, 'up_proj has shape .2, 32., and this model takes .3,'),
         ({'rank_pattern': {'up_proj': 0.5}}, 'rank_pattern.up_proj = 0.5 is no whole number'),
         ({'lora_alpha': 'x'}, "lora_alpha = 'x' is no positive number"),
