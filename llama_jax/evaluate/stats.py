@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -31,10 +32,7 @@ def bootstrap(
         The mean of x is `lambda w: w @ x / w.sum(-1)`.
       n: number of examples.
     """
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    values = statistic(weights.astype(np.float64))
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return _interval(statistic(*_weights((n,), seed)))
 
 
 def of_mean(x: Sequence[float] | np.ndarray, *, seed: int = 0) -> dict[str, float | int]:
@@ -115,7 +113,8 @@ def of_runs(x_SN: np.ndarray, under_SN: np.ndarray | None = None, *, seed: int =
     """
     x_SN = np.atleast_2d(np.asarray(x_SN, np.float64))
     under_SN = np.ones_like(x_SN) if under_SN is None else np.atleast_2d(under_SN)
-    low, high = _crossed(lambda w: _weighted(w, x_SN) / _weighted(w, under_SN), x_SN.shape, seed)
+    weights = _weights(x_SN.shape, seed)
+    low, high = _interval(_weighted(weights, x_SN) / _weighted(weights, under_SN))
     value = float(x_SN.sum() / under_SN.sum())
     # Of a ratio that of its linearisation: the mean of (x - value under) / mean(under).
     error = standard_error((x_SN - value * under_SN) / under_SN.mean())
@@ -150,19 +149,21 @@ def standard_error(x_SN: np.ndarray) -> float:
     return math.sqrt(max(items + seeds - rest, 0.0) / (S * N))
 
 
-def _crossed(
-    statistic: Callable[[tuple[np.ndarray, np.ndarray]], np.ndarray],
-    shape: tuple[int, int],
-    seed: int,
-) -> tuple[float, float]:
+@functools.lru_cache(maxsize=1)
+def _weights(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, ...]:
+    """How often each of the n of an axis was drawn, float64 [R, n], for each axis. They are kept,
+    for all metrics of the same examples take the same, and to draw them is most of the time."""
     rng = np.random.default_rng(seed)
-    w_RS, w_RN = (
+    return tuple(
         rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64) for n in shape
     )
-    low, high = np.quantile(statistic((w_RS, w_RN)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
-def _weighted(weights: tuple[np.ndarray, np.ndarray], x_SN: np.ndarray) -> np.ndarray:
+def _weighted(weights: tuple[np.ndarray, ...], x_SN: np.ndarray) -> np.ndarray:
     w_RS, w_RN = weights
     return np.einsum('RS,SN,RN->R', w_RS, x_SN, w_RN, optimize=True)
