@@ -199,7 +199,7 @@ def load(path: Path, **changes: int) -> Loaded:
 
 def _of_toml(path: Path) -> Task:
     try:
-        settings = tomllib.loads(path.read_text(encoding='utf-8'))
+        settings = tomllib.loads(path.read_text(encoding='utf-8-sig'))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f'{path} is no TOML: {error}') from None
     known = {field.name: field for field in dataclasses.fields(Task)}

@@ -115,6 +115,16 @@ def test_bad_settings(tmp_path, settings, words):
     assert '\n' not in str(error.value)
 
 
+def test_files_may_begin_with_a_byte_order_mark(tmp_path):
+    """As some editors of Windows write them."""
+    lines(tmp_path / 'test.jsonl', ITEM)
+    path = toml(tmp_path / 'a.toml', name='marked')
+    for file in (path, tmp_path / 'test.jsonl'):
+        file.write_bytes(b'\xef\xbb\xbf' + file.read_bytes())
+    found = task.load(path)
+    assert found.task.name == 'marked' and found.items[0].prompt == 'Q'
+
+
 def test_no_task(tmp_path):
     for name, words in (('no.toml', 'there is no task file'), ('a.csv', 'is no task: give')):
         if name == 'a.csv':
