@@ -6,6 +6,7 @@ file: M places for a pair in a row.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ from llama_jax.data.record import BadRecordError, Preference, Prompt, Record
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Base, Batch, in_stream
+from llama_jax.objectives.base import Base, Batch, Loss, in_stream
 from llama_jax.objectives.contrastive import PLACE, PLACES, places
 from llama_jax.objectives.instruct import turns_in
 from llama_jax.objectives.prediction import check_architecture, predicted
@@ -180,9 +181,16 @@ def facts(batch: Batch, name: str) -> jax.Array:
     return jnp.sum(jnp.where(place_BMT, batch[name][:, None], 0), axis=-1)
 
 
-def present(batch: Batch) -> jax.Array:
-    """Which places [B, M] have a pair."""
-    return jnp.any(places(batch[f'{CHOSEN}/segments'], _places(batch)), axis=-1)
+def summed(each_BM: jax.Array, metrics_BM: Mapping[str, jax.Array], batch: Batch) -> Loss:
+    """The loss and metrics of each pair [B, M], summed over the places that have one; weight is one
+    per pair."""
+    pair_BM = jnp.any(places(batch[f'{CHOSEN}/segments'], _places(batch)), axis=-1)
+
+    def total(x_BM: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(pair_BM, x_BM, 0), dtype=jnp.float32)
+
+    metrics = {name: total(x_BM) for name, x_BM in metrics_BM.items()}
+    return Loss(total(each_BM), total(jnp.ones_like(each_BM)), metrics)
 
 
 def _places(batch: Batch) -> int:

@@ -30,7 +30,7 @@ from llama_jax.objectives.pairs import (
     by_pair,
     facts,
     features,
-    present,
+    summed,
 )
 from llama_jax.text.chat import ChatFormat, end_ids
 from llama_jax.text.vocabulary import Vocabulary
@@ -143,7 +143,6 @@ class DPO(Pairs):
             (both(batch, 'weights') > 0).astype(jnp.float32), batch
         )
         gain_BM, loss_BM = chosen_BM - ref_chosen_BM, rejected_BM - ref_rejected_BM
-        pair_BM = present(batch)
         n_chosen_BM, n_rejected_BM = jnp.maximum(n_chosen_BM, 1), jnp.maximum(n_rejected_BM, 1)
         if self.loss_type == 'ipo':
             margin_BM = gain_BM / n_chosen_BM - loss_BM / n_rejected_BM
@@ -155,23 +154,16 @@ class DPO(Pairs):
         nll_BM = -chosen_BM / n_chosen_BM
         if self.nll:
             each_BM += self.nll * nll_BM
-
-        def total(x_BM: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(pair_BM, x_BM, 0), dtype=jnp.float32)
-
-        return Loss(
-            total=total(each_BM),
-            weight=total(jnp.ones_like(each_BM)),
-            metrics={
-                'accuracy': total(gain_BM > loss_BM),
-                'margin': total(self.beta * (gain_BM - loss_BM)),
-                'reward_chosen': total(self.beta * gain_BM),
-                'reward_rejected': total(self.beta * loss_BM),
-                'log_prob_chosen': total(chosen_BM),
-                'log_prob_rejected': total(rejected_BM),
-                'nll_chosen': total(nll_BM),
-            },
-        )
+        metrics_BM = {
+            'accuracy': gain_BM > loss_BM,
+            'margin': self.beta * (gain_BM - loss_BM),
+            'reward_chosen': self.beta * gain_BM,
+            'reward_rejected': self.beta * loss_BM,
+            'log_prob_chosen': chosen_BM,
+            'log_prob_rejected': rejected_BM,
+            'nll_chosen': nll_BM,
+        }
+        return summed(each_BM, metrics_BM, batch)
 
     def _reference(
         self, model: Transformer, batch: Batch, compute: Compute

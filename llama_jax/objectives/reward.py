@@ -18,7 +18,7 @@ from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.base import Batch, Loss
 from llama_jax.objectives.flops import TRAINING, features_flops
-from llama_jax.objectives.pairs import CHOSEN, Pairs, both, by_pair, facts, features, present
+from llama_jax.objectives.pairs import CHOSEN, Pairs, both, by_pair, facts, features, summed
 
 MARGIN = 'margin'
 """The array with how much better the chosen answer is."""
@@ -64,23 +64,15 @@ class RewardModel(Pairs):
     ) -> Loss:
         reward_BT = rewards(features(model, batch, compute=compute, key=key), extra)
         chosen_BM, rejected_BM = by_pair(reward_BT * both(batch, 'weights'), batch)
-        pair_BM = present(batch)
         better_BM = chosen_BM - rejected_BM
         each_BM = -jax.nn.log_sigmoid(better_BM - facts(batch, f'{CHOSEN}/{MARGIN}'))
-
-        def total(x_BM: jax.Array) -> jax.Array:
-            return jnp.sum(jnp.where(pair_BM, x_BM, 0), dtype=jnp.float32)
-
-        return Loss(
-            total=total(each_BM),
-            weight=total(jnp.ones_like(each_BM)),
-            metrics={
-                'accuracy': total(better_BM > 0),
-                'margin': total(better_BM),
-                'reward_chosen': total(chosen_BM),
-                'reward_rejected': total(rejected_BM),
-            },
-        )
+        metrics_BM = {
+            'accuracy': better_BM > 0,
+            'margin': better_BM,
+            'reward_chosen': chosen_BM,
+            'reward_rejected': rejected_BM,
+        }
+        return summed(each_BM, metrics_BM, batch)
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         return features_flops(model, seq_len // 2, causal=True) + TRAINING * model.dim
