@@ -2,7 +2,6 @@
 heads): ids, masks, losses and gradients of the same records in float32."""
 
 import dataclasses
-import functools
 import re
 from pathlib import Path
 
@@ -11,19 +10,16 @@ import numpy as np
 import pytest
 
 from llama_jax import layout
-from llama_jax.convert import huggingface, huggingface_config
 from llama_jax.data.record import Chat, Labelled
-from llama_jax.model import layers
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.text.chat import Conversation
 from llama_jax.text.template import Template
 from llama_jax.text.tokenizer import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
-from llama_jax.train.place import place
 from tests.objectives.records import batch_of
-from tests.parity.cases import CASES, weights
-from tests.parity.test_trl_preferences import COMPUTE, devices, settings
+from tests.parity.cases import CASES
+from tests.parity.training import assert_gradients_equal, devices, ours, peer, settings
 
 pytestmark = [
     pytest.mark.parity,
@@ -145,53 +141,12 @@ def test_turns_are_what_the_marks_of_trl_say():
             assert mask[turns.message >= 0].all(), name
 
 
-def ours_of(objective, batch, extra):
-    """Loss, and its gradients to the model and to the objective's own parameters."""
-    params = huggingface.params_from_huggingface(weights(CONFIG, 0), CONFIG)
-    params = jax.device_put(params, layout.shardings(params, devices()))
-
-    @jax.jit
-    @functools.partial(jax.value_and_grad, argnums=(0, 1))
-    def mean(params, extra, batch):
-        model = layers.bind(CONFIG, params)
-        loss = objective.loss(model, batch, extra=extra, compute=COMPUTE, key=None)
-        return loss.total / loss.weight
-
-    with jax.set_mesh(devices()):
-        return jax.device_get(mean(params, extra, place(batch, devices())))
-
-
-def peer(head=None, **settings):
-    """transformers' model with our weights; with `head` [classes, D], as a classifier."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-
-    own = huggingface_config.config_to_huggingface(CONFIG)
-    config = LlamaConfig(**own | settings, attn_implementation='eager')
-    tensors = {name: torch.tensor(x) for name, x in weights(CONFIG, 0).items()}
-    if head is not None:
-        del tensors['lm_head.weight']
-        tensors['score.weight'] = torch.tensor(head)
-    model = (LlamaForCausalLM if head is None else LlamaForSequenceClassification)(config)
-    model.load_state_dict(tensors, strict=True)
-    return model
-
-
-def assert_gradients_equal(gradients, model):
-    theirs = {name: p.grad.numpy() for name, p in model.named_parameters() if p.grad is not None}
-    mine = huggingface.params_to_huggingface(gradients, CONFIG)
-    assert len(theirs.keys() & mine.keys()) > 20
-    for name in theirs.keys() & mine.keys():
-        error = np.linalg.norm(mine[name] - theirs[name])
-        assert error < 1e-5 * np.linalg.norm(theirs[name]) + 1e-7, name
-
-
 def test_instruction_tuning_equals_trl(tmp_path):
     """Two microbatches of theirs, normalised over both; ours is packed, without their marks."""
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    theirs, ours = tokenizers(MARKED, size=CONFIG.vocab)
+    theirs, tokenizer = tokenizers(MARKED, size=CONFIG.vocab)
     said = [
         [
             {**one, 'content': one['content'].encode('ascii', 'ignore').decode()[:20] or 'x'}
@@ -204,7 +159,7 @@ def test_instruction_tuning_equals_trl(tmp_path):
         for messages in said
     ]
     trainer = SFTTrainer(
-        model=peer(),
+        model=peer(CONFIG),
         args=SFTConfig(
             **settings(tmp_path) | {'per_device_train_batch_size': 2}, assistant_only_loss=True
         ),
@@ -227,14 +182,14 @@ def test_instruction_tuning_equals_trl(tmp_path):
     batch = batch_of(
         objective,
         [records[:2], records[2:]],
-        ours,
+        tokenizer,
         chat=Template(unmarked, TOKENS),
         seq_len=256,
     )
     assert batch['weights'].sum() == n_items.item() > 40
-    own, (gradients, _) = ours_of(objective, batch, {})
+    own, (gradients, _) = ours(CONFIG, objective, batch, {})
     np.testing.assert_allclose(own, loss.item(), rtol=1e-5)
-    assert_gradients_equal(gradients, trainer.model)
+    assert_gradients_equal(gradients, trainer.model, CONFIG)
 
 
 @pytest.mark.parametrize('weighted', [False, True])
@@ -251,7 +206,7 @@ def test_classification_head_equals_transformers(weighted):
     ]
     alone = batch_of(objective, [[record] for record in records], tokenizer, seq_len=64)
     head = np.random.default_rng(7).normal(size=(3, CONFIG.dim)).astype(np.float32)
-    model = peer(head, num_labels=3)
+    model = peer(CONFIG, head=head, num_labels=3)
     n_B = alone['segments'].sum(1)
     logits = torch.cat(  # one by one, without padding
         [
@@ -265,8 +220,8 @@ def test_classification_head_equals_transformers(weighted):
 
     packed = batch_of(objective, [records[:2], records[2:]], tokenizer, seq_len=96)
     placed = jax.device_put({'head_DC': head.T}, layout.shardings({'head_DC': head.T}, devices()))
-    own, (gradients, extra) = ours_of(objective, packed, placed)
+    own, (gradients, extra) = ours(CONFIG, objective, packed, placed)
     np.testing.assert_allclose(own, loss.item(), rtol=1e-5)
     theirs = model.score.weight.grad.numpy().T
     assert np.linalg.norm(extra['head_DC'] - theirs) < 1e-5 * np.linalg.norm(theirs)
-    assert_gradients_equal(gradients, model)
+    assert_gradients_equal(gradients, model, CONFIG)

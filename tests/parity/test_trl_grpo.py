@@ -13,22 +13,15 @@ from llama_jax.model import layers
 from llama_jax.objectives.grpo import GRPO, advantages
 from llama_jax.objectives.rollout import Drawn, Rollout
 from llama_jax.train.place import place
-from tests.parity.test_trl_preferences import (
-    COMPUTE,
-    CONFIG,
-    devices,
-    params_of,
-    peer,
-    settings,
-    tokenizer,
-)
+from tests.parity.test_trl_preferences import CONFIG, PAD, tokenizer
+from tests.parity.training import COMPUTE, devices, params_of, peer, settings
 
 pytestmark = [
     pytest.mark.parity,
     pytest.mark.filterwarnings('ignore:.*gradient_checkpointing.* is deprecated:FutureWarning'),
 ]
 
-P, G, MOST, PAD = 4, 2, 7, 0
+P, G, MOST = 4, 2, 7
 ROLLOUT = Rollout(completions=G, max_tokens=MOST)
 OURS = GRPO(ROLLOUT, updates=2, eps_low=0.1, eps_high=0.2, beta=0.05)
 NORMALISERS = {'tokens': 'dapo', 'sequences': 'grpo', 'constant': 'dr_grpo'}
@@ -55,7 +48,7 @@ def theirs(tmp_path, normaliser, drawn, old, reference, advantage):
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    model = peer(0)
+    model = peer(CONFIG, pad_token_id=PAD)
     options = settings(tmp_path)
     del options['max_length']
     trainer = GRPOTrainer(
@@ -128,7 +121,9 @@ def ours(objective, batch):
 
     with jax.set_mesh(devices()):
         program = jax.jit(jax.value_and_grad(mean, has_aux=True))
-        (loss, log_p_BT), gradients = jax.device_get(program(params_of(0), place(batch, devices())))
+        (loss, log_p_BT), gradients = jax.device_get(
+            program(params_of(CONFIG), place(batch, devices()))
+        )
     each = [
         log_p_BT[row][(batch['segments'][row] == segment) & (batch['shares'][row] > 0)]
         for row in range(P)
