@@ -155,6 +155,9 @@ class Base:
     def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes | None:
         raise TypeError(f'{type(self).__name__} reads text, whose pieces have the sizes of `sizes`')
 
+    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
+        raise TypeError(f'{type(self).__name__} takes the places that `whole` says')
+
     @property
     def chats(self) -> bool:
         return self.reads in (Chat, Preference, Problem)

@@ -28,7 +28,7 @@ from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.base import Base, Batch, Loss
-from llama_jax.objectives.contrastive import PLACE, PLACES, places
+from llama_jax.objectives.contrastive import places, places_in
 from llama_jax.objectives.flops import TRAINING, features_flops, layer, mean_keys
 from llama_jax.text.chat import ChatFormat
 from llama_jax.text.vocabulary import Vocabulary
@@ -141,12 +141,9 @@ class Classification(Base):
     def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes:
         return (sum(lengths) + 1,)
 
-    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
-        raise TypeError('labelled texts take the places that `whole` says')
-
     def segments(self, seq_len: int) -> int:
         """Places for texts, each of which the head reads."""
-        return max(PLACES, seq_len // PLACE)
+        return places_in(seq_len)
 
     def example(
         self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
@@ -198,7 +195,7 @@ class Classification(Base):
                 compute=compute,
                 key=model_key,
             )
-        place_BMT = places(segment_BT, self.segments(token_BT.shape[1]))
+        place_BMT = places(segment_BT)
         n_BM1 = jnp.sum(place_BMT, axis=-1, keepdims=True)
         if self.pool == 'mean':
             read_BMT = place_BMT / jnp.maximum(n_BM1, 1)
@@ -225,7 +222,7 @@ class Classification(Base):
         key: jax.Array | None,
     ) -> Loss:
         logit_BMC = self.logits(model, batch, extra=extra, compute=compute, key=key)
-        place_BMT = places(batch['segments'], logit_BMC.shape[1])
+        place_BMT = places(batch['segments'])
         label_BM, weight_BM = (
             jnp.max(jnp.where(place_BMT, batch[name][:, None], 0), axis=-1)
             for name in ('label', 'weights')

@@ -89,7 +89,7 @@ class InfoNCE(Base):
 
     def segments(self, seq_len: int) -> int:
         """Places for pairs, each a row and a column of the table of cosines."""
-        return max(PLACES, seq_len // 2 // PLACE)
+        return places_in(seq_len // 2)
 
     def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
         """Views 'dropout': the text. 'spans': lengths of crops, uniform as `draw` is."""
@@ -131,7 +131,7 @@ class InfoNCE(Base):
         key_a, key_b = (None, None) if key is None else jax.random.split(key)
         if self.same_dropout:
             key_b = key_a
-        place_BMT = places(batch['a/segments'], self._places(batch))
+        place_BMT = places(batch['a/segments'])
         a_BMD = self.encode(model, batch, 'a', compute=compute, key=key_a)
         b_BMD = self.encode(model, batch, 'b', compute=compute, key=key_b)
         temperature = jnp.float32(self.temperature)
@@ -173,9 +173,6 @@ class InfoNCE(Base):
         """Tokens of the longest view."""
         return min(round(CROP[1] * TEXT) if self.views == 'spans' else TEXT, seq_len // 2)
 
-    def _places(self, batch: Batch) -> int:
-        return self.segments(2 * batch['a/inputs'].shape[1])
-
     def encode(
         self,
         model: Transformer,
@@ -186,7 +183,6 @@ class InfoNCE(Base):
         key: jax.Array | None,
     ) -> Float[Array, 'B M D']:
         """Unit vectors of one view; 0 where a row has no pair."""
-        n_places = self._places(batch)
 
         def encode(rows: tuple[jax.Array, ...], key: jax.Array | None) -> jax.Array:
             token_BT, position_BT, segment_BT = rows
@@ -198,7 +194,7 @@ class InfoNCE(Base):
                 compute=compute,
                 key=key,
             )
-            return pooled(x_BTD, places(segment_BT, n_places))
+            return pooled(x_BTD, places(segment_BT))
 
         rows = tuple(batch[f'{view}/{name}'] for name in ('inputs', 'positions', 'segments'))
         if self.chunks == 1:
@@ -216,9 +212,15 @@ def crop(text: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
     return text[start : start + length]
 
 
-def places(segment_BT: Int[Array, 'B T'], n_places: int) -> Bool[Array, 'B M T']:
+def places_in(length: int) -> int:
+    """Places of a row of this many positions of one stream."""
+    return max(PLACES, length // PLACE)
+
+
+def places(segment_BT: Int[Array, 'B T']) -> Bool[Array, 'B M T']:
     """Which tokens belong to the pair of each place: segment m + 1 is that of place m."""
-    return segment_BT[:, None] == jnp.arange(1, n_places + 1)[:, None]
+    segment_M = jnp.arange(1, places_in(segment_BT.shape[1]) + 1)
+    return segment_BT[:, None] == segment_M[:, None]
 
 
 def pooled(x_BTD: Float[Array, 'B T D'], place_BMT: Bool[Array, 'B M T']) -> jax.Array:

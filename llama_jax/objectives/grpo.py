@@ -119,9 +119,6 @@ class GRPO(Base):
         (n,) = lengths
         return (n + self.rollout.max_tokens,)
 
-    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
-        raise TypeError('prompts take the places that `whole` says')
-
     def example(
         self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
     ) -> Example | None:

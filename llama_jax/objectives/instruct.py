@@ -69,9 +69,6 @@ class InstructionTuning(TokenPrediction):
     def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes | None:
         return (lengths[0] - 1,) if lengths[0] > 1 else None
 
-    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
-        raise TypeError('chats take the places that `whole` says')
-
     def example(
         self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
     ) -> Example | None:

@@ -21,7 +21,7 @@ from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.base import Base, Batch, Loss, in_stream
-from llama_jax.objectives.contrastive import PLACE, PLACES, places
+from llama_jax.objectives.contrastive import places, places_in
 from llama_jax.objectives.instruct import turns_in
 from llama_jax.objectives.prediction import check_architecture, predicted
 from llama_jax.text.chat import ChatFormat
@@ -69,9 +69,6 @@ class Pairs(Base):
         chosen, rejected = lengths
         return chosen - self.predicts, rejected - self.predicts
 
-    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
-        raise TypeError('pairs of answers take the places that `whole` says')
-
     def lengths(self, seq_len: int) -> dict[str, int]:
         """Half of the row for each answer."""
         if seq_len % 2 or not seq_len:
@@ -81,7 +78,7 @@ class Pairs(Base):
         return dict.fromkeys(STREAMS, seq_len // 2)
 
     def segments(self, seq_len: int) -> int:
-        return max(PLACES, seq_len // 2 // PLACE)
+        return places_in(seq_len // 2)
 
     def example(
         self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
@@ -166,7 +163,7 @@ def by_pair(x_BT: jax.Array, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Sums over the tokens of each answer [B, M], of what `both` is like [2 B, T]: of the chosen
     answers, and of the rejected; 0 for a place without a pair."""
     B, T = batch[f'{CHOSEN}/segments'].shape
-    place_BMT = places(both(batch, 'segments'), _places(batch))
+    place_BMT = places(both(batch, 'segments'))
     # A product with ones would be rounded to bfloat16 on some devices.
     x_BM = jnp.sum(jnp.where(place_BMT, x_BT[:, None], 0), axis=-1)
     x_B2M = jnp.reshape(x_BM, (B, 2, x_BM.shape[-1]), out_sharding=layout.rows())
@@ -177,22 +174,17 @@ def facts(batch: Batch, name: str) -> jax.Array:
     """What the array `name` [B, T], which is constant in a segment, says of each pair [B, M]."""
     stream = name.rpartition('/')[0]
     first_BT = batch[f'{stream}/positions'] == 0
-    place_BMT = places(batch[f'{stream}/segments'], _places(batch)) & first_BT[:, None]
+    place_BMT = places(batch[f'{stream}/segments']) & first_BT[:, None]
     return jnp.sum(jnp.where(place_BMT, batch[name][:, None], 0), axis=-1)
 
 
 def summed(each_BM: jax.Array, metrics_BM: Mapping[str, jax.Array], batch: Batch) -> Loss:
     """The loss and metrics of each pair [B, M], summed over the places that have one; weight is one
     per pair."""
-    pair_BM = jnp.any(places(batch[f'{CHOSEN}/segments'], _places(batch)), axis=-1)
+    pair_BM = jnp.any(places(batch[f'{CHOSEN}/segments']), axis=-1)
 
     def total(x_BM: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(pair_BM, x_BM, 0), dtype=jnp.float32)
 
     metrics = {name: total(x_BM) for name, x_BM in metrics_BM.items()}
     return Loss(total(each_BM), total(jnp.ones_like(each_BM)), metrics)
-
-
-def _places(batch: Batch) -> int:
-    T = batch[f'{CHOSEN}/segments'].shape[1]
-    return max(PLACES, T // PLACE)

@@ -109,9 +109,6 @@ class SequenceToSequence(TokenPrediction):
     def whole(self, lengths: tuple[int, ...], *, seq_len: int) -> Sizes | None:
         return lengths if self.encoder else (sum(lengths) - 1,)
 
-    def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
-        raise TypeError('pairs take the places that `whole` says')
-
     def example(
         self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
     ) -> Example | None:
