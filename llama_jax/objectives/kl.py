@@ -74,25 +74,27 @@ def distilled(
 ) -> Distilled:
     """The loss of `mix` (Hinton et al. 2015, section 2). Arguments are those of `cross_entropy`;
     the teacher gets no gradient."""
-    return _chunked(x_BTD, head_VD, target_BT, weight_BT, teacher, mix, with_gradient=False)[0]
+    arrays = x_BTD, head_VD, target_BT, weight_BT, teacher
+    return _chunked(*arrays, mix, with_gradient=False, of_head=False)[0]
 
 
 def _forward(
-    x_BTD: Any, head_VD: Any, target_BT: Any, weight_BT: Any, teacher: Any, mix: Mix
+    x: Any, head: Any, target: Any, weight: Any, teacher: Any, mix: Mix
 ) -> tuple[Distilled, Any]:
-    sums, gradients = _chunked(
-        x_BTD, head_VD, target_BT, weight_BT, teacher, mix, with_gradient=True
-    )
+    teacher = jax.tree.map(lambda primal: primal.value, teacher)
+    arrays = x.value, head.value, target.value, weight.value, teacher
+    sums, gradients = _chunked(*arrays, mix, with_gradient=True, of_head=head.perturbed)
     return sums, jax.lax.optimization_barrier(gradients)  # see softmax.py
 
 
 def _backward(mix: Mix, gradients: Any, cotangent: Distilled) -> tuple[Any, ...]:
     dx_BTD, dhead_VD = gradients
     scale = cotangent.total
-    return dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD * scale, None, None, None
+    dhead_VD = None if dhead_VD is None else dhead_VD * scale
+    return dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD, None, None, None
 
 
-distilled.defvjp(_forward, _backward)
+distilled.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _chunked(
@@ -104,6 +106,7 @@ def _chunked(
     mix: Mix,
     *,
     with_gradient: bool,
+    of_head: bool,
 ) -> tuple[Distilled, Any]:
     features: Any = layout.act('BTD')
     head: Any = layout.param('VD')
@@ -112,9 +115,12 @@ def _chunked(
     if isinstance(teacher, Online):
         of_teacher = Online(features, head)  # type: ignore[arg-type]
     return jax.shard_map(
-        functools.partial(_local, mix=mix, with_gradient=with_gradient),
+        functools.partial(_local, mix=mix, with_gradient=with_gradient, of_head=of_head),
         in_specs=(features, head, rows, rows, of_teacher),
-        out_specs=(jax.sharding.PartitionSpec(), (features, head) if with_gradient else None),
+        out_specs=(
+            jax.sharding.PartitionSpec(),
+            (features, head if of_head else None) if with_gradient else None,
+        ),
     )(x_BTD, head_VD, target_BT, weight_BT, teacher)
 
 
@@ -127,10 +133,10 @@ def _local(
     *,
     mix: Mix,
     with_gradient: bool,
+    of_head: bool,
 ) -> tuple[Distilled, Any]:
     batch, vocab = layout.BATCH_AXES, layout.VOCAB_AXIS
     alpha, temperature, z_loss, padding = mix
-    at_rest_dtype = head_VD.dtype  # float32, unless it is not trained
     head_VD = in_use(head_VD, x_BTD.dtype)
     tokens = Chunks(*target_BT.shape)
     if isinstance(teacher, Online):
@@ -165,12 +171,13 @@ def _local(
         dlogit_CV += scores.dlogits((1 - alpha) * weight_C, z_loss)
         dlogit_CV = dlogit_CV.astype(x_CD.dtype)
         dx_CD = jax.lax.psum(jnp.einsum('CV,VD->CD', dlogit_CV, head_VD), vocab)
-        dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
+        if of_head:
+            dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
         return (sums, dhead_VD), dx_CD
 
     zero = jax.lax.pcast(jnp.zeros(()), batch, to='varying')
     dhead_VD = None
-    if with_gradient:
+    if of_head:
         dhead_VD = jnp.zeros(head_VD.shape, jnp.float32)
         dhead_VD = jax.lax.pcast(dhead_VD, (*batch, vocab), to='varying')
     chunks = jax.tree.map(tokens.cut, (x_BTD, target_BT, weight_BT, shown))
@@ -178,7 +185,7 @@ def _local(
     sums = jax.tree.map(lambda value: jax.lax.psum(value, batch), sums)
     if not with_gradient:
         return sums, None
-    return sums, (tokens.joined(dx), at_rest(dhead_VD).astype(at_rest_dtype))
+    return sums, (tokens.joined(dx), at_rest(dhead_VD) if of_head else None)
 
 
 def _of_all(
