@@ -10,6 +10,8 @@ import pytest
 
 from llama_jax.data.record import BadRecordError, Preference
 from llama_jax.errors import UserError
+from llama_jax.objectives.classify import Classification
+from llama_jax.objectives.contrastive import InfoNCE, places
 from llama_jax.objectives.preference import DPO
 from llama_jax.objectives.reward import RewardModel
 from llama_jax.text.chat import FORMATS, Conversation
@@ -112,6 +114,14 @@ def test_example_has_each_answer_in_a_stream_with_what_is_known_of_it():
     assert read['rejected/inputs'].tolist() == [BYTES.bos_id, *b'abde', BYTES.eos_id]
     assert read['rejected/weights'].tolist() == [0, 0, 0, 0, 0, 1]
     assert (read['chosen/margin'] == 2).all()
+
+
+@pytest.mark.parametrize('seq_len', [16, 64, 1024])
+@pytest.mark.parametrize('objective', [DPO(), RewardModel(), InfoNCE(), Classification()])
+def test_a_row_is_packed_with_as_many_segments_as_the_loss_has_places(objective, seq_len):
+    """One more would be in no sum."""
+    (length,) = set(objective.lengths(seq_len).values())
+    assert objective.segments(seq_len) == places(np.ones((1, length))).shape[1]
 
 
 def test_cut_answers_lose_their_ends_and_equal_ones_give_no_example():
