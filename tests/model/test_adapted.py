@@ -14,6 +14,7 @@ from llama_jax.generate.quantized import Quantization, quantized
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.model.adapted import Adapted, adapters_off, product
+from llama_jax.model.config import Compute
 from llama_jax.model.quantized import Quantized, dense
 from llama_jax.model.tune import INPUTS, LoRA, combined, targeted, trained
 from llama_jax.objectives.causal import CausalLM
@@ -246,3 +247,18 @@ def test_a_base_of_int4_is_taken_by_a_program_compiled_before():
     with jax.set_mesh(mesh):
         make = jax.jit(lambda w: jax.lax.map(lambda w: dense(w, jnp.float32), w))
         np.testing.assert_array_equal(make.lower(w).compile()(w), np.stack(whole))
+
+
+def test_what_a_kept_weight_is_made_of_is_let_go():
+    """Or a base would need room twice; what is kept as it was stays."""
+    mesh = mesh_of()
+    keep = Kept(ALL, Compute(precision='bfloat16'), mesh)
+    base = jax.tree.map(jnp.copy, tiny.parameters(CONFIG, mesh))
+    whole = combined(ALL, jax.device_put(factors()), base)
+    plain, adapted = base['embed_VD'], whole['blocks']['mlp']['up_DF']
+    parts = jax.tree.leaves((plain, adapted))
+    assert keep('embed_VD', plain).dtype == jnp.bfloat16
+    assert keep('blocks.mlp.up_DF', adapted).dtype == jnp.bfloat16
+    assert len(parts) == 4 and all(part.is_deleted() for part in parts)
+    scale = base['norm']['scale_D']
+    assert keep('norm.scale_D', scale) is scale and not scale.is_deleted()
