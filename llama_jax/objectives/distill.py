@@ -155,7 +155,7 @@ class Distillation(Base):
     ) -> Loss:
         x_BTD = self.task.read(model, batch, compute=compute, key=key)
         teacher: Online | TopK
-        if (IDS if self.top_k else TEACHER) not in (batch if self.top_k else extra):
+        if not (IDS in batch if self.top_k else TEACHER in extra):
             raise UserError(
                 'there is no teacher here: only a run, which finds it before its first step, has '
                 'the loss of a distillation'
