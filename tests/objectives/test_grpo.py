@@ -23,6 +23,7 @@ PAD = END = 3  # a tokenizer may have one token for both
 MODEL = ModelConfig(
     vocab=32, vocab_padding=3, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=32, context=32
 )
+MODEL = replace(MODEL, positions='learned')  # not by differences alone
 COMPUTE = Compute(attention='reference')
 G, MOST = 2, 6
 ROLLOUT = Rollout(completions=G, max_tokens=MOST)

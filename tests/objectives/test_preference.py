@@ -1,6 +1,7 @@
 """DPO against loops over pairs in float64, its invariants, and what it refuses."""
 
 import functools
+from dataclasses import replace
 from types import SimpleNamespace
 
 import jax
@@ -23,6 +24,7 @@ from tests.objectives.preferred import SEQ_LEN, VOCAB, log_sigmoid
 CONFIG = ModelConfig(
     vocab=VOCAB, dim=16, layers=1, heads=2, kv_heads=1, head_dim=8, ffn=24, context=64
 )
+CONFIG = replace(CONFIG, positions='learned')  # not by differences alone
 COMPUTE = Compute(attention='reference', unroll=1)
 N = 11
 RECORDS = preferred.records(N)
