@@ -4,66 +4,21 @@ import json
 import math
 import re
 import sys
-from html.parser import HTMLParser
 
 import pytest
 
 import experiments.report
 from experiments import cli
 from llama_jax.errors import UserError
-from llama_jax.report.chart import Axis, Curve, chart, log_ticks, running_median, thin, ticks
 from llama_jax.report.page import write_report
-from llama_jax.report.text import compact, duration, escape, significant, tick_labels
+from llama_jax.report.text import duration, escape
 from tests.report import run
-
-
-class Page(HTMLParser):
-    """Elements and visible text of a page; fails on elements that are not closed in order."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.elements, self.texts, self.open = [], [], []
-        self.feed(html)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in {'meta', 'link'}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in ('style', 'title'):
-            self.texts.append(data)
-
-    @property
-    def text(self):
-        return re.sub(r'\s+', ' ', ' '.join(self.texts))
-
-
-def report(path, **kwargs):
-    return write_report(run.write(path, **kwargs)).read_text('utf-8')
+from tests.report.pages import Page, figures, report
 
 
 @pytest.fixture(scope='module')
 def html(tmp_path_factory):
     return report(tmp_path_factory.mktemp('runs') / 'quickstart')
-
-
-def figures(html):
-    """Charts by title and x axis."""
-    found = {}
-    for figure in re.findall(r'<figure>.*?</figure>', html, re.S):
-        title = re.search(r'<figcaption><b>(.*?)</b>', figure)[1]
-        axis = re.search(r'<p class="axis">(.*?)</p>', figure)
-        found[title, axis[1] if axis else None] = figure
-    return found
 
 
 def number(label):
@@ -405,113 +360,3 @@ def test_command(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert said.startswith('error: ') and said.count('\n') == 1
-
-
-@pytest.mark.parametrize(
-    ('low', 'high', 'wanted'),
-    [
-        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (1.9, 7.7, [2, 3, 4, 5, 6, 7]),
-        (0, 0.003, [0, 0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.003]),
-        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
-        (999_999.5, 1_000_000.5, [999_999.6, 999_999.8, 1_000_000, 1_000_000.2, 1_000_000.4]),
-    ],
-)
-def test_ticks(low, high, wanted):
-    assert ticks(low, high) == pytest.approx(wanted, rel=1e-12)
-
-
-def test_ticks_of_a_logarithmic_axis():
-    assert log_ticks(5e12, 4e13) == pytest.approx([5e12, 1e13, 2e13])
-    assert log_ticks(1e12, 1e16) == pytest.approx([1e12, 1e13, 1e14, 1e15, 1e16])
-    assert len(log_ticks(1, 1e20)) <= 5
-    assert log_ticks(6.1e12, 6.2e12) == [6.1e12, 6.2e12]
-
-
-def test_numbers_as_people_write_them():
-    assert [significant(x) for x in (0, 2.513, 0.003, 41_321, 7e-6, 9.996)] == [
-        *('0', '2.51', '0.00300', '41,300', '7.00e-6', '10.0'),
-    ]
-    assert [compact(x) for x in (0, 813, 999.9, 4_213_760, 999_999, 70e9)] == [
-        *('0', '813', '1.00k', '4.21M', '1.00M', '70.0B'),
-    ]
-    assert [duration(x) for x in (8.06, 59.96, 247, 3840, 200_000)] == [
-        *('8.1 s', '60.0 s', '4 min 07 s', '1 h 04 min', '2 d 7 h'),
-    ]
-    assert tick_labels([0, 500_000, 1_000_000]) == ['0', '0.5M', '1.0M']
-    assert tick_labels([0, 0.001, 0.002]) == ['0', '0.001', '0.002']
-    assert tick_labels([0, 1e-5, 2e-5]) == ['0', '1e-5', '2e-5']
-
-
-def test_thinning_keeps_the_extremes():
-    points = [(float(i), float(i % 7)) for i in range(10_000)]
-    points[4321] = (4321.0, 99.0)
-    points[77] = (77.0, -99.0)
-    points[5000:5100] = [(x, None) for x, _ in points[5000:5100]]
-    kept = thin(points, lambda x: x / 10_000)
-    assert len(kept) <= 800 and kept == sorted(kept, key=lambda p: p[0])
-    assert {(4321.0, 99.0), (77.0, -99.0)} <= set(kept)
-    assert any(y is None for _, y in kept)
-
-
-def test_running_median():
-    line = [(float(i), 2.0 * i) for i in range(9)]
-    smooth = running_median(line, 3)
-    assert smooth[:6] == line[:6]  # as many before as after: a straight line stays
-    assert smooth[8] == (8.0, 13.0)  # of 10, 12, 14, 16
-    spike = [*line[:4], (4.0, 1e9), *line[5:]]
-    assert running_median(spike, 3)[4] == (4.0, 10.0)
-    holed = [(0.0, 1.0), (1.0, None), (2.0, 5.0), (3.0, 7.0), (4.0, 0.0)]
-    assert running_median(holed, 2)[:3] == [(0.0, 1.0), (1.0, None), (2.0, 3.0)]
-    long = running_median([(float(i), 1.0) for i in range(9999)], 100)
-    assert len(long) <= 602 and long[-1] == (9998.0, 1.0)
-
-
-def test_a_point_between_others_that_are_not_finite_is_seen():
-    points = [(0.0, 1.0), (1.0, None), (2.0, 3.0), (3.0, None), (4.0, 2.0)]
-    figure = chart('t', 'u', Axis('x'), [Curve('', points, 'trend')])
-    assert re.search(r'<path class="trend" d="(.*?)"', figure)[1].count('h0') == 3
-
-
-def of_sets(lines):
-    """Lines of a run on two sources and with two validation sets."""
-    for line in lines:
-        if line['kind'] == 'train':
-            told = {'epochs': line['step'] / 400, 'documents': line['step'] * 3}
-            line |= {f'{k}/{label}': v for k, v in told.items() for label in ('web', '<b>書')}
-            line |= {'share/web': 0.752, 'share/<b>書': 0.248}
-        if line['kind'] == 'validation':
-            line |= {'loss/zh': 2.5, 'loss/<i>': 3.5, 'bytes/zh': 3_000, 'bytes/<i>': 4_000}
-            line |= {'bits_per_byte/zh': 1 + 100 / line['step'], 'bits_per_byte/<i>': 2.25}
-    return lines
-
-
-def test_sources_and_validation_sets_have_their_figures(tmp_path):
-    html = report(tmp_path / 'sets', lines=of_sets(run.metrics()))
-    figure = next(f for (title, _), f in figures(html).items() if title == 'Validation by set')
-    assert 'bits per byte' in figure and figure.count('<path class="arm ') == 2
-    assert '>zh</span>' in figure and '>&lt;i&gt;</span>' in figure
-    text = Page(html).text
-    assert 'trained on epochs documents read share of tokens' in text
-    assert 'web 2.00 2,400 75.2%' in text and '<b>書 2.00 2,400 24.8%' in text
-    assert 'validated on, step 800 loss bits per byte bytes zh 2.500 1.125 3,000' in text
-    assert '<i> 3.500 2.250 4,000' in text
-
-
-def test_sets_without_a_likelihood_show_their_loss(tmp_path):
-    lines = [
-        {k: v for k, v in line.items() if not k.startswith(('bits_per_byte', 'bytes'))}
-        for line in of_sets(run.metrics())
-    ]
-    html = report(tmp_path / 'loss', lines=lines)
-    figure = next(f for (title, _), f in figures(html).items() if title == 'Validation by set')
-    assert 'nats per token' in figure
-    assert 'zh 2.500 n/a n/a' in Page(html).text
-
-
-def test_one_source_has_its_epochs_and_older_runs_have_no_table(tmp_path):
-    lines = [line | {'epochs': 1.5, 'documents': 60} for line in run.metrics()]
-    text = Page(report(tmp_path / 'one', lines=lines)).text
-    assert 'trained on epochs documents read all 1.50 60' in text
-    assert 'validated on' not in text and 'Validation by set' not in text
-    assert 'documents read' not in Page(report(tmp_path / 'older')).text
