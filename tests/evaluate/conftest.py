@@ -1,5 +1,7 @@
 """A tiny model, and a corpus of three packages of the standard library in a cache of its own."""
 
+import contextlib
+
 import jax
 import pytest
 
@@ -20,24 +22,39 @@ MODEL = ModelConfig(
 COMPUTE = Compute()
 
 
-@pytest.fixture(scope='session', autouse=True)
-def corpus(tmp_path_factory):
-    """The installation is these packages, as far as the corpus can see."""
+@pytest.fixture(scope='session')
+def packages(tmp_path_factory):
+    """The modules of these packages, and a cache for what is made of them."""
     found = [
         (module, path)
         for module, path in python_files.python_files('stdlib')
         if module.split('.')[0] in PACKAGES
     ]
+    return found, tmp_path_factory.mktemp('cache')
+
+
+@contextlib.contextmanager
+def installed(packages):
+    """The installation is these packages, as far as the corpus can see."""
+    found, cache = packages
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv('LLAMA_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
+        patch.setenv('LLAMA_JAX_CACHE', str(cache))
         patch.setattr(python_files, 'python_files', lambda where: found)
         patch.setattr(python_files, 'topic_records', lambda: iter(()))
         yield
 
 
+@pytest.fixture(scope='module', autouse=True)
+def corpus(packages):
+    """For a file of tests at a time: the next one of this process may be of another directory."""
+    with installed(packages):
+        yield
+
+
 @pytest.fixture(scope='session')
-def tokenizer(corpus):
-    return load_tokenizer(data())
+def tokenizer(packages):
+    with installed(packages):
+        return load_tokenizer(data())
 
 
 @pytest.fixture(scope='session')
