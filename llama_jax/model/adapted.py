@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from llama_jax import layout
 from llama_jax.errors import UserError
 from llama_jax.model import quantized
+from llama_jax.model.matmul import matmul
 from llama_jax.model.quantized import Quantized
 
 RANK = 'R'
@@ -87,8 +88,11 @@ def delta(
         (left, one), (right, other) = pair if first else pair[::-1]
         return quantized.product(f'{left},{right}->{out}', one, other, dtype=dtype)
 
-    low_rank = times(inner, x, of_x, low, x.dtype)
-    return times(outer, low_rank, low, out, dtype) * jnp.asarray(w.scale, dtype)
+    # The scale goes to the few numbers between the factors.
+    low_rank = times(inner, x, of_x, low, x.dtype) * jnp.asarray(w.scale, x.dtype)
+    if not first and low == f'BT{RANK}' and low_rank.dtype == factors[outer].dtype == dtype:
+        return matmul(low_rank, factors[outer], outer)
+    return times(outer, low_rank, low, out, dtype)
 
 
 def _dropped(x: jax.Array, letters: str, rate: float, key: jax.Array) -> jax.Array:

@@ -3,7 +3,6 @@ units, the one that closes it, and biases."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import replace
 
 import jax
@@ -13,6 +12,7 @@ from flax import nnx
 from llama_jax import layout
 from llama_jax.model.adapted import Adapted, Weight, delta, product
 from llama_jax.model.config import ModelConfig
+from llama_jax.model.matmul import matmul
 from llama_jax.model.quantized import Quantized
 
 
@@ -51,7 +51,7 @@ def project(x_BTD: jax.Array, w: Weight, letters: str) -> jax.Array:
         return project(x_BTD, w.base, letters) + added
     if isinstance(w, Quantized):
         return product(f'BTD,{letters}->{out}', x_BTD, w, dtype=x_BTD.dtype)
-    return _project(x_BTD, w, letters)
+    return matmul(x_BTD, w, letters)
 
 
 def close(x: jax.Array, w: Weight, letters: str) -> jax.Array:
@@ -61,35 +61,6 @@ def close(x: jax.Array, w: Weight, letters: str) -> jax.Array:
     of the weight at every use.
     """
     return product(f'BT{letters[:-1]},{letters}->BTD', x, w, dtype=x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _project(x_BTD: jax.Array, w: jax.Array, letters: str) -> jax.Array:
-    """Its gradient is that of an einsum, in another order: of the two factors of the weight's
-    gradient, `x` is the one that lies transposed. It has fewer columns than the gradient of the
-    output, and gate and up, or query, key and value, share it. (Left to JAX, XLA:CPU computes the
-    activation's gradient again in transposed order: a tenth of a training step.)
-    """
-    return jnp.einsum(f'BTD,{letters}->BT{letters[1:]}', x_BTD, w)
-
-
-def _forward(x_BTD: jax.Array, w: jax.Array, letters: str) -> tuple[jax.Array, tuple]:
-    return _project(x_BTD, w, letters), (x_BTD, w)
-
-
-def _backward(letters: str, saved: tuple, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x_BTD, w = saved
-    last = tuple(range(2, gradient.ndim))
-    dx_BTD = jax.lax.dot_general(
-        gradient, w, ((last, tuple(i - 1 for i in last)), ((), ())), out_sharding=layout.act('BTD')
-    )
-    dw = jax.lax.dot_general(
-        x_BTD, gradient, (((0, 1), (0, 1)), ((), ())), out_sharding=layout.act(letters)
-    )
-    return dx_BTD, dw
-
-
-_project.defvjp(_forward, _backward)
 
 
 def bias(config: ModelConfig, *shape: int) -> nnx.Param | None:
