@@ -46,8 +46,9 @@ EXTRAS = {
     # cyllama is llama.cpp, which reads the GGUF files that are written here.
     # trl is what losses of preferences and of policies are compared with.
     'parity': [
-        *('torch==2.13.0', 'transformers>=5.23', 'cyllama>=0.2.18', 'trl>=1.16', 'lm-eval>=0.4.13'),
-        'peft>=0.21',
+        *('torch==2.13.0', 'transformers>=5.23', 'cyllama>=0.2.18', 'trl>=1.16', 'peft>=0.21'),
+        # Clients of the server.
+        *('lm-eval[api]>=0.4.13', 'langchain-openai>=1.7', 'llm>=0.36'),
     ],
     'test': [
         *('pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'),
