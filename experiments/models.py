@@ -6,6 +6,7 @@ import logging
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jax.sharding import Mesh
 
@@ -16,10 +17,14 @@ from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.text import template_files
+from llama_jax.text import infill, template_files
 from llama_jax.text.chat import ChatFormat, Conversation, end_ids
+from llama_jax.text.infill import Infill
 from llama_jax.text.template import Template
 from llama_jax.text.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from llama_jax.objectives.base import Objective
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,8 @@ class Pretrained:
     chat: ChatFormat | None
     end_ids: tuple[int, ...]
     """Any of them ends a text."""
+    infill: Infill | None = None
+    """How it is asked for the text before a suffix, where it was trained to."""
     step: int | None = None
     """Of the training, where it was a run of this project."""
 
@@ -141,6 +148,7 @@ def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> 
         begin=(tokenizer.bos_id,),
         chat=chat,
         end_ids=end_ids(chat, tokenizer),
+        infill=_trained_to_infill(objective, tokenizer),
         step=run.step,
     )
 
@@ -160,4 +168,16 @@ def from_weights(name_or_path: str, mesh: Mesh, what: str = '--weights') -> Pret
         begin=text.begin,
         chat=text.chat,
         end_ids=end_ids(text.chat, text.vocabulary),
+        infill=infill.by_vocabulary(text.vocabulary, ids=config.ids),
     )
+
+
+def _trained_to_infill(objective: Objective, tokenizer: Vocabulary) -> Infill | None:
+    from llama_jax.objectives.fim import FillInMiddle
+    from llama_jax.objectives.weighted import Weighted
+
+    parts = objective.parts if isinstance(objective, Weighted) else (objective,)
+    for part in parts:
+        if isinstance(part, FillInMiddle) and part.rate:
+            return infill.own(tokenizer, suffix_first=part.spm == 1)
+    return None

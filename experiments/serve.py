@@ -53,6 +53,8 @@ class Options:
     """Requests that may wait; the next is told to come back (429)."""
     timeout: float = 600.0
     """Seconds after which a request is cut off."""
+    cors: tuple[str, ...] = ()
+    """Origins of pages that may ask the server, such as https://example.org; '*': any."""
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: Compute = field(default_factory=Compute)
     quantization: Quantization = field(default_factory=Quantization)
@@ -66,7 +68,7 @@ def main() -> None:
     for package in ('starlette', 'uvicorn', 'llguidance'):
         if not importlib.util.find_spec(package):
             raise UserError(f"a server takes {package}: pip install -e '.[serve]'")
-    from llama_jax.serve import app, run
+    from llama_jax.serve import app, cors, run
     from llama_jax.serve.grammar import Compiler
     from llama_jax.serve.served import Limits, Served
     from llama_jax.serve.warm import warm
@@ -80,6 +82,7 @@ def main() -> None:
     ):
         if value is not None and value < least:
             raise UserError(f'--{name} {value}: at least {least}')
+    cors.check(options.cors)
     if options.chat_template is not None:
         template_files.chosen(options.chat_template)  # it is there
     lookup = Lookup(n_draft=options.lookup) if options.lookup else None
@@ -111,10 +114,11 @@ def main() -> None:
                 make_grammar=grammars.make_grammar,
                 read_source=model.source if model.config.encoder_layers else None,
                 source_length=engine.source_length,
+                infill=model.infill,
             )
             choices = min(Limits.choices, open_to_one(options.queue))
             limits = Limits(seconds=options.timeout, choices=choices)
-            made = app.build(served, keys=keys, limits=limits)
+            made = app.build(served, keys=keys, limits=limits, origins=options.cors)
             host, port = socket.getsockname()[:2]
             anyone = (
                 '' if keys or host == '127.0.0.1' else f'; anyone may ask it: {KEYS} is not set'

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from llama_jax.errors import UserError
 from llama_jax.generate.finite import NotFiniteError
-from llama_jax.serve import body, schema
+from llama_jax.serve import body, cors, schema
 from llama_jax.serve.constrain import asks_for_grammar
 from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, to_json
 from llama_jax.serve.feed import ClientGoneError, Feed, full, while_connected
@@ -173,6 +173,7 @@ class Service:
             'vocabulary': served.engine.config.ids,
             'chat': served.chat is not None,
             'grammars': served.make_grammar is not None,
+            'infill': served.infill is not None,
         }
 
     async def health(self, request: Request) -> Response:
@@ -184,8 +185,15 @@ class Service:
         return Response(text, headers={'content-type': CONTENT_TYPE})
 
 
-def build(served: Served, *, keys: Sequence[str] = (), limits: Limits | None = None) -> Starlette:
+def build(
+    served: Served,
+    *,
+    keys: Sequence[str] = (),
+    limits: Limits | None = None,
+    origins: Sequence[str] = (),
+) -> Starlette:
     """The application; `app.state.service` is its Service. With `keys`, /v1 asks for one of them.
+    Pages of `origins` may ask it, besides its own.
 
     Closes the engine when it shuts down.
     """
@@ -226,6 +234,8 @@ def build(served: Served, *, keys: Sequence[str] = (), limits: Limits | None = N
     app.router.redirect_slashes = False
     app.state.service = service
     app.add_middleware(Gate, service=service, keys=tuple(keys))
+    if origins:
+        cors.allow(app, origins)  # around the gate: browsers ask first, without the key
     return app
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import re
@@ -45,25 +46,29 @@ class Fields:
         fields: Mapping[str, Any],
         *,
         known: Iterable[str],
+        unread: Iterable[str] = (),
         nothing: Mapping[str, Any] | None = None,
+        instead: Mapping[str, str] | None = None,
         path: str = '',
     ):
-        """Refuses what is not `known`. Fields in `nothing` are allowed where their value is the one
-        given there, which asks for nothing. `path` stands before names, as in `messages[0].`."""
+        """Refuses what is not `known`, but for fields in `unread`, which may have any value, and
+        those in `nothing` with the value there, which asks for nothing. `instead` says what to do
+        about others. `path` stands before names, as in `messages[0].`."""
         self._path = path
         self._fields = {name: value for name, value in fields.items() if value is not None}
-        known, nothing = set(known), nothing or {}
+        known, unread, nothing = set(known), set(unread), nothing or {}
         for name, value in self._fields.items():
-            if name in known:
-                continue
-            if name in nothing and _same(value, nothing[name]):
+            if name in known or name in unread:
                 continue
             what = 'is not supported'
             if name in nothing:
+                if _same(value, nothing[name]):
+                    continue
                 what = f'{shown(value)} is not supported, only {json.dumps(nothing[name])}'
+            remedy = (instead or {}).get(name) or _nearest(name, known)
             raise ApiError(
                 400,
-                f'{path}{shown(name, quote=False)} {what}: leave it out',
+                f'{path}{shown(name, quote=False)} {what}: {remedy}',
                 param=f'{path}{name}',
                 code='unsupported_parameter',
             )
@@ -97,9 +102,9 @@ class Fields:
                 self.bad(name, 'is too large a number')
         return value
 
-    def integer(self, name: str, default: _T) -> int | _T:
+    def integer(self, name: str, default: _T, *, below: int = 2**63) -> int | _T:
         value = self._take(name, default, int, 'an integer')
-        if isinstance(value, int) and abs(value) >= 2**63:
+        if isinstance(value, int) and abs(value) >= below:
             self.bad(name, 'is too large an integer')
         return value
 
@@ -116,16 +121,15 @@ class Fields:
         return self._take(name, None, list, 'an array')
 
     def texts(self, name: str, *, most: int, longest: int) -> tuple[str, ...]:
-        """One string, or an array of them."""
+        """One string, or an array of them. Those that are empty or null ask for nothing."""
         value = self._take(name, (), (str, list), 'a string or an array of strings')
         texts = (value,) if isinstance(value, str) else tuple(value)
+        texts = tuple(text for text in texts if text is not None and text != '')
         if len(texts) > most:
             self.bad(name, f'has {len(texts)} strings: give at most {most}')
         for text in texts:
             if not isinstance(text, str):
                 self.bad(name, f'holds {_kind(text)}: give strings')
-            if not text:
-                self.bad(name, 'holds an empty string: leave it out')
             if len(text) > longest:
                 self.bad(name, f'holds {len(text)} characters: give at most {longest}')
         return texts
@@ -168,7 +172,13 @@ def shown(value: Any, *, quote: bool = True) -> str:
 
 
 def _same(value: Any, other: Any) -> bool:
-    return type(value) is type(other) and value == other
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """What to do about a name that is none."""
+    near = difflib.get_close_matches(name[:_SHOWN], sorted(known), n=1, cutoff=0.8)
+    return f'leave it out, or give {near[0]}' if near else 'leave it out'
 
 
 def _kind(value: Any) -> str:

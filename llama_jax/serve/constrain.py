@@ -19,8 +19,8 @@ def asks_for_grammar(body: Mapping[str, Any]) -> bool:
 
 def wanted_format(fields: Fields) -> dict[str, Any] | None:
     """What MakeGrammar takes; None for plain text."""
-    given, regex = fields.object('response_format'), fields.text('regex', None)
-    if regex is not None:
+    given, regex = fields.object('response_format') or None, fields.text('regex', '')
+    if regex:
         if given is not None:
             fields.bad('regex', 'is given with response_format: give one of them')
         return {'type': 'regex', 'regex': regex}

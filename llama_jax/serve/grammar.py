@@ -13,6 +13,7 @@ import numpy as np
 
 from llama_jax.errors import UserError
 from llama_jax.generate import request
+from llama_jax.serve import json_schema
 
 _BLANK = r' |\n[ \t]{0,40}'
 """Between the parts of JSON, or nothing: without a limit a model may write blanks for ever."""
@@ -50,7 +51,7 @@ class Compiler:
         Raises UserError for a schema that is none, that nothing fulfils, or that holds a keyword
         which cannot be enforced.
         """
-        schema = {'type': 'object'} if schema is None else schema
+        schema = json_schema.held({'type': 'object'} if schema is None else schema)
         try:
             text = json.dumps(schema, allow_nan=False)
             grammar = llguidance.LLMatcher.grammar_from_json_schema(
@@ -145,6 +146,11 @@ class _Tokens:
 
 def _fault(message: str) -> str:
     """The line of an error message that says what is wrong."""
+    if 'coerce_one_of' in message:  # an option of the library's
+        return (
+            'branches of a oneOf may be valid at once: give each another type or a required '
+            'property with another const, or write anyOf'
+        )
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     said = [line.removeprefix('error: ') for line in lines if line.startswith('error: ')]
     return (said or lines or ['unknown'])[0][:300]

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from llama_jax.errors import UserError
+from llama_jax.serve.accepted import MESSAGE_UNREAD, PART_UNREAD
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.errors import ApiError
 from llama_jax.text.chat import ChatFormat, Conversation
@@ -16,10 +17,8 @@ CONVERSATION_FIELDS = {
 }
 _MESSAGE_FIELDS = {
     *('role', 'content', 'name', 'tool_calls', 'tool_call_id'),
-    *('reasoning_content', 'reasoning', 'thinking'),
+    *('reasoning_content', 'reasoning', 'thinking', 'refusal'),
 }
-# Answers of OpenAI's have these, and clients send them back.
-_NO_MESSAGE: dict[str, Any] = {'annotations': [], 'tool_calls': []}
 
 
 def conversation_of(fields: Fields, chat: ChatFormat) -> Conversation:
@@ -35,14 +34,11 @@ def conversation_of(fields: Fields, chat: ChatFormat) -> Conversation:
             fields.bad(f'tools[{i}]', "is no function: give type 'function' and function")
         if not isinstance(function.get('name'), str):
             fields.bad(f'tools[{i}].function.name', 'is missing: give a string')
-    choice = fields.raw('tool_choice')
+    choice = fields.raw('tool_choice') or 'auto'
     if choice == 'none':
         tools = []  # nor is the model told of them
-    elif choice is not None and (choice != 'auto' or not tools):
-        fields.bad(
-            'tool_choice',
-            f"is {shown(choice)}: only 'none', and 'auto' where tools are given, are supported",
-        )
+    elif choice != 'auto':
+        fields.bad('tool_choice', f"is {shown(choice)}: only 'none' and 'auto' are supported")
     continues = fields.boolean('continue_final_message')
     if continues and fields.boolean('add_generation_prompt'):
         fields.bad(
@@ -55,7 +51,7 @@ def conversation_of(fields: Fields, chat: ChatFormat) -> Conversation:
             continue_final_message=continues,
             tools=tools or None,
             documents=_objects(fields, 'documents') or None,
-            variables=_variables(fields),
+            variables=_variables(fields, chat),
         )
     except UserError as error:
         raise ApiError(400, str(error), param='messages') from None
@@ -69,8 +65,11 @@ def _objects(fields: Fields, name: str) -> list[dict[str, Any]]:
     return items
 
 
-def _variables(fields: Fields) -> dict[str, Any]:
+def _variables(fields: Fields, chat: ChatFormat) -> dict[str, Any]:
     variables = fields.object('chat_template_kwargs') or {}
+    effort = fields.text('reasoning_effort', '')
+    if effort and chat.knows('reasoning_effort'):
+        variables = {'reasoning_effort': effort, **variables}
     for name in ('messages', *CONVERSATION_FIELDS):
         if name in variables:
             fields.bad(f'chat_template_kwargs.{name}', 'is a field of its own: give it beside')
@@ -80,11 +79,13 @@ def _variables(fields: Fields) -> dict[str, Any]:
 def _message(item: Any, path: str, chat: ChatFormat) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ApiError(400, f'{path} is no object: give role and content', param=path)
-    # Some templates ask whether a field is there, so an absent one stays absent.
-    nothing = {name: value for name, value in _NO_MESSAGE.items() if item.get(name) == value}
+    # Some templates ask whether a field is there, so an absent one stays absent; and clients send
+    # back what they were answered, with all that was empty there.
+    empty: tuple[Any, ...] = ([], {}, '')
     message = Fields(
-        {name: value for name, value in item.items() if name not in nothing},
+        {k: v for k, v in item.items() if k in ('role', 'content') or v not in empty},
         known=_MESSAGE_FIELDS,
+        unread=MESSAGE_UNREAD,
         path=f'{path}.',
     )
     role = message.text('role', '')
@@ -101,6 +102,8 @@ def _message(item: Any, path: str, chat: ChatFormat) -> dict[str, Any]:
         made['content'] = [_part(part, f'{path}.content[{j}]') for j, part in enumerate(content)]
     elif isinstance(content, str) or (content is None and calls):
         made['content'] = content
+    elif content is None and role == 'assistant':
+        made['content'] = message.text('refusal', '')
     else:
         message.bad('content', 'is no text: give a string, or parts of type text')
     if calls:
@@ -115,10 +118,11 @@ def _part(part: Any, path: str) -> dict[str, Any]:
     if not isinstance(part, dict):
         raise ApiError(400, f'{path} is no object: give type and text', param=path)
     fields = Fields(part, known={*part}, path=f'{path}.')
-    if fields.text('type', '') != 'text':
+    kind = fields.text('type', '')
+    if kind not in ('text', 'refusal'):
         fields.bad('type', f"is {shown(fields.raw('type'))}: only 'text' is supported")
-    Fields(part, known={'type', 'text'}, path=f'{path}.')
-    return {'type': 'text', 'text': fields.text('text', '')}
+    Fields(part, known={'type', kind}, unread=PART_UNREAD, path=f'{path}.')
+    return {'type': 'text', 'text': fields.text(kind, '')}
 
 
 def _call(call: Any, path: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llama_jax.errors import UserError
@@ -47,9 +48,11 @@ def prompts_of(
     *,
     most: int,
     begun: bool = True,
+    suffix: str = '',
     default: str | None = None,
 ) -> list[Prompt]:
-    """A text, token ids, or an array of either. `begun`: texts begin as the model expects it."""
+    """A text, token ids, or an array of either. `begun`: texts begin as the model expects it. With
+    a `suffix`, prompts that ask for the text between."""
     given = fields.raw(name) if fields.has(name) else default
     if given is None:
         fields.bad(name, 'is missing: give a string, token ids, or an array of these')
@@ -67,18 +70,36 @@ def prompts_of(
     for item in given:
         if isinstance(item, str):
             try:
-                ids = _encoded(served, item) if begun else _plain(served, item)
+                if suffix:
+                    ids = _between(served, item, suffix)
+                else:
+                    ids = _encoded(served, item) if begun else _plain(served, item)
             except UserError as error:
                 raise ApiError(400, str(error), param=name) from None
             prompts.append(Prompt(ids, item))
         elif isinstance(item, list):
             ids = fields.check_ids(name, item, vocab=served.engine.config.ids)
-            prompts.append(Prompt(ids, None))
+            prompts.append(Prompt(_between(served, ids, suffix) if suffix else ids, None))
         else:
             fields.bad(name, 'mixes kinds: give strings, or arrays of token ids')
         if not prompts[-1].ids:
             fields.bad(name, 'holds a prompt without tokens: give at least one')
     return prompts
+
+
+def suffix_of(fields: Fields, served: Served) -> str:
+    """What the text is to be followed by; '' for nothing."""
+    suffix = fields.text('suffix', '')
+    if suffix and served.infill is None:
+        fields.bad('suffix', 'is given, but this model does not infill: leave it out')
+    if suffix and fields.boolean('echo'):
+        fields.bad('echo', 'is given with suffix: leave one of them out')
+    return suffix
+
+
+def _between(served: Served, prefix: str | Sequence[int], suffix: str) -> tuple[int, ...]:
+    assert served.infill is not None  # suffix_of saw to it
+    return (*served.begin, *served.infill.prompt(prefix, suffix, served.vocabulary))
 
 
 def _encoded(served: Served, text: str) -> tuple[int, ...]:

@@ -42,6 +42,13 @@ class _Choice:
     characters: int = 0
     prompt: list[Scored] | None = None
     finish: Finish | None = None
+    drawn: list[float] = field(default_factory=list)
+    """Log-probabilities of its own tokens."""
+
+    @property
+    def mean(self) -> float:
+        """Of the log-probabilities of its own tokens."""
+        return sum(self.drawn) / len(self.drawn) if self.drawn else _LOWEST
 
 
 class Reply(ABC):
@@ -81,8 +88,10 @@ class Reply(ABC):
                 yield self._tell(index, self._echo(index), choice.prompt)
             elif ask.prompt_logprobs:
                 yield self._tell(index, '', [], prompt=choice.prompt)
-        elif ask.generate and (event.text or (event.logprobs and ask.logprobs is not None)):
-            yield self._tell(index, event.text, [_of(one) for one in event.logprobs])
+        else:
+            choice.drawn += [one.logprob for one in event.logprobs]
+            if ask.generate and (event.text or (event.logprobs and ask.logprobs is not None)):
+                yield self._tell(index, event.text, [_of(one) for one in event.logprobs])
 
     def whole(self) -> Json:
         """The answer after every choice has finished."""
@@ -91,9 +100,22 @@ class Reply(ABC):
                 raise ApiError(503, 'the server is shutting down: try again', code='shutting_down')
         return {
             **self._head(self.whole_object),
-            'choices': [self._whole(i, choice) for i, choice in enumerate(self._choices)],
+            'choices': [self._whole(i, choice) for i, choice in enumerate(self._told())],
             'usage': self.usage(),
         }
+
+    def _told(self) -> list[_Choice]:
+        """Of each prompt the `n` best, best first; as they were drawn where all are told."""
+        n, best_of = self._ask.n, self._ask.best_of
+        if n == best_of:
+            return self._choices
+        return [
+            choice
+            for first in range(0, len(self._choices), best_of)
+            for choice in sorted(
+                self._choices[first : first + best_of], key=lambda choice: -choice.mean
+            )[:n]
+        ]
 
     def usage_chunk(self) -> Json:
         return {**self._head(self.chunk_object), 'choices': [], 'usage': self.usage()}
@@ -101,7 +123,7 @@ class Reply(ABC):
     def usage(self) -> Json:
         """Prompts count once, however many choices they have."""
         ends = [choice.finish for choice in self._choices if choice.finish]
-        firsts = [choice.finish for choice in self._choices[:: self._ask.n] if choice.finish]
+        firsts = [choice.finish for choice in self._choices[:: self._ask.best_of] if choice.finish]
         read = sum(len(prompt.ids) for prompt in self._ask.prompts)
         written = sum(end.completion_tokens for end in ends) if self._ask.generate else 0
         return {

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llama_jax.errors import UserError
-from llama_jax.generate.request import Controls, Request
+from llama_jax.generate.request import MOST_STOP_IDS, Controls, Request
+from llama_jax.serve import accepted
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.constrain import grammar, wanted_format
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.messages import CONVERSATION_FIELDS, conversation_of
-from llama_jax.serve.prompts import Prompt, prompts_of, source_of
+from llama_jax.serve.prompts import Prompt, prompts_of, source_of, suffix_of
 from llama_jax.serve.served import Limits, Served
 
 _NUMBERS = (
@@ -29,19 +31,14 @@ _SHARED = {
     *_NUMBERS,
     *_INTEGERS,
 }
-COMPLETION_FIELDS = _SHARED | {'prompt', 'source', 'echo'}
-CHAT_FIELDS = _SHARED | CONVERSATION_FIELDS | {'messages', 'top_logprobs', 'max_completion_tokens'}
+COMPLETION_FIELDS = _SHARED | {'prompt', 'source', 'echo', 'suffix', 'best_of'}
+CHAT_FIELDS = (
+    _SHARED
+    | CONVERSATION_FIELDS
+    | {'messages', 'top_logprobs', 'max_completion_tokens', 'reasoning_effort'}
+)
 EMBEDDING_FIELDS = {'model', 'input', 'encoding_format'}
 
-# Clients send these unasked; with these values they ask for nothing.
-_NOTHING_ASKED = {
-    'completion': {'best_of': 1, 'suffix': ''},
-    'chat': {
-        **{'store': False, 'modalities': ['text']},
-        **{'functions': [], 'function_call': 'none', 'metadata': {}, 'service_tier': 'auto'},
-    },
-    'embedding': {},
-}
 _COMPLETION_TOKENS = 16
 """max_tokens of a completion that names none, as at OpenAI; a chat goes on to the end."""
 _LONGEST_MESSAGE = 300
@@ -56,8 +53,11 @@ class Ask:
     kind: Kind
     prompts: tuple[Prompt, ...]
     n: int
+    """Choices that are told of each prompt."""
     requests: tuple[Request, ...]
-    """Choice i continues prompt i // n."""
+    """Request i continues prompt i // best_of."""
+    best_of: int = 1
+    """Choices that are drawn of each prompt."""
     stream: bool = False
     include_usage: bool = False
     logprobs: int | None = None
@@ -68,8 +68,8 @@ class Ask:
     generate: bool = True
     """False: nothing but the echo is wanted; the requests still draw one token."""
 
-    def prompt(self, choice: int) -> Prompt:
-        return self.prompts[choice // self.n]
+    def prompt(self, request: int) -> Prompt:
+        return self.prompts[request // self.best_of]
 
 
 @dataclass(frozen=True)
@@ -80,17 +80,24 @@ class EmbeddingAsk:
 
 def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) -> Ask:
     """Of a body for /v1/completions. May take long: text is tokenized, a grammar compiled."""
-    fields = Fields(body, known=COMPLETION_FIELDS, nothing=_NOTHING_ASKED['completion'])
+    fields = _fields(body, 'completion', COMPLETION_FIELDS)
     _model(fields, served)
     n = _n(fields)
+    best_of = _best_of(fields, n)
     source = source_of(fields, served)
-    alone = None if source is None else ''  # a decoder with an encoder begins by itself
-    prompts = tuple(prompts_of(fields, 'prompt', served, most=limits.choices, default=alone))
-    if len(prompts) * n > limits.choices:
+    # A decoder with an encoder begins by itself, and null is the beginning of a document.
+    alone = '' if source is not None or 'prompt' in body else None
+    suffix = suffix_of(fields, served)
+    prompts = tuple(
+        prompts_of(fields, 'prompt', served, most=limits.choices, suffix=suffix, default=alone)
+    )
+    if len(prompts) * best_of > limits.choices:
+        name = 'n' if best_of == n else 'best_of'
         fields.bad(
-            'n', f'is {shown(n)} for {len(prompts)} prompts: at most {limits.choices} in all'
+            name,
+            f'is {shown(best_of)} for {len(prompts)} prompts: at most {limits.choices} in all',
         )
-    logprobs = fields.integer('logprobs', None)
+    logprobs = None if fields.raw('logprobs') is False else fields.integer('logprobs', None)
     echo = fields.boolean('echo')
     asked = fields.integer('max_tokens', _COMPLETION_TOKENS)
     generate = asked != 0 or not echo
@@ -99,16 +106,26 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
         served,
         limits,
         max_tokens=asked if generate else 1,
-        logprobs=logprobs,
+        logprobs=0 if logprobs is None and best_of > n else logprobs,  # they say which is best
         echoed=logprobs if echo else None,
     )
+    if suffix and served.infill is not None:
+        ends = tuple(dict.fromkeys((*controls.stop_ids, *served.infill.ends)))
+        if len(ends) > MOST_STOP_IDS:
+            fields.bad(
+                'stop_token_ids',
+                f'are {len(ends)} with those that end an infill: at most {MOST_STOP_IDS}',
+            )
+        controls = replace(controls, stop_ids=ends)
     for prompt in prompts:
         _fits(served, 'prompt', prompt.ids, controls.max_tokens)
+    ids = [prompt.ids for prompt in prompts]
     return Ask(
         'completion',
         prompts,
         n,
-        _requests(fields, served, limits, [p.ids for p in prompts], n, controls, owner, source),
+        _requests(fields, served, limits, ids, best_of, controls, owner, source),
+        best_of=best_of,
         logprobs=logprobs,
         prompt_logprobs=fields.has('prompt_logprobs'),
         echo=echo,
@@ -119,7 +136,7 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
 
 def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) -> Ask:
     """Of a body for /v1/chat/completions. May take long, like `completion`."""
-    fields = Fields(body, known=CHAT_FIELDS, nothing=_NOTHING_ASKED['chat'])
+    fields = _fields(body, 'chat', CHAT_FIELDS)
     _model(fields, served)
     if served.chat is None:
         raise ApiError(
@@ -137,13 +154,14 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
         raise ApiError(400, str(error), param='messages') from None
     logprobs = fields.integer('top_logprobs', None)
     if not fields.boolean('logprobs'):
-        if logprobs is not None:
+        if logprobs:
             fields.bad('top_logprobs', 'is given without logprobs: set logprobs to true')
+        logprobs = None
     else:
         logprobs = logprobs or 0
     room = served.engine.length - len(ids)
     name = 'max_completion_tokens' if fields.has('max_completion_tokens') else 'max_tokens'
-    if name != 'max_tokens' and fields.has('max_tokens'):
+    if fields.has('max_tokens') and fields.raw('max_tokens') != fields.raw(name):
         fields.bad('max_tokens', 'is given with max_completion_tokens: leave it out')
     max_tokens = fields.integer(name, max(1, room))
     controls = _controls(
@@ -155,6 +173,7 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
         (Prompt(ids, None),),
         n,
         _requests(fields, served, limits, [ids], n, controls, owner),
+        best_of=n,
         logprobs=logprobs,
         prompt_logprobs=fields.has('prompt_logprobs'),
         **_streaming(fields),
@@ -163,7 +182,7 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
 
 def embeddings(served: Served, limits: Limits, body: Mapping[str, Any]) -> EmbeddingAsk:
     """Of a body for /v1/embeddings. A text is read as it is, without bos."""
-    fields = Fields(body, known=EMBEDDING_FIELDS, nothing=_NOTHING_ASKED['embedding'])
+    fields = _fields(body, 'embedding', EMBEDDING_FIELDS)
     _model(fields, served)
     encoding = fields.text('encoding_format', 'float')
     if encoding not in ('float', 'base64'):
@@ -174,8 +193,18 @@ def embeddings(served: Served, limits: Limits, body: Mapping[str, Any]) -> Embed
     return EmbeddingAsk(tuple(prompt.ids for prompt in inputs), encoding == 'base64')
 
 
+def _fields(body: Mapping[str, Any], kind: str, known: Set[str]) -> Fields:
+    return Fields(
+        body,
+        known=known,
+        unread=accepted.CHAT_UNREAD if kind == 'chat' else accepted.UNREAD,
+        nothing=accepted.NOTHING_ASKED[kind],
+        instead=accepted.INSTEAD,
+    )
+
+
 def _model(fields: Fields, served: Served) -> None:
-    name = fields.text('model', served.name)
+    name = fields.text('model', '') or served.name
     if name != served.name:
         raise ApiError(
             404,
@@ -190,6 +219,26 @@ def _n(fields: Fields) -> int:
     if n < 1:
         fields.bad('n', f'is {shown(n)}: give 1 or more')
     return n
+
+
+def _best_of(fields: Fields, n: int) -> int:
+    best_of = fields.integer('best_of', n)
+    if best_of < n:
+        fields.bad('best_of', f'is {shown(best_of)}: give at least n, which is {n}')
+    if best_of > n and fields.boolean('stream'):
+        fields.bad('best_of', 'is above n, which cannot be streamed: leave it or stream out')
+    return best_of
+
+
+def _seed(fields: Fields) -> int:
+    """Of 32 bits, for one of 64; another one each time for none and for -1, by which clients of
+    llama.cpp mean the same."""
+    seed = fields.integer('seed', -1, below=2**64)
+    if seed == -1:
+        return secrets.randbits(32)
+    if 0 <= seed < 2**32:
+        return seed
+    return zlib.crc32(seed.to_bytes(9, 'big', signed=True))
 
 
 def _controls(
@@ -209,12 +258,15 @@ def _controls(
         fields.bad('prompt_logprobs', 'differs from logprobs, which echo tells: give one of them')
     controls = Controls()
     numbers = {name: fields.number(name, getattr(controls, name)) for name in _NUMBERS}
+    if numbers['top_p'] == 0:  # the likeliest token alone
+        numbers |= {'top_p': 1.0, 'temperature': 0.0}
+    top_k = fields.integer('top_k', 0)
     controls = replace(
         controls,
         max_tokens=max_tokens,
         min_tokens=fields.integer('min_tokens', 0),
-        top_k=fields.integer('top_k', 0),
-        seed=fields.integer('seed', 0),
+        top_k=0 if top_k == -1 else top_k,
+        seed=_seed(fields),
         logit_bias=fields.biases('logit_bias', vocab=vocab),
         stop=fields.texts('stop', most=limits.stop, longest=limits.stop_characters),
         stop_ids=fields.ids('stop_token_ids', vocab=vocab),
@@ -223,8 +275,6 @@ def _controls(
         prompt_logprobs=scored if echoed is None else echoed,
         **numbers,
     )
-    if not fields.has('seed'):
-        controls = replace(controls, seed=secrets.randbits(32))
     try:
         controls.check(vocab=vocab)
     except UserError as error:
@@ -295,14 +345,15 @@ def _requests(
 
 
 def _streaming(fields: Fields) -> dict[str, bool]:
-    stream = fields.boolean('stream')
-    given = fields.object('stream_options')
-    if given is not None and not stream:
-        fields.bad('stream_options', 'is given without stream: set stream to true')
+    """Usage is told where there is no stream as well, so its option may stand there."""
     options = Fields(
-        given or {},
+        fields.object('stream_options') or {},
         known={'include_usage'},
-        nothing={'include_obfuscation': False},
+        unread={'include_obfuscation'},  # padding against readers of encrypted streams
+        nothing={'continuous_usage_stats': False},
         path='stream_options.',
     )
-    return {'stream': stream, 'include_usage': options.boolean('include_usage')}
+    return {
+        'stream': fields.boolean('stream'),
+        'include_usage': options.boolean('include_usage'),
+    }

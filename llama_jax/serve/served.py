@@ -11,6 +11,7 @@ import numpy as np
 
 from llama_jax.generate.request import Grammar, OnEvent, Request
 from llama_jax.text.chat import ChatFormat
+from llama_jax.text.infill import Infill
 from llama_jax.text.vocabulary import Vocabulary
 
 MakeGrammar = Callable[[Mapping[str, Any]], Grammar]
@@ -76,6 +77,8 @@ class Served:
     """Text for the encoder to token ids; None: the model has no encoder."""
     source_length: int = 0
     """Tokens of the longest source."""
+    infill: Infill | None = None
+    """How the model is asked for the text before a suffix; None: it was not trained to."""
     created: int = field(default_factory=lambda: int(time.time()))
 
 

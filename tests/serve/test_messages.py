@@ -54,6 +54,32 @@ def test_messages(parts):
     assert made(messages=messages[:1]).messages == [messages[0]]  # a role that this one knows
 
 
+def test_messages_that_clients_send_back():
+    """What was answered, with all that a client keeps beside it."""
+    dumped = {
+        **{'role': 'assistant', 'content': 'x', 'refusal': None, 'function_call': None},
+        **{'audio': None, 'annotations': [{'type': 'url_citation'}], 'parsed': {'a': 1}},
+        **{'tool_calls': None, 'provider_specific_fields': {}, 'id': 'm1', 'images': []},
+    }
+    part = {'type': 'text', 'text': 'a', 'cache_control': {'type': 'ephemeral'}}
+    told = made(
+        messages=[
+            {'role': 'user', 'content': [part], 'name': 'ann'},
+            dumped,
+            {'role': 'assistant', 'content': None, 'refusal': 'no'},
+            {'role': 'assistant', 'content': [{'type': 'refusal', 'refusal': 'never'}]},
+            {'role': 'assistant', 'content': None, 'name': ''},
+        ]
+    ).messages
+    assert told == [
+        {'role': 'user', 'content': [{'type': 'text', 'text': 'a'}], 'name': 'ann'},
+        {'role': 'assistant', 'content': 'x'},
+        {'role': 'assistant', 'content': 'no'},
+        {'role': 'assistant', 'content': [{'type': 'text', 'text': 'never'}]},
+        {'role': 'assistant', 'content': ''},
+    ]
+
+
 def test_how_the_prompt_ends(parts):
     assert text_of(parts, add_generation_prompt=False) == 'user: hi\n'
     assert text_of(parts, continue_final_message=True) == 'user: hi'
@@ -100,9 +126,23 @@ def test_what_a_template_knows(parts):
     assert made(tools=[TOOL], tool_choice='auto').tools == [TOOL]
     assert made(tools=[TOOL], tool_choice='none').tools is None
     assert made(tools=[], tool_choice='none').tools is None
+    assert made(tool_choice='auto').tools is None
     assert made(chat_template_kwargs={'enable_thinking': False}).variables == {
         'enable_thinking': False
     }
+
+
+def test_reasoning_effort_is_for_templates_that_read_it():
+    def variables(source, **body):
+        fields = Fields({'messages': HI, **body}, known={'messages', *schema.CHAT_FIELDS})
+        return conversation_of(fields, Template(source)).variables
+
+    assert variables('{{ reasoning_effort }}', reasoning_effort='low') == {
+        'reasoning_effort': 'low'
+    }
+    own = {'reasoning_effort': 'low', 'chat_template_kwargs': {'reasoning_effort': 'high'}}
+    assert variables('{{ reasoning_effort }}', **own) == {'reasoning_effort': 'high'}
+    assert variables('', reasoning_effort='low') == {}
 
 
 def one(**message):
@@ -128,10 +168,12 @@ def called(**function):
         (one(content=[{'type': 'text', 'text': 'a', 'x': 1}]), 'messages[0].content[0].x'),
         (one(content=[{'type': 'text', 'text': 1}]), 'messages[0].content[0].text'),
         (one(content=[1]), 'messages[0].content[0]'),
-        (one(annotations=[1]), 'messages[0].annotations'),
-        (one(audio={}), 'messages[0].audio'),
+        (one(annotation=[1]), 'messages[0].annotation'),
+        (one(audio={'id': 'a'}), 'messages[0].audio'),
+        (one(function_call={'name': 'f'}), 'messages[0].function_call'),
+        (one(role='user', content=None), 'messages[0].content'),
         (one(name=1), 'messages[0].name'),
-        (one(tool_calls={}), 'messages[0].tool_calls'),
+        (one(tool_calls={'a': 1}), 'messages[0].tool_calls'),
         (one(tool_calls=[1]), 'messages[0].tool_calls[0]'),
         (one(tool_calls=[{'function': 'f'}]), 'messages[0].tool_calls[0]'),
         (called(name=''), 'messages[0].tool_calls[0].function.name'),
@@ -141,7 +183,7 @@ def called(**function):
         ({'tools': [1]}, 'tools[0]'),
         ({'tools': [{'type': 'web_search'}]}, 'tools[0]'),
         ({'tools': [{'type': 'function', 'function': {}}]}, 'tools[0].function.name'),
-        ({'tool_choice': 'auto'}, 'tool_choice'),
+        ({'tool_choice': 'required'}, 'tool_choice'),
         ({'tools': [TOOL], 'tool_choice': 'required'}, 'tool_choice'),
         ({'tools': [TOOL], 'tool_choice': TOOL}, 'tool_choice'),
         ({'documents': ['a']}, 'documents[0]'),

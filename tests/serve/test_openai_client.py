@@ -96,8 +96,8 @@ def test_errors(client):
         one.models.list()
     one.api_key = 'right'
     with pytest.raises(openai.BadRequestError) as error:
-        one.chat.completions.create(model=fake.MODEL, messages=HELLO, user='someone')
-    assert error.value.param == 'user' and error.value.code == 'unsupported_parameter'
+        one.chat.completions.create(model=fake.MODEL, messages=HELLO, web_search_options={})
+    assert error.value.param == 'web_search_options' and error.value.code == 'unsupported_parameter'
     with pytest.raises(openai.NotFoundError):
         one.chat.completions.create(model='gpt-4', messages=HELLO)
 
