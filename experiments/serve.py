@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 from experiments import cli, models
 from llama_jax import mesh as meshes
+from llama_jax.engine.engine import Engine
+from llama_jax.engine.queue import open_to_one
 from llama_jax.errors import UserError
-from llama_jax.generate.batching import Engine
-from llama_jax.generate.guess import Lookup
 from llama_jax.generate.quantized import Quantization
-from llama_jax.generate.queue import open_to_one
+from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.text import template_files

@@ -26,6 +26,7 @@ FLOORS = (
     ('llama_jax.text',),
     ('llama_jax.model', 'llama_jax.data'),
     ('llama_jax.objectives', 'llama_jax.optim', 'llama_jax.generate', 'llama_jax.convert'),
+    ('llama_jax.engine',),
     ('llama_jax.train',),
     ('llama_jax.evaluate',),
     ('llama_jax.report', 'llama_jax.serve'),
@@ -43,6 +44,7 @@ BARE = (
     'llama_jax.objectives',
     'llama_jax.optim',
     'llama_jax.generate',
+    'llama_jax.engine',
     'llama_jax.train.step',
 )
 BARE_PACKAGES = {'jax', 'flax', 'optax', 'numpy', 'jaxtyping'}

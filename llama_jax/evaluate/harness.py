@@ -23,7 +23,7 @@ except ModuleNotFoundError as missing:
 from llama_jax.evaluate.subject import Subject
 from llama_jax.evaluate.windows import windows
 from llama_jax.generate.continuations import Request
-from llama_jax.generate.request import Controls
+from llama_jax.generate.controls import Controls
 from llama_jax.text.chat import Conversation
 
 if TYPE_CHECKING:
