@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     (
         'llama_jax.errors',
+        'llama_jax.installed',
         'llama_jax.convert.gguf_header',
         'llama_jax.mesh',
         'llama_jax.layout',
@@ -26,14 +27,13 @@ FLOORS = (
     ('llama_jax.text',),
     ('llama_jax.model', 'llama_jax.data'),
     ('llama_jax.objectives', 'llama_jax.optim', 'llama_jax.generate', 'llama_jax.convert'),
-    ('llama_jax.engine',),
     ('llama_jax.train',),
     ('llama_jax.evaluate',),
     ('llama_jax.report', 'llama_jax.serve'),
     ('llama_jax.compare',),
     ('configs',),
     ('experiments',),
-    ('tpu', 'benchmarks'),
+    ('tpu', 'benchmarks', 'llama_jax.__main__'),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TOPS = sorted({room.split('.')[0] for room in FLOOR})
@@ -44,7 +44,6 @@ BARE = (
     'llama_jax.objectives',
     'llama_jax.optim',
     'llama_jax.generate',
-    'llama_jax.engine',
     'llama_jax.train.step',
 )
 BARE_PACKAGES = {'jax', 'flax', 'optax', 'numpy', 'jaxtyping'}
