@@ -11,7 +11,7 @@ from starlette.middleware.cors import CORSMiddleware
 from llama_jax.errors import UserError
 
 ANY = '*'
-_ORIGIN = re.compile(r'[a-z][a-z0-9+.-]*://([^/\s:@?#*\[\]]+|\[[0-9a-f:.]+\])(:\d{1,5})?')
+_ORIGIN = re.compile(r'[a-z][a-z0-9+.-]*://([^/\sA-Z:@?#*\[\]]+|\[[0-9a-f:.]+\])(:\d{1,5})?')
 
 
 def check(origins: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ def test_addresses_that_cannot_be(host, port, message):
         (('--queue', '0'), '--queue 0: at least 1'),
         (('--length', '1'), '--length 1: at least 2'),
         (('--timeout', 'nan'), '--timeout nan: give seconds above 0'),
+        (('--cors', 'example.org'), '--cors example.org is no origin'),
         (('--lookup', '16'), 'n_draft 16: guess 1 to 15'),
         ((), 'give either --checkpoint DIRECTORY or --weights NAME'),
     ],
