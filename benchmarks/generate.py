@@ -38,11 +38,12 @@ from benchmarks.timing import timed
 from experiments import cli
 from llama_jax import mesh as meshes
 from llama_jax import precision, trees
+from llama_jax.engine.engine import Engine
+from llama_jax.engine.request import Event, Finish, Piece, Request
 from llama_jax.errors import UserError
-from llama_jax.generate.batching import Engine
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.controls import Controls
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.quantized import Quantization
-from llama_jax.generate.request import Controls, Event, Finish, Piece, Request
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig

@@ -27,7 +27,7 @@ from llama_jax import mesh as meshes
 from llama_jax import trees
 from llama_jax.convert import export_huggingface, huggingface, params
 from llama_jax.convert.tensors import Tensors, fused, sizes_of
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.quantized import Quantization
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig

@@ -21,12 +21,13 @@ from benchmarks.text import CODE_AND_PROSE, encoded
 from benchmarks.timing import timed
 from experiments import cli, models
 from llama_jax import mesh as meshes
-from llama_jax.generate.batching import Engine
-from llama_jax.generate.engine import Completion, Generator
-from llama_jax.generate.guess import Draft, Lookup
+from llama_jax.engine.engine import Engine
+from llama_jax.engine.request import Event, Finish, Request
+from llama_jax.generate.controls import Controls
+from llama_jax.generate.generator import Completion, Generator
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
-from llama_jax.generate.request import Controls, Event, Finish, Request
+from llama_jax.generate.speculative.draft import Draft, Lookup
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 

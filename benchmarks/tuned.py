@@ -26,7 +26,7 @@ from llama_jax.data.record import Pair
 from llama_jax.errors import UserError
 from llama_jax.evaluate import stats, written
 from llama_jax.evaluate.classifier import classified
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.mesh import MeshConfig
 from llama_jax.text import template_files
 from llama_jax.text.chat import end_ids

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from experiments import cli, models
 from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
-from llama_jax.generate.engine import Generator
-from llama_jax.generate.guess import Draft, Lookup
+from llama_jax.generate.controls import Controls
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
-from llama_jax.generate.request import Controls
+from llama_jax.generate.speculative.draft import Draft, Lookup
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.text import template_files

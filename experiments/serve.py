@@ -13,13 +13,12 @@ import time
 from dataclasses import dataclass, field
 
 from experiments import cli, models
-from llama_jax import installed
 from llama_jax import mesh as meshes
+from llama_jax.engine.engine import Engine
+from llama_jax.engine.queue import open_to_one
 from llama_jax.errors import UserError
-from llama_jax.generate.batching import Engine
-from llama_jax.generate.guess import Lookup
 from llama_jax.generate.quantized import Quantization
-from llama_jax.generate.queue import open_to_one
+from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.text import template_files
@@ -68,7 +67,7 @@ def main() -> None:
     options = cli.options(Options, 'serve', __doc__)
     for package in ('starlette', 'uvicorn', 'llguidance'):
         if not importlib.util.find_spec(package):
-            raise UserError(f'a server takes {package}: {installed.extra("serve")}')
+            raise UserError(f"a server takes {package}: pip install -e '.[serve]'")
     from llama_jax.serve import app, cors, run
     from llama_jax.serve.grammar import Compiler
     from llama_jax.serve.served import Limits, Served

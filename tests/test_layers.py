@@ -15,7 +15,6 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     (
         'llama_jax.errors',
-        'llama_jax.installed',
         'llama_jax.convert.gguf_header',
         'llama_jax.mesh',
         'llama_jax.layout',
@@ -27,13 +26,14 @@ FLOORS = (
     ('llama_jax.text',),
     ('llama_jax.model', 'llama_jax.data'),
     ('llama_jax.objectives', 'llama_jax.optim', 'llama_jax.generate', 'llama_jax.convert'),
+    ('llama_jax.engine',),
     ('llama_jax.train',),
     ('llama_jax.evaluate',),
     ('llama_jax.report', 'llama_jax.serve'),
     ('llama_jax.compare',),
     ('configs',),
     ('experiments',),
-    ('tpu', 'benchmarks', 'llama_jax.__main__'),
+    ('tpu', 'benchmarks'),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TOPS = sorted({room.split('.')[0] for room in FLOOR})
@@ -44,6 +44,7 @@ BARE = (
     'llama_jax.objectives',
     'llama_jax.optim',
     'llama_jax.generate',
+    'llama_jax.engine',
     'llama_jax.train.step',
 )
 BARE_PACKAGES = {'jax', 'flax', 'optax', 'numpy', 'jaxtyping'}

@@ -1,5 +1,7 @@
 """The mesh: sizes that fit, and one line for those that do not."""
 
+from dataclasses import dataclass
+
 import jax
 import pytest
 from jax.sharding import AxisType
@@ -30,6 +32,43 @@ def test_the_rest_of_the_devices_goes_to_the_open_axis(config, sizes):
 def test_devices_may_be_named():
     made = mesh.make(MeshConfig(), jax.devices()[2:4])
     assert list(made.devices.flat) == jax.devices()[2:4]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A device of a slice that is not there, with what JAX asks of it to lay out a mesh."""
+
+    id: int
+    slice_index: int
+    process_index: int = 0
+    platform: str = 'cpu'
+    device_kind: str = 'cpu'
+
+
+TWO_SLICES = [Chip(i, slice_index=i % 2) for i in range(8)]
+
+
+@pytest.mark.parametrize(
+    ('config', 'sizes'),
+    [
+        (MeshConfig(slice=2), (2, 1, 4, 1)),
+        (MeshConfig(slice=2, data=2, tensor=2, fsdp=1), (2, 2, 1, 2)),
+        (MeshConfig(slice=-1, data=4, fsdp=1), (2, 4, 1, 1)),
+    ],
+)
+def test_only_the_axis_of_slices_goes_from_slice_to_slice(config, sizes):
+    made = mesh.make(config, TWO_SLICES)
+    assert tuple(made.shape.values()) == sizes
+    assert set(made.devices.flat) == set(TWO_SLICES)
+    for number, part in enumerate(made.devices):
+        assert {chip.slice_index for chip in part.flat} == {number}
+    assert mesh.batch_shards(made) == 8 // sizes[3]
+
+
+@pytest.mark.parametrize('slices', [4, 8])
+def test_slices_that_are_not_there_are_refused(slices):
+    with pytest.raises(UserError, match=r'form 2 slice\(s\); set --mesh.slice 2, or --mesh.data'):
+        mesh.make(MeshConfig(slice=slices), TWO_SLICES)
 
 
 @pytest.mark.parametrize(

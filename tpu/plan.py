@@ -264,14 +264,6 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def main() -> None:
-    try:
-        _main()
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _main() -> None:
     jax.config.update('jax_platforms', 'cpu')
     experiment, options = cli.read(
         'tpu.plan', __doc__, topology=(str, tyro.MISSING), json=(Path | None, None)
@@ -290,4 +282,8 @@ def _main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    try:
+        main()
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise SystemExit(2) from None

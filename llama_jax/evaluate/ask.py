@@ -16,7 +16,7 @@ from llama_jax.evaluate.subject import Subject
 from llama_jax.evaluate.task import Item, Loaded, Task, domain_of, free_of_content
 from llama_jax.evaluate.windows import windows
 from llama_jax.generate.continuations import Request, Scored
-from llama_jax.generate.request import Controls
+from llama_jax.generate.controls import Controls
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from llama_jax import installed
 from llama_jax.errors import UserError
 from llama_jax.evaluate import stats
 
@@ -43,7 +42,7 @@ def _fit(x_ND: np.ndarray, label_N: np.ndarray) -> Callable[[np.ndarray], np.nda
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise UserError(
-            f'the linear probe needs scikit-learn: {installed.extra("compare")}'
+            'the linear probe needs scikit-learn: pip install "llama_jax[compare]"'
         ) from error
     mean_D = x_ND.mean(axis=0, dtype=np.float64)
     # A feature without variance (a unit that is off) says nothing: it stays 0.

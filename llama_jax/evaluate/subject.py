@@ -11,17 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax.engine.engine import Engine
+from llama_jax.engine.request import Finish, Piece
+from llama_jax.engine.request import Request as ToWrite
+from llama_jax.engine.sequence import StopStrings
 from llama_jax.errors import UserError
 from llama_jax.evaluate.classifier import Classifier
-from llama_jax.generate.batching import Engine
 from llama_jax.generate.continuations import Continuations, Request, Scored
+from llama_jax.generate.controls import Controls
 from llama_jax.generate.embed import Embedder
-from llama_jax.generate.engine import Generator
 from llama_jax.generate.finite import NotFiniteError
-from llama_jax.generate.live import StopStrings
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.programs import Programs, bucket
-from llama_jax.generate.request import Controls, Finish, Piece
-from llama_jax.generate.request import Request as ToWrite
 from llama_jax.mesh import batch_shards
 from llama_jax.text.chat import ChatFormat, Conversation, Message
 from llama_jax.text.detokenizer import Detokenizer

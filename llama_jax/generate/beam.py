@@ -21,13 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 from llama_jax import layout
 from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
+from llama_jax.generate.controls import Controls
 from llama_jax.generate.decode import Model
 from llama_jax.generate.finite import finite
 from llama_jax.generate.prefill import check_sources, prefill, shape_of
 from llama_jax.generate.programs import Programs, bucket, check_prompt
-from llama_jax.generate.request import Controls
-from llama_jax.generate.rows import placed
-from llama_jax.model.cache import Cache, LayerCache
+from llama_jax.model.cache import Cache, LayerCache, placed
 from llama_jax.model.layers import Params
 
 _ROWS = layout.rows()

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from llama_jax.generate.request import MOST_STOP_IDS, Controls
+from llama_jax.generate.controls import MOST_STOP_IDS, Controls
 
 NO_ID = -1
 END_IDS = 8

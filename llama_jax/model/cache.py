@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Int
 
 from llama_jax import layout
@@ -202,3 +203,11 @@ def slots_needed(config: ModelConfig, *, length: int, piece: int) -> int:
     if isinstance(config.pattern, Window):
         return min(length, config.pattern.size + piece - 1)
     return length
+
+
+def placed(cache: Cache | Cross) -> Any:
+    """How the arrays of a cache lie: keys and values, and what is by row."""
+    rows = layout.rows()
+    return jax.tree.map(
+        lambda x: layout.act('BK') if x.ndim == 4 else P(*rows, *[None] * (x.ndim - 1)), cache
+    )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from llama_jax.engine.request import Grammar
 from llama_jax.errors import UserError
-from llama_jax.generate.request import Grammar
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.served import MakeGrammar

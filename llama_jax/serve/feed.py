@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
 from typing import Any, TypeVar
 
+from llama_jax.engine.request import Event, Finish, Piece, QueueFullError, Request
 from llama_jax.errors import UserError
-from llama_jax.generate.request import Event, Finish, Piece, QueueFullError, Request
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.metrics import Metrics
 from llama_jax.serve.served import EngineLike, Ticket

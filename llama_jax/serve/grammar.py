@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import llguidance
 import numpy as np
 
+from llama_jax.engine import request
 from llama_jax.errors import UserError
-from llama_jax.generate import request
 from llama_jax.serve import json_schema
 
 _BLANK = r' |\n[ \t]{0,40}'

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.generate.request import Event, Finish, Logprob, PromptScores
+from llama_jax.engine.request import Event, Finish, PromptScores
+from llama_jax.generate.controls import Logprob
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.prompts import Prompt
 from llama_jax.serve.schema import Ask

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from llama_jax.engine.request import Request
 from llama_jax.errors import UserError
-from llama_jax.generate.request import MOST_STOP_IDS, Controls, Request
+from llama_jax.generate.controls import MOST_STOP_IDS, Controls
 from llama_jax.serve import accepted
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.constrain import grammar, wanted_format

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from llama_jax.generate.request import Grammar, OnEvent, Request
+from llama_jax.engine.request import Grammar, OnEvent, Request
 from llama_jax.text.chat import ChatFormat
 from llama_jax.text.infill import Infill
 from llama_jax.text.vocabulary import Vocabulary

@@ -8,8 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from llama_jax.engine.request import Event, Finish, Grammar, Request
 from llama_jax.errors import UserError
-from llama_jax.generate.request import Controls, Event, Finish, Grammar, Request
+from llama_jax.generate.controls import Controls
 from llama_jax.serve.served import EngineLike
 
 _SMALLEST = 16

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llama_jax import installed
 from llama_jax.errors import UserError
 from llama_jax.text import json_rules
 from llama_jax.text.json_rules import Content
@@ -308,7 +307,7 @@ def _object(settings: Content | bytes) -> Theirs:
         from tokenizers import Tokenizer as Library
     except ModuleNotFoundError:
         raise UserError(
-            f'this tokenizer takes the package tokenizers: {installed.extra("weights")}'
+            "this tokenizer takes the package tokenizers: pip install -e '.[weights]'"
         ) from None
     try:
         content = settings if isinstance(settings, bytes) else _bytes(settings)

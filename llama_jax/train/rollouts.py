@@ -24,7 +24,7 @@ from llama_jax import layout, precision
 from llama_jax.data import packing
 from llama_jax.data.record import Problem
 from llama_jax.errors import UserError
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.model import layers
 from llama_jax.model.layers import Params
 from llama_jax.model.tune import Full, combined

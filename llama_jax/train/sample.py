@@ -96,7 +96,7 @@ def _writer(
     asked: Sequence[Asked],
     ends: tuple[int, ...],
 ) -> Sampler:
-    from llama_jax.generate.engine import Generator
+    from llama_jax.generate.generator import Generator
 
     def run(state: State) -> Iterator[Sample]:
         generator = Generator(

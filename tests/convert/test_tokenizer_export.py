@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from llama_jax.convert import ggml_vocabulary, tokenizer_files
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
-from llama_jax.text import files
+from llama_jax.text import files, words
 from llama_jax.text.sentencepiece_model import SentencePiece
 from llama_jax.text.tokenizer import SPACE, Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
@@ -104,6 +104,31 @@ def test_a_sentencepiece_model_of_which_only_the_json_is_left():
     del content['model']['merges'][::2]  # a piece that only one of its halves makes
     with pytest.raises(UserError, match='llama.cpp would give .* other tokens'):
         in_gguf(JsonTokenizer(json.dumps(content).encode(), Special(bos_id=1, eos_id=2)))
+
+
+def test_merges_may_be_written_as_strings():
+    """As the library `tokenizers` wrote them before its release 0.20."""
+    made = tokenizer_files.made(sentencepiece(), begin=True, context=9, template=None)
+    left = JsonTokenizer(made['tokenizer.json'], Special(bos_id=1, eos_id=2))
+    for tokenizer in (byte_level(), left):
+        content = json.loads(tokenizer.content)
+        content['model']['merges'] = [' '.join(pair) for pair in content['model']['merges']]
+        older = JsonTokenizer(json.dumps(content).encode(), tokenizer.special)
+        assert in_gguf(older) == in_gguf(tokenizer)
+
+
+@pytest.mark.parametrize(('whole', 'name'), [(True, 'llama-bpe'), (False, 'smaug-bpe')])
+def test_whether_a_word_that_is_a_token_is_taken_whole_is_part_of_the_name(whole, name):
+    model = json.loads(written.trained().to_str())['model']
+    model['ignore_merges'] = whole
+    # A token that none of its merges leads to.
+    model['merges'] = [pair for pair in model['merges'] if ''.join(pair) != 'in']
+    tokenizer = byte_level(model=model, pre_tokenizer=words.by_pattern(words.LLAMA3))
+    settings = in_gguf(tokenizer)
+    assert settings['tokenizer.ggml.pre'] == name
+    back = files.from_gguf(settings).vocabulary
+    assert back.encode('in').tolist() == tokenizer.encode('in').tolist()
+    assert (len(back.encode('in')) == 1) == whole
 
 
 def test_bos_is_taken_away_where_no_text_begins_with_it():

@@ -12,7 +12,7 @@ from llama_jax.evaluate import ask, task
 from llama_jax.evaluate.subject import Subject
 from llama_jax.evaluate.windows import windows
 from llama_jax.generate.continuations import Request
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.programs import Programs
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers

@@ -52,9 +52,18 @@ def assert_equal(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
 
 
+def tensor_sizes(path):
+    """Bytes of each tensor of a file of safetensors, in their order."""
+    start = 8 + int.from_bytes(path.read_bytes()[:8], 'little')
+    assert start % 8 == 0  # as the format demands
+    header = json.loads(path.read_bytes()[8:start])
+    del header['__metadata__']
+    return [end - begin for begin, end in (tensor['data_offsets'] for tensor in header.values())]
+
+
 def test_a_run_for_transformers(run_script, run, tokenizer):
     path, config, params = run
-    options = ('out', '--checkpoint', path, '--to', 'huggingface', '--shard-gigabytes', '1e-4')
+    options = ('out', '--checkpoint', path, '--to', 'huggingface', '--shard-gigabytes', '5e-5')
     code, _, error = run_script(export.main, *options)
     assert code == 0 and error[-1].startswith('wrote out: ') and error[-1].endswith(', float32')
     assert_equal(huggingface.load(Path('out')), as_read(config, params))
@@ -62,6 +71,11 @@ def test_a_run_for_transformers(run_script, run, tokenizer):
     files = sorted(path.name for path in Path('out').glob('*.safetensors'))
     assert len(files) > 1 and files == sorted(set(index['weight_map'].values()))
     assert files[0] == f'model-00001-of-{len(files):05}.safetensors'
+    sizes = [tensor_sizes(Path('out', name)) for name in files]
+    for here, behind in zip(sizes, [*sizes[1:], [50_000]], strict=True):
+        assert len(here) == 1 or 0 < sum(here) <= 50_000
+        assert sum(here) + behind[0] > 50_000
+    assert sizes[0][0] > 50_000  # a tensor of more has a file of its own
     rows = huggingface.params_to_huggingface(params, config)['model.embed_tokens.weight']
     assert len(rows) == config.vocab  # all of them, where nothing is exported
     assert index['metadata']['total_size'] == sum(

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from llama_jax import trees
-from llama_jax.generate.engine import Generator
-from llama_jax.generate.guess import Draft
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.quantized import NOTHING
+from llama_jax.generate.speculative.draft import Draft
 from llama_jax.model import layers
 from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of, weights
 

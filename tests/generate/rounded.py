@@ -9,7 +9,7 @@ import functools
 import jax
 import numpy as np
 
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.quantized import Quantization
 from llama_jax.model import layers
 from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of, weights

@@ -6,7 +6,7 @@ import pytest
 
 from llama_jax import layout
 from llama_jax.generate import programs as programs_lib
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.model.adapted import Adapted
 from llama_jax.model.quantized import Quantized

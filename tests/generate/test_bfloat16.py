@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from llama_jax.generate import programs
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.model.config import Compute
 from tests.generate.tiny import CONFIG, mesh_of, prompt_of, weights
 

@@ -10,8 +10,8 @@ import pytest
 
 from llama_jax import layout, trees
 from llama_jax.generate.beam import beam_search
-from llama_jax.generate.engine import Generator
-from llama_jax.generate.guess import Draft
+from llama_jax.generate.generator import Generator
+from llama_jax.generate.speculative.draft import Draft
 from llama_jax.model import layers
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Dynamic, LongRope

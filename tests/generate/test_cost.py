@@ -6,7 +6,7 @@ import pytest
 
 from llama_jax import trees
 from llama_jax.errors import UserError
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from tests.generate.tiny import COMPUTE, CONFIG, generator, mesh_of, prompt_of, weights
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from llama_jax.generate.beam import beam_search
+from llama_jax.generate.controls import Controls
 from llama_jax.generate.embed import Embedder
-from llama_jax.generate.engine import Generator
 from llama_jax.generate.finite import NotFiniteError, finite
-from llama_jax.generate.guess import Draft, Lookup
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.programs import Programs
-from llama_jax.generate.request import Controls
-from tests.generate.test_batching import ask, engine  # noqa: F401  a fixture
+from llama_jax.generate.speculative.draft import Draft, Lookup
+from tests.engine.asking import ask, engine  # noqa: F401  a fixture
 from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of, tokens_of, uncached, weights
 
 N = 12

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from llama_jax import trees
-from llama_jax.generate import speculative
-from llama_jax.generate.guess import Lookup, look_up
+from llama_jax.generate.speculative.draft import Lookup, look_up
+from llama_jax.generate.speculative import loop
 from tests.generate.guessing import CONTROLS, PROMPTS, N, check_equal, generator
 from tests.generate.tiny import prompt_of
 
@@ -54,9 +54,9 @@ def test_what_is_looked_up(how):
 def test_a_second_call_compiles_nothing_and_the_cache_stays_in_place():
     ours, how = generator(), Lookup(n_draft=5)
     ours(PROMPTS, max_tokens=N, speculate=how)
-    before = speculative._run._cache_size()
+    before = loop._run._cache_size()
     ours([prompt_of(n) for n in (2, 19, 5, 8)] + [[4] * 20], max_tokens=N - 1, speculate=how)
-    assert speculative._run._cache_size() == before
+    assert loop._run._cache_size() == before
 
     programs, shape, how = ours.programs, ours.shape(1, 30, 900), Lookup(n_draft=1)
     controls, _ = ours._checked([PROMPTS[0]], {})
@@ -64,7 +64,7 @@ def test_a_second_call_compiles_nothing_and_the_cache_stays_in_place():
         state, _, rows, _ = ours._read([PROMPTS[0]], controls, shape)
         text_BS = programs.place(np.zeros((1, 1024), np.int32))
         arguments = (programs.model, how, programs.params, None, state, text_BS, None, rows)
-        lowered = speculative._run.lower(*arguments, slots=16, n_top=None)
+        lowered = loop._run.lower(*arguments, slots=16, n_top=None)
         memory = lowered.compile().memory_analysis()
     n_bytes = programs.cache_bytes(rows=1, slots=shape.slots)
     assert memory.alias_size_in_bytes >= n_bytes == trees.n_bytes(state.cache.layers)

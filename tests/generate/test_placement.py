@@ -9,7 +9,7 @@ import pytest
 from llama_jax import layout
 from llama_jax.errors import UserError
 from llama_jax.generate import programs as programs_lib
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from tests.generate.test_cached_architectures import weights
 from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of
 from tpu import hlo

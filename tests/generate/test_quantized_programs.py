@@ -11,11 +11,11 @@ from llama_jax import layout
 from llama_jax.errors import UserError
 from llama_jax.generate import programs as programs_lib
 from llama_jax.generate.beam import beam_search
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.quantized import Quantization
 from llama_jax.model import quantized as arrays
+from tests.engine.asking import GREEDY, ask, engine  # noqa: F401 (a fixture)
 from tests.generate.rounded import CHUNK, HOW, N, check, generator, reference
-from tests.generate.test_batching import GREEDY, ask, engine  # noqa: F401 (a fixture)
 from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of, weights
 
 

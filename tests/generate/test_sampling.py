@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llama_jax.generate import sampling as under_test
-from llama_jax.generate.request import Controls
+from llama_jax.generate.controls import Controls
 from llama_jax.generate.sampling import ordered, scale
 from llama_jax.generate.settings import rows_of
 

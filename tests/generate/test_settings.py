@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from llama_jax.generate.request import Controls
+from llama_jax.generate.controls import Controls
 from llama_jax.generate.settings import History, history_of, rows_of, shaped
 
 V = 40

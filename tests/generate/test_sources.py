@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from llama_jax.engine.engine import Engine
+from llama_jax.engine.request import Finish, Piece, Request
 from llama_jax.errors import UserError
-from llama_jax.generate.batching import Engine
 from llama_jax.generate.beam import beam_search
-from llama_jax.generate.engine import Generator
-from llama_jax.generate.request import Controls, Finish, Piece, Request
+from llama_jax.generate.controls import Controls
+from llama_jax.generate.generator import Generator
 from llama_jax.model import layers
 from llama_jax.model.patterns import Window
 from tests.generate.test_cached_architectures import weights

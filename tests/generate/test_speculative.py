@@ -8,9 +8,9 @@ import pytest
 
 from llama_jax.errors import UserError
 from llama_jax.generate import programs as programs_lib
-from llama_jax.generate.engine import Generator
-from llama_jax.generate.guess import Draft, Lookup
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.quantized import Quantization
+from llama_jax.generate.speculative.draft import Draft, Lookup
 from llama_jax.model import layers
 from llama_jax.model.patterns import Window
 from tests.generate.guessing import (

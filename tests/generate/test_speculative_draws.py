@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from llama_jax.generate.engine import Generator
-from llama_jax.generate.guess import Draft
+from llama_jax.generate.generator import Generator
+from llama_jax.generate.speculative.draft import Draft
 from tests.generate.test_sampling import kept_by_sort
 from tests.generate.tiny import COMPUTE, CONFIG, forward, generator, mesh_of, prompt_of, weights
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from llama_jax import trees
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig

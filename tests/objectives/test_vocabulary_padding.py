@@ -10,7 +10,7 @@ import pytest
 from llama_jax import layout, mesh
 from llama_jax.errors import UserError
 from llama_jax.generate.beam import beam_search
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.generate.programs import Programs
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers

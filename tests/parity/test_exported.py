@@ -16,7 +16,7 @@ from experiments import models
 from experiments.export import Options, export
 from llama_jax.convert import pretrained
 from llama_jax.data.train_tokenizer import train
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig, RopeScaling
 from tests.convert import run as runs

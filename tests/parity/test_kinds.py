@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from llama_jax.convert import gguf, gguf_rope, huggingface, huggingface_config
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, by_length

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llama_jax.generate import decode, programs
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.model.config import Compute
 from tests.data.corpus import CHINESE
 from tests.parity.smollm2 import logits_of, one, ours

@@ -12,16 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from llama_jax.engine.request import Finish, OnEvent, Piece, PromptScores, QueueFullError, Request
 from llama_jax.errors import UserError
-from llama_jax.generate.request import (
-    Finish,
-    Logprob,
-    OnEvent,
-    Piece,
-    PromptScores,
-    QueueFullError,
-    Request,
-)
+from llama_jax.generate.controls import Logprob
 from llama_jax.serve.served import Limits, Served
 from llama_jax.text.detokenizer import Detokenizer
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from llama_jax import trees
+from llama_jax.engine.engine import Engine
+from llama_jax.engine.request import Finish, Piece, Request
 from llama_jax.errors import UserError
-from llama_jax.generate.batching import Engine
+from llama_jax.generate.controls import Controls
 from llama_jax.generate.programs import Programs
-from llama_jax.generate.request import Controls, Finish, Piece, Request
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig

@@ -4,8 +4,8 @@ import pytest
 
 from experiments import serve
 from llama_jax.errors import UserError
-from llama_jax.generate.guess import Lookup
 from llama_jax.generate.quantized import Quantization
+from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.serve.run import bind
 from tests.serve.process import MODEL, write_model
 

@@ -24,6 +24,7 @@ from tests.convert.written import CONTROL
 from tests.data.corpus import CHINESE
 
 DEEP = b'{"a":' * 100_000
+WHOLE = b'qzqzq'
 BASE = 373
 """Tokens of the SentencePiece model without our control tokens."""
 
@@ -208,8 +209,9 @@ def test_a_file_that_changes_is_read_again(tmp_path, model, other):
 
 @pytest.fixture(scope='module')
 def tokens():
-    """A vocabulary of ranks: every byte, and words of more and more bytes, some of one letter."""
-    more = [*(b'a' * n for n in (2, 3, 5, 8)), *(b' ' * n for n in (2, 4, 6)), b'\n\n']
+    """A vocabulary of ranks: every byte, words of more and more bytes, some of one letter, and one
+    to which no merges lead."""
+    more = [*(b'a' * n for n in (2, 3, 5, 8)), *(b' ' * n for n in (2, 4, 6)), b'\n\n', WHOLE]
     learnt = files.from_gguf(written.vocabulary()).vocabulary
     words = [learnt.token_bytes(i) for i in range(learnt.vocab_size)]
     return list(dict.fromkeys([*(bytes([b]) for b in range(256)), *more, *filter(None, words)]))
@@ -225,7 +227,9 @@ def encoding(tokens, pattern):
 RANDOM = st.lists(
     st.one_of(
         st.text(st.characters(exclude_categories=['Cs']), max_size=8),
-        st.sampled_from([*CHINESE, 'a' * 7, 'a' * 30, ' ' * 9, "It's 12345", '\r\n', '👩\u200d👧']),
+        st.sampled_from(
+            [*CHINESE, 'a' * 7, 'a' * 30, ' ' * 9, "It's 12345", '\r\n', '👩\u200d👧', ' qzqzq']
+        ),
     ),
     max_size=6,
 ).map(''.join)
@@ -250,6 +254,7 @@ def test_ranks_give_the_ids_of_tiktoken(tmp_path, tokens, monkeypatch):
         assert ours.decode(ids) == text
 
     check()
+    assert ours.encode(WHOLE.decode()).tolist() == [tokens.index(WHOLE)]
     put(tmp_path, tokenizer__model=b''.join(lines[:7]))
     with pytest.raises(UserError, match='a vocabulary of 7 tiktoken ranks'):
         files.from_huggingface(tmp_path, vocab=300)
@@ -311,7 +316,7 @@ def test_tekken_gives_the_ids_of_tiktoken(tmp_path, tokens):
     ours = files.tokenizer_of(tmp_path)
     theirs = encoding(tokens[:-5], TEKKEN)
     assert (ours.bos_id, ours.eos_id, ours.control['[INST]'], ours.pad_id) == (1, 2, 3, 10)
-    for text in (*CHINESE, 'aBcD ' + 'a' * 40, "It's 1984\r\n\n"):
+    for text in (*CHINESE, 'aBcD ' + 'a' * 40, "It's 1984\r\n\n", 'qzqzq'):
         assert ours.encode(text).tolist() == [i + 20 for i in theirs.encode(text)]
         assert ours.decode(ours.encode(text)) == text
 

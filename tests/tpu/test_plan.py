@@ -1,5 +1,6 @@
 """Placement, judged by the TPU compiler (make test-tpu-compile)."""
 
+import json
 from collections import Counter
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.train.experiment import TrainConfig
 from tpu import plan, topology
+from tpu.hlo import Collective
 
 D, F, V, N, K, H, L, T = 256, 768, 1024, 4, 2, 128, 3, 256
 
@@ -129,3 +131,79 @@ def test_batch_is_that_of_the_objective():
         'positions': 'int32',
     }
     assert {x.shape for x in arrays.values()} == {(4, T)}
+
+
+def made(total, *collectives):
+    """The plan of a chip that needs so many bytes; outputs that reuse arguments count once."""
+    memory = plan.Memory(
+        arguments=total - 6, new_outputs=1, reused_outputs=total, temporary=2, code=3
+    )
+    return plan.Plan(
+        experiment=experiment(),
+        slice=topology.parse('v5e:2x2'),
+        mesh={'fsdp': 4},
+        memory=memory,
+        collectives=list(collectives),
+        kernels={'splash_fwd': 3},
+        cycles=3 * 10**9,
+        compile_seconds=1.5,
+    )
+
+
+@pytest.mark.parametrize(
+    ('total', 'fits', 'said'),
+    [
+        (16 * 10**9, True, '  fits: 100% of HBM'),
+        (16 * 10**9 + 1, False, '  DOES NOT FIT: 100% of HBM'),
+        (4 * 10**9, True, '  fits: 25% of HBM'),
+        (40 * 10**9, False, '  DOES NOT FIT: 250% of HBM'),
+    ],
+)
+def test_a_plan_fits_as_long_as_all_of_it_is_in_the_memory_of_a_chip(total, fits, said):
+    result = made(total)
+    assert result.memory.total == total and result.fits is fits
+    assert said in plan.report(result).splitlines()
+    plain = plan.to_dict(result)
+    assert plain['fits'] is fits and plain['memory']['total'] == total
+
+
+def test_what_moves_is_told_by_place_and_by_kind():
+    moved = Collective('all-gather', ('bf16[8,16]',), 2 * 10**6, 3, 'mlp/reshard', 4)
+    bad = Collective('all-reduce', ('bf16[4]',), 10**6, 1, 'head', 4, gathers=True, inexact=True)
+    small = Collective('all-reduce', ('f32[]',), 4, 7, 'loss', 4)
+    lines = plan.report(made(10**9, moved, bad, small)).splitlines()
+    row = next(line for line in lines if line.endswith('mlp/reshard'))
+    assert row.split() == ['all-gather', '3', '4', '2.0', '0.006', 'bf16[8,16]', 'mlp/reshard']
+    assert any(line.split() == ['all-reduce', '7', 'under', '0.1'] for line in lines)
+    assert (
+        '  all-gather            0.006 GB' in lines and '  all-reduce            0.001 GB' in lines
+    )
+    assert any(line.startswith('WEIGHTS MOVE BY ALL-REDUCE in 1 places') for line in lines)
+    assert any(line.endswith('head +') for line in lines) and 'splash_fwd x 3' in ' '.join(lines)
+    assert any('2.00 s a step (3.00e9 cycles)' in line for line in lines)  # at 1.5 GHz
+    plain = plan.to_dict(made(10**9, moved, bad, small))
+    assert plain['weights_by_all_reduce'] == 1 and len(plain['collectives']) == 3
+    assert plain['bytes_by_kind'] == {'all-gather': 6 * 10**6, 'all-reduce': 10**6 + 28}
+
+
+@pytest.mark.parametrize(('total', 'code'), [(10**9, 0), (10**11, 1)])
+def test_options_of_the_script(monkeypatch, capsys, tmp_path, total, code):
+    """The compiler is not here: what it would be given, and what is made of its answer."""
+    asked = []
+    monkeypatch.setattr(plan, 'plan', lambda *given: asked.append(given) or made(total))
+    monkeypatch.setattr('jax.config.update', lambda name, value: None)
+    command = ['plan', 'llama1_7b', '--topology', 'v4:4x4x8', '--train.batch', '64']
+    monkeypatch.setattr('sys.argv', [*command, '--json', str(tmp_path / 'plan.json')])
+    try:
+        plan.main()
+        left = 0
+    except SystemExit as exit_:
+        left = exit_.code
+    assert left == code
+    ((wanted, where, say),) = asked
+    assert wanted.name == 'llama1_7b' and wanted.train.batch == 64
+    assert where == topology.parse('v4:4x4x8')
+    assert json.loads((tmp_path / 'plan.json').read_text()) == plan.to_dict(made(total))
+    say('lowering')
+    out, error = capsys.readouterr()
+    assert out == plan.report(made(total)) + '\n' and error == '[   0 s] lowering\n'

@@ -14,7 +14,7 @@ from llama_jax import mesh as meshes
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.pieces import Encoded
 from llama_jax.errors import UserError
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.objectives.causal import CausalLM

@@ -1,12 +1,14 @@
 """The training step: the same on every mesh and in any number of microbatches."""
 
 import functools
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh
 
 from llama_jax import layout, mesh, trees
 from llama_jax.mesh import MeshConfig
@@ -23,7 +25,7 @@ MESHES = {
     'one device': (1, MeshConfig()),
     'fsdp 8': (8, MeshConfig()),
     'tensor 2 fsdp 4': (8, MeshConfig(tensor=2)),
-    'data 2 fsdp 2 tensor 2': (8, MeshConfig(data=2, fsdp=2, tensor=2)),
+    'slice 2 fsdp 2 tensor 2': (8, MeshConfig(slice=2, fsdp=2, tensor=2)),
 }
 
 
@@ -35,7 +37,11 @@ PROGRAMS = {}
 
 def make_mesh(name):
     n_devices, config = MESHES[name]
-    return mesh.make(config, jax.devices()[:n_devices])
+    # The devices of a CPU are of one slice: two of them are replicas within it, by another name.
+    within = replace(config, slice=1, data=config.data * config.slice)
+    made = mesh.make(within, jax.devices()[:n_devices])
+    sizes = (config.slice, config.data, *made.devices.shape[2:])
+    return Mesh(made.devices.reshape(sizes), mesh.AXES, axis_types=made.axis_types)
 
 
 def recorder():
@@ -287,7 +293,7 @@ def test_nothing_is_made_whole_on_one_device(make, monkeypatch):
 
 
 def test_initial_values_do_not_depend_on_the_mesh():
-    names = ('one device', 'data 2 fsdp 2 tensor 2')
+    names = ('one device', 'slice 2 fsdp 2 tensor 2')
     states = [initial_state(MODEL, CausalLM(), TX, seed=0, mesh=make_mesh(name)) for name in names]
     params = [jax.device_get(state.params) for state in states]
     jax.tree.map(np.testing.assert_array_equal, *params)

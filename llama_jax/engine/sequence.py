@@ -6,16 +6,16 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llama_jax.generate.request import (
+from llama_jax.engine.request import (
     Event,
     Finish,
     FinishReason,
-    Logprob,
     OnEvent,
     Piece,
     PromptScores,
     Request,
 )
+from llama_jax.generate.controls import Logprob
 from llama_jax.text.detokenizer import Detokenizer
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class StopStrings:
         return held
 
 
-class Live:
+class SequenceState:
     """A request from its submission to its end. Not thread-safe: the engine's thread owns it, but
     for `cancelled`, which any thread may set."""
 
@@ -66,8 +66,12 @@ class Live:
         self.request, self.controls, self._on_event = request, controls, on_event
         self.prompt = tuple(map(int, request.prompt))
         self.cancelled = self.finished = False
+        self.slot = -1
+        """Its slot of the KV cache, once it has one."""
         self.n_read = self.n_cached = 0
         """Tokens of the prompt in the cache, and how many of them were there before."""
+        self.scores: list[Logprob] = []
+        """Of the prompt as far as it is read, where asked for."""
         self._ends = {*(() if controls.ignore_end else end_ids), *controls.stop_ids}
         self._n_drawn = 0
         self._text = Detokenizer(token_bytes, prompt=self.prompt)
@@ -89,9 +93,9 @@ class Live:
         """Past its deadline."""
         return self.request.deadline is not None and now >= self.request.deadline
 
-    def scored(self, logprobs: Sequence[Logprob]) -> None:
-        """Log-probabilities of the prompt are known."""
-        self._tell(PromptScores(tuple(logprobs)))
+    def tell_scores(self) -> None:
+        """Log-probabilities of the whole prompt are known."""
+        self._tell(PromptScores(tuple(self.scores)))
 
     def add(self, tokens: Sequence[int], logprobs: Sequence[Logprob] = ()) -> int:
         """Take tokens that were drawn, up to the end of the text; how many were kept."""
@@ -145,36 +149,15 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Stats:
-    """What the engine is doing and has done; totals since it was made."""
-
-    rows: int
-    rows_busy: int
-    waiting: int
-    requests_total: dict[str, int]
-    """By finish reason."""
-    prompt_tokens_total: int
-    cached_tokens_total: int
-    """Of these, how many a row held already."""
-    generated_tokens_total: int
-    steps_total: int
-    """Steps of decoding, of all rows at once."""
-    guessed_tokens_total: int
-    accepted_tokens_total: int
-    """Guesses that are part of a text."""
-    uptime_seconds: float
-
-
-@dataclass(frozen=True)
 class Ticket:
     """A request that was taken."""
 
-    _live: Live
+    _sequence: SequenceState
     _wake: Callable[[], None]
 
     def cancel(self) -> None:
         """Stop it, soon; its last event is Finish('cancelled') unless it has ended before."""
-        self._live.cancelled = True
+        self._sequence.cancelled = True
         self._wake()
 
 

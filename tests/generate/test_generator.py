@@ -7,7 +7,7 @@ import pytest
 
 from llama_jax import layout, trees
 from llama_jax.generate import columns, programs
-from llama_jax.generate.engine import Generator
+from llama_jax.generate.generator import Generator
 from llama_jax.model import layers
 from llama_jax.model.config import Compute
 from tests.generate.tiny import (

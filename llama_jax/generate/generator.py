@@ -11,16 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llama_jax.errors import UserError
+from llama_jax.generate.controls import Controls, Logprob
 from llama_jax.generate.decode import Drawn, State
 from llama_jax.generate.finite import NOT_FINITE
-from llama_jax.generate.guess import Draft, Lookup
-from llama_jax.generate.judge import Counts, Speculation
 from llama_jax.generate.prefill import Shape, check_sources, prefill, shape_of
 from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
 from llama_jax.generate.quantized import NOTHING, Quantization
-from llama_jax.generate.request import Controls, Logprob
 from llama_jax.generate.settings import Settings, has_penalties, history_of, rows_of
-from llama_jax.generate.speculative import check, draw_rest
+from llama_jax.generate.speculative.draft import Draft, Lookup
+from llama_jax.generate.speculative.loop import check, draw_rest
+from llama_jax.generate.speculative.verify import Counts, Speculation
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 
@@ -232,7 +232,7 @@ class Generator:
             if one.stop or one.prompt_logprobs is not None:
                 raise UserError(
                     'stop strings and prompt_logprobs are for requests of the Engine '
-                    '(generate/batching.py), not for a Generator'
+                    '(engine/engine.py), not for a Generator'
                 )
             self.programs.check_length(len(prompt), one.max_tokens, f'prompt {i}')
         longest, most = max(map(len, prompts)), max(one.max_tokens for one in controls)

@@ -20,11 +20,19 @@ from jaxtyping import Array, Bool, Int
 from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Drawn, Model, State
-from llama_jax.generate.guess import ByModel, Draft, Guess, Lookup, guess_by, look_up, on_rows
-from llama_jax.generate.judge import Counts, Rows, judge
 from llama_jax.generate.prefill import Shape, padded, prefill, shape_of
 from llama_jax.generate.programs import Programs, bucket
 from llama_jax.generate.settings import Settings
+from llama_jax.generate.speculative.draft import (
+    ByModel,
+    Draft,
+    Guess,
+    Lookup,
+    guess_by,
+    look_up,
+    on_rows,
+)
+from llama_jax.generate.speculative.verify import Counts, Rows, verify
 from llama_jax.model.cache import Cache
 from llama_jax.model.layers import Params
 
@@ -203,7 +211,7 @@ def _loop(
         logits_BTV, cache = decode_lib.following(
             model, params, carry.cache, token_BT, rows.position_B
         )
-        decide = functools.partial(judge, pad_id=model.pad_id, n_top=n_top)
+        decide = functools.partial(verify, pad_id=model.pad_id, n_top=n_top)
         return _Carry(cache, own, on_rows(decide, logits_BTV, guess, settings, start_B, rows))
 
     def unfinished(carry: _Carry) -> jax.Array:

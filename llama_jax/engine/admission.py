@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from llama_jax.engine.request import Request
 from llama_jax.errors import UserError
 from llama_jax.generate.programs import Programs, check_chunk, check_prompt
-from llama_jax.generate.request import Request
 from llama_jax.mesh import batch_shards
 
 

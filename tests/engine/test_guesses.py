@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from llama_jax.engine.engine import Engine
 from llama_jax.errors import UserError
-from llama_jax.generate.batching import Engine
-from llama_jax.generate.guess import Lookup
-from llama_jax.generate.request import Controls
+from llama_jax.generate.controls import Controls
+from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.model.patterns import Window
+from tests.engine.asking import GREEDY, Only, ask, token_bytes
 from tests.generate import test_sources as sources
 from tests.generate.guessing import generator
-from tests.generate.test_batching import GREEDY, Only, ask, token_bytes
 from tests.generate.tiny import CONFIG, prompt_of
 
 LOOKUP = Lookup(n_draft=5)
@@ -131,9 +131,9 @@ def test_an_encoder_decoder(engines):
 def test_nothing_compiles_once_it_is_warm(engines):
     guesses, plain = engines(generator().programs)
     check_equal(guesses, plain, MIXED)
-    compiled = guesses._on_rows.steps._cache_size()
+    compiled = guesses._slots._on.steps._cache_size()
     check_equal(guesses, plain, [(n, replace(how, seed=9)) for n, how in MIXED[::2]])
-    assert guesses._on_rows.steps._cache_size() == compiled == 1
+    assert guesses._slots._on.steps._cache_size() == compiled == 1
 
 
 def test_bad_numbers_of_guesses():

@@ -1,10 +1,9 @@
-"""What a caller asks of generation and what comes back: plain Python, no arrays."""
+"""How a row draws its tokens, when it ends, and what is told of each: plain Python, no arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
 
 import numpy as np
 
@@ -15,19 +14,6 @@ MOST_LOGPROBS = 20
 MOST_STOP_IDS = 16
 LARGEST = 2.0**63
 """Numbers are below this."""
-
-FinishReason = Literal['stop', 'length', 'cancelled', 'deadline', 'error']
-
-
-class Grammar(Protocol):
-    """What constrained output may say next; one object per row, made anew for each request. An
-    exception of its methods ends the request with reason 'error', and its message."""
-
-    def mask(self) -> np.ndarray:
-        """Tokens that may come next, bool [V]; an end id is among them where the text may end."""
-
-    def accept(self, token: int) -> None:
-        """`token` was drawn."""
 
 
 @dataclass(frozen=True)
@@ -103,23 +89,6 @@ class Controls:
 
 
 @dataclass(frozen=True)
-class Request:
-    """A prompt to continue."""
-
-    prompt: Sequence[int]
-    """Token ids, at least one."""
-    controls: Controls = field(default_factory=Controls)
-    source: Sequence[int] | None = None
-    """Token ids that the encoder reads; an encoder-decoder needs it."""
-    grammar: Grammar | None = None
-    """Only text that it allows."""
-    deadline: float | None = None
-    """`time.monotonic()` at which the request is cut off, waiting or running."""
-    owner: str = ''
-    """Whose request it is: owners take turns at free rows."""
-
-
-@dataclass(frozen=True)
 class Logprob:
     """A token and how likely it was, from the logits as the model gives them (no temperature, no
     penalty, no bias)."""
@@ -128,47 +97,6 @@ class Logprob:
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
     """The likeliest tokens with theirs, best first."""
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that is complete, and the tokens that arrived with it."""
-
-    text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[Logprob, ...] = ()
-    """One per token, where asked for."""
-
-
-@dataclass(frozen=True)
-class PromptScores:
-    """Log-probabilities of the prompt, where asked for; arrives before the first piece."""
-
-    logprobs: tuple[Logprob, ...]
-    """Of its second token, its third, and so on."""
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The last event of every request."""
-
-    reason: FinishReason
-    prompt_tokens: int
-    completion_tokens: int
-    """All that were drawn and kept, the end id not counted."""
-    cached_tokens: int = 0
-    """Tokens of the prompt that were not read again, because a row held them."""
-    message: str = ''
-    """What went wrong, for 'error'."""
-
-
-Event = Piece | PromptScores | Finish
-OnEvent = Callable[[Event], None]
-"""Called from the engine's thread; must return at once."""
-
-
-class QueueFullError(Exception):
-    """The queue is full: try again later."""
 
 
 def _is_integer(value: object) -> bool:

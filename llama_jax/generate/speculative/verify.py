@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Int
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Drawn
 from llama_jax.generate.finite import NOT_FINITE, finite
-from llama_jax.generate.guess import Guess
 from llama_jax.generate.sampling import INSTEAD, TRIAL, distribution, draw_from, sample, uniform
 from llama_jax.generate.settings import History, Settings, is_end, shaped
+from llama_jax.generate.speculative.draft import Guess
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Rows:
     counts: Counts
 
 
-def judge(
+def verify(
     logits_BTV: jax.Array,
     guess: Guess,
     settings: Settings,

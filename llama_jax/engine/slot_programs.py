@@ -1,4 +1,5 @@
-"""Programs on one row of a running batch: read a piece of its prompt, let it begin, copy it."""
+"""Programs on one slot of a running batch: read a piece of its prompt, let it begin, copy it; and
+some decode steps of all."""
 
 from __future__ import annotations
 
@@ -14,20 +15,20 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax import layout
 from llama_jax.generate import decode as decode_lib
+from llama_jax.generate.controls import MOST_LOGPROBS
 from llama_jax.generate.decode import Drawn, Model, State
-from llama_jax.generate.guess import Lookup
-from llama_jax.generate.judge import Counts
-from llama_jax.generate.request import MOST_LOGPROBS
 from llama_jax.generate.settings import History, Settings
-from llama_jax.generate.speculative import draw_some
-from llama_jax.model.cache import Cache, Cross
+from llama_jax.generate.speculative.draft import Lookup
+from llama_jax.generate.speculative.loop import draw_some
+from llama_jax.generate.speculative.verify import Counts
+from llama_jax.model.cache import Cache, placed
 from llama_jax.model.layers import Params
 
 # Of a cache the batch and the key-value heads are divided; of all else the batch is.
 _CACHE, _ROWS = layout.act('BK'), layout.rows()
 
 
-class RowPrograms:
+class SlotPrograms:
     """The programs that a running batch needs, each compiled at its first use.
 
     What they change is donated: the state, and the settings where these change.
@@ -180,13 +181,6 @@ def put_bias(settings: Settings, bias_BV: Float[Array, '1 V'], row: Int[Array, '
     """The settings with another bias in one row."""
     return Settings(
         **{**vars(settings), 'bias_BV': _put(settings.bias_BV, bias_BV, row, _ROWS)},
-    )
-
-
-def placed(cache: Cache | Cross) -> Any:
-    """How the arrays of a cache lie: keys and values, and what is by row."""
-    return jax.tree.map(
-        lambda x: _CACHE if x.ndim == 4 else P(*_ROWS, *[None] * (x.ndim - 1)), cache
     )
 
 

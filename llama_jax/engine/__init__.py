@@ -1,0 +1,1 @@
+"""Many requests at once: an engine, its scheduler, and the slots of the KV cache."""

@@ -1,0 +1,185 @@
+"""The slots of the KV cache, and all else that the device holds of running sequences."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax.engine.prefixes import Prefixes
+from llama_jax.engine.slot_programs import SlotPrograms
+from llama_jax.generate.controls import Controls
+from llama_jax.generate.decode import Drawn, State
+from llama_jax.generate.prefill import padded
+from llama_jax.generate.programs import Programs, bucket
+from llama_jax.generate.settings import Settings, history_of, rows_of
+from llama_jax.generate.speculative.draft import Lookup
+from llama_jax.generate.speculative.verify import Counts
+from llama_jax.model.cache import slots_needed
+from llama_jax.model.config import by_length
+from llama_jax.model.patterns import Dense, Window
+
+log = logging.getLogger(__name__)
+
+
+class Slots:
+    """A batch whose rows, the slots, are filled, run and emptied one by one. Every call returns at
+    once, with arrays that the device is yet to compute. Use it under the mesh of its programs.
+
+    Attributes:
+        piece: tokens of a prompt that are read at a time, at most.
+        prefixes: what each slot holds of which prompt.
+    """
+
+    prefixes: Prefixes
+    _state: State
+    _settings: Settings
+
+    def __init__(
+        self,
+        programs: Programs,
+        *,
+        rows: int,
+        length: int,
+        source_length: int,
+        prefill_chunk: int,
+        steps: int,
+        lookup: Lookup | None,
+    ):
+        """Sizes are those of Engine. Memory is taken at once."""
+        config = programs.config
+        if not isinstance(config.pattern, Dense | Window):
+            log.info('pattern %s: the cache holds whole rows', config.pattern)
+        self.rows, self.length, self.source_length = rows, length, source_length
+        self._programs, self._lookup = programs, lookup
+        self.piece = min(prefill_chunk, bucket(length))
+        longest = length + (lookup.n_draft if lookup else 0)  # guesses are written too
+        needed = slots_needed(config, length=longest, piece=self.piece)
+        self._room = -(-needed // self.piece) * self.piece
+        ring = self._room < longest
+        # What an encoder read is in the keys and values of a prompt too, or the length of the text.
+        self.shares = not (ring or config.encoder_layers or by_length(config.rope_scaling))
+        """Prompts that begin alike may share what is read of them."""
+        self._holds = not ring
+        self._on = SlotPrograms(programs.model, steps=steps, lookup=lookup)
+        log.info(
+            'engine: %d rows of %d tokens, %.0f MB of keys and values beside %.0f MB of parameters',
+            *(
+                rows,
+                length,
+                programs.cache_bytes(rows=rows, slots=self._room + source_length) / 1e6,
+            ),
+            sum(x.nbytes for x in jax.tree.leaves(programs.params)) / 1e6,
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Every slot empty."""
+        programs, rows, vocab = self._programs, self.rows, self._programs.config.vocab
+        self.prefixes = Prefixes(rows, self.piece)
+        settings = rows_of([], lengths=[], rows=rows, end_ids=(), vocab=vocab, bias=True)
+        zeros = np.zeros(rows, np.int32)
+        nothing = history_of([], rows=rows, vocab=vocab)
+        text_BS = np.zeros((rows, self.length), np.int32) if self._lookup else None
+        self._settings, zero_B, done_B, history, text_BS = jax.tree.map(
+            programs.place, (settings, zeros, np.ones(rows, bool), nothing, text_BS)
+        )
+        with jax.set_mesh(programs.mesh):
+            cache = programs.empty(batch=rows, slots=self._room)
+            if self.source_length:
+                cross = programs.empty_cross(batch=rows, slots=self.source_length)
+                cache = replace(cache, cross=cross)
+        self._state = State(cache, zero_B, jnp.copy(zero_B), done_B, history, text_BS)
+
+    def read_source(self, slot: int, source: Sequence[int]) -> None:
+        """The encoder reads what the prompt of this slot goes with."""
+        programs = self._programs
+        length = min(bucket(len(source)), self.source_length)
+        token_BS, _ = padded([source], 1, length, programs.model.pad_id)
+        self._state = self._on.read_source(
+            programs.params, self._state, slot, token_BS, len(source)
+        )
+
+    def read(self, slot: int, prompt: Sequence[int], at: int, n: int, limit: int) -> jax.Array:
+        """Read `n` tokens of a prompt from place `at` on; their features [1, T, D], padded. The
+        text will have `limit` tokens at most."""
+        programs = self._programs
+        token_BT, _ = padded(
+            [prompt[at : at + n]], 1, min(bucket(n), self.piece), programs.model.pad_id
+        )
+        self._state, x_BTD = self._on.read(
+            *(programs.params, self._state, slot, token_BT, at, limit), first=at == 0
+        )
+        if self._holds:
+            self.prefixes.hold(slot, prompt[: at + n])
+        return x_BTD
+
+    def begin(
+        self,
+        slot: int,
+        prompt: Sequence[int],
+        controls: Controls,
+        x_BTD: jax.Array,
+        last: int,
+        bias_V: np.ndarray | None = None,
+    ) -> Drawn:
+        """Draw the first token after a prompt, from the features of its last piece, at `last`.
+        `bias_V` takes the place of the bias of the controls."""
+        programs, vocab = self._programs, self._programs.config.vocab
+        own = rows_of(
+            [controls],
+            lengths=[len(prompt)],
+            rows=1,
+            end_ids=programs.end_ids,
+            vocab=vocab,
+            bias=True,
+        )
+        if bias_V is not None:
+            own.bias_BV[0] = bias_V
+        history = history_of([prompt], rows=1, vocab=vocab)
+        text_BS = None
+        if self._lookup:
+            text_BS, _ = padded([prompt], 1, self.length, programs.model.pad_id)
+        self._state, self._settings, drawn = self._on.begin(
+            *(programs.params, self._state, self._settings, slot, x_BTD, last, len(prompt)),
+            *jax.tree.map(programs.place, (own, history, text_BS)),
+        )
+        return drawn
+
+    def steps(
+        self, slots: Sequence[int], n: int, *, may_guess: bool = True
+    ) -> tuple[Drawn, Counts | None]:
+        """Up to `n` decode steps of these slots; the rows of what is drawn are the slots."""
+        dead_B = np.ones(self.rows, bool)
+        dead_B[list(slots)] = False
+        self._state, drawn, counts = self._on.steps(
+            self._programs.params, self._state, self._settings, dead_B, n, may_guess
+        )
+        for x in jax.tree.leaves((drawn, counts)):
+            x.copy_to_host_async()
+        return drawn, counts
+
+    def copy(self, source: int, slot: int) -> None:
+        """Keys and values of another slot."""
+        self._state = self._on.copy(self._state, source, slot)
+
+    def clear(self, slot: int) -> None:
+        """Zeros, where keys and values may be no numbers, which would reach the next text there:
+        what nobody sees is multiplied by 0, not left out."""
+        self._state = self._on.clear(self._state, slot)
+        self.prefixes.hold(slot, ())
+
+    def put_bias(self, slot: int, bias_V: np.ndarray) -> None:
+        """What is added to the logits of a running slot from now on."""
+        bias_BV = self._programs.place(bias_V[None])
+        self._settings = self._on.put_bias(self._settings, bias_BV, slot)
+
+    def scores(self, x_BTD: jax.Array, following: Sequence[int]) -> Drawn:
+        """Log-probabilities of the tokens that follow each of a piece."""
+        token_BT = np.zeros((1, x_BTD.shape[1]), np.int32)
+        token_BT[0, : len(following)] = following
+        return self._on.scores(self._programs.params, x_BTD, token_BT)

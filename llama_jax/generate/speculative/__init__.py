@@ -1,0 +1,1 @@
+"""Speculative decoding: tokens are drafted, and one run of the model verifies them."""

@@ -1,0 +1,105 @@
+"""Every request gets what it would get alone, whatever the others do."""
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from llama_jax.engine.request import Finish, PromptScores
+from llama_jax.generate.controls import Controls
+from llama_jax.generate.generator import Generator
+from llama_jax.model.config import Dynamic
+from llama_jax.model.patterns import Window
+from tests.engine.asking import GREEDY, MIXED, ask, programs, text_of
+from tests.generate.tiny import COMPUTE, CONFIG, generator, mesh_of, prompt_of, uncached, weights
+
+
+def test_greedy_equals_the_uncached_forward(engine):
+    """More requests than rows, prompts of one piece and of several."""
+    ours = engine()
+    heard = [ask(ours, prompt_of(n)) for n in (1, 15, 16, 17, 40, 33)]
+    for n, one in zip((1, 15, 16, 17, 40, 33), heard, strict=True):
+        assert one.wait().tokens == uncached(prompt_of(n), 12)
+        assert one.text == text_of(one.tokens)
+        assert one.finish == Finish('length', n, 12, 0)
+
+
+def test_a_row_does_not_depend_on_its_mates_to_the_last_bit(engine):
+    ours = engine()
+    alone = [ask(ours, prompt_of(n), controls).wait() for n, controls in MIXED]
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        order = rng.permutation(len(MIXED))
+        together = {i: ask(ours, prompt_of(MIXED[i][0]), MIXED[i][1]) for i in order}
+        for i, one in together.items():
+            assert one.wait().tokens == alone[i].tokens
+            assert one.logprobs == alone[i].logprobs, 'floats, compared as they are'
+            assert one.finish.reason == alone[i].finish.reason
+    assert len(alone[3].logprobs) == 9 and len(alone[3].logprobs[0].top) == 2
+    assert alone[7].finish.reason == 'stop' and len(alone[7].tokens) >= 6
+
+
+def test_engine_equals_generator(engine):
+    ours = engine()
+    for n, controls in MIXED:
+        settings = {name: getattr(controls, name) for name in Controls.__dataclass_fields__}
+        settings.pop('prompt_logprobs'), settings.pop('stop')
+        [completion] = generator()([prompt_of(n)], **settings)
+        one = ask(ours, prompt_of(n), controls).wait()
+        assert one.tokens == completion.tokens
+        assert one.finish.reason == completion.finish_reason
+
+
+def test_tensor_parallel_equals_one_device(engine):
+    sharded = engine(programs(n_devices=2, tensor=2))
+    ours = engine()
+    pairs = [[ask(one, prompt_of(n), controls) for one in (sharded, ours)] for n, controls in MIXED]
+    for theirs, one in pairs:
+        assert theirs.wait().tokens == one.wait().tokens
+
+
+def test_a_window_decodes_in_a_ring(engine):
+    config = replace(CONFIG, pattern=Window(5))
+    ours = engine(programs(config), length=120)
+    assert ours._slots._room == 32
+    whole = engine(programs(config), length=120)
+    whole._slots._room = 128
+    whole._slots.reset()
+    for n in (3, 40, 70):
+        controls = replace(GREEDY, max_tokens=40)
+        ring, rows = (ask(one, prompt_of(n), controls).wait() for one in (ours, whole))
+        assert ring.tokens == rows.tokens and len(set(ring.tokens)) > 4
+
+
+@pytest.mark.slow
+def test_positions_that_go_by_length_go_by_that_of_each_text(engine):
+    config = replace(CONFIG, rope_scaling=Dynamic(4.0, 24))
+    ours = engine(programs(config))
+    alone = Generator(*(config, weights()), mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)
+    # The same prompt once more, for a longer text: its keys are others, from the first on.
+    asked = [(20, 4), (40, 4), (20, 12)]
+    heard = [ask(ours, prompt_of(n), replace(GREEDY, max_tokens=more)) for n, more in asked]
+    found = [one.wait() for one in heard]
+    for (n, more), one in zip(asked, found, strict=True):
+        (expected,) = alone([prompt_of(n)], max_tokens=more)
+        assert one.tokens == expected.tokens
+        assert one.finish.cached_tokens == 0
+    assert found[0].tokens != found[2].tokens[:4], 'the length is seen'
+
+
+def test_prompt_scores_are_those_of_the_forward_pass(engine):
+    prompt = prompt_of(37)
+    one = ask(engine(), prompt, replace(GREEDY, prompt_logprobs=3)).wait()
+    [scores] = [event for event in one if isinstance(event, PromptScores)]
+    assert isinstance(one[0], PromptScores)
+    from tests.generate.tiny import forward
+
+    for i, score in enumerate(scores.logprobs, start=1):
+        log_V = np.asarray(jax.nn.log_softmax(forward()(prompt[:i])))
+        assert score.token == prompt[i]
+        np.testing.assert_allclose(score.logprob, log_V[prompt[i]], atol=2e-4)
+        best = np.argsort(-log_V)[:3]
+        assert [token for token, _ in score.top] == best.tolist()
+        np.testing.assert_allclose([value for _, value in score.top], log_V[best], atol=2e-4)
+    assert len(scores.logprobs) == 36

@@ -1,0 +1,65 @@
+"""What the engine compiles, and that the KV cache stays in place."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax.generate.speculative.draft import Lookup
+from tests.engine.asking import GREEDY, MIXED, ask
+from tests.generate.tiny import prompt_of
+
+
+def test_nothing_compiles_over_200_mixed_requests(engine):
+    ours = engine(queue=300)
+    rng = np.random.default_rng(1)
+
+    def run(n):
+        kinds = [MIXED[i] for i in rng.integers(len(MIXED), size=n)]
+        heard = [
+            ask(
+                ours,
+                prompt_of(int(rng.integers(1, 60)), seed=int(rng.integers(9))),
+                replace(controls, seed=int(rng.integers(99)), stop=('x',) * int(rng.integers(2))),
+            )
+            for _, controls in kinds
+        ]
+        return [one.wait() for one in heard]
+
+    ask(ours, prompt_of(60)).wait()
+    shared = [ask(ours, prompt_of(60), replace(GREEDY, prompt_logprobs=0)) for _ in range(4)]
+    [one.wait() for one in shared]
+    run(30)
+    compiled = []
+
+    def count(event, _, **kwargs):
+        if 'compile' in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        jax.jit(lambda x: x * 3.5 + 1)(jnp.ones(3))
+        assert compiled, 'the count sees compilations'
+        compiled.clear()
+        assert all(one.finish.reason in ('length', 'stop') for one in run(200))
+        assert not compiled
+    finally:
+        jax._src.monitoring.unregister_event_duration_listener(count)
+
+
+@pytest.mark.parametrize('lookup', [None, Lookup(n_draft=5)])
+def test_the_cache_stays_in_place(engine, lookup):
+    ours = engine(length=256, rows=8, prefill_chunk=64, lookup=lookup)
+    state, place = ours._slots._state, ours.programs.place
+    dead_B = place(np.zeros(8, bool))
+    with jax.set_mesh(ours.programs.mesh):
+        given = (ours.programs.params, state, ours._slots._settings, dead_B, 4, True)
+        lowered = ours._slots._on.steps.lower(*given)
+        memory = lowered.compile().memory_analysis()
+    cache_bytes = ours.programs.cache_bytes(rows=8, slots=ours._slots._room)
+    assert memory.alias_size_in_bytes >= cache_bytes
+    # Scores of every column; of the cache no second one.
+    n_columns = 1 if lookup is None else 1 + lookup.n_draft
+    assert memory.temp_size_in_bytes < n_columns * cache_bytes / 4
