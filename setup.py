@@ -34,6 +34,8 @@ SCORES = ['rouge_score>=0.1.2', 'sacrebleu>=2.6']
 
 EXTRAS = {
     'tpu': ['jax[tpu]>=0.10.2'],
+    # Of the driver's age: tools/accelerator.py.
+    'cuda12': ['jax[cuda12]>=0.10.2'],
     'cuda13': ['jax[cuda13]>=0.10.2'],
     'serve': SERVE,
     # Tasks, and lm-eval itself.
@@ -63,6 +65,10 @@ EXTRAS = {
     'docs': ['pdoc>=16.0'],
 }
 
+# A wheel has these within the package, where they hide nobody's `configs`; `llama-jax` finds them
+# there (llama_jax/installed.py).
+SCRIPTS = {f'llama_jax.scripts.{top}': top for top in ('configs', 'experiments', 'tpu')}
+
 setup(
     name='llama_jax',
     version='0.1.0',
@@ -71,7 +77,9 @@ setup(
     license='Apache-2.0',
     license_files=['LICENSE'],
     python_requires='>=3.11',
-    packages=find_packages(include=['llama_jax', 'llama_jax.*']),
+    packages=[*find_packages(include=['llama_jax', 'llama_jax.*']), *SCRIPTS],
+    package_dir=SCRIPTS,
+    entry_points={'console_scripts': ['llama-jax = llama_jax.__main__:main']},
     package_data={'llama_jax': ['py.typed'], 'llama_jax.serve': ['page/*']},
     install_requires=CORE,
     extras_require=EXTRAS,

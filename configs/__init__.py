@@ -1,16 +1,17 @@
 """Named experiments: every public function of these modules that takes nothing and returns an
 Experiment; and named comparisons. A variant is a function of your own that calls
-`dataclasses.replace` on one of them."""
+`dataclasses.replace` on one of them, here or in a file of your own (`path/to/mine.py:NAME`)."""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from configs import finetune, llama, quickstart
+from configs import finetune, llama, own, quickstart
 from llama_jax.errors import UserError
 from llama_jax.train.experiment import Experiment
 
@@ -26,7 +27,10 @@ def named() -> dict[str, Callable[[], Experiment]]:
 
 
 def get(name: str) -> Experiment:
-    """The experiment called `name`. Raises UserError with the nearest name when there is none."""
+    """The experiment called `name`, or that of `path/to/mine.py:NAME`. Raises UserError with the
+    nearest name when there is none."""
+    if own.is_file(name):
+        return own.recorded(own.load(name, Experiment), name)
     return _found(named(), name, 'configuration')()
 
 
@@ -37,7 +41,7 @@ def recipes() -> dict[str, Callable[[], Experiment]]:
 
 def recipe(name: str) -> Experiment:
     """The recipe called `name`, like `get`."""
-    return _found(recipes(), name, 'recipe')()
+    return get(name) if own.is_file(name) else _found(recipes(), name, 'recipe')()
 
 
 def grids() -> dict[str, Callable[[], Grid]]:
@@ -49,6 +53,17 @@ def grids() -> dict[str, Callable[[], Grid]]:
 
 def grid(name: str) -> Grid:
     """The comparison called `name`, like `get`."""
+    if own.is_file(name):
+        from llama_jax.compare.grid import Grid
+
+        grid = own.load(name, Grid)
+        return replace(
+            grid,
+            arms=tuple(
+                replace(arm, experiment=own.recorded(arm.experiment, f'{name}, arm {arm.name}'))
+                for arm in grid.arms
+            ),
+        )
     return _found(grids(), name, 'grid')()
 
 
@@ -66,6 +81,10 @@ def _functions(module: ModuleType) -> dict[str, Callable[[], Any]]:
 def _found(functions: dict[str, Callable[[], Any]], name: str, what: str) -> Callable[[], Any]:
     if name not in functions:
         near = difflib.get_close_matches(name, functions, n=1)
-        hint = f'did you mean {near[0]!r}?' if near else 'see --list for all names'
+        hint = (
+            f'did you mean {near[0]!r}?'
+            if near
+            else 'see --list for all names, or give mine.py:NAME'
+        )
         raise UserError(f'no {what} is called {name!r}: {hint}')
     return functions[name]

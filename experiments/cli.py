@@ -33,7 +33,7 @@ from typing import (
 import tyro
 
 from experiments import rope_scaling, tune_option
-from llama_jax import runtime
+from llama_jax import installed, runtime
 from llama_jax.data import mix
 from llama_jax.data.config import cache_dir
 from llama_jax.errors import Stopped, UserError
@@ -42,6 +42,7 @@ from llama_jax.paths import local
 if TYPE_CHECKING:
     from llama_jax.compare.grid import Grid
     from llama_jax.train.experiment import Experiment
+    from llama_jax.train.written import Written
 
 Options = TypeVar('Options', bound=Any)
 
@@ -55,12 +56,12 @@ def read(
 
     The first argument names a configuration; `options` are fields (type, default) by name. `script`
     is a module of experiments, or another by its dotted name. Where it `tunes`, the first argument
-    names a recipe of configs/finetune.py, and --from is its name for --start.
+    names a recipe of configs/finetune.py, and --from is its name for --start. Where it is a file,
+    `options.written` is that file.
     """
     import configs  # loads what only training and comparing need
     from llama_jax.train.experiment import Experiment
 
-    script = script if '.' in script else f'experiments.{script}'
     if tunes:
         arguments = _arguments(script, description, 'RECIPE', configs.recipes())
         arguments = [re.sub(r'^--from(?==|$)', '--start', argument) for argument in arguments]
@@ -93,6 +94,7 @@ def read(
         script=script,
         description=description,
         arguments=arguments,
+        written=configs.own.written(arguments[0]),
     )
     return command.experiment if start is None else settled(command.experiment, default), command
 
@@ -104,7 +106,6 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
     from llama_jax.compare.grid import common, overridden
     from llama_jax.train.experiment import Experiment
 
-    script = f'experiments.{script}'
     arguments = _arguments(script, description, 'GRID', configs.grids())
     grid = configs.grid(arguments[0])
     settings = common(grid.arms[0].experiment)
@@ -127,14 +128,14 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
         script=script,
         description=description,
         arguments=arguments,
+        written=configs.own.written(arguments[0]),
     )
     return overridden(grid, {name: getattr(command, name) for name in settings}), command
 
 
 def options(kind: type[Options], script: str, description: str | None) -> Options:
     """The options of a script that reads no configuration; `script` as of `read`."""
-    script = script if '.' in script else f'experiments.{script}'
-    return _parsed(kind, list(_names(kind)), f'python -m {script}', description, sys.argv[1:])
+    return _parsed(kind, list(_names(kind)), installed.command(script), description, sys.argv[1:])
 
 
 def _names(kind: Any, path: str = '') -> Iterator[str]:
@@ -167,11 +168,12 @@ def _arguments(script: str, description: str, what: str, names: Iterable[str]) -
     arguments, names = sys.argv[1:], sorted(names)
     if arguments and not arguments[0].startswith('-'):
         return arguments
-    known = '\n  '.join(names)
+    known, program = '\n  '.join(names), installed.command(script)
     print(
-        f'usage: python -m {script} {what} [options]\n\n{description}\n\n'
-        f'{what} is one of\n  {known}\n\n'
-        f'options: python -m {script} {names[0]} --help'
+        f'usage: {program} {what} [options]\n\n{_described(description)}\n\n'
+        f'{what} is one of\n  {known}\n'
+        'or of a file of your own: path/to/mine.py:NAME, a function that returns it\n\n'
+        f'options: {program} {names[0]} --help'
     )
     raise SystemExit(0 if arguments[:1] in (['-h'], ['--help'], ['--list']) else 2)
 
@@ -198,15 +200,17 @@ def _parse(
     script: str,
     description: str,
     arguments: list[str],
+    written: Written | None,
 ) -> Any:
-    """The fields (name, type, default) with what the arguments say; `known` are names of options.
+    """The fields (name, type, default) with what the arguments say, and `written` beside them;
+    `known` are names of options.
 
     Raises UserError for an option that is not among them and for values that the settings refuse.
     """
     return _parsed(
-        make_dataclass('Command', fields, frozen=True),
+        make_dataclass('Command', fields, frozen=True, namespace={'written': written}),
         [*known, *mix.OPTIONS],
-        f'python -m {script} {arguments[0]}',
+        f'{installed.command(script)} {arguments[0]}',
         description,
         arguments[1:],
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
@@ -223,7 +227,12 @@ def _parsed(
 ) -> Any:
     """An object of the dataclass `kind` with what the arguments say; see `_parse`."""
     parse = functools.partial(
-        tyro.cli, kind, prog=program, description=description, args=arguments, **settings
+        tyro.cli,
+        kind,
+        prog=program,
+        description=_described(description),
+        args=arguments,
+        **settings,
     )
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
@@ -238,6 +247,15 @@ def _parsed(
             _refuse_misspelt(arguments, known, f'{program} --help')
         parse()  # the help or an error of tyro's own, to be seen this time
         raise
+
+
+def _described(description: str | None) -> str | None:
+    """A description whose commands are those that work here."""
+    return description and re.sub(
+        r'python -m ((?:experiments|tpu)\.\w+)',
+        lambda found: installed.command(found[1]),
+        description,
+    )
 
 
 def _refuse_misspelt(arguments: list[str], known: list[str], usage: str) -> None:

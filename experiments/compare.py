@@ -17,7 +17,7 @@ from typing import Literal
 import jax
 
 from experiments import cli
-from llama_jax import runtime
+from llama_jax import installed, runtime
 from llama_jax.compare import fair, one, record, results, runner
 from llama_jax.compare.budget import match_flops, table
 from llama_jax.compare.grid import FACTORS, Planned, check_steps, only, runs, sweep
@@ -27,7 +27,7 @@ from llama_jax.train.progress import say
 
 _ONE = '--run'
 """The option with which this script starts itself: --run WORKDIR ARM/seed-K."""
-_SELF = ('-m', 'experiments.compare')
+_SELF = ('-m', 'llama_jax', 'compare')
 
 
 def main() -> None:
@@ -63,8 +63,8 @@ def main() -> None:
     record.check_workdir(workdir, grid)
     proof = fair.check(grid, say)
     say(f'{grid.title}\n{table(proof.budget)}')
-    command = shlex.join(['python', *_SELF, *sys.argv[1:]])
-    record.write(workdir, grid, proof, command)
+    command = f'{installed.command("compare")} {shlex.join(sys.argv[1:])}'
+    record.write(workdir, grid, proof, command, written=options.written)
     failed = runner.run_all(planned, workdir, command=_command(workdir), jobs=options.jobs)
     record.note_device(workdir)
     results.write(workdir, results.collect(workdir))

@@ -22,6 +22,7 @@ import tyro
 from jax.sharding import Mesh
 
 from experiments import cli, models
+from llama_jax import installed
 from llama_jax import mesh as meshes
 from llama_jax.convert import (
     export_gguf,
@@ -113,7 +114,7 @@ def export(options: Options) -> None:
         return _peft(out, options)
     package = 'gguf' if to_gguf else 'tokenizers'
     if importlib.util.find_spec(package) is None:
-        raise UserError(f"--to {options.to} takes {package}: pip install -e '.[weights]'")
+        raise UserError(f'--to {options.to} takes {package}: {installed.extra("weights")}')
     whole.check(out, directory=not to_gguf)
     source = opened(options.checkpoint, options.weights)
     if to_gguf:

@@ -14,7 +14,7 @@ import jax
 from tyro.conf import UseCounterAction, arg
 
 from experiments import cli
-from llama_jax import runtime
+from llama_jax import installed, runtime
 from llama_jax.data.record import Text
 from llama_jax.errors import UserError
 from llama_jax.report.compressors import write_baselines
@@ -77,10 +77,10 @@ def run(experiment: Experiment, options: Any) -> None:
         if jax.process_index() == 0:
             print(text)
         return
-    train(experiment, workdir, profile=traced, wandb=options.wandb)
+    train(experiment, workdir, profile=traced, wandb=options.wandb, written=options.written)
     if jax.process_index() != 0:
         return
-    left = f'after the last step: python -m experiments.report {workdir} writes the report'
+    left = f'after the last step: {installed.command("report")} {workdir} writes the report'
     with caught() as signals, signals.stopping(left):
         if experiment.evaluation.every and experiment.objective.reads is Text:
             write_baselines(experiment.data, workdir / 'baselines.json')

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 
 from experiments import cli, models
+from llama_jax import installed
 from llama_jax import mesh as meshes
 from llama_jax.engine.engine import Engine
 from llama_jax.engine.queue import open_to_one
@@ -67,7 +68,7 @@ def main() -> None:
     options = cli.options(Options, 'serve', __doc__)
     for package in ('starlette', 'uvicorn', 'llguidance'):
         if not importlib.util.find_spec(package):
-            raise UserError(f"a server takes {package}: pip install -e '.[serve]'")
+            raise UserError(f'a server takes {package}: {installed.extra("serve")}')
     from llama_jax.serve import app, cors, run
     from llama_jax.serve.grammar import Compiler
     from llama_jax.serve.served import Limits, Served

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = (
     (
         'llama_jax.errors',
+        'llama_jax.installed',
         'llama_jax.convert.gguf_header',
         'llama_jax.mesh',
         'llama_jax.layout',
@@ -33,7 +34,7 @@ FLOORS = (
     ('llama_jax.compare',),
     ('configs',),
     ('experiments',),
-    ('tpu', 'benchmarks'),
+    ('tpu', 'benchmarks', 'llama_jax.__main__'),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 TOPS = sorted({room.split('.')[0] for room in FLOOR})

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from llama_jax import runtime
+from llama_jax import installed, runtime
 
 GRACE_SECONDS = 10.0
 """After one process failed, the others have this long to report the same error before they die."""
@@ -128,7 +128,7 @@ def _kill(children: list[subprocess.Popen[bytes]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog='python -m tpu.local',
+        prog=installed.command('tpu.local'),
         description='Run a command as several processes of one run, on the CPU of this machine.',
     )
     parser.add_argument('--processes', type=_positive, required=True)

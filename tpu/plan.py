@@ -264,6 +264,14 @@ def to_dict(plan: Plan) -> dict[str, Any]:
 
 
 def main() -> None:
+    try:
+        _main()
+    except UserError as error:
+        print(f'error: {error}', file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _main() -> None:
     jax.config.update('jax_platforms', 'cpu')
     experiment, options = cli.read(
         'tpu.plan', __doc__, topology=(str, tyro.MISSING), json=(Path | None, None)
@@ -282,8 +290,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        raise SystemExit(2) from None
+    main()

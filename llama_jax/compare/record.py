@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from llama_jax import installed
 from llama_jax.compare import fair
 from llama_jax.compare.fair import EVALUATION_CODE, Proof
 from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned, at_place, nearest
@@ -17,6 +18,7 @@ from llama_jax.train.checkpoint import difference
 from llama_jax.train.experiment import Experiment, digest, from_dict, to_dict
 from llama_jax.train.plain import from_plain, to_plain
 from llama_jax.train.records import read_run, versions, write_atomically
+from llama_jax.train.written import Written
 
 NAME = 'grid.json'
 
@@ -79,8 +81,11 @@ def check_workdir(workdir: Path, grid: Grid) -> None:
         )
 
 
-def write(workdir: Path, grid: Grid, proof: Proof, command: str) -> None:
-    """Write grid.json; when the grid goes on, its beginning and its earlier commands stay."""
+def write(
+    workdir: Path, grid: Grid, proof: Proof, command: str, *, written: Written | None = None
+) -> None:
+    """Write grid.json, and the file that the grid was `written` in; when the grid goes on, its
+    beginning and its earlier commands stay."""
     before = read(workdir) or {}
     commands = str(before.get('command') or '').splitlines()
     facts = {
@@ -90,6 +95,7 @@ def write(workdir: Path, grid: Grid, proof: Proof, command: str) -> None:
         'may_differ': list(grid.may_differ),
         'budget': [asdict(row) for row in proof.budget],
         'command': '\n'.join(dict.fromkeys([*commands, command])),
+        **({} if written is None else {'configuration': written.facts()}),
         'versions': versions(),
         'device': before.get('device', ''),
         'started': before.get('started') or datetime.now(UTC).isoformat(timespec='seconds'),
@@ -97,6 +103,8 @@ def write(workdir: Path, grid: Grid, proof: Proof, command: str) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / NAME, json.dumps(facts, indent=1, ensure_ascii=False))
+        if written is not None:
+            written.keep(workdir)
     except OSError as error:
         raise UserError(
             f'cannot write in {workdir} ({error.strerror}): give another --workdir'
@@ -118,7 +126,7 @@ def planned(workdir: Path, place: str) -> tuple[Planned, Suite]:
     """The run at `place` of the grid in `workdir`, as it was checked, and how it is measured."""
     facts = read(workdir)
     if facts is None:
-        raise UserError(f'{workdir} holds no grid: begin one with python -m experiments.compare')
+        raise UserError(f'{workdir} holds no grid: begin one with {installed.command("compare")}')
     experiments = _experiments(facts)
     name = place.split('/')[0]
     if name not in experiments:

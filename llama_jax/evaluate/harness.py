@@ -1,7 +1,7 @@
 """A model for lm-eval (EleutherAI's lm-evaluation-harness), in this process.
 
 All three kinds of request: what contexts share is read once, and texts are batched over the devices
-(generate/continuations.py). Importing this needs `pip install -e '.[eval]'`.
+(generate/continuations.py). Importing this needs the extra `eval`.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llama_jax import installed
 from llama_jax.errors import UserError
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # a local task asks no hub
 try:
     from lm_eval.api.model import TemplateLM
 except ModuleNotFoundError as missing:
-    raise UserError(f"lm-eval takes {missing.name}: pip install -e '.[eval]'") from None
+    raise UserError(f'lm-eval takes {missing.name}: {installed.extra("eval")}') from None
 
 from llama_jax.evaluate.subject import Subject
 from llama_jax.evaluate.windows import windows

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from llama_jax import installed
 from llama_jax.errors import UserError
 from llama_jax.evaluate import stats
 
@@ -42,7 +43,7 @@ def _fit(x_ND: np.ndarray, label_N: np.ndarray) -> Callable[[np.ndarray], np.nda
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise UserError(
-            'the linear probe needs scikit-learn: pip install "llama_jax[compare]"'
+            f'the linear probe needs scikit-learn: {installed.extra("compare")}'
         ) from error
     mean_D = x_ND.mean(axis=0, dtype=np.float64)
     # A feature without variance (a unit that is off) says nothing: it stays 0.

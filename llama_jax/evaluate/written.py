@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from llama_jax import installed
 from llama_jax.errors import UserError
 from llama_jax.evaluate.words import pieces_of
 
@@ -103,5 +104,5 @@ def _needed(load: Callable[[], Any]) -> Any:
         return load()
     except ModuleNotFoundError as error:
         raise UserError(
-            f"to score what a model writes takes {error.name}: pip install -e '.[eval]'"
+            f'to score what a model writes takes {error.name}: {installed.extra("eval")}'
         ) from None

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_jax import installed
 from llama_jax.report import accounts, scores
 from llama_jax.report.grid import GridRecords, read_grid
 from llama_jax.report.page import document
@@ -156,7 +157,7 @@ def page(grid: GridRecords, parts: Sequence[Section]) -> str:
 <nav>{links}</nav>
 {''.join(map(_section, parts))}
 <footer>Made from grid.json and the records of its runs alone;
-<code>python -m experiments.report</code> makes it again.</footer>""",
+<code>{installed.command('report')}</code> makes it again.</footer>""",
     )
 
 

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from llama_jax import installed
 from llama_jax.report import curves, sets, tasks, tuning
 from llama_jax.report.headline import headline
 from llama_jax.report.read import Line, RunRecords, read
@@ -52,7 +53,7 @@ def page(run: RunRecords) -> str:
 <h2>Provenance</h2>
 {_provenance(run.facts)}
 <footer>Made from run.json, metrics.jsonl and baselines.json alone;
-<code>python -m experiments.report</code> makes it again.</footer>""",
+<code>{installed.command('report')}</code> makes it again.</footer>""",
     )
 
 

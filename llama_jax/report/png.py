@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from llama_jax import installed
 from llama_jax.report.chart import Curve, frame_of, on_axis
 from llama_jax.report.pictures import Picture
 from llama_jax.report.style import ARM_COLOURS
 from llama_jax.report.text import power_of_ten, tick_labels
 
-MISSING = 'No PNGs: matplotlib is not installed; pip install "llama_jax[compare]" brings it.'
+MISSING = f'No PNGs: matplotlib is not installed; {installed.extra("compare")} brings it.'
 
 _INK, _SOFT, _GRID = '#1c1e21', '#5f6670', '#e3e4e6'
 # One that has the letters of an arm's name is used for them; those not installed are passed over.

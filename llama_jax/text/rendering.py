@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from llama_jax import installed
 from llama_jax.errors import UserError
 from llama_jax.text.budget import LONGEST, TooMuchError
 from llama_jax.text.chat import Conversation, one_line
@@ -85,7 +86,7 @@ def _compile(source: str) -> Compiled:
         from llama_jax.text.sandbox import Compiled
     except ModuleNotFoundError as error:
         raise UserError(
-            f"a chat template takes {error.name}: pip install -e '.[weights]'"
+            f'a chat template takes {error.name}: {installed.extra("weights")}'
         ) from None
     if len(source) > _SOURCE:
         raise UserError(f'the chat template has {len(source)} characters: at most {_SOURCE}')

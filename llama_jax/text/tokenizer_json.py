@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llama_jax import installed
 from llama_jax.errors import UserError
 from llama_jax.text import json_rules
 from llama_jax.text.json_rules import Content
@@ -307,7 +308,7 @@ def _object(settings: Content | bytes) -> Theirs:
         from tokenizers import Tokenizer as Library
     except ModuleNotFoundError:
         raise UserError(
-            "this tokenizer takes the package tokenizers: pip install -e '.[weights]'"
+            f'this tokenizer takes the package tokenizers: {installed.extra("weights")}'
         ) from None
     try:
         content = settings if isinstance(settings, bytes) else _bytes(settings)

@@ -20,6 +20,7 @@ from llama_jax.train.profile import Steps
 from llama_jax.train.run import Measure, Run, prepare
 from llama_jax.train.signals import Signals, caught, stopped
 from llama_jax.train.step import Metrics, State
+from llama_jax.train.written import Written
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -50,11 +51,13 @@ def train(
     measure: Measure | None = None,
     profile: Steps | None = None,
     wandb: str | None = None,
+    written: Written | None = None,
 ) -> State:
     """Train to the last step, from the newest checkpoint in `workdir` if there is one.
 
     `measure` is called at each validation, and its figures are recorded as a line 'light'.
-    `profile` are steps to trace, `wandb` is a project of wandb that gets the scalars as well.
+    `profile` are steps to trace, `wandb` is a project of wandb that gets the scalars as well, and
+    the file that the experiment was `written` in is kept beside its records.
 
     Raises UserError for what does not fit together, for a run that is no longer finite and for
     what fails on the way, Stopped after SIGTERM or SIGINT.
@@ -62,7 +65,13 @@ def train(
     with caught() as signals, agreement.together(), contextlib.ExitStack() as opened:
         with signals.stopping('before a step was taken: nothing is lost'):
             run = opened.enter_context(
-                prepare(experiment, workdir, measure=measure, profile=profile, wandb=wandb)
+                prepare(
+                    *(experiment, workdir),
+                    measure=measure,
+                    profile=profile,
+                    wandb=wandb,
+                    written=written,
+                )
             )
         opened.enter_context(jax.set_mesh(run.mesh))
         opened.enter_context(run.progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import jax
@@ -9,24 +10,45 @@ import jax.numpy as jnp
 
 _DATASHEET_BF16 = {
     'TPU v4': 275e12,
-    'TPU v5 lite': 197e12,
-    'TPU v5e': 197e12,
-    'TPU v5': 459e12,
-    'TPU v5p': 459e12,
-    'TPU v6 lite': 918e12,
-    'TPU v6e': 918e12,
-    'NVIDIA A100': 312e12,
-    'NVIDIA H100': 989e12,
-    'NVIDIA H200': 989e12,
+    'TPU v5 lite|TPU v5e': 197e12,
+    'TPU v5|TPU v5p': 459e12,
+    'TPU v6 lite|TPU v6e': 918e12,
+    'TPU7x': 2307e12 / 2,  # a chip is two devices
+    'NVIDIA A100(-SXM4|-PCIE)?[- ](40|80)GB( PCIe)?': 312e12,
+    'NVIDIA A10': 125e12,
+    'NVIDIA A10G': 70e12,
+    'NVIDIA L4': 121e12,
+    'NVIDIA L40': 181.05e12,
+    'NVIDIA L40S': 362.05e12,
+    'NVIDIA GeForce RTX 4090': 165.2e12,  # sums in float32
+    r'NVIDIA H100 \d+GB HBM\w+': 989.4e12,  # SXM5
+    'NVIDIA H100 PCIe': 756e12,
+    'NVIDIA H100 NVL': 835.5e12,
+    'NVIDIA H200': 989.4e12,  # SXM5
+    'NVIDIA H200 (NVL|PCIe)': 835.5e12,
+    r'NVIDIA GH200 \d+GB?( HBM\w+)?': 989.4e12,
+    'NVIDIA B200': 2250e12,
+    'NVIDIA B300( SXM6 AC)?': 2250e12,
+    'NVIDIA GB200|NVIDIA GB300': 2500e12,
 }
+"""FLOP/s of dense matrices by the whole `device_kind`, as regular expressions. Vendors often print
+twice as much, for matrices of which half is zero. One name stands for cards of several speeds: a
+part of it is no match, so that a laptop's RTX 4090, a slice of a GPU (MIG) or an H100 of unsaid
+form have no peak, and not a wrong one."""
+
+
+def datasheet(kind: str) -> float | None:
+    """bfloat16 FLOP/s of the device that JAX calls `kind`; None where it is not known."""
+    found = (peak for name, peak in _DATASHEET_BF16.items() if re.fullmatch(name, kind))
+    return next(found, None)
 
 
 def peak_flops(device: jax.Device) -> tuple[float | None, str]:
     """FLOP/s of one device and where the figure is from; None for a device not known."""
     kind = device.device_kind
-    for name in sorted(_DATASHEET_BF16, key=len, reverse=True):
-        if kind.startswith(name):
-            return _DATASHEET_BF16[name], f'datasheet of {name}, dense bfloat16'
+    peak = datasheet(kind)
+    if peak is not None:
+        return peak, f'datasheet of {kind}, dense bfloat16'
     if device.platform == 'cpu':
         # Virtual devices share one processor: what it does is divided among them.
         share = jax.local_device_count()

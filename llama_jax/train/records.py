@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from llama_jax.errors import UserError
+from llama_jax.installed import typed
 from llama_jax.train.experiment import Experiment, digest, to_dict
 from llama_jax.train.tensorboard import EventFile
 from llama_jax.train.wandb import Mirror
@@ -52,7 +53,7 @@ class Records:
             'processes': jax.process_count(),
             'git_commit': _git_commit(),
             'started': datetime.now(UTC).isoformat(timespec='seconds'),
-            'command': _command(),
+            'command': typed(),
             **facts,
         }
         write_atomically(workdir / 'run.json', json.dumps(self._description, indent=2))
@@ -168,8 +169,3 @@ def _git_commit() -> str | None:
         ).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _command() -> list[str]:
-    """What was typed, without the path of the interpreter."""
-    return ['python', *sys.orig_argv[1:]]

@@ -38,7 +38,7 @@ from llama_jax.train.peak import CONVENTION, peak_flops
 from llama_jax.train.place import HostBatch, place
 from llama_jax.train.profile import Profile, Steps
 from llama_jax.train.progress import Progress, say
-from llama_jax.train.records import Records
+from llama_jax.train.records import Records, read_run
 from llama_jax.train.reference import References
 from llama_jax.train.rollouts import Rollouts
 from llama_jax.train.sample import Sampler, sampler
@@ -56,6 +56,8 @@ from llama_jax.train.teacher import check as check_teacher
 from llama_jax.train.validate import Stop, Validation
 from llama_jax.train.wandb import package
 from llama_jax.train.workdir import forget_unsaved, held, holder
+from llama_jax.train.written import Written
+from llama_jax.train.written import changed as written_anew
 
 Measure = Callable[[Experiment, Params, Tokenizer, Mesh], dict[str, float]]
 """What a caller wants measured of the parameters during a run, such as evaluate/light.py."""
@@ -152,6 +154,7 @@ def prepare(
     measure: Measure | None = None,
     profile: Steps | None = None,
     wandb: str | None = None,
+    written: Written | None = None,
 ) -> Run:
     """Check everything, resume or begin, and compile the step.
 
@@ -172,7 +175,7 @@ def prepare(
         agreement.same({}, 'start')  # no process reads on before process 0 holds the directory
         shared = f'All of them must see the same {workdir}, on a file system that they share'
         agreement.same({'run.lock': holder(workdir)}, 'working directory', shared)
-        return _prepare(experiment, workdir, device_mesh, measure, profile, wandb, opened)
+        return _prepare(experiment, workdir, device_mesh, measure, profile, wandb, written, opened)
 
 
 def _prepare(
@@ -182,6 +185,7 @@ def _prepare(
     measure: Measure | None,
     traced: Steps | None,
     wandb: str | None,
+    written: Written | None,
     opened: contextlib.ExitStack,
 ) -> Run:
     notes = forget_unsaved(workdir)
@@ -229,7 +233,8 @@ def _prepare(
     if restored is not None:
         cursor, start = restored.metadata['cursor'], restored.step
         ramp, changed = resume.continuation(restored.metadata, experiment, workdir)
-        notes += [*restored.damaged, *changed, f'resumed from the checkpoint of step {start}']
+        notes += [*restored.damaged, *changed, *written_anew(read_run(workdir) or {}, written)]
+        notes += [f'resumed from the checkpoint of step {start}']
     agreement.same({'start': identity}, 'weights of --start')
     taught = Taught(experiment, device_mesh, recorded=restored and restored.metadata.get('teacher'))
 
@@ -265,11 +270,14 @@ def _prepare(
             'flops_per_token': flops,
             'peak_flops': peak,
             'peak_convention': f'{CONVENTION}. Peak: {peak_source}',
+            **({} if written is None else {'configuration': written.facts()}),
         },
         wandb=wandb,
     )
     opened.callback(records.close)
     if jax.process_index() == 0:
+        if written is not None:
+            written.keep(workdir)
         tokenizer.save_to(workdir)
         if restored is None:
             template_files.keep(chat_format(experiment), workdir)
