@@ -15,9 +15,8 @@ UNREAD = frozenset(
     }
 )
 """Taken with any value: they do not change what is answered."""
-CHAT_UNREAD = UNREAD | {'verbosity', 'parallel_tool_calls'}
-"""Of chats. `verbosity` is for models that were trained to hear it; calls of tools come as the
-model writes them, several or one."""
+CHAT_UNREAD = UNREAD | {'verbosity'}
+"""Of chats; it is for models that were trained to hear it."""
 
 _NOTHING: dict[str, Any] = {
     'use_beam_search': False,

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from llama_jax.errors import UserError
 from llama_jax.generate.finite import NotFiniteError
 from llama_jax.serve import body, cors, schema
+from llama_jax.serve.chat_responses import reply_of
 from llama_jax.serve.constrain import asks_for_grammar
 from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, to_json
 from llama_jax.serve.feed import ClientGoneError, Feed, full, while_connected
@@ -88,7 +89,7 @@ class Service:
             request, lambda fields: check(self.served, self.limits, fields, owner)
         )
         feed = Feed(self.served.engine, self.metrics)
-        reply = Reply.of(self.served, ask)
+        reply = reply_of(self.served, ask)
         self._feeds.add(feed)
         try:
             feed.submit(ask.requests)

@@ -10,11 +10,13 @@ from llama_jax.errors import UserError
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.served import MakeGrammar
+from llama_jax.serve.tools import demands_calls
 
 
 def asks_for_grammar(body: Mapping[str, Any]) -> bool:
     """Whether a body, not checked yet, names something to compile."""
-    return any(body.get(name) is not None for name in ('response_format', 'regex'))
+    named = any(body.get(name) is not None for name in ('response_format', 'regex'))
+    return named or demands_calls(body)
 
 
 def wanted_format(fields: Fields) -> dict[str, Any] | None:
@@ -53,7 +55,7 @@ def wanted_format(fields: Fields) -> dict[str, Any] | None:
 
 def grammar(make: MakeGrammar | None, wanted: dict[str, Any]) -> Grammar:
     """A new one. Raises ApiError where there are none, or the schema or pattern cannot be held."""
-    name = 'regex' if wanted['type'] == 'regex' else 'response_format'
+    name = {'regex': 'regex', 'calls': 'tool_choice'}.get(wanted['type'], 'response_format')
     if make is None:
         raise ApiError(
             400,
@@ -64,4 +66,5 @@ def grammar(make: MakeGrammar | None, wanted: dict[str, Any]) -> Grammar:
     try:
         return make(wanted)
     except UserError as error:
-        raise ApiError(400, str(error), param=name) from None
+        param = 'tools' if name == 'tool_choice' else name
+        raise ApiError(400, str(error), param=param) from None

@@ -14,6 +14,7 @@ import numpy as np
 from llama_jax.engine import request
 from llama_jax.errors import UserError
 from llama_jax.serve import json_schema
+from llama_jax.text.calls import CallFormat
 
 _BLANK = r' |\n[ \t]{0,40}'
 """Between the parts of JSON, or nothing: without a limit a model may write blanks for ever."""
@@ -51,15 +52,9 @@ class Compiler:
         Raises UserError for a schema that is none, that nothing fulfils, or that holds a keyword
         which cannot be enforced.
         """
-        schema = json_schema.held({'type': 'object'} if schema is None else schema)
-        try:
-            text = json.dumps(schema, allow_nan=False)
-            grammar = llguidance.LLMatcher.grammar_from_json_schema(
-                text, overrides={'whitespace_pattern': _BLANK}
-            )
-        except (TypeError, ValueError, RecursionError) as error:
-            raise UserError(f'this is no JSON schema ({_line(error)}): correct it') from None
-        return self._new('JSON schema', grammar)
+        return self._new(
+            'JSON schema', _of_schema({'type': 'object'} if schema is None else schema)
+        )
 
     def regex(self, pattern: str) -> Grammar:
         """Text that `pattern` matches from its beginning to its end, in the syntax of Rust's crate
@@ -73,6 +68,34 @@ class Compiler:
             raise UserError(f'this is no regular expression ({_line(error)}): correct it') from None
         return self._new('regular expression', grammar)
 
+    def calls(
+        self,
+        format_: CallFormat,
+        functions: Mapping[str, Mapping[str, Any]],
+        *,
+        several: bool = True,
+        control: Mapping[str, int] | None = None,
+    ) -> Grammar:
+        """A call of one of `functions` as `format_` writes it, or `several`, and nothing else; the
+        arguments of each are valid under its schema. `control`: ids of the tags that are control
+        tokens.
+
+        Raises UserError as `json_schema` does, and names the function.
+        """
+        grammars = [{'lark_grammar': _lark(format_, list(functions), several, control or {})}]
+        for i, schema in enumerate(functions.values()):
+            (one,) = json.loads(_of_schema(schema))['grammars']
+            grammars.append({**one, 'name': f'arguments{i}'})
+        try:
+            return self._new('set of functions', json.dumps({'grammars': grammars}))
+        except UserError:
+            for name, schema in functions.items():
+                try:
+                    self.json_schema(schema)
+                except UserError as error:
+                    raise UserError(f'the parameters of {name!r}: {error}') from None
+            raise
+
     def make_grammar(self, wanted: Mapping[str, Any]) -> Grammar:
         """What a server takes as `Served.make_grammar`."""
         kind = wanted.get('type')
@@ -82,7 +105,10 @@ class Compiler:
             return self.json_schema(wanted['schema'])
         if kind == 'regex':
             return self.regex(wanted['regex'])
-        raise UserError(f'format {kind!r} is none of json_object, json_schema and regex')
+        if kind == 'calls':
+            options = {name: wanted[name] for name in ('several', 'control')}
+            return self.calls(wanted['format'], wanted['functions'], **options)
+        raise UserError(f'format {kind!r} is none of json_object, json_schema, regex and calls')
 
     def _new(self, what: str, grammar: str) -> Grammar:
         return Grammar(self._compiled(what, grammar).deep_copy())
@@ -142,6 +168,46 @@ class _Tokens:
 
     def __call__(self, text: str) -> list[int]:
         return self._vocabulary.encode(text, continues=True).tolist()
+
+
+def _of_schema(schema: Mapping[str, Any] | bool) -> str:
+    """The grammar of a JSON schema. Raises UserError for what is none."""
+    schema = json_schema.held(schema)
+    try:
+        text = json.dumps(schema, allow_nan=False)
+        return llguidance.LLMatcher.grammar_from_json_schema(
+            text, overrides={'whitespace_pattern': _BLANK}
+        )
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f'this is no JSON schema ({_line(error)}): correct it') from None
+
+
+def _lark(
+    format_: CallFormat, names: Sequence[str], several: bool, control: Mapping[str, int]
+) -> str:
+    """The grammar of calls, in which `@arguments0` stands for the arguments of the first name. Each
+    has a grammar of its own, so that the references of its schema are within it."""
+
+    def tag(text: str) -> str:
+        return f'<[{control[text]}]>' if text in control else _quoted(text)
+
+    heads = [
+        f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{format_.key}": ' for name in names
+    ]
+    calls = ' | '.join(f'{_quoted(head)} @arguments{i} "}}"' for i, head in enumerate(heads))
+    before = f'{tag(format_.opening)} {_quoted(format_.blank)}'
+    behind = f'{_quoted(format_.blank)} {tag(format_.closing)}'
+    if format_.array:
+        more = '(", " call)*' if several else ''
+        start = f'{before} "[" call {more} "]" {behind}'
+    else:
+        more = f'({_quoted(format_.between)} {before} call {behind})*' if several else ''
+        start = f'{before} call {behind} {more}'
+    return f'start: {start}\ncall: {calls}\n'
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if text else ''
 
 
 def _fault(message: str) -> str:

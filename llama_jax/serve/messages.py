@@ -9,11 +9,12 @@ from llama_jax.errors import UserError
 from llama_jax.serve.accepted import MESSAGE_UNREAD, PART_UNREAD
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.errors import ApiError
+from llama_jax.serve.tools import TOOL_FIELDS, Tools
 from llama_jax.text.chat import ChatFormat, Conversation
 
 CONVERSATION_FIELDS = {
-    *('tools', 'tool_choice', 'documents', 'chat_template_kwargs'),
-    *('add_generation_prompt', 'continue_final_message'),
+    *('documents', 'chat_template_kwargs', 'add_generation_prompt', 'continue_final_message'),
+    *TOOL_FIELDS,
 }
 _MESSAGE_FIELDS = {
     *('role', 'content', 'name', 'tool_calls', 'tool_call_id'),
@@ -21,24 +22,12 @@ _MESSAGE_FIELDS = {
 }
 
 
-def conversation_of(fields: Fields, chat: ChatFormat) -> Conversation:
+def conversation_of(fields: Fields, chat: ChatFormat, tools: Tools) -> Conversation:
     """Of the body of a chat; every role that the model's format takes is taken."""
     given = fields.array('messages')
     if not given:
         fields.bad('messages', 'is empty: give at least one message')
     messages = [_message(item, f'messages[{i}]', chat) for i, item in enumerate(given)]
-    tools = _objects(fields, 'tools')
-    for i, tool in enumerate(tools):
-        function = tool.get('function')
-        if tool.get('type') != 'function' or not isinstance(function, dict):
-            fields.bad(f'tools[{i}]', "is no function: give type 'function' and function")
-        if not isinstance(function.get('name'), str):
-            fields.bad(f'tools[{i}].function.name', 'is missing: give a string')
-    choice = fields.raw('tool_choice') or 'auto'
-    if choice == 'none':
-        tools = []  # nor is the model told of them
-    elif choice != 'auto':
-        fields.bad('tool_choice', f"is {shown(choice)}: only 'none' and 'auto' are supported")
     continues = fields.boolean('continue_final_message')
     if continues and fields.boolean('add_generation_prompt'):
         fields.bad(
@@ -49,7 +38,7 @@ def conversation_of(fields: Fields, chat: ChatFormat) -> Conversation:
             messages,
             add_generation_prompt=fields.boolean('add_generation_prompt', True),
             continue_final_message=continues,
-            tools=tools or None,
+            tools=list(tools.given) or None,
             documents=_objects(fields, 'documents') or None,
             variables=_variables(fields, chat),
         )

@@ -35,7 +35,7 @@ class Scored:
 
 
 @dataclass
-class _Choice:
+class Choice:
     """What has been told of one choice."""
 
     text: list[str] = field(default_factory=list)
@@ -45,6 +45,8 @@ class _Choice:
     finish: Finish | None = None
     drawn: list[float] = field(default_factory=list)
     """Log-probabilities of its own tokens."""
+    calls: list[Json] = field(default_factory=list)
+    """Of tools."""
 
     @property
     def mean(self) -> float:
@@ -53,7 +55,7 @@ class _Choice:
 
 
 class Reply(ABC):
-    """The answer to one completion or chat; `of` says which."""
+    """The answer to one completion, or chat (chat_responses.py)."""
 
     name: str
     whole_object: str
@@ -63,11 +65,7 @@ class Reply(ABC):
         self._vocabulary, self._model, self._ask = served.vocabulary, served.name, ask
         self._id = f'{self.name}-{secrets.token_hex(12)}'
         self._created = int(time.time())
-        self._choices = [_Choice() for _ in ask.requests]
-
-    @staticmethod
-    def of(served: Served, ask: Ask) -> Reply:
-        return (ChatReply if ask.kind == 'chat' else CompletionReply)(served, ask)
+        self._choices = [Choice() for _ in ask.requests]
 
     def opening(self) -> Iterator[Json]:
         """Chunks before anything has happened."""
@@ -82,7 +80,7 @@ class Reply(ABC):
             choice.finish = event
             if event.reason == 'error':
                 raise ApiError(500, event.message or 'generation failed', code='engine_error')
-            yield self._chunk(index, '', [], finish=event.reason)
+            yield self._chunk(index, '', [], finish=self._reason(choice))
         elif isinstance(event, PromptScores):
             choice.prompt = self._of_prompt(ask.prompt(index), event)
             if ask.echo and ask.logprobs is not None:
@@ -92,7 +90,7 @@ class Reply(ABC):
         else:
             choice.drawn += [one.logprob for one in event.logprobs]
             if ask.generate and (event.text or (event.logprobs and ask.logprobs is not None)):
-                yield self._tell(index, event.text, [_of(one) for one in event.logprobs])
+                yield self._tell(index, event.text, [scored_of(one) for one in event.logprobs])
 
     def whole(self) -> Json:
         """The answer after every choice has finished."""
@@ -105,7 +103,7 @@ class Reply(ABC):
             'usage': self.usage(),
         }
 
-    def _told(self) -> list[_Choice]:
+    def _told(self) -> list[Choice]:
         """Of each prompt the `n` best, best first; as they were drawn where all are told."""
         n, best_of = self._ask.n, self._ask.best_of
         if n == best_of:
@@ -142,12 +140,16 @@ class Reply(ABC):
         """The text of a chunk's choice."""
 
     @abstractmethod
-    def _message(self, text: str) -> Json:
-        """The text of a whole choice."""
+    def _message(self, text: str, calls: list[Json]) -> Json:
+        """The text of a whole choice, and its calls of tools."""
 
     @abstractmethod
     def _logprobs(self, scored: Sequence[Scored], text: str, start: int) -> Json:
         """Of `text`, which begins at character `start` of the choice."""
+
+    def _reason(self, choice: Choice) -> str | None:
+        """Why a choice ended, as clients are told."""
+        return choice.finish.reason if choice.finish else None
 
     def _head(self, kind: str) -> Json:
         return {'id': self._id, 'object': kind, 'created': self._created, 'model': self._model}
@@ -186,29 +188,29 @@ class Reply(ABC):
             'finish_reason': finish,
         }
         if prompt is not None and self._ask.prompt_logprobs:
-            choice['prompt_logprobs'] = _entries(self._vocabulary, prompt)
+            choice['prompt_logprobs'] = entries(self._vocabulary, prompt)
         chunk = {**self._head(self.chunk_object), 'choices': [choice]}
         if self._ask.include_usage:
             chunk['usage'] = None
         return chunk
 
-    def _whole(self, index: int, choice: _Choice) -> Json:
+    def _whole(self, index: int, choice: Choice) -> Json:
         text = ''.join(choice.text)
         logprobs = None
         if self._ask.logprobs is not None:
             logprobs = self._logprobs(choice.scored, text, 0)
         whole = {
             'index': index,
-            **self._message(text),
+            **self._message(text, choice.calls),
             'logprobs': logprobs,
-            'finish_reason': choice.finish.reason if choice.finish else None,
+            'finish_reason': self._reason(choice),
         }
         if self._ask.prompt_logprobs:
-            whole['prompt_logprobs'] = _entries(self._vocabulary, choice.prompt or [])
+            whole['prompt_logprobs'] = entries(self._vocabulary, choice.prompt or [])
         return whole
 
     def _of_prompt(self, prompt: Prompt, scores: PromptScores) -> list[Scored]:
-        return [Scored(prompt.ids[0], None), *map(_of, scores.logprobs)]
+        return [Scored(prompt.ids[0], None), *map(scored_of, scores.logprobs)]
 
 
 class CompletionReply(Reply):
@@ -221,7 +223,7 @@ class CompletionReply(Reply):
     def _delta(self, text: str, finish: str | None) -> Json:
         return {'text': text}
 
-    def _message(self, text: str) -> Json:
+    def _message(self, text: str, calls: list[Json]) -> Json:
         return {'text': text}
 
     def _logprobs(self, scored: Sequence[Scored], text: str, start: int) -> Json:
@@ -241,24 +243,6 @@ class CompletionReply(Reply):
         for token, logprob in pairs:
             top.setdefault(_spell(self._vocabulary.token_bytes(token)), _finite(logprob))
         return top
-
-
-class ChatReply(Reply):
-    name, whole_object, chunk_object = 'chatcmpl', 'chat.completion', 'chat.completion.chunk'
-
-    def _opening(self, index: int) -> Iterator[Json]:
-        chunk = self._chunk(index, '', [])
-        chunk['choices'][0]['delta'] = {'role': 'assistant', 'content': ''}
-        yield chunk
-
-    def _delta(self, text: str, finish: str | None) -> Json:
-        return {'delta': {} if finish else {'content': text}}
-
-    def _message(self, text: str) -> Json:
-        return {'message': {'role': 'assistant', 'content': text, 'refusal': None}}
-
-    def _logprobs(self, scored: Sequence[Scored], text: str, start: int) -> Json:
-        return {'content': _entries(self._vocabulary, scored), 'refusal': None}
 
 
 def embedding_list(
@@ -283,11 +267,11 @@ def embedding_list(
     }
 
 
-def _of(one: Logprob) -> Scored:
+def scored_of(one: Logprob) -> Scored:
     return Scored(one.token, one.logprob, one.top)
 
 
-def _entries(vocabulary: Vocabulary, scored: Sequence[Scored]) -> list[Json]:
+def entries(vocabulary: Vocabulary, scored: Sequence[Scored]) -> list[Json]:
     def entry(token: int, logprob: float | None) -> Json:
         data = vocabulary.token_bytes(token)
         return {'token': _spell(data), 'logprob': _finite(logprob), 'bytes': list(data)}

@@ -7,7 +7,7 @@ import secrets
 import time
 import zlib
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from llama_jax.engine.request import Request
@@ -20,6 +20,8 @@ from llama_jax.serve.errors import ApiError
 from llama_jax.serve.messages import CONVERSATION_FIELDS, conversation_of
 from llama_jax.serve.prompts import Prompt, prompts_of, source_of, suffix_of
 from llama_jax.serve.served import Limits, Served
+from llama_jax.serve.tools import Tools, tools_of
+from llama_jax.text.chat import UnwrittenError
 
 _NUMBERS = (
     *('temperature', 'top_p', 'min_p', 'typical_p', 'repetition_penalty'),
@@ -44,6 +46,9 @@ _COMPLETION_TOKENS = 16
 """max_tokens of a completion that names none, as at OpenAI; a chat goes on to the end."""
 _LONGEST_MESSAGE = 300
 
+_NAMES = {'variables': 'chat_template_kwargs'}
+"""Parts of a conversation, as fields."""
+
 Kind = Literal['completion', 'chat']
 
 
@@ -66,6 +71,9 @@ class Ask:
     prompt_logprobs: bool = False
     """The choice has a field for those of the prompt."""
     echo: bool = False
+    tools: Tools = field(default_factory=Tools)
+    thinking: bool = False
+    """The text begins within the thoughts of the model."""
     generate: bool = True
     """False: nothing but the echo is wanted; the requests still draw one token."""
 
@@ -148,9 +156,12 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
     n = _n(fields)
     if n > limits.choices:
         fields.bad('n', f'is {shown(n)}: give at most {limits.choices}')
-    conversation = conversation_of(fields, served.chat)
+    tools = tools_of(fields, served.chat)
+    conversation = conversation_of(fields, served.chat, tools)
     try:
         ids = tuple(served.chat.encode(conversation, served.vocabulary, begin=served.begin))
+    except UnwrittenError as error:
+        raise ApiError(400, str(error), param=_NAMES.get(error.what, error.what)) from None
     except UserError as error:
         raise ApiError(400, str(error), param='messages') from None
     logprobs = fields.integer('top_logprobs', None)
@@ -173,10 +184,12 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
         'chat',
         (Prompt(ids, None),),
         n,
-        _requests(fields, served, limits, [ids], n, controls, owner),
+        _requests(fields, served, limits, [ids], n, controls, owner, tools=tools),
         best_of=n,
         logprobs=logprobs,
         prompt_logprobs=fields.has('prompt_logprobs'),
+        tools=tools,
+        thinking=not tools.demanded and _thinks(served, ids),
         **_streaming(fields),
     )
 
@@ -319,6 +332,7 @@ def _requests(
     controls: Controls,
     owner: str,
     source: tuple[int, ...] | None = None,
+    tools: Tools | None = None,
 ) -> tuple[Request, ...]:
     """For each prompt n requests, with one seed after the other."""
     seconds = fields.number('timeout', limits.seconds)
@@ -326,6 +340,8 @@ def _requests(
         fields.bad('timeout', f'is {seconds}: give seconds above 0, at most {limits.seconds:g}')
     deadline = time.monotonic() + seconds
     wanted = wanted_format(fields)
+    if tools and tools.demanded:
+        wanted = tools.wanted(served.vocabulary.control)
     for name, control in (('min_tokens', controls.min_tokens), ('ignore_eos', controls.ignore_end)):
         if wanted and control:
             fields.bad(
@@ -345,7 +361,12 @@ def _requests(
     )
 
 
-def _streaming(fields: Fields) -> dict[str, bool]:
+def _thinks(served: Served, ids: tuple[int, ...]) -> bool:
+    """Whether a prompt ends where the model's thoughts begin."""
+    return served.vocabulary.decode(ids[-8:]).rstrip().endswith('<think>')
+
+
+def _streaming(fields: Fields) -> dict[str, Any]:
     """Usage is told where there is no stream as well, so its option may stand there."""
     options = Fields(
         fields.object('stream_options') or {},

@@ -15,8 +15,9 @@ from llama_jax.text.infill import Infill
 from llama_jax.text.vocabulary import Vocabulary
 
 MakeGrammar = Callable[[Mapping[str, Any]], Grammar]
-"""A new grammar for `{'type': 'json_object'}`, `{'type': 'json_schema', 'schema': {...}}` or
-`{'type': 'regex', 'regex': '...'}`. Raises UserError for a schema or a pattern it cannot hold."""
+"""A new grammar for `{'type': 'json_object'}`, `{'type': 'json_schema', 'schema': {...}}`,
+`{'type': 'regex', 'regex': '...'}` or the calls of `Tools.wanted`. Raises UserError for a schema or
+a pattern it cannot hold."""
 
 
 class Ticket(Protocol):

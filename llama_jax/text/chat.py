@@ -25,6 +25,15 @@ Message = Mapping[str, Any]
 `tool_calls`, `tool_call_id`, `reasoning_content`."""
 
 
+class UnwrittenError(UserError):
+    """A format has no place for a part of a conversation."""
+
+    def __init__(self, what: str, message: str):
+        """`what`: the name of the part, as in Conversation."""
+        super().__init__(message)
+        self.what = what
+
+
 @dataclass(frozen=True)
 class Conversation:
     """What a prompt is made of. Raises UserError for messages that are none."""
@@ -201,7 +210,9 @@ class _Plain:
         """Role and text of each message."""
         for what in ('tools', 'documents', 'variables'):
             if getattr(conversation, what):
-                raise UserError(f'{what} are given, and the model has no chat template for them')
+                raise UnwrittenError(
+                    what, f'{what} are given, and the model has no chat template for them'
+                )
         turns = []
         for i, message in enumerate(conversation.messages):
             if message.get('tool_calls'):

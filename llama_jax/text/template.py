@@ -18,7 +18,15 @@ from typing import Any
 import numpy as np
 
 from llama_jax.errors import UserError
-from llama_jax.text.chat import Conversation, Message, end_ids, one_line, text_of_content
+from llama_jax.text.chat import (
+    Conversation,
+    Message,
+    UnwrittenError,
+    end_ids,
+    one_line,
+    text_of_content,
+)
+from llama_jax.text.forms import without_calls, written
 from llama_jax.text.marked import CONTINUED, UNKNOWN, Marked, is_message, of_message
 from llama_jax.text.rendering import CONTINUED_TAG, REASONING, run
 from llama_jax.text.turns import Turns, alike, check_whole, control_parts, turns_of
@@ -176,7 +184,7 @@ class Template:
         in_parts = any(isinstance(one.get('content'), list) for one in conversation.messages)
         if in_parts and not _takes_parts(source, tokens):
             conversation = conversation.joined()
-        text = run(source, tokens, conversation)
+        conversation, text = written(source, tokens, conversation)
         if _left_out(conversation.messages, text) is not None and _takes_parts(source, tokens):
             conversation = conversation.in_parts()  # it may take nothing else
             text = run(source, tokens, conversation)
@@ -190,13 +198,9 @@ class Template:
         if left is not None:
             said = f'what message {left} ({one_line(conversation.messages[left]["role"])}) says'
             _tell_left_out(source, said)
-        if any(message.get('tool_calls') for message in conversation.messages):
-            try:
-                without = run(source, tokens, conversation.without_calls())
-            except UserError:
-                without = None  # it needs them
-            if without == text:
-                _tell_left_out(source, 'the tool_calls of all messages')
+        called = any(message.get('tool_calls') for message in conversation.messages)
+        if called and without_calls(source, tokens, conversation) == text:
+            _tell_left_out(source, 'the tool_calls of all messages')
         for what in ('tools', 'documents'):
             if getattr(conversation, what):
                 nothing: Any = {what: None}
@@ -205,7 +209,7 @@ class Template:
                 except UserError:
                     continue  # it needs them
                 if without == text:
-                    raise UserError(f'the chat template ignores {what}: leave them out')
+                    raise UnwrittenError(what, f'the chat template ignores {what}: leave them out')
 
     def knows(self, word: str) -> bool:
         """Whether the template mentions it."""

@@ -7,6 +7,7 @@ from llama_jax.serve.body import Fields
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.messages import conversation_of
 from llama_jax.serve.served import Limits
+from llama_jax.serve.tools import tools_of
 from llama_jax.text.template import Template
 from tests.serve import fake
 from tests.serve.asgi import post
@@ -35,7 +36,8 @@ def text_of(parts, **body):
 def made(**body):
     """The conversation of a body, for a template that knows everything."""
     fields = Fields({'messages': HI, **body}, known={'messages', *schema.CONVERSATION_FIELDS})
-    return conversation_of(fields, Template(WHOLE + 'developer'))
+    template = Template(WHOLE + 'developer')
+    return conversation_of(fields, template, tools_of(fields, template))
 
 
 def test_messages(parts):
