@@ -44,7 +44,6 @@ UNREAD = {
     **{'user': 'someone', 'metadata': {'a': 'b'}, 'store': True, 'service_tier': 'flex'},
     **{'safety_identifier': 'x', 'prompt_cache_key': 'x', 'prompt_cache_retention': '24h'},
     **{'prompt_cache_options': {'mode': 'implicit'}, 'verbosity': 'low'},
-    'parallel_tool_calls': False,
 }
 REFUSED = {
     'audio': {'voice': 'alloy', 'format': 'wav'},

@@ -7,7 +7,7 @@ from llama_jax.serve.body import Fields
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.messages import conversation_of
 from llama_jax.serve.served import Limits
-from llama_jax.serve.tools import tools_of
+from llama_jax.serve.tools import Tools, tools_of
 from llama_jax.text.template import Template
 from tests.serve import fake
 from tests.serve.asgi import post
@@ -137,7 +137,7 @@ def test_what_a_template_knows(parts):
 def test_reasoning_effort_is_for_templates_that_read_it():
     def variables(source, **body):
         fields = Fields({'messages': HI, **body}, known={'messages', *schema.CHAT_FIELDS})
-        return conversation_of(fields, Template(source)).variables
+        return conversation_of(fields, Template(source), Tools()).variables
 
     assert variables('{{ reasoning_effort }}', reasoning_effort='low') == {
         'reasoning_effort': 'low'
