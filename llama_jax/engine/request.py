@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -39,6 +39,8 @@ class Request:
     """`time.monotonic()` at which the request is cut off, waiting or running."""
     owner: str = ''
     """Whose request it is: owners take turns at free rows."""
+    shown: Mapping[int, bytes] = field(default_factory=dict)
+    """Control tokens that are spelled in the text, such as those around calls of tools."""
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,10 @@ class SequenceState:
         """Of the prompt as far as it is read, where asked for."""
         self._ends = {*(() if controls.ignore_end else end_ids), *controls.stop_ids}
         self._n_drawn = 0
-        self._text = Detokenizer(token_bytes, prompt=self.prompt)
+        shown = request.shown
+        self._text = Detokenizer(
+            lambda token: shown.get(token) or token_bytes(token), prompt=self.prompt
+        )
         self._stop = StopStrings(controls.stop)
         self._tokens: list[int] = []  # whose text is not out yet
         self._logprobs: list[Logprob] = []

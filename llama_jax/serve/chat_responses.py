@@ -6,7 +6,7 @@ import secrets
 import string
 from collections.abc import Iterator, Sequence
 
-from llama_jax.generate.request import Event, Finish, Piece
+from llama_jax.engine.request import Event, Finish, Piece
 from llama_jax.serve.responses import (
     Choice,
     CompletionReply,

@@ -20,7 +20,7 @@ from llama_jax.serve.errors import ApiError
 from llama_jax.serve.messages import CONVERSATION_FIELDS, conversation_of
 from llama_jax.serve.prompts import Prompt, prompts_of, source_of, suffix_of
 from llama_jax.serve.served import Limits, Served
-from llama_jax.serve.tools import Tools, tools_of
+from llama_jax.serve.tools import Tools, shown_tags, tools_of
 from llama_jax.text.chat import UnwrittenError
 
 _NUMBERS = (
@@ -355,6 +355,7 @@ def _requests(
             grammar=grammar(served.make_grammar, wanted) if wanted else None,
             deadline=deadline,
             owner=owner,
+            shown=shown_tags(tools, served.vocabulary.control),
         )
         for prompt in prompts
         for i in range(n)

@@ -49,6 +49,12 @@ class Tools:
         return {tag: control[tag] for tag in tags if tag in control}
 
 
+def shown_tags(tools: Tools | None, control: Mapping[str, int]) -> dict[int, bytes]:
+    """Tags that the text has to show, for calls to be told by them."""
+    tags = tools.tags(control) if tools and tools.told else {}
+    return {i: tag.encode() for tag, i in tags.items()}
+
+
 def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
     """Of the arguments, which are an object in any case."""
     parameters = function.get('parameters')

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from llama_jax import trees
-from llama_jax.generate.speculative.draft import Lookup, look_up
 from llama_jax.generate.speculative import loop
+from llama_jax.generate.speculative.draft import Lookup, look_up
 from tests.generate.guessing import CONTROLS, PROMPTS, N, check_equal, generator
 from tests.generate.tiny import prompt_of
 

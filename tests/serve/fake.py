@@ -125,7 +125,12 @@ class FakeEngine:
         request.controls.check(vocab=VOCAB)
         if len(request.prompt) + request.controls.max_tokens > self.length:
             raise UserError('prompt and max_tokens are too long')
-        row = Row(request, on_event, iter(self.script(request)), Detokenizer(Bytes().token_bytes))
+        row = Row(
+            request,
+            on_event,
+            iter(self.script(request)),
+            Detokenizer(lambda i: request.shown.get(i) or Bytes().token_bytes(i)),
+        )
         with self._wake:
             if self._closed or len(self._waiting) >= self._queue:
                 raise QueueFullError(f'{len(self._waiting)} requests are waiting')
