@@ -148,7 +148,7 @@ def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> 
         begin=(tokenizer.bos_id,),
         chat=chat,
         end_ids=end_ids(chat, tokenizer),
-        infill=_trained_to_infill(objective, tokenizer),
+        infill=trained_to_infill(objective, tokenizer),
         step=run.step,
     )
 
@@ -172,7 +172,8 @@ def from_weights(name_or_path: str, mesh: Mesh, what: str = '--weights') -> Pret
     )
 
 
-def _trained_to_infill(objective: Objective, tokenizer: Vocabulary) -> Infill | None:
+def trained_to_infill(objective: Objective, tokenizer: Vocabulary) -> Infill | None:
+    """How a run is asked for the text before a suffix; None where it has never seen the marks."""
     from llama_jax.objectives.fim import FillInMiddle
     from llama_jax.objectives.weighted import Weighted
 

@@ -29,14 +29,17 @@ def wanted_format(fields: Fields) -> dict[str, Any] | None:
     if given is None:
         return None
     path = 'response_format.'
-    inner = Fields(given, known={'type', 'json_schema'}, path=path)
+    inner = Fields(given, known={'type', 'json_schema', 'schema'}, path=path)
     kind = inner.text('type', '')
     if inner.has('json_schema') and kind != 'json_schema':
         inner.bad('json_schema', "is given without type 'json_schema'")
+    if inner.has('schema') and kind != 'json_object':
+        inner.bad('schema', 'stands within json_schema: give it there')
     if kind == 'text':
         return None
-    if kind == 'json_object':
-        return {'type': kind}
+    if kind == 'json_object':  # with a schema, as clients of llama.cpp write it
+        schema = inner.object('schema')
+        return {'type': kind} if schema is None else {'type': 'json_schema', 'schema': schema}
     if kind != 'json_schema':
         inner.bad('type', f"is {shown(kind)}: give 'text', 'json_object' or 'json_schema'")
     about = Fields(

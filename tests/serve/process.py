@@ -24,18 +24,22 @@ from tests.convert import written
 MODEL = ModelConfig(
     vocab=512, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, context=256
 )
+MARKS = ('<|fim_prefix|>', '<|fim_suffix|>', '<|fim_middle|>')
 START_SECONDS = 300
 """Loading and compilation, on a machine that does other things too."""
 END_SECONDS = 30
 
 
 def write_model(path):
-    """A directory of random weights of MODEL, with a tokenizer and a chat template."""
+    """A directory of random weights of MODEL, with a tokenizer, a chat template and the marks of a
+    model that infills."""
     rng = np.random.default_rng(5)
     params = trees.map_named(
         lambda _, x: (0.5 * rng.normal(size=x.shape)).astype(np.float32), layers.abstract(MODEL)
     )
-    return written.directory(path, MODEL, params)
+    directory = written.directory(path, MODEL, params)
+    written.trained(MODEL.vocab, (*written.CONTROL, *MARKS)).save(str(directory / 'tokenizer.json'))
+    return directory
 
 
 @dataclass

@@ -4,6 +4,8 @@ import pytest
 
 pytest.importorskip('openai')
 
+from openai.types import Completion, CreateEmbeddingResponse, Model  # noqa: E402
+from openai.types.chat import ChatCompletion, ChatCompletionChunk  # noqa: E402
 from openai.types.chat import completion_create_params as chat_params  # noqa: E402
 from openai.types.completion_create_params import (  # noqa: E402
     CompletionCreateParamsBase,
@@ -203,3 +205,42 @@ def test_suffix_that_is_refused(engine, infill, body, param):
     with pytest.raises(ApiError) as error:
         asked(parts, 'completion', **body)
     assert (error.value.status, error.value.param) == (400, param)
+
+
+def test_answers_are_of_the_types_of_openai(app):
+    """As their client declares them, where it reads them loosely."""
+    made = app(script=says('yes'))
+    listed = get(made, '/v1/models').json()
+    assert listed['object'] == 'list'
+    Model.model_validate(listed['data'][0], strict=True)
+    CreateEmbeddingResponse.model_validate(post(made, '/v1/embeddings', {'input': 'a'}).json())
+    more = {'n': 2, 'max_tokens': 4, 'stream_options': {'include_usage': True}}
+    for path, body, whole, chunk in (
+        ('completions', {'prompt': 'a', 'logprobs': 2}, Completion, Completion),
+        (
+            'chat/completions',
+            {**BODIES['chat'], 'logprobs': True, 'top_logprobs': 2},
+            ChatCompletion,
+            ChatCompletionChunk,
+        ),
+    ):
+        whole.model_validate(post(made, f'/v1/{path}', {**body, **more}).json(), strict=True)
+        for event in post(made, f'/v1/{path}', {**body, **more, 'stream': True}).events:
+            if chunk is Completion:  # which has no type for what comes before the end
+                for choice in event['choices']:
+                    choice['finish_reason'] = choice['finish_reason'] or 'stop'
+            chunk.model_validate(event, strict=True)
+
+
+def test_errors_are_of_the_shape_of_openai(app):
+    for path, body in (
+        ('/v1/completions', {'prompt': 'a', 'n': 99}),
+        ('/v1/completions', b'{'),
+        ('/v1/chat/completions', {}),
+        ('/v1/nothing', {}),
+        ('/v1/completions', {'prompt': 'a', 'model': 'gpt-4'}),
+    ):
+        error = post(app(), path, body).error
+        assert [*error] == ['message', 'type', 'param', 'code']
+        assert isinstance(error['message'], str) and isinstance(error['type'], str)
+        assert all(error[name] is None or isinstance(error[name], str) for name in error)

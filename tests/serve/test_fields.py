@@ -141,6 +141,10 @@ def test_grammar_is_made_anew_for_each_choice(engine):
     for body, wanted in (
         ({'response_format': {'type': 'json_object'}}, {'type': 'json_object'}),
         ({'response_format': schema_format}, {'type': 'json_schema', 'schema': {'a': None}}),
+        (
+            {'response_format': {'type': 'json_object', 'schema': {'type': 'null'}}},
+            {'type': 'json_schema', 'schema': {'type': 'null'}},
+        ),
         ({'regex': 'a+'}, {'type': 'regex', 'regex': 'a+'}),
     ):
         asked.clear()
@@ -263,6 +267,11 @@ def test_refused_by_name(parts, ask, field, value):
         (chat, {'echo': True}, 'echo'),
         (chat, {'stream': True, 'stream_options': {'x': 1}}, 'stream_options.x'),
         (chat, {'response_format': {'type': 'xml'}}, 'response_format.type'),
+        (
+            chat,
+            {'response_format': {'type': 'json_schema', 'schema': {}}},
+            'response_format.schema',
+        ),
         (
             chat,
             {'response_format': {'type': 'json_schema', 'json_schema': {'name': 'n'}}},

@@ -17,7 +17,7 @@ from llama_jax.convert import params as params_lib  # noqa: E402
 from llama_jax.mesh import MeshConfig, make  # noqa: E402
 from llama_jax.model import layers  # noqa: E402
 from llama_jax.model.config import Compute  # noqa: E402
-from tests.serve.process import MODEL, serving, write_model  # noqa: E402
+from tests.serve.process import MARKS, MODEL, serving, write_model  # noqa: E402
 
 LENGTH = 96
 KEY = 'right'
@@ -64,6 +64,7 @@ def server(directory, tmp_path_factory):
         'rows': 2,
         'queue': 4,
         'timeout': 50,
+        'cors': 'https://a.example',
         'chat-template': template,
     }
     given = [word for name, value in options.items() for word in (f'--{name}', value)]
@@ -103,6 +104,28 @@ def test_completion_is_the_models(client, model):
     expected = logp_TV[np.arange(len(drawn) - 1), drawn[1:]]
     np.testing.assert_allclose(choice.logprobs.token_logprobs[1:], expected, atol=1e-4)
     assert told.usage.prompt_tokens == len(ids)
+
+
+def test_suffix_asks_for_the_text_between(client, model):
+    read, _ = model
+    before, between, behind = (read.vocabulary.control[name] for name in MARKS)
+    prefix, suffix = (read.vocabulary.encode(text).tolist() for text in ('def f(', '):\n'))
+    ids = [before, *prefix, between, *suffix, behind]
+    told = client.completions.create(
+        model='tiny/one', prompt='def f(', suffix='):\n', max_tokens=10, temperature=0
+    )
+    drawn = greedy(model, ids, 10)[len(ids) :]
+    assert told.choices[0].text == read.vocabulary.decode(drawn)
+    assert told.usage.prompt_tokens == len(ids)
+
+
+def test_best_of(client):
+    asked = {'model': 'tiny/one', 'prompt': 'a', 'max_tokens': 6, 'seed': 3}
+    drawn = client.completions.create(**asked, n=3, logprobs=0).choices
+    means = [np.mean(choice.logprobs.token_logprobs) for choice in drawn]
+    told = client.completions.create(**asked, best_of=3)
+    assert [choice.text for choice in told.choices] == [drawn[int(np.argmax(means))].text]
+    assert len({choice.text for choice in drawn}) > 1
 
 
 def test_chat_by_the_template_of_the_command_line(client, model):
@@ -153,6 +176,9 @@ def test_embeddings(client):
 def test_options_reach_the_server(client, server):
     (model,) = client.models.list().data
     assert (model.id, model.length, model.grammars) == ('tiny/one', LENGTH, True)
+    page = {'Origin': 'https://a.example'}
+    headers = client.models.with_raw_response.list(extra_headers=page).headers
+    assert headers['access-control-allow-origin'] == page['Origin']
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key='wrong').models.list()
     metrics = client.with_options(base_url=server.url).get('/metrics', cast_to=str)
