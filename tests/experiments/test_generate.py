@@ -20,6 +20,7 @@ from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import kernels
+from llama_jax.objectives.fim import FillInMiddle
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.text.chat import Conversation
 from llama_jax.text.detokenizer import Detokenizer
@@ -161,8 +162,9 @@ def run(monkeypatch, tmp_path):
     experiment = replace(configs.get('quickstart'), model=config)
 
     def load(checkpoint, mesh, **how):
-        masked = replace(experiment, objective=MaskedLM())
-        trained_by = masked if Path(checkpoint).name == 'masked' else experiment
+        others = {'masked': MaskedLM(), 'fim': FillInMiddle()}
+        objective = others.get(Path(checkpoint).name, experiment.objective)
+        trained_by = replace(experiment, objective=objective)
         return restore.Trained(trained_by, params, {}, tokenizer, 30)
 
     monkeypatch.setattr(restore, 'load', load)
@@ -180,6 +182,7 @@ def test_model_of_a_run(run, mesh):
     model = models.from_run(run, mesh)
     assert model.name == 'quick' and model.step == 30 and model.chat is None
     assert models.from_run(f'{run}@best', mesh).name == 'quick@30'
+    assert model.infill is None and models.from_run(run.parent / 'fim', mesh).infill is not None
     tokenizer = model.vocabulary
     assert model.begin == (tokenizer.bos_id,) and model.end_ids == (tokenizer.eos_id,)
     assert model.prompt('') == [tokenizer.bos_id] and model.pad_id == tokenizer.pad_id
