@@ -273,6 +273,38 @@ def test_a_grid_goes_on_with_more_seeds_arms_and_another_mesh(grid, whole):
         record.check_workdir(workdir, replace(grid, arms=grid.arms[:1]))
 
 
+def test_options_say_which_runs_there_are_and_how_many_at_once(text, monkeypatch, tmp_path):
+    import configs
+    from experiments import cli, compare
+
+    asked, matched = [], []
+
+    def stopped(planned, workdir, *, command, jobs):
+        asked.append(([run.place for run in planned], workdir, command(planned[0]), jobs))
+        raise UserError('before a run')
+
+    monkeypatch.setattr(configs, 'grids', lambda: {'tiny': lambda: tiny.grid(text)})
+    monkeypatch.setattr(compare.runner, 'run_all', stopped)
+    monkeypatch.setattr(compare, 'match_flops', lambda grid: matched.append(grid) or grid)
+    monkeypatch.chdir(tmp_path)
+    for options in (
+        (),
+        ('--seeds', 3, '--only', 'z', '--jobs', 4, '--lr-sweep', 3, '--workdir', 'mine'),
+        ('--match', 'flops', '--lr-sweep', '--seeds', 1),
+    ):
+        monkeypatch.setattr(sys, 'argv', ['compare', 'tiny', *map(str, options)])
+        with pytest.raises(SystemExit):
+            cli.main(compare.main)
+    (usual, workdir, command, jobs), (some, mine, _, four), (swept, *_) = asked
+    assert usual == ['plain/seed-0', 'z/seed-0', 'plain/seed-1', 'z/seed-1']
+    assert (str(workdir), jobs) == ('runs/tiny', 1)
+    assert command[1:] == ['-m', 'experiments.compare', '--run', 'runs/tiny', 'plain/seed-0']
+    assert some == ['z/seed-0', 'z/seed-1', 'z/seed-2', 'z/lr-0.03/seed-0']
+    assert (str(mine), four) == ('mine', 4)
+    assert [run for run in swept if 'lr-' not in run] == ['plain/seed-0', 'z/seed-0']
+    assert len(swept) == 2 + 2 * 2 and len(matched) == 1  # twice and half the rate
+
+
 # --- plans ----------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,13 @@ def test_prepare_takes_a_mix_and_prints_every_split(tmp_path, own_cache, monkeyp
             *('--data.sources.0.field', 'body', '--processes', '1'),
         ],
     )
+    asked = []
+
+    def kept(call):
+        return lambda *given, **how: asked.append(given) or call(*given, **how)
+
+    monkeypatch.setattr(prepare.sources, 'builder', kept(prepare.sources.builder))
+    monkeypatch.setattr(prepare.tokens, 'tokenised', kept(prepare.tokens.tokenised))
     for how in (' MB/s: ', 'was there: '):
         time.sleep(0.05)  # the clock of files ticks
         prepare.main()
@@ -90,6 +97,8 @@ def test_prepare_takes_a_mix_and_prints_every_split(tmp_path, own_cache, monkeyp
         assert out[1].split()[2] == 'documents' and how in out[4] and str(own_cache) in out[4]
         counts = [int(line.split()[1]) for line in out[1:4]]
         assert sum(counts) == 200 and min(counts) > 0
+    # Two sources and two splits, each time; a corpus that is opened says no number.
+    assert [given[-1] for given in asked if len(given) > 1] == [1] * 8
 
 
 def test_validation_sets_have_names_and_no_weights(tmp_path, monkeypatch):
