@@ -111,6 +111,24 @@ def test_archives_that_are_something_else(tmp_path, files, words):
     assert words in refused(tmp_path)
 
 
+@pytest.mark.parametrize('where', ['elsewhere', 'at its end'])
+def test_an_archive_that_says_another_place_for_numbers(tmp_path, where):
+    path = tmp_path / 'pytorch_model.bin'
+    torch_file(path, {'a': GOOD}, {'0': bytes(8)})
+    whole = bytearray(path.read_bytes())
+    entry = whole.rindex(b'PK\1\2')  # of the last member, data/0
+    # Within the numbers; or where no whole header follows, though it begins as one.
+    place = {'elsewhere': 8, 'at its end': len(whole) - 4}[where]
+    whole[entry + 42 : entry + 46] = place.to_bytes(4, 'little')
+    if where == 'at its end':
+        at = whole.index(b'PK\5\6')
+        whole[at + 20 : at + 22] = (4).to_bytes(2, 'little')  # the comment of the archive
+        whole += b'PK\3\4'
+        whole[entry + 42 : entry + 46] = (len(whole) - 4).to_bytes(4, 'little')
+    path.write_bytes(bytes(whole))
+    assert 'data/0 is not where the archive says' in refused(tmp_path)
+
+
 def test_other_files_by_the_name_of_one_of_torch_save(tmp_path):
     path = tmp_path / 'pytorch_model.bin'
     path.write_bytes(b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.')

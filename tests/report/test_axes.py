@@ -4,7 +4,16 @@ import re
 
 import pytest
 
-from llama_jax.report.chart import Axis, Curve, chart, log_ticks, running_median, thin, ticks
+from llama_jax.report.chart import (
+    Axis,
+    Curve,
+    _range_y,
+    chart,
+    log_ticks,
+    running_median,
+    thin,
+    ticks,
+)
 from llama_jax.report.text import compact, duration, significant, tick_labels
 
 
@@ -42,6 +51,27 @@ def test_numbers_as_people_write_them():
     assert tick_labels([0, 500_000, 1_000_000]) == ['0', '0.5M', '1.0M']
     assert tick_labels([0, 0.001, 0.002]) == ['0', '0.001', '0.002']
     assert tick_labels([0, 1e-5, 2e-5]) == ['0', '1e-5', '2e-5']
+
+
+@pytest.mark.parametrize(
+    ('ys', 'include', 'wanted'),
+    [
+        ([2, 4], [], (2 - 0.12, 4 + 0.12, 0)),
+        ([0, 4, 4], [], (0, 4 + 0.24, 0)),  # a curve may lie on the frame at 0
+        ([2, 4], [6], (2 - 0.24, 6 + 0.24, 0)),
+        ([5, 5], [], (4.5 - 0.06, 5.5 + 0.06, 0)),  # a flat one in the middle
+        ([0], [], (-0.1 - 0.012, 0.1 + 0.012, 0)),
+        (
+            [2, *[1] * 98, 9],
+            [],
+            (1 - 0.06, 2 + 0.06, 1),
+        ),  # the spike does not count, the beginning does
+        ([2, None, 3.9], [], (2 - 0.114, 3.9 + 0.114, 0)),
+    ],
+)
+def test_lowest_and_highest_of_a_frame(ys, include, wanted):
+    curve = Curve('', [(float(x), y) for x, y in enumerate(ys)], 'trend')
+    assert _range_y([curve], include) == pytest.approx(wanted)
 
 
 def test_thinning_keeps_the_extremes():

@@ -1,6 +1,7 @@
 """What is said before a run, against what the run then does."""
 
 import re
+import types
 
 import pytest
 
@@ -8,7 +9,7 @@ from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.train import loop
-from llama_jax.train.explain import explain, rate_in_words
+from llama_jax.train.explain import _training, explain, rate_in_words
 from llama_jax.train.records import read_metrics, read_run
 from llama_jax.train.workdir import held
 from tests.train.conftest import changed, events, one_device
@@ -84,6 +85,13 @@ def test_what_a_run_would_be_refused_for(short, copied_run):
     assert text.startswith(f'refused: {copied_run} is in use by process')
     with pytest.raises(UserError, match='longer than the model context'):
         explain(changed(short, 'train', seq_len=999), copied_run)
+
+
+def test_microbatches_are_told(experiment):
+    for n, words in ((1, '256 tokens: 5,120'), (2, '256 tokens in 2 microbatches: 5,120')):
+        run = types.SimpleNamespace(experiment=changed(experiment, 'train', accumulate=n))
+        (line,) = _training(run)
+        assert f'20 steps of 8 x 32 = {words} tokens, ' in line
 
 
 @pytest.mark.parametrize(

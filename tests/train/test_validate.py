@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+import re
 from dataclasses import replace
 
 import jax
@@ -235,8 +236,13 @@ def test_the_progress_tells_every_set(experiment, tmp_path, capsys):
     progress.validated(5, result | {'loss/a/b': 3.0, 'bits_per_byte/a/b': 2.25})
     progress.validated(6, {'loss': 2.0, 'loss/zh': 1.0, 'accuracy/zh': 0.5})
     progress.validated(7, {'loss': 2.0, 'bits_per_byte': 1.5})
+    for step in (18, 19, 20):  # no line at 19: one has come just now
+        progress.log(step, {'loss': 1.25}, seconds_waited=0.0)
     records.close()
-    assert capsys.readouterr().err.splitlines() == [
+    *said, first, last = capsys.readouterr().err.splitlines()
+    for step, line in ((18, first), (20, last)):
+        assert re.fullmatch(rf'step {step}/20  loss 1\.250  [\d,]+ tokens/s  0:00 left', line)
+    assert said == [
         'step 5  validation: loss 2.000, bits per byte 1.500 (zh 0.750, a/b 2.250)',
         'step 6  validation: loss 2.000 (zh 1.000)',
         'step 7  validation: loss 2.000, bits per byte 1.500',
