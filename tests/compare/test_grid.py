@@ -298,7 +298,7 @@ def test_options_say_which_runs_there_are_and_how_many_at_once(text, monkeypatch
     (usual, workdir, command, jobs), (some, mine, _, four), (swept, *_) = asked
     assert usual == ['plain/seed-0', 'z/seed-0', 'plain/seed-1', 'z/seed-1']
     assert (str(workdir), jobs) == ('runs/tiny', 1)
-    assert command[1:] == ['-m', 'experiments.compare', '--run', 'runs/tiny', 'plain/seed-0']
+    assert command[-3:] == ['--run', 'runs/tiny', 'plain/seed-0']
     assert some == ['z/seed-0', 'z/seed-1', 'z/seed-2', 'z/lr-0.03/seed-0']
     assert (str(mine), four) == ('mine', 4)
     assert [run for run in swept if 'lr-' not in run] == ['plain/seed-0', 'z/seed-0']
