@@ -11,8 +11,8 @@ import pytest
 from experiments import cli, evaluate, generate, models, serve, tasks
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.evaluate.suite import Suite
-from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.generate.quantized import Quantization
+from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.model.config import Compute, ModelConfig
 from tests.convert import written
 from tests.parity.cases import weights
