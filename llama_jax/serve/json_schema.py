@@ -161,14 +161,12 @@ class _Comparison:
         self._left -= 1
         if one is False or other is False:
             return True
-        if (
-            self._left < 0
-            or depth == _FAR
-            or not isinstance(one, dict)
-            or not isinstance(other, dict)
-        ):
+        if self._left < 0 or depth >= _FAR:
             return False
-        if self._values_differ(one, other) or not _kinds(one) & _kinds(other):
+        if not isinstance(one, dict) or not isinstance(other, dict):
+            return False
+        kinds = _kinds(one) & _kinds(other)
+        if not kinds or self._values_differ(one, other):
             return True
         for left, right in ((one, other), (other, one)):
             if '$ref' in left and self.disjoint(
@@ -181,7 +179,7 @@ class _Comparison:
                 parts = _list(left, key)
                 if parts and all(self.disjoint(part, right, depth + 1) for part in parts):
                     return True
-        return _kinds(one) == _kinds(other) == {'object'} and any(
+        return kinds == {'object'} and any(
             self.disjoint(_property(one, name), _property(other, name), depth + 1)
             for name in {*_required(one), *_required(other)}
         )
