@@ -168,6 +168,8 @@ def test_best_of(app, monkeypatch):
     assert [choice['index'] for choice in answer['choices']] == [0, 1, 2, 3]
     assert all(choice['logprobs'] is None for choice in answer['choices'])
     assert answer['usage']['prompt_tokens'] == 4 and answer['usage']['completion_tokens'] == 15
+    requests = made.state.service.served.engine.requests
+    assert {request.controls.logprobs for request in requests} == {0}
 
 
 INFILL = Infill(prefix=1, suffix=2, middle=3, ends=(4, 5))
