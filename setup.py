@@ -20,6 +20,8 @@ CORE = [
     'rich>=15.0',
     'tqdm>=4.67',
     'etils>=1.14',
+    'ml_dtypes>=0.6',
+    'absl-py>=2.5',
 ]
 
 SERVE = ['starlette>=1.10', 'uvicorn>=0.54', 'llguidance>=1.9']
@@ -53,6 +55,8 @@ EXTRAS = {
         *('lm-eval[api]>=0.4.13', 'langchain-openai>=1.7', 'llm>=0.36'),
     ],
     'test': [
+        # Newer than that of venv: the tests build a wheel.
+        'setuptools>=77',
         *('pytest>=9.2', 'pytest-xdist>=3.8', 'hypothesis>=6.170', 'ruff>=0.17', 'mypy>=2.4'),
         *SERVE,
         *WEIGHTS,
@@ -62,7 +66,8 @@ EXTRAS = {
     ],
     # --wandb of experiments.pretrain.
     'wandb': ['wandb>=0.22'],
-    'docs': ['pdoc>=16.0'],
+    # Pages of the API; the modules of the server are imported for them.
+    'docs': ['pdoc>=16.0', *SERVE],
 }
 
 # A wheel has these within the package, where they hide nobody's `configs`; `llama-jax` finds them

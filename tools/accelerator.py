@@ -123,7 +123,7 @@ def main(asked: str) -> str:
         return ''
     n = len(found.capabilities)
     print(
-        f'found {n} NVIDIA GPU{"s" * (n > 1)}: JAX comes with {extra}, about 3 GB more to download '
+        f'found {n} NVIDIA GPU{"s" * (n > 1)}: JAX comes with {extra}, 2.5 GB more to download '
         '(make ACCELERATOR=cpu leaves it out)',
         file=sys.stderr,
     )

@@ -51,7 +51,7 @@ class Records:
             'device': jax.devices()[0].device_kind,
             'devices': jax.device_count(),
             'processes': jax.process_count(),
-            'git_commit': _git_commit(),
+            'git_commit': git_commit(Path(__file__).parents[2]),
             'started': datetime.now(UTC).isoformat(timespec='seconds'),
             'command': typed(),
             **facts,
@@ -157,11 +157,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _git_commit() -> str | None:
+def git_commit(clone: Path) -> str | None:
+    """The commit of a clone; None where the directory is none, wherever it lies: pyenv's own
+    directory, say, is the clone of something else."""
+    environment = {name: value for name, value in os.environ.items() if name != 'GIT_DIR'}
     try:
         return subprocess.run(
             ['git', 'describe', '--always', '--dirty', '--abbrev=40'],
-            cwd=Path(__file__).parent,
+            cwd=clone,
+            env={**environment, 'GIT_CEILING_DIRECTORIES': str(clone.resolve().parent)},
             capture_output=True,
             text=True,
             check=True,

@@ -28,8 +28,11 @@ MAC = '/Applications/Google Chrome.app/Contents/MacOS/Google Chrome'
 
 
 def find() -> str | None:
-    """A browser of this machine."""
-    return next(filter(None, map(shutil.which, (*NAMES, MAC))), None)
+    """A browser of this machine that runs."""
+    for path in filter(None, map(shutil.which, (*NAMES, MAC))):
+        if not subprocess.run([path, '--version'], capture_output=True).returncode:
+            return path
+    return None
 
 
 class Page:
