@@ -101,7 +101,9 @@ def test_llama_jax_runs_from_anywhere(site, tmp_path):
     assert (listed.returncode, listed.stderr) == (0, '')
     assert '  pretrain  Pre-train a model\n' in listed.stdout
     assert [line.split()[0] for line in listed.stdout.splitlines()[2:-2]] == list(command.COMMANDS)
-    (tmp_path / 'mine.py').write_text('from configs import quickstart\nsmall = quickstart.quickstart')
+    (tmp_path / 'mine.py').write_text(
+        'from configs import quickstart\nsmall = quickstart.quickstart'
+    )
     refused = python(
         *(script, 'pretrain', 'mine.py:small', '--train.stpes', '3'),
         cwd=tmp_path,

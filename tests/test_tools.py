@@ -52,7 +52,10 @@ class Driver:
         (Driver(12080, [(9, 0)]), 'cuda12'),  # 570
         (Driver(13000, [(9, 0), (7, 0)]), 'cuda12'),  # a V100 beside it
         (Driver(12000, [(5, 2)]), 'cuda12'),  # 525
-        (Driver(11080, [(8, 0)]), 'CUDA up to 11.8, and JAX needs 12.0: install driver 525 or newer'),
+        (
+            Driver(11080, [(8, 0)]),
+            'CUDA up to 11.8, and JAX needs 12.0: install driver 525 or newer',
+        ),
         (Driver(12040, [(3, 7)]), 'compute capability 3.7, and JAX needs 5.2 or more'),
         (Driver(0, [], code=100), ''),  # no device
         (Driver(12040, []), ''),
