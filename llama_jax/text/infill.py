@@ -23,7 +23,7 @@ _MARKS = (
     # DeepSeek Coder: its hole stands where the suffix begins.
     (('<｜fim▁begin｜>', '<｜fim▁hole｜>', '<｜fim▁end｜>'), ('<|EOT|>',)),
 )
-"""Control tokens before the prefix, the suffix and the middle, and those that end a middle besides
+"""Tokens before the prefix, the suffix and the middle, and those that end a middle besides
 the end of a text."""
 _OWN = (('<prefix>', '<suffix>', '<middle>'), ('<eom>',))
 
@@ -73,9 +73,22 @@ def own(vocabulary: Vocabulary, *, suffix_first: bool) -> Infill:
 def _found(
     marks: tuple[tuple[str, ...], tuple[str, ...]], vocabulary: Vocabulary, ids: int
 ) -> Infill | None:
-    known = {name: token for name, token in vocabulary.control.items() if token < ids}
-    names, ends = marks
-    if not all(name in known for name in names):
+    names, ends = (
+        [token for name in part if (token := _token(name, vocabulary, ids)) is not None]
+        for part in marks
+    )
+    if len(names) < len(marks[0]):
         return None
-    prefix, suffix, middle = (known[name] for name in names)
-    return Infill(prefix, suffix, middle, tuple(known[name] for name in ends if name in known))
+    prefix, suffix, middle = names
+    return Infill(prefix, suffix, middle, tuple(ends))
+
+
+def _token(name: str, vocabulary: Vocabulary, ids: int) -> int | None:
+    """The token of a name: of control, or one that is found in text (Qwen's marks, and those of
+    Meta's files of Code Llama, where U+2581 stands for a space)."""
+    token = vocabulary.control.get(name)
+    for text in (name, name.replace('\u2581', ' ')):
+        found = vocabulary.encode(text, continues=True).tolist() if token is None else []
+        if len(found) == 1 and vocabulary.token_bytes(found[0]) == text.encode():
+            (token,) = found
+    return token if token is not None and token < ids else None

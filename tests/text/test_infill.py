@@ -31,7 +31,9 @@ def library(kind):
     made = Tokenizer(models.BPE({char: i for i, char in enumerate(alphabet)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(['<s>', '</s>', '<|endoftext|>', *MARKS[kind].split()])
+    made.add_special_tokens(['<s>', '</s>', '<|endoftext|>'])
+    # Qwen's files do not call them special.
+    (made.add_tokens if kind == 'qwen' else made.add_special_tokens)(MARKS[kind].split())
     return made
 
 
@@ -50,23 +52,33 @@ def test_ids_are_the_librarys_of_the_text_with_marks(kind, prefix, suffix):
     assert (theirs.token_to_id('<|endoftext|>') in found.ends) == (kind != 'deepseek')
 
 
-def test_marks_in_a_text_are_text():
-    ours = JsonTokenizer(library('qwen').to_str().encode(), Special(256, 257))
+def test_marks_in_a_text_are_text_where_they_are_control_tokens():
+    ours = JsonTokenizer(library('starcoder').to_str().encode(), Special(256, 257))
     found = infill.by_vocabulary(ours, ids=ours.vocab_size)
-    prompt = found.prompt('<|fim_suffix|>', '<|fim_middle|>', ours)
+    prompt = found.prompt('<fim_suffix>', '<fim_middle>', ours)
     assert prompt.count(found.suffix) == prompt.count(found.middle) == 1
 
 
 def test_models_that_know_no_marks():
     ours = JsonTokenizer(library('qwen').to_str().encode(), Special(256, 257))
-    middle = ours.control['<|fim_middle|>']
+    (middle,) = ours.encode('<|fim_middle|>').tolist()
     assert infill.by_vocabulary(ours, ids=middle + 1) is not None
     assert infill.by_vocabulary(ours, ids=middle) is None, 'it has no embedding of the last mark'
     assert infill.by_vocabulary(bytes_tokenizer(), ids=10**6) is None, 'not every model is trained'
 
 
+def test_words_that_a_vocabulary_lacks_are_no_marks():
+    """All of them become one token, of what is unknown."""
+    from tokenizers import Tokenizer, models
+
+    content = Tokenizer(models.WordLevel({'a': 0, '<s>': 1, '</s>': 2, '?': 3}, unk_token='?'))
+    ours = JsonTokenizer(content.to_str().encode(), Special(1, 2))
+    assert ours.encode('<|fim_prefix|>').tolist() == [3]
+    assert infill.by_vocabulary(ours, ids=4) is None
+
+
 @functools.cache
-def code_llama():
+def code_llama(kind):
     """A model of SentencePiece that puts a space before each text, and has the marks."""
     proto = sentencepiece_model_pb2.ModelProto()
     kinds = proto.SentencePiece
@@ -75,8 +87,10 @@ def code_llama():
     proto.normalizer_spec.add_dummy_prefix = True
     proto.normalizer_spec.remove_extra_whitespaces = False
     proto.pieces.add(piece='<unk>', type=kinds.UNKNOWN)
-    for name in ('<s>', '</s>', '▁<PRE>', '▁<SUF>', '▁<MID>', '▁<EOT>'):
+    for name in ('<s>', '</s>'):
         proto.pieces.add(piece=name, type=kinds.CONTROL)
+    for name in ('▁<PRE>', '▁<SUF>', '▁<MID>', '▁<EOT>'):
+        proto.pieces.add(piece=name, type=getattr(kinds, kind))
     for byte in range(256):
         proto.pieces.add(piece=f'<0x{byte:02X}>', type=kinds.BYTE)
     for i, piece in enumerate(('▁', 'd', 'e', 'de', '▁de', 'p', '☺')):
@@ -84,12 +98,13 @@ def code_llama():
     return proto.SerializeToString()
 
 
+@pytest.mark.parametrize('kind', ['CONTROL', 'USER_DEFINED'])
 @pytest.mark.parametrize(('prefix', 'suffix'), [*TEXTS, ('def', 'def'), ('de', ' de')])
-def test_code_llama_as_its_makers_encode_it(prefix, suffix):
+def test_code_llama_as_its_makers_encode_it(prefix, suffix, kind):
     """The space before a text stands before the prefix, and before no suffix: there they put a
     character before it and take it off again (generation.py of Code Llama)."""
-    ours = SentencePiece(code_llama(), Special(1, 2))
-    theirs = sentencepiece.SentencePieceProcessor(model_proto=code_llama())
+    ours = SentencePiece(code_llama(kind), Special(1, 2))
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=code_llama(kind))
     found = infill.by_vocabulary(ours, ids=ours.vocab_size)
     p, s, m, end = (theirs.piece_to_id(f'▁<{name}>') for name in ('PRE', 'SUF', 'MID', 'EOT'))
     smile = theirs.encode('☺')
