@@ -21,7 +21,7 @@ from llama_jax.text import infill, template_files
 from llama_jax.text.chat import ChatFormat, Conversation, end_ids
 from llama_jax.text.infill import Infill
 from llama_jax.text.template import Template
-from llama_jax.text.vocabulary import Vocabulary
+from llama_jax.text.vocabulary import TooLongError, Vocabulary, within
 
 if TYPE_CHECKING:
     from llama_jax.objectives.base import Objective
@@ -61,14 +61,20 @@ class Pretrained:
             raise UserError(f'{self.name} has no token to begin with: give a --prompt with text')
         return ids or [self.vocabulary.bos_id]
 
-    def source(self, text: str) -> list[int]:
-        """Token ids that an encoder reads. What spells a control token, such as <mask>, is one."""
-        control = self.vocabulary.control
+    def source(self, text: str, most: int | None = None) -> list[int]:
+        """Token ids that an encoder reads. What spells a control token, such as <mask>, is one.
+        Raises TooLongError for a text that surely has more than `most` of them."""
+        control, vocabulary = self.vocabulary.control, self.vocabulary
         names = sorted(control, key=len, reverse=True)
+        if most is not None and len(text) > most:
+            longest = max(map(len, map(vocabulary.token_bytes, range(vocabulary.vocab_size))))
+            if len(text) > most * max(longest, *map(len, names)):
+                raise TooLongError(f'the source has more than {most} tokens: shorten it')
+            vocabulary = within(vocabulary, most)
         parts = re.split(f'({"|".join(map(re.escape, names))})', text) if names else [text]
         ids: list[int] = []
         for i, part in enumerate(parts):
-            known = [control[part]] if i % 2 else self.vocabulary.encode(part, continues=i > 0)
+            known = [control[part]] if i % 2 else vocabulary.encode(part, continues=i > 0)
             ids.extend(int(token) for token in known)
         return ids
 

@@ -6,6 +6,7 @@ python -m experiments.serve --weights smollm2 --port 8080
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -104,6 +105,7 @@ def main() -> None:
         model = model.without_params()
         try:
             grammars = Compiler(model.vocabulary, vocab=model.config.vocab, end_ids=model.end_ids)
+            read_source = functools.partial(model.source, most=engine.source_length)
             begin = time.perf_counter()
             warm(engine, piece=PIECE, source_length=engine.source_length)
             served = Served(
@@ -113,7 +115,7 @@ def main() -> None:
                 begin=model.begin,
                 chat=model.chat,
                 make_grammar=grammars.make_grammar,
-                read_source=model.source if model.config.encoder_layers else None,
+                read_source=read_source if model.config.encoder_layers else None,
                 source_length=engine.source_length,
                 infill=model.infill,
             )
@@ -124,13 +126,20 @@ def main() -> None:
             anyone = (
                 '' if keys or host == '127.0.0.1' else f'; anyone may ask it: {KEYS} is not set'
             )
+            server = run.Server(made)
+            most = server.connections
+            print(
+                f'{most.most} connections at a time, {most.of_one} of one address, by the limit of '
+                'open files',
+                file=sys.stderr,
+            )
             print(
                 f'serving {served.name} at http://{host}:{port}, compiled in '
                 f'{time.perf_counter() - begin:.0f} s{anyone}',
                 file=sys.stderr,
                 flush=True,
             )
-            run.Server(made).run(sockets=[socket])
+            server.run(sockets=[socket])
         except KeyboardInterrupt:  # which the server raises again when it has ended
             pass
         finally:

@@ -15,11 +15,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from llama_jax.errors import UserError
-from llama_jax.generate.finite import NotFiniteError
 from llama_jax.serve import body, cors, schema
+from llama_jax.serve.bodies import Bodies
 from llama_jax.serve.chat_responses import reply_of
 from llama_jax.serve.constrain import asks_for_grammar
+from llama_jax.serve.embeddings import Embeddings
 from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, to_json
 from llama_jax.serve.feed import ClientGoneError, Feed, full, while_connected
 from llama_jax.serve.gate import Gate, Status, owner_of
@@ -29,13 +29,14 @@ from llama_jax.serve.schema import Ask
 from llama_jax.serve.served import Limits, Served
 from llama_jax.serve.threads import Threads
 
-_DRAINED = 16
-"""Bodies that are too long are read, and dropped, up to so many times the limit: a client that is
-still writing does not see the answer."""
 _INLINE_BYTES = 8192
 """Bodies up to this size are read on the event loop; longer ones may take a while."""
 _COMPILING = 2
 """Grammars that are compiled at a time."""
+_SHORT, _LONG = 4, 2
+"""Short bodies whose chat template runs, and long bodies, that are read at a time."""
+_END_SECONDS = 5.0
+"""For threads, when the server ends."""
 _PAGE = {
     'index.html': 'text/html',
     'page.css': 'text/css',
@@ -58,8 +59,9 @@ class Service:
         self.closing = False
         self._feeds: set[Feed] = set()
         self._compiling = Threads(_COMPILING)
-        self._embedding = asyncio.Lock()
-        self._embeddings_waiting = 0
+        self._checking = {'short': Threads(_SHORT), 'long': Threads(_LONG)}
+        self._bodies = Bodies(limits)
+        self._embeddings = Embeddings(served.engine, waiting=limits.embeddings_waiting)
 
     @property
     def status(self) -> Status:
@@ -72,6 +74,13 @@ class Service:
         self.closing = True
         for feed in self._feeds:
             feed.cancel()
+
+    async def end_threads(self) -> None:
+        """Those that still compute; not for ever."""
+        pools = (self._embeddings.threads, self._compiling, *self._checking.values())
+        await asyncio.gather(
+            *(threads.end(seconds=_END_SECONDS) for threads in pools), return_exceptions=True
+        )
 
     async def completions(self, request: Request) -> Response:
         return await self._generate(request, schema.completion)
@@ -108,41 +117,56 @@ class Service:
         self._feeds.discard(feed)
 
     async def embeddings(self, request: Request) -> Response:
+        owner = owner_of(request.scope)
         ask = await self._read(
             request, lambda fields: schema.embeddings(self.served, self.limits, fields)
         )
-        if self._embeddings_waiting >= self.limits.embeddings_waiting:
-            raise full(f'{self._embeddings_waiting} requests for embeddings are waiting')
-        self._embeddings_waiting += 1
-        try:
-            async with self._embedding:
-                vectors = await asyncio.to_thread(self.served.engine.embed, ask.inputs)
-        except NotFiniteError as error:
-            raise ApiError(500, str(error), code='engine_error') from None
-        except UserError as error:
-            raise ApiError(400, str(error), param='input') from None
-        finally:
-            self._embeddings_waiting -= 1
+        made = self._embeddings(ask.inputs, owner=owner, deadline=ask.deadline)
+        vectors = await while_connected(made, request.receive)
         return json_response(embedding_list(self.served, vectors, ask.inputs, as_base64=ask.base64))
 
     async def _read(self, request: Request, check: Callable[[dict[str, Any]], Any]) -> Any:
-        data = await _body(request, self.limits)
-        if len(data) <= _INLINE_BYTES:
-            fields = body.parse(data)
-        else:
-            fields = await asyncio.to_thread(body.parse, data)
-        if self.served.make_grammar is not None and asks_for_grammar(fields):
-            return await self._compiled(lambda: check(fields))
-        # A chat runs the template of the model, which may take its time.
-        if len(data) <= _INLINE_BYTES and 'messages' not in fields:
-            return check(fields)
-        return await asyncio.to_thread(check, fields)
+        async with self._bodies.read(request) as data:
+            fields = None
+            if len(data) <= _INLINE_BYTES:
+                fields = body.parse(data)
+                if 'messages' not in fields and not self._compiles(fields):
+                    return check(fields)
+            made = self._apart(data, fields, check, owner_of(request.scope))
+            return await while_connected(made, request.receive)
 
-    async def _compiled(self, check: Callable[[], Any]) -> Any:
+    async def _apart(
+        self,
+        data: bytes,
+        fields: dict[str, Any] | None,
+        check: Callable[[dict[str, Any]], Any],
+        owner: str,
+    ) -> Any:
+        """Checks a body on another thread: it is long, or the template of the model or the compiler
+        of grammars may take its time."""
+        threads = self._checking['long' if fields is None else 'short']
+
+        async def on_a_thread(work: Callable[[], Any]) -> Any:
+            try:
+                await threads.wait(owner, seconds=self.limits.body_seconds)
+            except TimeoutError:
+                raise full('requests of others are being read') from None
+            return await threads.run(work)
+
+        if fields is None:
+            fields = await on_a_thread(lambda: body.parse(data))
+        if self._compiles(fields):
+            return await self._compiled(lambda: check(fields), owner)
+        return await on_a_thread(lambda: check(fields))
+
+    def _compiles(self, fields: Mapping[str, Any]) -> bool:
+        return self.served.make_grammar is not None and asks_for_grammar(fields)
+
+    async def _compiled(self, check: Callable[[], Any], owner: str) -> Any:
         """There are grammars that take for ever, and no way to tell them by their looks."""
         seconds = self.limits.grammar_seconds
         try:
-            await self._compiling.wait(seconds=seconds)
+            await self._compiling.wait(owner, seconds=seconds)
         except TimeoutError:
             raise full('grammars of others are being compiled') from None
         try:
@@ -204,6 +228,7 @@ def build(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         service.close_streams()
+        await service.end_threads()
         await asyncio.to_thread(served.engine.close)
 
     def post(path: str, endpoint: Callable[[Request], Awaitable[Response]]) -> Route:
@@ -302,33 +327,6 @@ async def _collected(feed: Feed, reply: Reply) -> dict[str, Any]:
 
 def _event(value: dict[str, Any]) -> bytes:
     return b'data: ' + to_json(value) + b'\n\n'
-
-
-async def _body(request: Request, limits: Limits) -> bytes:
-    """The whole body. Raises ApiError when it is no JSON by its headers, too long or too slow."""
-    kind = request.headers.get('content-type', '').partition(';')[0].strip().lower()
-    if kind != 'application/json':
-        raise ApiError(
-            415,
-            f"the content type is {body.shown(kind)}: send 'content-type: application/json'",
-        )
-    coding = request.headers.get('content-encoding', 'identity').lower()
-    if coding != 'identity':
-        raise ApiError(415, f'the content encoding is {body.shown(coding)}: send it plain')
-    data, length = bytearray(), 0
-    try:
-        async with asyncio.timeout(limits.body_seconds):
-            async for piece in request.stream():
-                length += len(piece)
-                if length <= limits.body_bytes:
-                    data += piece
-                elif length > limits.body_bytes * _DRAINED:
-                    break
-    except TimeoutError:
-        raise ApiError(408, f'no whole body in {limits.body_seconds:g} s: send faster') from None
-    if length > limits.body_bytes:
-        raise ApiError(413, f'the body is longer than {limits.body_bytes} bytes: send less')
-    return bytes(data)
 
 
 def _page_routes() -> list[Route]:

@@ -14,12 +14,27 @@ from llama_jax.serve.errors import ApiError
 _T = TypeVar('_T')
 _SHOWN = 60
 _DIGITS = re.compile('[0-9]{1,10}')
+_MANY = 50_000
+"""Values of a body, after which it is read in Python: the reader in C holds Python's lock from
+the beginning to the end, and no other request is served for a second."""
+
+
+class _InPython(json.JSONDecoder):
+    """The same values and errors, read more slowly, with other threads between."""
+
+    def __init__(self) -> None:
+        super().__init__(parse_constant=_refuse_constant)
+        self.scan_once = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
 
 
 def parse(body: bytes) -> dict[str, Any]:
     """The JSON object of a body. Raises ApiError for anything else."""
     try:
-        value = json.loads(body.decode('utf-8'), parse_constant=_refuse_constant)
+        text = body.decode('utf-8')
+        if sum(map(body.count, (b',', b'[', b'{'))) > _MANY:
+            value = _InPython().decode(text)
+        else:
+            value = json.loads(text, parse_constant=_refuse_constant)
     except UnicodeDecodeError:
         raise ApiError(400, 'the body is not UTF-8', code='invalid_json') from None
     except RecursionError:

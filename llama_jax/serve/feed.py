@@ -22,6 +22,8 @@ Happened = tuple[int, Event]
 
 RETRY_SECONDS = 2
 KEEP_ALIVE_SECONDS = 15.0
+BEHIND = 8192
+"""Events of a request that wait for a client which reads more slowly than they come."""
 
 
 class ClientGoneError(Exception):
@@ -41,6 +43,7 @@ class Feed:
         self._queue: asyncio.Queue[Happened] = asyncio.Queue()
         self._tickets: list[Ticket] = []
         self._open = 0
+        self._behind = False
         self._last: list[float] = []  # when the request was submitted, or its newest token came
         self._begun: list[bool] = []
 
@@ -64,7 +67,8 @@ class Feed:
             ticket.cancel()
 
     async def __aiter__(self) -> AsyncIterator[list[Happened]]:
-        """What is there, in order; an empty list after a while without anything."""
+        """What is there, in order; an empty list after a while without anything. Raises ApiError
+        at last when so much waited that the rest was given up."""
         while self._open:
             happened = []
             with contextlib.suppress(TimeoutError):
@@ -74,6 +78,10 @@ class Feed:
                 happened.append(self._queue.get_nowait())
             self._open -= sum(isinstance(event, Finish) for _, event in happened)
             yield happened
+        if self._behind:
+            raise ApiError(
+                408, f'cut off: {BEHIND} events waited for you, read faster', code='slow_reader'
+            )
 
     def _put(self, index: int, event: Event) -> None:
         """Called on the engine's thread."""
@@ -86,7 +94,14 @@ class Feed:
                 self._begun[index] = True
                 self._metrics.first_token(seconds)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, (index, event))
+            self._loop.call_soon_threadsafe(self._arrived, index, event)
+
+    def _arrived(self, index: int, event: Event) -> None:
+        if self._queue.qsize() >= BEHIND and not self._behind:
+            self._behind = True
+            self.cancel()
+        if isinstance(event, Finish) or not self._behind:
+            self._queue.put_nowait((index, event))
 
 
 def full(message: str) -> ApiError:

@@ -9,6 +9,8 @@ from llama_jax.errors import UserError
 from llama_jax.serve.body import Fields
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.served import Served
+from llama_jax.text.chat import Conversation
+from llama_jax.text.vocabulary import TooLongError, within
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ def source_of(fields: Fields, served: Served) -> tuple[int, ...] | None:
     if isinstance(given, str):
         try:
             ids = tuple(served.read_source(given))
+        except TooLongError:
+            raise too_long('source', served.source_length) from None
         except UserError as error:
             raise ApiError(400, str(error), param='source') from None
     elif isinstance(given, list):
@@ -74,6 +78,8 @@ def prompts_of(
                     ids = _between(served, item, suffix)
                 else:
                     ids = _encoded(served, item) if begun else _plain(served, item)
+            except TooLongError:
+                raise too_long(name, served.engine.length) from None
             except UserError as error:
                 raise ApiError(400, str(error), param=name) from None
             prompts.append(Prompt(ids, item))
@@ -85,6 +91,19 @@ def prompts_of(
         if not prompts[-1].ids:
             fields.bad(name, 'holds a prompt without tokens: give at least one')
     return prompts
+
+
+def chat_ids(fields: Fields, served: Served, conversation: Conversation) -> tuple[int, ...]:
+    """The prompt of a chat, by the model's own format. Raises UnwrittenError."""
+    assert served.chat is not None  # or there were no chat
+    length, n_messages = served.engine.length, len(conversation.messages)
+    if n_messages > length:  # each of them takes a token, and the template takes its time for each
+        fields.bad('messages', f'holds {n_messages} messages: at most {length}')
+    vocabulary = within(served.vocabulary, length)
+    try:
+        return tuple(served.chat.encode(conversation, vocabulary, begin=served.begin))
+    except TooLongError:
+        raise too_long('messages', length) from None
 
 
 def suffix_of(fields: Fields, served: Served) -> str:
@@ -99,7 +118,11 @@ def suffix_of(fields: Fields, served: Served) -> str:
 
 def _between(served: Served, prefix: str | Sequence[int], suffix: str) -> tuple[int, ...]:
     assert served.infill is not None  # suffix_of saw to it
-    return (*served.begin, *served.infill.prompt(prefix, suffix, served.vocabulary))
+    vocabulary = within(served.vocabulary, served.engine.length)
+    try:
+        return (*served.begin, *served.infill.prompt(prefix, suffix, vocabulary))
+    except TooLongError:
+        raise too_long('prompt', served.engine.length) from None
 
 
 def _encoded(served: Served, text: str) -> tuple[int, ...]:
@@ -110,4 +133,14 @@ def _encoded(served: Served, text: str) -> tuple[int, ...]:
 
 
 def _plain(served: Served, text: str) -> tuple[int, ...]:
-    return tuple(served.vocabulary.encode(text).tolist())
+    return tuple(served.vocabulary.encode(text, most=served.engine.length).tolist())
+
+
+def too_long(name: str, length: int) -> ApiError:
+    """More tokens than a row has, however many."""
+    return ApiError(
+        400,
+        f'{name} of more than {length} tokens: at most {length} in all, shorten it',
+        param=name,
+        code='context_length_exceeded',
+    )

@@ -18,7 +18,7 @@ from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.constrain import grammar, wanted_format
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.messages import CONVERSATION_FIELDS, conversation_of
-from llama_jax.serve.prompts import Prompt, prompts_of, source_of, suffix_of
+from llama_jax.serve.prompts import Prompt, chat_ids, prompts_of, source_of, suffix_of
 from llama_jax.serve.served import Limits, Served
 from llama_jax.serve.tools import Tools, shown_tags, tools_of
 from llama_jax.text.chat import UnwrittenError
@@ -40,7 +40,7 @@ CHAT_FIELDS = (
     | CONVERSATION_FIELDS
     | {'messages', 'top_logprobs', 'max_completion_tokens', 'reasoning_effort'}
 )
-EMBEDDING_FIELDS = {'model', 'input', 'encoding_format'}
+EMBEDDING_FIELDS = {'model', 'input', 'encoding_format', 'timeout'}
 
 _COMPLETION_TOKENS = 16
 """max_tokens of a completion that names none, as at OpenAI; a chat goes on to the end."""
@@ -85,6 +85,8 @@ class Ask:
 class EmbeddingAsk:
     inputs: tuple[tuple[int, ...], ...]
     base64: bool
+    deadline: float
+    """Of time.monotonic()."""
 
 
 def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) -> Ask:
@@ -159,7 +161,7 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
     tools = tools_of(fields, served.chat)
     conversation = conversation_of(fields, served.chat, tools)
     try:
-        ids = tuple(served.chat.encode(conversation, served.vocabulary, begin=served.begin))
+        ids = chat_ids(fields, served, conversation)
     except UnwrittenError as error:
         raise ApiError(400, str(error), param=_NAMES.get(error.what, error.what)) from None
     except UserError as error:
@@ -204,7 +206,8 @@ def embeddings(served: Served, limits: Limits, body: Mapping[str, Any]) -> Embed
     inputs = prompts_of(fields, 'input', served, most=limits.embeddings, begun=False)
     for prompt in inputs:
         _fits(served, 'input', prompt.ids, 0)
-    return EmbeddingAsk(tuple(prompt.ids for prompt in inputs), encoding == 'base64')
+    deadline = _deadline(fields, limits)
+    return EmbeddingAsk(tuple(prompt.ids for prompt in inputs), encoding == 'base64', deadline)
 
 
 def _fields(body: Mapping[str, Any], kind: str, known: Set[str]) -> Fields:
@@ -335,10 +338,7 @@ def _requests(
     tools: Tools | None = None,
 ) -> tuple[Request, ...]:
     """For each prompt n requests, with one seed after the other."""
-    seconds = fields.number('timeout', limits.seconds)
-    if not 0 < seconds <= limits.seconds:
-        fields.bad('timeout', f'is {seconds}: give seconds above 0, at most {limits.seconds:g}')
-    deadline = time.monotonic() + seconds
+    deadline = _deadline(fields, limits)
     wanted = wanted_format(fields)
     if tools and tools.demanded:
         wanted = tools.wanted(served.vocabulary.control)
@@ -365,6 +365,14 @@ def _requests(
 def _thinks(served: Served, ids: tuple[int, ...]) -> bool:
     """Whether a prompt ends where the model's thoughts begin."""
     return served.vocabulary.decode(ids[-8:]).rstrip().endswith('<think>')
+
+
+def _deadline(fields: Fields, limits: Limits) -> float:
+    """Of time.monotonic()."""
+    seconds = fields.number('timeout', limits.seconds)
+    if not 0 < seconds <= limits.seconds:
+        fields.bad('timeout', f'is {seconds}: give seconds above 0, at most {limits.seconds:g}')
+    return time.monotonic() + seconds
 
 
 def _streaming(fields: Fields) -> dict[str, Any]:

@@ -75,7 +75,8 @@ class Served:
     chat: ChatFormat | None = None
     make_grammar: MakeGrammar | None = None
     read_source: Callable[[str], Sequence[int]] | None = None
-    """Text for the encoder to token ids; None: the model has no encoder."""
+    """Text for the encoder to token ids; None: the model has no encoder. Raises UserError, and may
+    raise TooLongError for more than `source_length`."""
     source_length: int = 0
     """Tokens of the longest source."""
     infill: Infill | None = None

@@ -22,6 +22,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from llama_jax.errors import UserError
+from llama_jax.text.vocabulary import TooLongError
 
 SENTINELS = 128
 MARKS = (
@@ -254,22 +255,35 @@ class Tokenizer(abc.ABC):
         """Ids of a text without lone surrogates, and without U+2581 where it has bytes for it;
         perhaps in several arrays."""
 
-    def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
+    def encode(self, text: str, *, continues: bool = False, most: int | None = None) -> np.ndarray:
         """Token ids of `text`, int32 [n]; no bos or eos, and never a control token.
 
         `continues`: the text goes on from another, so no space is put before it. Raises UserError
-        for a lone surrogate, which no UTF-8 text can hold. Time is linear in the length.
+        for a lone surrogate, which no UTF-8 text can hold, and TooLongError for more than `most`
+        ids: without a look at a text that has more bytes than so many of the longest token, and
+        else as soon as there are more. Time is linear in the length.
         """
+        if most is not None and self.lossless and len(text) > most * int(self.byte_lengths.max()):
+            raise too_long(most)
         refuse_surrogates(text)
-        if self._space_ids is None or SPACE not in text:
-            parts = list(self._encode(text, continues=continues))
-        else:
-            # In text it would come back as a space, so it is spelled in bytes between the parts.
-            first, *rest = text.split(SPACE)
-            parts = list(self._encode(first, continues=continues))
-            for part in rest:
-                parts += [self._space_ids, *self._encode(part, continues=True)]
+        parts, n = [], 0
+        for part in self._parts(text, continues):
+            parts.append(part)
+            n += len(part)
+            if most is not None and n > most:
+                raise too_long(most)
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    def _parts(self, text: str, continues: bool) -> Iterator[np.ndarray]:
+        if self._space_ids is None or SPACE not in text:
+            yield from self._encode(text, continues=continues)
+            return
+        # In text it would come back as a space, so it is spelled in bytes between the parts.
+        first, *rest = text.split(SPACE)
+        yield from self._encode(first, continues=continues)
+        for part in rest:
+            yield self._space_ids
+            yield from self._encode(part, continues=True)
 
     def decode(self, ids: Iterable[int] | np.ndarray, *, show_control: bool = False) -> str:
         """Text of `ids`. Control tokens are dropped, or spelled by name when `show_control`.
@@ -376,6 +390,10 @@ def inside(ids: Iterable[int] | np.ndarray, vocab_size: int) -> list[int]:
             f'{vocab_size}: use the tokenizer that the model was trained with'
         )
     return ids
+
+
+def too_long(most: int) -> TooLongError:
+    return TooLongError(f'the text has more than {most} tokens: shorten it')
 
 
 def too_large(tokens: int, rows: int) -> UserError:

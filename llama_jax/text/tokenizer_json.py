@@ -132,11 +132,13 @@ class JsonTokenizer(Tokenizer):
             theirs = self._continuation
 
     def _ids(self, text: str, theirs: Theirs) -> np.ndarray:
-        found = theirs.encode(text, add_special_tokens=False)
-        ids = np.array(found.ids, np.int32)
+        # Batches alone are encoded without Python's lock: other threads go on meanwhile.
+        (fast,) = theirs.encode_batch_fast([text], add_special_tokens=False)
+        ids = np.array(fast.ids, np.int32)
         closed_n = self._closed[ids]
         if not closed_n.any():
             return ids
+        (found,) = theirs.encode_batch([text], add_special_tokens=False)  # with offsets
         # A vocabulary may hold a control token as a word as well: text that spells it is cut. A
         # byte may stand for a character, and is closed to text that spells its name.
         where = [int(i) for i in np.flatnonzero(closed_n)]

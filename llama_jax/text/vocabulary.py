@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
+
+from llama_jax.errors import UserError
 
 TURNS = frozenset(
     {
@@ -49,10 +51,11 @@ class Vocabulary(Protocol):
     def takes_space(self) -> Mapping[int, tuple[bool, bool]]:
         """Control tokens that take white space from the text on their left, or right."""
 
-    def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
+    def encode(self, text: str, *, continues: bool = False, most: int | None = None) -> np.ndarray:
         """Int32 [n], without bos, eos or any control token, whatever the text spells.
 
-        `continues`: the text goes on from another, so no space is put before it.
+        `continues`: the text goes on from another, so no space is put before it. Raises
+        TooLongError for more than `most` ids, and does not read a long text to its end for that.
         """
 
     def decode(self, ids: Iterable[int] | np.ndarray, *, show_control: bool = False) -> str:
@@ -61,6 +64,29 @@ class Vocabulary(Protocol):
 
     def token_bytes(self, token: int) -> bytes:
         """The UTF-8 that a token stands for, perhaps a part of a character; b'' if none."""
+
+
+class TooLongError(UserError):
+    """A text has more tokens than there is room for."""
+
+
+def within(vocabulary: Vocabulary, most: int) -> Vocabulary:
+    """The same one for a single prompt: it raises TooLongError when the texts that it encodes have
+    more than `most` ids in all."""
+    return cast(Vocabulary, _Within(vocabulary, most))
+
+
+class _Within:
+    def __init__(self, vocabulary: Vocabulary, most: int) -> None:
+        self._vocabulary, self._left = vocabulary, most
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._vocabulary, name)
+
+    def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
+        ids = self._vocabulary.encode(text, continues=continues, most=self._left)
+        self._left -= len(ids)
+        return ids
 
 
 class Piece(NamedTuple):

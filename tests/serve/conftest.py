@@ -1,6 +1,7 @@
 """Engines that end with their test, and servers on a port of their own."""
 
 import contextlib
+import socket
 import threading
 
 import pytest
@@ -37,12 +38,15 @@ def app(engine):
 
 
 @contextlib.contextmanager
-def running(app, *, grace_seconds=10.0):
-    """Serves `app` in a thread; gives (its address, the server)."""
+def running(app, *, grace_seconds=10.0, connections=None, holds=None):
+    """Serves `app` in a thread; gives (its address, the server). `holds`: bytes of answers that the
+    system keeps for a client that does not read."""
     from llama_jax.serve.run import Server, bind
 
     sock = bind('127.0.0.1', 0)
-    server = Server(app, grace_seconds=grace_seconds)
+    if holds:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, holds)
+    server = Server(app, grace_seconds=grace_seconds, connections=connections)
     thread = threading.Thread(target=server.run, kwargs={'sockets': [sock]})
     thread.start()
     try:

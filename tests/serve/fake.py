@@ -17,6 +17,7 @@ from llama_jax.errors import UserError
 from llama_jax.generate.controls import Logprob
 from llama_jax.serve.served import Limits, Served
 from llama_jax.text.detokenizer import Detokenizer
+from llama_jax.text.vocabulary import TooLongError
 
 BOS, EOS, PAD, VOCAB = 256, 257, 258, 259
 MODEL = 'fake/bytes'
@@ -30,7 +31,9 @@ class Bytes:
     takes_space: dict[int, tuple[bool, bool]] = {}
     control: dict[str, int] = {}
 
-    def encode(self, text: str, *, continues: bool = False) -> np.ndarray:
+    def encode(self, text: str, *, continues: bool = False, most=None) -> np.ndarray:
+        if most is not None and len(text.encode(errors='replace')) > most:
+            raise TooLongError(f'the text has more than {most} tokens')
         try:
             return np.array(list(text.encode()), np.int32)
         except UnicodeEncodeError:

@@ -74,7 +74,7 @@ def asked(parts, kind, **body):
 def told(ask):
     """All that decides about the answer."""
     if isinstance(ask, schema.EmbeddingAsk):
-        return ask
+        return ask.inputs, ask.base64
     made = [(request.prompt, request.controls) for request in ask.requests]
     return made, ask.n, ask.stream, ask.logprobs, ask.echo
 

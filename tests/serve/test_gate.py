@@ -117,30 +117,6 @@ def test_full_queue(app):
     assert post(made, PATHS[0], body).status == 200
 
 
-def test_embeddings_wait_in_turn(app, monkeypatch):
-    made = app(limits=fake.Limits(embeddings_waiting=2))
-    engine = made.state.service.served.engine
-    inside, most = 0, 0
-
-    def slow(prompts):
-        nonlocal inside, most
-        inside += 1
-        most = max(most, inside)
-        asyncio.run(asyncio.sleep(0.05))
-        inside -= 1
-        return fake.FakeEngine.embed(engine, prompts)
-
-    monkeypatch.setattr(engine, 'embed', slow)
-
-    async def several():
-        return await asyncio.gather(
-            *(call(made, 'POST', PATHS[2], {'input': 'a'}) for _ in range(5))
-        )
-
-    statuses = [answer.status for answer in asyncio.run(several())]
-    assert sorted(statuses) == [200, 200, 429, 429, 429] and most == 1
-
-
 def test_a_grammar_that_compiles_for_ever_holds_up_nothing_else(app):
     held = threading.Event()
 

@@ -44,7 +44,7 @@ class Vocabulary:
         piece = PIECES[token - 256] if token < N_TEXT else b''
         return piece if isinstance(piece, bytes) else piece.encode()
 
-    def encode(self, text, *, continues=False):
+    def encode(self, text, *, continues=False, most=None):
         return np.array(list(text.encode()), np.int32)
 
     def decode(self, ids):

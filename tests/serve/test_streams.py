@@ -2,12 +2,18 @@
 
 import asyncio
 import gc
+import json
 import random
+import socket
+import threading
 
 import pytest
 
+from llama_jax.serve import feed
 from llama_jax.serve.metrics import resident_bytes
+from tests.serve import fake
 from tests.serve.asgi import call, post
+from tests.serve.conftest import running
 
 
 @pytest.mark.slow
@@ -58,9 +64,58 @@ def test_client_that_leaves_frees_all_its_rows(app):
 
 
 def test_waiting_clients_are_kept_on_the_line(app, monkeypatch):
-    from llama_jax.serve import feed
-
     monkeypatch.setattr(feed, 'KEEP_ALIVE_SECONDS', 0.02)
     body = {'prompt': 'a', 'max_tokens': 3, 'stream': True}
     answer = post(app(pause=0.1), '/v1/completions', body)
     assert b': waiting\n\n' in answer.body and len(answer.events) == 4
+
+
+def test_each_piece_is_sent_before_the_next_one_is_drawn(app):
+    # Every token but the first is drawn when the client has the one before.
+    have = threading.Semaphore(1)
+
+    def script(request):
+        for byte in b'abcdef':
+            assert have.acquire(timeout=10)
+            yield byte
+        yield fake.EOS
+
+    made = app(script=script)
+    body = json.dumps({'prompt': 'a', 'stream': True}).encode()
+    head = f'POST /v1/completions HTTP/1.1\r\nhost: a\r\ncontent-length: {len(body)}\r\n'
+    with running(made) as (url, _), socket.socket() as client:
+        client.settimeout(5)
+        client.connect(('127.0.0.1', int(url.rpartition(':')[2])))
+        client.sendall(head.encode() + b'content-type: application/json\r\n\r\n' + body)
+        got = b''
+        for char in 'abcdef':
+            while f'"text":"{char}"'.encode() not in got:
+                got += client.recv(1 << 16)
+            have.release()
+        while b'[DONE]' not in got:
+            got += client.recv(1 << 16)
+
+
+def test_what_waits_for_a_slow_reader_is_bounded(app, monkeypatch):
+    monkeypatch.setattr(feed, 'BEHIND', 20)
+    made = app(length=4000, pause=0.0005)
+    engine = made.state.service.served.engine
+    body = {'prompt': 'a', 'max_tokens': 3000, 'stream': True}
+    read = []
+
+    async def reads_nothing_for_long(scope, receive, send):
+        async def slow(message):
+            if len(read) == 3:
+                while not engine.stats().requests_total:
+                    await asyncio.sleep(0.01)
+            read.append(message)
+            await send(message)
+
+        await made(scope, receive, slow)
+
+    answer = post(reads_nothing_for_long, '/v1/completions', body)
+    assert engine.stats().requests_total == {'cancelled': 1}
+    last = json.loads(answer.body.rpartition(b'data: ')[2])
+    assert last['error']['code'] == 'slow_reader' and 'read faster' in last['error']['message']
+    assert engine.stats().generated_tokens_total < 3000
+    assert 20 <= answer.body.count(b'"text":"a"') + answer.body.count(b'aa') < 200

@@ -27,7 +27,7 @@ class Bytes:
         self.pad_id, self.end_ids, self.dummy_prefix = self.eos_id, (self.eos_id,), False
         self.space_after_control, self.takes_space = True, {}
 
-    def encode(self, text, *, continues=False):
+    def encode(self, text, *, continues=False, most=None):
         return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
     def decode(self, ids, *, show_control=False):

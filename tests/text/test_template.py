@@ -123,7 +123,7 @@ class Whole(Bytes):
         super().__init__()
         self.seen = []
 
-    def encode(self, text, *, continues=False):
+    def encode(self, text, *, continues=False, most=None):
         self.seen.append(text)
         return super().encode(text)
 
