@@ -22,7 +22,7 @@ DOCS := $(VENV)/.docs-$(BY)
 PARITY := .venv-parity/.test-$(BY)
 TPU := .venv-tpu/.test-$(BY)
 
-.PHONY: help quickstart compare finetune weights test check pytest test-parity test-tpu-compile test-newest docs clean
+.PHONY: help quickstart compare finetune weights test check pytest test-parity test-tpu-compile test-newest breaks docs clean
 
 help:
 	@echo 'make quickstart        train, sample and report in a few minutes: runs/quickstart'
@@ -33,6 +33,7 @@ help:
 	@echo 'make test-parity       against PyTorch and transformers; writes the goldens'
 	@echo 'make test-tpu-compile  compiles for TPUs that are not there (Linux)'
 	@echo 'make test-newest       the tests again on the newest Python present'
+	@echo 'make breaks            breaks the code in 12 places, and tells what no test notices'
 	@echo 'make docs              API pages in runs/api'
 	@echo 'make clean             removes environments and caches, keeps runs/'
 	@echo
@@ -76,6 +77,13 @@ test-newest:
 	if [ -n "$$newest" ]; then $(MAKE) pytest VENV=.venv-newest PYTHON="$$newest" \
 	  SELECT='-m "not parity and not tpu and not slow"'; \
 	else echo 'test-newest: skipped, no Python newer than $(PYTHON) here'; fi
+
+# make breaks WHERE='llama_jax/data configs' N=60 SEED=12
+WHERE ?= llama_jax experiments tpu configs
+N ?= 12
+SEED ?= 0
+breaks: $(TEST)
+	$(VENV)/bin/python tools/breaks.py -n $(N) --seed $(SEED) $(WHERE)
 
 docs: $(DOCS)
 	$(VENV)/bin/python -W 'ignore:Error parsing type annotation' -m pdoc -o runs/api \

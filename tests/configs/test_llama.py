@@ -6,15 +6,18 @@ After an intended change, write the dumps anew and read the difference:
 
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 import configs
 from llama_jax import trees
+from llama_jax.compare.grid import Grid
 from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.optim.schedule import schedule
+from llama_jax.train.checkpoint import difference
 from llama_jax.train.experiment import to_dict
 
 GOLDENS = Path(__file__).parents[1] / 'goldens'
@@ -22,7 +25,9 @@ NAMED = sorted(configs.named())
 DUMPS = [
     *(('configs', name, configs.get) for name in NAMED),
     *(('recipes', name, configs.recipe) for name in sorted(configs.recipes())),
+    *(('grids', name, configs.grid) for name in sorted(configs.grids())),
 ]
+KINDS = ('configs', 'recipes', 'grids')
 
 # Exact sizes of the published checkpoints.
 PARAMETERS = {
@@ -107,9 +112,19 @@ def test_misspelt_name_is_answered_with_the_nearest():
         configs.recipe('llama1_65b')
 
 
+def plain(value):
+    """An experiment, or a grid: its first arm, and how the others differ from it."""
+    if not isinstance(value, Grid):
+        return to_dict(value)
+    first, *others = [to_dict(arm.experiment) for arm in value.arms]
+    differ = {other['name']: list(difference(first, other)) for other in others}
+    settings = {name: getattr(value, name) for name in ('name', 'title', 'seeds', 'may_differ')}
+    return {**settings, 'suite': asdict(value.suite), 'first': first, 'others': differ}
+
+
 @pytest.mark.parametrize('kind, name, get', DUMPS)
 def test_golden_dump(kind, name, get):
-    text = json.dumps(to_dict(get(name)), indent=1, ensure_ascii=False) + '\n'
+    text = json.dumps(plain(get(name)), indent=1, ensure_ascii=False) + '\n'
     golden = GOLDENS / kind / f'{name}.json'
     if os.environ.get('LLAMA_JAX_WRITE_GOLDENS'):
         golden.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +135,6 @@ def test_golden_dump(kind, name, get):
 
 
 def test_no_golden_without_a_configuration():
-    for kind in ('configs', 'recipes'):
+    for kind in KINDS:
         known = [name for one, name, _ in DUMPS if one == kind]
         assert sorted(path.stem for path in (GOLDENS / kind).glob('*.json')) == known

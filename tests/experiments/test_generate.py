@@ -253,6 +253,8 @@ def test_a_small_model_of_another_tokenizer(run_script, run, gguf):
         (['--weights', 'y'], 'either --prompt TEXT or --chat TEXT'),
         (['--weights', 'y', '--prompt', 'a', '--chat', 'b'], 'either --prompt'),
         (['--weights', 'y', '--prompt', 'a', '--system', 'b'], '--system is part of a chat'),
+        (['--prompt', 'a', '--chat-template', 'chatml'], '--chat-template is of a chat'),
+        (['--weights', 'y', '--chat', 'a', '--chat-template', 'no.jinja'], 'no.jinja'),
         (['--prompt', 'a', '--lookup', '4', '--draft', 'z'], '--lookup and --draft'),
         (['--prompt', 'a', '--lookup', '16'], 'n_draft 16: guess 1 to 15'),
         (['--weights', 'y', '--prompt', 'a'], "no weights are called 'y'"),

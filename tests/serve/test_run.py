@@ -35,6 +35,8 @@ def test_addresses_that_cannot_be(host, port, message):
         (('--timeout', 'nan'), '--timeout nan: give seconds above 0'),
         (('--cors', 'example.org'), '--cors example.org is no origin'),
         (('--lookup', '16'), 'n_draft 16: guess 1 to 15'),
+        (('--cors', 'example.org'), '--cors example.org is no origin'),
+        (('--chat-template', 'nowhere.jinja'), 'nowhere.jinja'),
         ((), 'give either --checkpoint DIRECTORY or --weights NAME'),
     ],
 )
