@@ -96,6 +96,7 @@ def main() -> None:
         engine = Engine(
             model.programs(mesh, options.compute, options.quantization),
             token_bytes=model.vocabulary.token_bytes,
+            control=model.vocabulary.control,
             rows=options.rows,
             length=options.length or min(2048, model.config.context),
             queue=options.queue,

@@ -97,8 +97,12 @@ class Core:
         sequence.n_read += n
         if sequence.controls.prompt_logprobs is not None:
             self._score(sequence, x_BTD, at, n)
-        if not sequence.finished and sequence.n_read == len(prompt):
+        if sequence.finished or sequence.n_read < len(prompt):
+            return
+        if sequence.controls.max_tokens:
             self._begin(sequence, x_BTD, n - 1)
+        else:
+            self._end(sequence, 'length')
 
     def _admit(self) -> None:
         scheduler, free = self._scheduler, self._scheduler.free()
@@ -162,7 +166,7 @@ class Core:
             elif sequence.request.grammar is not None:
                 self._follow(sequence, tokens[0])
 
-    def _end(self, sequence: SequenceState, reason: FinishReason, message: str) -> None:
+    def _end(self, sequence: SequenceState, reason: FinishReason, message: str = '') -> None:
         sequence.finish(reason, message)
         self._scheduler.release(sequence)
 

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -43,6 +43,7 @@ class Engine:
         programs: Programs,
         *,
         token_bytes: Callable[[int], bytes],
+        control: Mapping[str, int] | None = None,
         rows: int = 8,
         length: int = 2048,
         source_length: int | None = None,
@@ -51,13 +52,14 @@ class Engine:
         steps: int = 8,
         lookup: Lookup | None = None,
     ):
-        """`token_bytes` gives the UTF-8 of a token. `queue`: requests that may wait. Prompts are
-        read in pieces of `prefill_chunk` tokens (a power of two); between them `steps` tokens are
-        drawn when all rows are busy, fewer when they are not. `source_length`: of the longest
-        source, of an encoder-decoder; default: `length`. With `lookup` tokens are guessed: rows
-        that repeat themselves need fewer steps, and whether others guess can then change the last
-        bits of a row's probabilities. Memory is taken at once, and logged. Raises UserError for
-        sizes that cannot be.
+        """`token_bytes` gives the UTF-8 of a token, `control` the ids of control tokens by name, as
+        stop strings may name them. `queue`: requests that may wait. Prompts are read in pieces of
+        `prefill_chunk` tokens (a power of two); between them `steps` tokens are drawn when all rows
+        are busy, fewer when they are not. `source_length`: of the longest source, of an
+        encoder-decoder; default: `length`. With `lookup` tokens are guessed: rows that repeat
+        themselves need fewer steps, and whether others guess can then change the last bits of a
+        row's probabilities. Memory is taken at once, and logged. Raises UserError for sizes that
+        cannot be.
         """
         check_sizes(
             programs,
@@ -72,6 +74,7 @@ class Engine:
         self.source_length = source_length or (length if self.config.encoder_layers else 0)
         self.rows, self.length = rows, length
         self._token_bytes, self._queue = token_bytes, queue
+        self._names = {token: name for name, token in (control or {}).items()}
         self._slots = Slots(
             programs,
             rows=rows,
@@ -102,6 +105,7 @@ class Engine:
             self._counting(on_event),
             token_bytes=self._token_bytes,
             end_ids=self.programs.end_ids,
+            names=self._names,
         )
         with self._changed:
             waiting = self._scheduler.waiting

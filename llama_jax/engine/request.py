@@ -73,6 +73,8 @@ class Finish:
     """Tokens of the prompt that were not read again, because a row held them."""
     message: str = ''
     """What went wrong, for 'error'."""
+    end: Logprob | None = None
+    """The end id, or stop id, that was drawn, where log-probabilities are asked for."""
 
 
 Event = Piece | PromptScores | Finish

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from llama_jax.engine.request import (
     Event,
@@ -24,30 +25,43 @@ log = logging.getLogger(__name__)
 class StopStrings:
     """Cuts a text before the first of several strings, as the text arrives.
 
-    What may be the beginning of one is held back until it is known.
+    What may be the beginning of one is held back until it is known. Names of control tokens are
+    looked at, and are no part of the text.
     """
 
     def __init__(self, stop: Sequence[str]):
         self._stop, self._held = tuple(stop), ''
+        self._is_name: list[bool] = []  # each character that is held
         self.found = False
 
-    def __call__(self, text: str) -> str:
-        """The text that is sure to stand before every string, after `text` more."""
+    def __call__(self, text: str, *, is_name: bool = False, may_stop: bool = True) -> str:
+        """The text that is sure to stand before every string, after `text` more. Without `may_stop`
+        a string that ends in it is none."""
         if not self._stop:
-            return text
-        text, self._held = self._held + text, ''
-        at = min((i for i in map(text.find, self._stop) if i >= 0), default=-1)
-        if at >= 0:
-            self.found = True
-            return text[:at]
-        n_held = max(_overlap(text, stop) for stop in self._stop)
-        self._held = text[len(text) - n_held :]
-        return text[: len(text) - n_held]
+            return '' if is_name else text
+        n_before = len(self._held)
+        self._held += text
+        self._is_name += [is_name] * len(text)
+        if may_stop:
+            # A string that ended before did not count.
+            begins = [max(0, n_before - len(stop) + 1) for stop in self._stop]
+            found = [self._held.find(*pair) for pair in zip(self._stop, begins, strict=True)]
+            at = min((i for i in found if i >= 0), default=-1)
+            if at >= 0:
+                self.found = True
+                return self._passed(at)
+        n_held = max(_overlap(self._held, stop) for stop in self._stop)
+        return self._passed(len(self._held) - n_held)
 
     def finish(self) -> str:
         """What was held back: no string came of it."""
-        held, self._held = self._held, ''
-        return held
+        return self._passed(len(self._held))
+
+    def _passed(self, n: int) -> str:
+        passed = zip(self._held[:n], self._is_name[:n], strict=True)
+        text = ''.join(character for character, is_name in passed if not is_name)
+        self._held, self._is_name = self._held[n:], self._is_name[n:]
+        return text
 
 
 class SequenceState:
@@ -61,8 +75,12 @@ class SequenceState:
         *,
         token_bytes: Callable[[int], bytes],
         end_ids: Sequence[int],
+        names: Mapping[int, str],
     ):
+        """`names` are those of the control tokens."""
         controls = request.controls
+        if controls.seed is None:
+            controls = replace(controls, seed=secrets.randbits(32))
         self.request, self.controls, self._on_event = request, controls, on_event
         self.prompt = tuple(map(int, request.prompt))
         self.cancelled = self.finished = False
@@ -78,7 +96,7 @@ class SequenceState:
         self._text = Detokenizer(
             lambda token: shown.get(token) or token_bytes(token), prompt=self.prompt
         )
-        self._stop = StopStrings(controls.stop)
+        self._stop, self._names = StopStrings(controls.stop), names
         self._tokens: list[int] = []  # whose text is not out yet
         self._logprobs: list[Logprob] = []
 
@@ -104,15 +122,17 @@ class SequenceState:
         """Take tokens that were drawn, up to the end of the text; how many were kept."""
         text, n_kept = '', 0
         reason: FinishReason | None = None
+        end: Logprob | None = None
         for i, token in enumerate(tokens):
             if token in self._ends:
                 reason = 'stop'
+                end = next(iter(logprobs[i : i + 1]), None)
                 break
             n_kept += 1
             self._n_drawn += 1
             self._tokens.append(token)
             self._logprobs.extend(logprobs[i : i + 1])
-            text += self._stop(self._text([token]))
+            text += self._shown(token)
             if self._stop.found:
                 reason = 'stop'
                 break
@@ -120,12 +140,27 @@ class SequenceState:
                 reason = 'length'
                 break
         if reason:
-            self.finish(reason, text=text)
+            self.finish(reason, text=text, end=end)
         elif text:
             self._tell_piece(text)
         return n_kept
 
-    def finish(self, reason: FinishReason, message: str = '', *, text: str = '') -> None:
+    def _shown(self, token: int) -> str:
+        """The text that is sure after one more token."""
+        may_stop = self._n_drawn > self.controls.min_tokens
+        text = self._stop(self._text([token]), may_stop=may_stop)
+        if token in self._names and token not in self.request.shown and not self._stop.found:
+            text += self._stop(self._names[token], is_name=True, may_stop=may_stop)
+        return text
+
+    def finish(
+        self,
+        reason: FinishReason,
+        message: str = '',
+        *,
+        text: str = '',
+        end: Logprob | None = None,
+    ) -> None:
         """The last events, `text` and what was held back among them; a second call does nothing."""
         if self.finished:
             return
@@ -135,7 +170,7 @@ class SequenceState:
         if text or self._tokens:
             self._tell_piece(text)
         n_prompt = len(self.prompt)
-        self._tell(Finish(reason, n_prompt, self._n_drawn, self.n_cached, message))
+        self._tell(Finish(reason, n_prompt, self._n_drawn, self.n_cached, message, end))
 
     def _tell_piece(self, text: str) -> None:
         self._tell(Piece(text, tuple(self._tokens), tuple(self._logprobs)))

@@ -12,20 +12,19 @@ from typing import Any
 import numpy as np
 
 from llama_jax.engine.engine import Engine
-from llama_jax.engine.request import Finish, Piece
+from llama_jax.engine.request import Event, Finish, Piece
 from llama_jax.engine.request import Request as ToWrite
-from llama_jax.engine.sequence import StopStrings
+from llama_jax.engine.sequence import SequenceState
 from llama_jax.errors import UserError
 from llama_jax.evaluate.classifier import Classifier
 from llama_jax.generate.continuations import Continuations, Request, Scored
-from llama_jax.generate.controls import Controls
+from llama_jax.generate.controls import Controls, numbered
 from llama_jax.generate.embed import Embedder
 from llama_jax.generate.finite import NotFiniteError
 from llama_jax.generate.generator import Generator
 from llama_jax.generate.programs import Programs, bucket
 from llama_jax.mesh import batch_shards
 from llama_jax.text.chat import ChatFormat, Conversation, Message
-from llama_jax.text.detokenizer import Detokenizer
 from llama_jax.text.vocabulary import Vocabulary, encode_parts
 
 ROWS = 8
@@ -131,10 +130,12 @@ class Subject:
         controls: Sequence[Controls],
         tell: Callable[[int], None] = lambda n: None,
     ) -> list[Written]:
-        """Continue each prompt; what prompts share is read once. Raises UserError for prompts that
-        leave no room in the context, NotFiniteError where the model computes no numbers."""
+        """Continue each prompt; what prompts share is read once. One that is there several times is
+        continued in several ways, where tokens are drawn. Raises UserError for prompts that leave
+        no room in the context, NotFiniteError where the model computes no numbers."""
         if not prompts:
             return []
+        controls = numbered([tuple(prompt) for prompt in prompts], controls)
         longest = max(len(p) + c.max_tokens for p, c in zip(prompts, controls, strict=True))
         if longest > self.context:
             raise UserError(f'{longest} tokens to read and write, the context is {self.context}')
@@ -165,11 +166,19 @@ class Subject:
             completions = generator([prompt for prompt, _ in part], **each)
             for (prompt, c), completion in zip(part, completions, strict=True):
                 tell(len(completion.tokens))
-                text = Detokenizer(self.vocabulary.token_bytes, prompt=prompt)
-                stop = StopStrings(c.stop)
-                whole = stop(text(completion.tokens))
-                whole += '' if stop.found else stop.finish()
-                found.append(Written(whole, 'stop' if stop.found else completion.finish_reason))
+                heard: list[Event] = []
+                sequence = SequenceState(
+                    ToWrite(prompt, c),
+                    heard.append,
+                    token_bytes=self.vocabulary.token_bytes,
+                    end_ids=(),
+                    names={token: name for name, token in self.vocabulary.control.items()},
+                )
+                sequence.add(completion.tokens)
+                sequence.finish(completion.finish_reason)
+                text = ''.join(event.text for event in heard if isinstance(event, Piece))
+                assert isinstance(heard[-1], Finish)
+                found.append(Written(text, heard[-1].reason))
         return found
 
     def _by_engine(
@@ -181,6 +190,7 @@ class Subject:
         engine = Engine(
             self.programs,
             token_bytes=self.vocabulary.token_bytes,
+            control=self.vocabulary.control,
             rows=min(ROWS, len(asked)),
             length=length,
             queue=2 * len(asked),  # one owner may not fill it

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -22,8 +23,9 @@ class Controls:
     `max_tokens`."""
 
     max_tokens: int = 128
+    """0, with `prompt_logprobs`: the prompt is scored and nothing is drawn."""
     min_tokens: int = 0
-    """No end id and no stop id is drawn before so many tokens."""
+    """No end id and no stop id is drawn before so many tokens, and no stop string ends in them."""
     temperature: float = 1.0
     """Logits are divided by it; 0 takes the likeliest token."""
     top_k: int = 0
@@ -44,12 +46,13 @@ class Controls:
     """Taken from a token's logit for each time that the text holds it."""
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits, by token id."""
-    seed: int = 0
-    """In [0, 2^32). A draw depends on the row's logits, this and the position, nothing else."""
+    seed: int | None = None
+    """In [0, 2^32). A draw depends on the row's logits, this and the position, nothing else. None:
+    an Engine takes another one for each request, a Generator begins with 0."""
     stop_ids: tuple[int, ...] = ()
     """End the text like the end ids of the model; not part of it."""
     stop: tuple[str, ...] = ()
-    """The text ends before the first of these strings."""
+    """The text ends before the first of these strings, in which control tokens go by name."""
     ignore_end: bool = False
     """The end ids of the model do not end the text (for benchmarks)."""
     logprobs: int | None = None
@@ -59,8 +62,13 @@ class Controls:
 
     def check(self, *, vocab: int) -> None:
         """Raise UserError for the first control that is out of range, by name."""
+        scored = self.prompt_logprobs is not None
         for name, (right, what) in _RANGES.items():
             value = getattr(self, name)
+            if name == 'max_tokens' and _is_integer(value) and value == 0 and scored:
+                continue
+            if name == 'seed' and value is None:
+                continue
             if not (_is_number(value) and right(value)):
                 raise UserError(f'{name} {value!r} is not {what}')
         for name in ('logprobs', 'prompt_logprobs'):
@@ -86,6 +94,17 @@ class Controls:
             raise UserError(f'{len(self.stop_ids)} stop_ids: at most {MOST_STOP_IDS}')
         if not all(isinstance(text, str) and text for text in self.stop):
             raise UserError('stop: give strings that are not empty')
+
+
+def numbered(texts: Sequence[object], controls: Sequence[Controls]) -> list[Controls]:
+    """Controls of rows with these texts (hashable), which are drawn once each: of a text that is
+    there several times the seeds go on one by one, from 0 where there is none."""
+    before: Counter[object] = Counter()
+    found = []
+    for text, one in zip(texts, controls, strict=True):
+        found.append(replace(one, seed=((one.seed or 0) + before[text]) % 2**32))
+        before[text] += 1
+    return found
 
 
 @dataclass(frozen=True)

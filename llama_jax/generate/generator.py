@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llama_jax.errors import UserError
-from llama_jax.generate.controls import Controls, Logprob
+from llama_jax.generate.controls import Controls, Logprob, numbered
 from llama_jax.generate.decode import Drawn, State
 from llama_jax.generate.finite import NOT_FINITE
 from llama_jax.generate.prefill import Shape, check_sources, prefill, shape_of
@@ -100,9 +100,10 @@ class Generator:
         (with Lookup the same tokens too).
 
         Settings are the fields of Controls, one value for all rows or a sequence with one per row;
-        the default temperature is 0. Rows of one seed and one prompt draw the same tokens: for
-        several samples of a prompt give it several times, with `seed=range(n)`. Raises UserError
-        for what cannot be done, NotFiniteError where the logits of a row are no numbers.
+        the default temperature is 0. A prompt that is there several times goes on from `seed`,
+        seed + 1 and so on, unless seeds are given row by row: rows of one prompt and one seed draw
+        the same tokens. Raises UserError for what cannot be done, NotFiniteError where the logits
+        of a row are no numbers.
         """
         drawn, counts, controls = self._drawn(prompts, settings, sources, speculate)
         return [self._completion(drawn, i, one, counts) for i, one in enumerate(controls)]
@@ -241,6 +242,9 @@ class Generator:
             check(self.programs, speculate, longest=max(_limits(prompts, controls)))
             n_draft = speculate.n_draft
         source = check_sources(self.programs, prompts, sources)
+        if not isinstance(settings.get('seed'), _SEVERAL):
+            read = zip(prompts, sources or [()] * len(prompts), strict=True)
+            controls = numbered([tuple(map(tuple, each)) for each in read], controls)
         return controls, self.shape(len(prompts), longest, most + n_draft, source)
 
     def _read(
@@ -292,13 +296,13 @@ class Generator:
         )
 
 
+_SEVERAL = (list, range, np.ndarray)
+"""What holds a value for each row."""
+
+
 def controls_of(n: int, settings: dict[str, Any]) -> list[Controls]:
     """Controls of `n` rows from settings that are one for all or a sequence with one per row."""
-    several = {
-        name: list(value)
-        for name, value in settings.items()
-        if isinstance(value, list | range | np.ndarray)
-    }
+    several = {name: list(value) for name, value in settings.items() if isinstance(value, _SEVERAL)}
     for name, values in several.items():
         if len(values) != n:
             raise UserError(f'{len(values)} values of {name} for {n} prompt(s): one, or one each')

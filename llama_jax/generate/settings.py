@@ -87,7 +87,7 @@ def rows_of(
         repetition_B=filled(lambda c: c.repetition_penalty, np.float32, 1),
         presence_B=filled(lambda c: c.presence_penalty, np.float32),
         frequency_B=filled(lambda c: c.frequency_penalty, np.float32),
-        seed_B=filled(lambda c: c.seed, np.uint32),
+        seed_B=filled(lambda c: c.seed or 0, np.uint32),
         end_BE=ends,
         earliest_B=start + filled(lambda c: c.min_tokens, np.int32),
         last_B=start + filled(lambda c: min(c.max_tokens, 2**30), np.int32) - 1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -22,7 +21,7 @@ from llama_jax.serve.chat_responses import reply_of
 from llama_jax.serve.constrain import asks_for_grammar
 from llama_jax.serve.embeddings import Embeddings
 from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, to_json
-from llama_jax.serve.feed import KEEP_ALIVE_SECONDS, ClientGoneError, Feed, full, while_connected
+from llama_jax.serve.feed import ClientGoneError, Feed, full, while_connected
 from llama_jax.serve.gate import Gate, Status, owner_of
 from llama_jax.serve.metrics import CONTENT_TYPE, Metrics
 from llama_jax.serve.responses import Reply, embedding_list
@@ -303,16 +302,12 @@ async def _told(feed: Feed, reply: Reply, ask: Ask) -> AsyncIterator[bytes]:
         first = b''.join(map(_event, reply.opening()))
         if first:
             yield first
-        sent = time.monotonic()
         async for happened in feed:
             chunks = [c for index, event in happened for c in reply.chunks(index, event)]
-            now = time.monotonic()
             if chunks:
                 yield b''.join(map(_event, chunks))
-                sent = now
-            elif not happened or now - sent >= KEEP_ALIVE_SECONDS:  # a long call, say
+            elif not happened:
                 yield b': waiting\n\n'
-                sent = now
         if ask.include_usage:
             yield _event(reply.usage_chunk())
         yield b'data: [DONE]\n\n'

@@ -90,7 +90,7 @@ class ChatReply(Reply):
         return {'message': message}
 
     def _logprobs(self, scored: Sequence[Scored], text: str, start: int) -> Json:
-        return {'content': entries(self._vocabulary, scored), 'refusal': None}
+        return {'content': entries(self._spelling, scored), 'refusal': None}
 
 
 def _parser(ask: Ask) -> CallParser | None:

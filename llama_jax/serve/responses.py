@@ -63,6 +63,7 @@ class Reply(ABC):
 
     def __init__(self, served: Served, ask: Ask):
         self._vocabulary, self._model, self._ask = served.vocabulary, served.name, ask
+        self._spelling = Spelling(served.vocabulary)
         self._id = f'{self.name}-{secrets.token_hex(12)}'
         self._created = int(time.time())
         self._choices = [Choice() for _ in ask.requests]
@@ -80,7 +81,11 @@ class Reply(ABC):
             choice.finish = event
             if event.reason == 'error':
                 raise ApiError(500, event.message or 'generation failed', code='engine_error')
-            yield self._chunk(index, '', [], finish=self._reason(choice))
+            ends = [event.end] if event.end else []
+            choice.drawn += [one.logprob for one in ends]
+            told = [scored_of(one) for one in ends if ask.logprobs is not None]
+            yield self._chunk(index, '', told, finish=self._reason(choice))
+            choice.scored += told
         elif isinstance(event, PromptScores):
             choice.prompt = self._of_prompt(ask.prompt(index), event)
             if ask.echo and ask.logprobs is not None:
@@ -89,7 +94,7 @@ class Reply(ABC):
                 yield self._tell(index, '', [], prompt=choice.prompt)
         else:
             choice.drawn += [one.logprob for one in event.logprobs]
-            if ask.generate and (event.text or (event.logprobs and ask.logprobs is not None)):
+            if event.text or (event.logprobs and ask.logprobs is not None):
                 yield self._tell(index, event.text, [scored_of(one) for one in event.logprobs])
 
     def whole(self) -> Json:
@@ -124,7 +129,7 @@ class Reply(ABC):
         ends = [choice.finish for choice in self._choices if choice.finish]
         firsts = [choice.finish for choice in self._choices[:: self._ask.best_of] if choice.finish]
         read = sum(len(prompt.ids) for prompt in self._ask.prompts)
-        written = sum(end.completion_tokens for end in ends) if self._ask.generate else 0
+        written = sum(end.completion_tokens for end in ends)
         return {
             'prompt_tokens': read,
             'completion_tokens': written,
@@ -188,7 +193,7 @@ class Reply(ABC):
             'finish_reason': finish,
         }
         if prompt is not None and self._ask.prompt_logprobs:
-            choice['prompt_logprobs'] = entries(self._vocabulary, prompt)
+            choice['prompt_logprobs'] = entries(self._spelling, prompt)
         chunk = {**self._head(self.chunk_object), 'choices': [choice]}
         if self._ask.include_usage:
             chunk['usage'] = None
@@ -206,7 +211,7 @@ class Reply(ABC):
             'finish_reason': self._reason(choice),
         }
         if self._ask.prompt_logprobs:
-            whole['prompt_logprobs'] = entries(self._vocabulary, choice.prompt or [])
+            whole['prompt_logprobs'] = entries(self._spelling, choice.prompt or [])
         return whole
 
     def _of_prompt(self, prompt: Prompt, scores: PromptScores) -> list[Scored]:
@@ -227,7 +232,7 @@ class CompletionReply(Reply):
         return {'text': text}
 
     def _logprobs(self, scored: Sequence[Scored], text: str, start: int) -> Json:
-        spelled = [_spell(self._vocabulary.token_bytes(one.token)) for one in scored]
+        spelled = [self._spelling(one.token) for one in scored]
         tops = [self._top(one) if one.top else None for one in scored]
         return {
             'tokens': spelled,
@@ -241,7 +246,7 @@ class CompletionReply(Reply):
         pairs = [*scored.top, (scored.token, scored.logprob)]
         top: dict[str, float | None] = {}
         for token, logprob in pairs:
-            top.setdefault(_spell(self._vocabulary.token_bytes(token)), _finite(logprob))
+            top.setdefault(self._spelling(token), _finite(logprob))
         return top
 
 
@@ -271,10 +276,14 @@ def scored_of(one: Logprob) -> Scored:
     return Scored(one.token, one.logprob, one.top)
 
 
-def entries(vocabulary: Vocabulary, scored: Sequence[Scored]) -> list[Json]:
+def entries(spelling: Spelling, scored: Sequence[Scored]) -> list[Json]:
     def entry(token: int, logprob: float | None) -> Json:
-        data = vocabulary.token_bytes(token)
-        return {'token': _spell(data), 'logprob': _finite(logprob), 'bytes': list(data)}
+        data = spelling.data(token)
+        return {
+            'token': spelling(token),
+            'logprob': _finite(logprob),
+            'bytes': list(data) if data else None,
+        }
 
     return [
         {
@@ -292,12 +301,22 @@ def _finite(logprob: float | None) -> float | None:
     return float(logprob) if logprob > _LOWEST else _LOWEST
 
 
-def _spell(data: bytes) -> str:
-    r"""A token as a string: its text, or `bytes:\xe4\xbd` where that is no whole characters."""
-    try:
-        return data.decode('utf-8')
-    except UnicodeDecodeError:
-        return 'bytes:' + ''.join(f'\\x{byte:02x}' for byte in data)
+class Spelling:
+    r"""Tokens as strings: their text, `bytes:\xe4\xbd` where that is no whole characters; a control
+    token by its name, which is no text and has no bytes."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.data = vocabulary.token_bytes
+        self._names = {token: name for name, token in vocabulary.control.items()}
+
+    def __call__(self, token: int) -> str:
+        data = self.data(token)
+        if not data:
+            return self._names.get(token, f'token:{token}')
+        try:
+            return data.decode('utf-8')
+        except UnicodeDecodeError:
+            return 'bytes:' + ''.join(f'\\x{byte:02x}' for byte in data)
 
 
 def _offsets(vocabulary: Vocabulary, scored: Sequence[Scored], text: str, start: int) -> list[int]:

@@ -6,6 +6,7 @@ import re
 import secrets
 import time
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -74,8 +75,6 @@ class Ask:
     tools: Tools = field(default_factory=Tools)
     thinking: bool = False
     """The text begins within the thoughts of the model."""
-    generate: bool = True
-    """False: nothing but the echo is wanted; the requests still draw one token."""
 
     def prompt(self, request: int) -> Prompt:
         return self.prompts[request // self.best_of]
@@ -111,14 +110,16 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
     logprobs = None if fields.raw('logprobs') is False else fields.integer('logprobs', None)
     echo = fields.boolean('echo')
     asked = fields.integer('max_tokens', _COMPLETION_TOKENS)
-    generate = asked != 0 or not echo
+    echoed = logprobs if echo else None
+    if echo and asked == 0 and not fields.has('prompt_logprobs'):
+        echoed = logprobs or 0  # an engine that draws nothing scores the prompt
     controls = _controls(
         fields,
         served,
         limits,
-        max_tokens=asked if generate else 1,
+        max_tokens=asked,
         logprobs=0 if logprobs is None and best_of > n else logprobs,  # they say which is best
-        echoed=logprobs if echo else None,
+        echoed=echoed,
     )
     if suffix and served.infill is not None:
         ends = tuple(dict.fromkeys((*controls.stop_ids, *served.infill.ends)))
@@ -140,7 +141,6 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
         logprobs=logprobs,
         prompt_logprobs=fields.has('prompt_logprobs'),
         echo=echo,
-        generate=generate,
         **_streaming(fields),
     )
 
@@ -337,29 +337,36 @@ def _requests(
     source: tuple[int, ...] | None = None,
     tools: Tools | None = None,
 ) -> tuple[Request, ...]:
-    """For each prompt n requests, with one seed after the other."""
+    """For each prompt n requests, with one seed after the other: a prompt that is there several
+    times goes on with the seeds. Where none was given, so do all prompts."""
     deadline = _deadline(fields, limits)
     wanted = wanted_format(fields)
-    if tools:
-        wanted = tools.wanted(served.vocabulary.control, wanted)
+    if tools and tools.demanded:
+        wanted = tools.wanted(served.vocabulary.control)
     for name, control in (('min_tokens', controls.min_tokens), ('ignore_eos', controls.ignore_end)):
         if wanted and control:
             fields.bad(
                 name, 'goes against the grammar, which says where the text ends: leave it out'
             )
-    return tuple(
-        Request(
-            prompt,
-            replace(controls, seed=(controls.seed + i) % 2**32),
-            source=source,
-            grammar=grammar(served.make_grammar, wanted) if wanted else None,
-            deadline=deadline,
-            owner=owner,
-            shown=shown_tags(tools, served.vocabulary.control),
-        )
-        for prompt in prompts
-        for i in range(n)
-    )
+    drawn: Counter[tuple[int, ...]] = Counter()
+    requests = []
+    for prompt in prompts:
+        for _ in range(n):
+            alike = prompt if fields.has('seed') else ()
+            seed = ((controls.seed or 0) + drawn[alike]) % 2**32
+            drawn[alike] += 1
+            requests.append(
+                Request(
+                    prompt,
+                    replace(controls, seed=seed),
+                    source=source,
+                    grammar=grammar(served.make_grammar, wanted) if wanted else None,
+                    deadline=deadline,
+                    owner=owner,
+                    shown=shown_tags(tools, served.vocabulary.control),
+                )
+            )
+    return tuple(requests)
 
 
 def _thinks(served: Served, ids: tuple[int, ...]) -> bool:

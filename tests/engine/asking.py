@@ -107,7 +107,12 @@ MIXED = [
     (1, Controls(temperature=1.0, top_k=9, seed=5, max_tokens=25, repetition_penalty=1.3)),
     (33, Controls(temperature=0.0, max_tokens=11, presence_penalty=1.0, frequency_penalty=0.5)),
     (50, Controls(temperature=1.0, typical_p=0.8, seed=6, max_tokens=14, logit_bias={7: 5.0})),
-    (23, Controls(temperature=3.0, max_tokens=40, min_tokens=6, stop_ids=tuple(range(40, 56)))),
+    (
+        23,
+        Controls(
+            temperature=3.0, seed=7, max_tokens=40, min_tokens=6, stop_ids=tuple(range(40, 56))
+        ),
+    ),
 ]
 
 

@@ -90,7 +90,8 @@ def test_positions_that_go_by_length_go_by_that_of_each_text(engine):
 
 def test_prompt_scores_are_those_of_the_forward_pass(engine):
     prompt = prompt_of(37)
-    one = ask(engine(), prompt, replace(GREEDY, prompt_logprobs=3)).wait()
+    ours = engine()
+    one = ask(ours, prompt, replace(GREEDY, prompt_logprobs=3)).wait()
     [scores] = [event for event in one if isinstance(event, PromptScores)]
     assert isinstance(one[0], PromptScores)
     from tests.generate.tiny import forward
@@ -103,3 +104,16 @@ def test_prompt_scores_are_those_of_the_forward_pass(engine):
         assert [token for token, _ in score.top] == best.tolist()
         np.testing.assert_allclose([value for _, value in score.top], log_V[best], atol=2e-4)
     assert len(scores.logprobs) == 36
+
+    # Nothing but these, for a prompt that fills its row; then the end that was drawn, as likely as
+    # the model says.
+    whole = prompt_of(128)
+    alone = ask(ours, whole, replace(GREEDY, prompt_logprobs=0, max_tokens=0)).wait()
+    assert isinstance(alone[0], PromptScores) and len(alone[0].logprobs) == 127
+    assert len(alone) == 2 and alone.finish.reason == 'length'
+    assert alone.finish.completion_tokens == 0
+    ended = replace(GREEDY, stop_ids=(7,), logit_bias={7: 100.0}, logprobs=0)
+    one = ask(ours, prompt, ended).wait()
+    assert not one.tokens and one.finish.end.token == 7
+    log_V = np.asarray(jax.nn.log_softmax(forward()(prompt)))
+    np.testing.assert_allclose(one.finish.end.logprob, log_V[7], atol=2e-4)

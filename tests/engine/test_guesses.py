@@ -22,7 +22,12 @@ MIXED = [
     (16, Controls(temperature=0.9, top_p=0.9, seed=3, max_tokens=40)),
     (1, Controls(temperature=0.5, top_k=9, seed=5, max_tokens=25, repetition_penalty=1.3)),
     (33, replace(GREEDY, max_tokens=31, presence_penalty=1.0, frequency_penalty=0.5)),
-    (23, Controls(temperature=1.0, max_tokens=40, min_tokens=6, stop_ids=tuple(range(40, 56)))),
+    (
+        23,
+        Controls(
+            temperature=1.0, seed=7, max_tokens=40, min_tokens=6, stop_ids=tuple(range(40, 56))
+        ),
+    ),
     (68, replace(GREEDY, max_tokens=60, ignore_end=True)),  # a whole row
     (17, replace(GREEDY, max_tokens=1)),
 ]

@@ -48,6 +48,21 @@ def test_padded_rows_equal_lone_rows():
     assert len({tuple(tokens) for tokens in tokens_of(together)}) == 5
 
 
+def test_a_prompt_several_times_draws_several_texts():
+    again, other = prompt_of(7), prompt_of(9)
+    settings = {'max_tokens': N, 'temperature': 1.0}
+    prompts = [again, other, again, again, again]
+    for seed in ({}, {'seed': 2**32 - 1}):
+        drawn = generator()(prompts, **settings, **seed)
+        assert len({tuple(tokens) for tokens in tokens_of(drawn)}) == 5
+        first = seed.get('seed', 0)
+        seeds = [first, first, *((first + i) % 2**32 for i in (1, 2, 3))]
+        assert drawn == generator()(prompts, **settings, seed=seeds)
+        assert drawn == generator()(prompts, **settings, **seed), 'and again the same'
+    same = generator()([again] * 2, **settings, seed=[3, 3])
+    assert same[0] == same[1], 'seeds row by row are those'
+
+
 @pytest.mark.parametrize('chunk', [1, 6])
 def test_stream_equals_loop(chunk):
     settings = {'max_tokens': N, 'temperature': 0.8, 'top_k': 20, 'seed': 3}

@@ -29,7 +29,7 @@ class Bytes:
     bos_id, eos_id, pad_id, end_ids, vocab_size = BOS, EOS, PAD, (EOS,), VOCAB
     dummy_prefix, space_after_control = False, True
     takes_space: dict[int, tuple[bool, bool]] = {}
-    control: dict[str, int] = {}
+    control = {'<s>': BOS, '</s>': EOS}
 
     def encode(self, text: str, *, continues: bool = False, most=None) -> np.ndarray:
         if most is not None and len(text.encode(errors='replace')) > most:
@@ -226,10 +226,14 @@ class FakeEngine:
         if over:
             self._end(row, over)
             return True
+        if not controls.max_tokens:
+            self._end(row, 'length')
+            return True
         token = next(row.script, EOS)
         if token in controls.stop_ids or (token == EOS and not controls.ignore_end):
             self._piece(row, row.held)
-            self._end(row, 'stop')
+            top = controls.logprobs
+            self._end(row, 'stop', end=None if top is None else logprob(token, top))
             return True
         row.drawn += 1
         self._count['tokens'] += 1
@@ -256,10 +260,10 @@ class FakeEngine:
             row.on_event(Piece(text, tuple(row.tokens), told))
         row.held, row.tokens = '', []
 
-    def _end(self, row: Row, reason: str) -> None:
+    def _end(self, row: Row, reason: str, end: Logprob | None = None) -> None:
         self._count[reason] += 1
         message = 'the script says so' if reason == 'error' else ''
-        row.on_event(Finish(reason, len(row.request.prompt), row.drawn, 0, message))
+        row.on_event(Finish(reason, len(row.request.prompt), row.drawn, 0, message, end))
 
 
 def logprob(token: int, top: int) -> Logprob:

@@ -112,12 +112,12 @@ def test_logprobs_of_a_completion(app):
     told = post(app(script=says('é你x')), COMPLETIONS, body).json()['choices'][0]
     logprobs = told['logprobs']
     assert told['text'] == 'é你x'
-    assert (
-        logprobs['tokens'][:2] == [r'bytes:\xc3', r'bytes:\xa9'] and logprobs['tokens'][-1] == 'x'
-    )
-    assert logprobs['token_logprobs'] == [-0.25] * 6
-    assert logprobs['text_offset'] == [0, 0, 1, 1, 1, 2]
-    assert logprobs['top_logprobs'][-1] == {'x': -0.25, 'A': -1.65}
+    assert logprobs['tokens'][:2] == [r'bytes:\xc3', r'bytes:\xa9']
+    assert logprobs['tokens'][-2:] == ['x', '</s>'], 'what ended it is the last'
+    assert logprobs['token_logprobs'] == [-0.25] * 7
+    assert logprobs['text_offset'] == [0, 0, 1, 1, 1, 2, 3]
+    assert logprobs['top_logprobs'][-2] == {'x': -0.25, 'A': -1.65}
+    assert logprobs['top_logprobs'][-1] == {'</s>': -0.25, 'A': -1.65}
     events = post(app(script=says('é你x')), COMPLETIONS, {**body, 'stream': True}).events
     told = [e['choices'][0]['logprobs'] for e in events if e['choices'][0]['logprobs']]
     for name in ('tokens', 'token_logprobs', 'text_offset', 'top_logprobs'):
@@ -127,13 +127,15 @@ def test_logprobs_of_a_completion(app):
 def test_logprobs_without_others(app):
     told = post(app(script=says('x')), COMPLETIONS, {'prompt': 'p', 'logprobs': 0}).json()
     logprobs = told['choices'][0]['logprobs']
-    assert logprobs['token_logprobs'] == [-0.25] and logprobs['top_logprobs'] is None
+    assert logprobs['token_logprobs'] == [-0.25] * 2 and logprobs['top_logprobs'] is None
 
 
 def test_logprobs_of_a_chat(app):
     body = ask(CHAT, logprobs=True, top_logprobs=2, max_tokens=20)
     content = post(app(script=says('é')), CHAT, body).json()['choices'][0]['logprobs']['content']
-    assert [one['bytes'] for one in content] == [[0xC3], [0xA9]]
+    # A control token has a name and no bytes, as at OpenAI.
+    assert [one['bytes'] for one in content] == [[0xC3], [0xA9], None]
+    assert content[-1]['token'] == '</s>' and content[-1]['top_logprobs'][0]['token'] == '</s>'
     assert content[0]['token'] == r'bytes:\xc3' and content[0]['logprob'] == -0.25
     assert [one['token'] for one in content[0]['top_logprobs']] == [r'bytes:\xc3', 'A']
     events = post(app(script=says('é')), CHAT, {**body, 'stream': True}).events
@@ -150,19 +152,34 @@ def test_echo(app, prompt):
         events = post(app(script=says('!')), COMPLETIONS, {**body, 'stream': True}).events
         assert whole['text'] == joined(events) == text + '!'
     logprobs = whole['logprobs']
-    # bos, or the 1, then the three bytes of the prompt, then what was drawn.
-    assert logprobs['token_logprobs'] == [None, *[-0.25] * 4]
-    offsets = [0, 0, 1, 1, 2] if isinstance(prompt, str) else [0, 1, 2, 2, 3]
+    # bos, or the 1, then the three bytes of the prompt, then what was drawn, and the end.
+    assert logprobs['token_logprobs'] == [None, *[-0.25] * 5]
+    assert logprobs['tokens'][0] == ('<s>' if isinstance(prompt, str) else '\x01')
+    offsets = [0, 0, 1, 1, 2, 3] if isinstance(prompt, str) else [0, 1, 2, 2, 3, 4]
     assert logprobs['text_offset'] == offsets
     assert logprobs['top_logprobs'][0] is None
 
 
 def test_scoring_alone(app):
     body = {'prompt': 'ab', 'echo': True, 'logprobs': 1, 'max_tokens': 0}
-    told = post(app(), COMPLETIONS, body).json()
-    (choice,) = told['choices']
-    assert choice['text'] == 'ab' and choice['finish_reason'] == 'length'
-    assert len(choice['logprobs']['tokens']) == 3 and told['usage']['completion_tokens'] == 0
+    for one in (body, {**body, 'logprobs': None}):
+        told = post(app(), COMPLETIONS, one).json()
+        (choice,) = told['choices']
+        assert choice['text'] == 'ab' and choice['finish_reason'] == 'length'
+        assert told['usage']['completion_tokens'] == 0
+        assert one['logprobs'] is None or len(choice['logprobs']['tokens']) == 3
+
+
+def test_a_score_of_lm_eval_has_one_token_more_than_its_prompt(app):
+    """lm-eval sums the entries behind its context, but for the last: that of the drawn token."""
+    body = {'prompt': [97, 98], 'echo': True, 'logprobs': 1, 'max_tokens': 1, 'temperature': 0}
+    for script in (says(''), says('c')):  # the token drawn is the end, or is not
+        made = app(script=script)
+        told = post(made, COMPLETIONS, body).json()['choices'][0]['logprobs']
+        assert {name: len(of) for name, of in told.items()} == dict.fromkeys(told, 3)
+        events = post(made, COMPLETIONS, {**body, 'stream': True}).events
+        streamed = [e['choices'][0]['logprobs'] for e in events if e['choices'][0]['logprobs']]
+        assert sum((one['tokens'] for one in streamed), []) == told['tokens']
 
 
 @pytest.mark.parametrize('path', [COMPLETIONS, CHAT])
@@ -181,7 +198,7 @@ def test_minus_infinity(app, monkeypatch):
     low = fake.Logprob(120, -np.inf, ((120, -np.inf),))
     monkeypatch.setattr(fake, 'logprob', lambda token, top: low)
     told = post(app(script=says('x')), COMPLETIONS, {'prompt': 'p', 'logprobs': 1}).json()
-    assert told['choices'][0]['logprobs']['token_logprobs'] == [-9999.0]
+    assert told['choices'][0]['logprobs']['token_logprobs'] == [-9999.0] * 2
 
 
 @pytest.mark.parametrize('stream', [False, True])

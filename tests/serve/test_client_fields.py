@@ -159,7 +159,7 @@ def test_best_of(app, monkeypatch):
     """The best by the mean log-probability of a token, which is told although nobody asks."""
     texts = iter(['aab', 'a', 'bbbbb', 'ab', 'b', 'aaa'])
     made = app(script=lambda request: [*next(texts).encode(), EOS])
-    chances = {ord('a'): -1.0, ord('b'): -2.0}
+    chances = {ord('a'): -1.0, ord('b'): -2.0, EOS: -0.1}
     monkeypatch.setattr(fake, 'logprob', lambda token, top: fake.Logprob(token, chances[token]))
     body = {'prompt': ['p', 'q'], 'n': 2, 'best_of': 3, 'max_tokens': 9}
     answer = post(made, '/v1/completions', body).json()

@@ -124,9 +124,27 @@ def test_logprobs(parts):
     assert controls(completion(parts, logprobs=2, echo=True)).prompt_logprobs == 2
 
 
-def test_scoring_alone_draws_one_token_that_is_not_told(parts):
-    ask = completion(parts, echo=True, logprobs=1, max_tokens=0)
-    assert not ask.generate and controls(ask).max_tokens == 1
+@pytest.mark.parametrize(
+    ('asked', 'scored'),
+    [
+        ({'echo': True, 'logprobs': 1}, 1),
+        ({'echo': True}, 0),  # the engine scores what it reads, and draws nothing
+        ({'echo': True, 'prompt_logprobs': 2}, 2),
+        ({'prompt_logprobs': 3}, 3),
+    ],
+)
+def test_scoring_alone_draws_nothing(parts, asked, scored):
+    one = controls(completion(parts, max_tokens=0, **asked))
+    assert (one.max_tokens, one.prompt_logprobs) == (0, scored)
+
+
+def test_a_prompt_several_times_goes_on_with_the_seeds(parts):
+    def seeds(**fields):
+        return [r.controls.seed for r in completion(parts, **fields).requests]
+
+    assert seeds(prompt=['a', 'b', 'a'], n=2, seed=5) == [5, 6, 5, 6, 7, 8]
+    assert len(set(seeds(prompt=['a', 'b', 'a'], n=2))) == 6, 'none given: all are others'
+    assert set(seeds(prompt=['a'] * 3)) & set(seeds(prompt=['a'] * 3)) == set()
 
 
 def test_grammar_is_made_anew_for_each_choice(engine):
