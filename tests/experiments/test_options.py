@@ -10,6 +10,7 @@ import pytest
 
 from experiments import cli, evaluate, generate, models, serve, tasks
 from llama_jax.data.config import DataConfig, Source
+from llama_jax.errors import UserError
 from llama_jax.evaluate.suite import Suite
 from llama_jax.generate.quantized import Quantization
 from llama_jax.generate.speculative.draft import Lookup
@@ -134,12 +135,16 @@ def test_serve(monkeypatch, run_script, gguf, template):
             asked['closed'] = True
 
     class Server:
+        connections = types.SimpleNamespace(most=9, of_one=3)
+
         def __init__(self, made):
             asked['made'] = made
 
         def run(self, sockets):
             asked['address'] = sockets[0].getsockname()
 
+    bind = run.bind
+    monkeypatch.setattr(run, 'bind', lambda host, port: asked.update(port=port) or bind(host, 0))
     monkeypatch.setattr(serve, 'Engine', Engine)
     monkeypatch.setattr(run, 'Server', Server)
     monkeypatch.setattr(warm, 'warm', lambda engine, **how: asked.update(warm=how))
@@ -150,14 +155,15 @@ def test_serve(monkeypatch, run_script, gguf, template):
         models.Pretrained, 'programs', lambda model, *how: asked.update(how=how) or 'programs'
     )
     monkeypatch.setenv(serve.KEYS, ' first, ,second ')
-    options = {'weights': gguf, 'name': 'mine', 'chat-template': template, 'port': 0}
+    options = {'weights': gguf, 'name': 'mine', 'chat-template': template, 'port': 4321}
     options |= {'host': '127.0.0.2', 'rows': 3, 'length': 50, 'queue': 5, 'timeout': 7.5}
     options |= {'cors': ('https://a.org', 'https://b.org'), 'lookup': 4} | MESH | COMPUTE | HOW
     all_but(serve.Options, options, ('checkpoint', 'mesh.slice'))
     code, _, error = run_script(serve.main, *command(options))
     assert code == 0, error
     host, port = asked['address']
-    assert host == '127.0.0.2' and error[-1].startswith(f'serving mine at http://{host}:{port}, ')
+    assert host == '127.0.0.2' and asked['port'] == 4321
+    assert error[-1].startswith(f'serving mine at http://{host}:{port}, ')
     mesh, *how = asked['how']
     assert tuple(mesh.shape.values()) == (1, 4, 1, 2) and how == [OTHER, LESS]
     engine = {name: asked[name] for name in ('programs', 'rows', 'length', 'queue', 'lookup')}
@@ -170,6 +176,18 @@ def test_serve(monkeypatch, run_script, gguf, template):
     assert asked['limits'].seconds == 7.5 and asked['limits'].choices <= 5
     assert asked['keys'] == ['first', 'second'] and asked['made'] == 'app' and asked['closed']
     assert tuple(asked['origins']) == options['cors']
+
+
+@pytest.mark.parametrize(
+    ('script', 'more'), [(generate, ('--prompt', 'a')), (serve, ('--port', 0))]
+)
+def test_a_run_is_named(monkeypatch, run_script, script, more):
+    def load(checkpoint, weights, mesh):
+        raise UserError(f'asked for {checkpoint} or {weights}')
+
+    monkeypatch.setattr(models, 'load', load)
+    code, _, error = run_script(script.main, '--checkpoint', 'runs/x@3', *more)
+    assert (code, error) == (2, ['error: asked for runs/x@3 or None'])
 
 
 @pytest.fixture
