@@ -113,10 +113,14 @@ def test_code_llama_as_its_makers_encode_it(prefix, suffix, kind):
     assert found.ends == (end,)
 
 
+@pytest.mark.parametrize('spaced', [False, True])
 @pytest.mark.parametrize('suffix_first', [False, True])
-def test_a_model_of_ours_reads_what_it_was_trained_on(suffix_first):
-    """The tokens of training up to the middle, of all places where a text can be split."""
-    ours = bytes_tokenizer()
+def test_a_model_of_ours_reads_what_it_was_trained_on(suffix_first, spaced):
+    """The tokens of training up to the middle, of all places where a text can be split; also by a
+    vocabulary that puts a space before a text."""
+    theirs = SentencePiece(code_llama('CONTROL'), Special(1, 2))
+    ours = theirs.extended() if spaced else bytes_tokenizer()
+    assert ours.dummy_prefix == spaced
     text = 'né 你'
     asked = infill.own(ours, suffix_first=suffix_first)
     asked_for = {
