@@ -114,11 +114,14 @@ class Core:
             scheduler.reading = sequence  # before the copy: should it fail, all know of it
         n_cached = 0
         if self._slots.shares and sequence.controls.prompt_logprobs is None:
-            sequence.slot, source, n_cached = self._slots.prefixes.find(sequence.prompt, free)
+            sequence.slot, source, n_cached = self._slots.prefixes.find(
+                sequence.prompt, free, sequence.owner
+            )
         sequence.n_read = sequence.n_cached = n_cached
         if n_cached and source != sequence.slot:
             self._slots.copy(source, sequence.slot)
-        self._slots.prefixes.hold(sequence.slot, sequence.prompt[:n_cached])
+        held = sequence.prompt[:n_cached]
+        self._slots.prefixes.hold(sequence.slot, held, sequence.owner)
         self.totals.update(prompt=len(sequence.prompt), cached=n_cached)
 
     def _begin(self, sequence: SequenceState, x_BTD: jax.Array, last: int) -> None:

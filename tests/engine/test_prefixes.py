@@ -21,6 +21,12 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(engine):
         assert one.tokens == other.tokens and one.logprobs == other.logprobs
     # A prompt of whole pieces: its last token is read again, to know what follows it.
     assert ask(ours, prompt[:48], controls).wait().finish.cached_tokens == 32
+    # Nobody is told of the prompts of others, nor answered sooner for them.
+    asked = [ask(ours, prompt, controls, owner=owner).wait() for owner in ('a', 'b', 'a', 'b', '')]
+    assert [one.finish.cached_tokens for one in asked] == [0, 0, 48, 48, 48]
+    assert all(one.tokens == first.tokens for one in asked)
+    asked = [ask(ours, prompt, controls, owner=owner).wait() for owner in ('c', '')]
+    assert [one.finish.cached_tokens for one in asked] == [0, 48]
 
 
 def test_a_busy_rows_beginning_is_copied(engine):
@@ -28,6 +34,8 @@ def test_a_busy_rows_beginning_is_copied(engine):
     running = ask(ours, prompt, replace(GREEDY, max_tokens=80))
     while not running:
         time.sleep(0.001)
+    assert ask(ours, prompt, owner='another').wait().finish.cached_tokens == 0
     other = ask(ours, prompt, replace(GREEDY, max_tokens=80)).wait()
     assert other.finish.cached_tokens == 32
     assert running.wait().tokens == other.tokens
+
