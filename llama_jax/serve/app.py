@@ -13,18 +13,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from llama_jax.serve import body, cors, schema
+from llama_jax.serve.answers import EventStream, collected, told
 from llama_jax.serve.bodies import Bodies
 from llama_jax.serve.chat_responses import reply_of
 from llama_jax.serve.constrain import asks_for_grammar
 from llama_jax.serve.embeddings import Embeddings
-from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, to_json
+from llama_jax.serve.errors import CLIENT_GONE, ApiError, json_response, large_response
 from llama_jax.serve.feed import ClientGoneError, Feed, full, while_connected
 from llama_jax.serve.gate import Gate, Status, owner_of
 from llama_jax.serve.metrics import CONTENT_TYPE, Metrics
-from llama_jax.serve.responses import Reply, embedding_list
+from llama_jax.serve.responses import embedding_list
 from llama_jax.serve.schema import Ask
 from llama_jax.serve.served import Limits, Served
 from llama_jax.serve.threads import Threads
@@ -101,14 +101,14 @@ class Service:
         reply = reply_of(self.served, ask)
         self._feeds.add(feed)
         try:
-            feed.submit(ask.requests)
+            await feed.submit(ask.requests)
             if ask.stream:
-                return EventStream(_told(feed, reply, ask), lambda: self._done(feed))
+                return EventStream(told(feed, reply, ask), lambda: self._done(feed))
         except BaseException:
             self._done(feed)
             raise
         try:
-            return json_response(await while_connected(_collected(feed, reply), request.receive))
+            return await while_connected(collected(feed, reply), request.receive)
         finally:
             self._done(feed)
 
@@ -123,7 +123,9 @@ class Service:
         )
         made = self._embeddings(ask.inputs, owner=owner, deadline=ask.deadline)
         vectors = await while_connected(made, request.receive)
-        return json_response(embedding_list(self.served, vectors, ask.inputs, as_base64=ask.base64))
+        return await large_response(
+            lambda: embedding_list(self.served, vectors, ask.inputs, as_base64=ask.base64)
+        )
 
     async def _read(self, request: Request, check: Callable[[dict[str, Any]], Any]) -> Any:
         async with self._bodies.read(request) as data:
@@ -263,70 +265,6 @@ def build(
     if origins:
         cors.allow(app, origins)  # around the gate: browsers ask first, without the key
     return app
-
-
-class EventStream(Response):
-    """Server-sent events, until they end or the client goes; then `done` is called."""
-
-    def __init__(self, events: AsyncIterator[bytes], done: Callable[[], None]):
-        super().__init__(media_type='text/event-stream')
-        self._events, self._done = events, done
-        del self.headers['content-length']
-        self.headers['cache-control'] = 'no-cache'
-        self.headers['x-accel-buffering'] = 'no'  # proxies pass each event on at once
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await while_connected(self._send(send), receive)
-        except (ClientGoneError, OSError):
-            pass  # the status is sent, and nobody is there to be told more
-        finally:
-            self._done()
-
-    async def _send(self, send: Send) -> None:
-        await send(
-            {
-                'type': 'http.response.start',
-                'status': self.status_code,
-                'headers': self.raw_headers,
-            }
-        )
-        async for data in self._events:
-            await send({'type': 'http.response.body', 'body': data, 'more_body': True})
-        await send({'type': 'http.response.body', 'body': b'', 'more_body': False})
-
-
-async def _told(feed: Feed, reply: Reply, ask: Ask) -> AsyncIterator[bytes]:
-    """The stream; a failure in its midst is its last event."""
-    try:
-        first = b''.join(map(_event, reply.opening()))
-        if first:
-            yield first
-        async for happened in feed:
-            chunks = [c for index, event in happened for c in reply.chunks(index, event)]
-            if chunks:
-                yield b''.join(map(_event, chunks))
-            elif not happened:
-                yield b': waiting\n\n'
-        if ask.include_usage:
-            yield _event(reply.usage_chunk())
-        yield b'data: [DONE]\n\n'
-    except ApiError as error:
-        yield _event(error.body())
-
-
-async def _collected(feed: Feed, reply: Reply) -> dict[str, Any]:
-    for _ in reply.opening():
-        pass
-    async for happened in feed:
-        for index, event in happened:
-            for _ in reply.chunks(index, event):
-                pass
-    return reply.whole()
-
-
-def _event(value: dict[str, Any]) -> bytes:
-    return b'data: ' + to_json(value) + b'\n\n'
 
 
 def _page_routes() -> list[Route]:

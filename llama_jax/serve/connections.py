@@ -8,7 +8,6 @@ header keeps its place for ever, and 1,000 of them are all the files that a proc
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llama_jax.serve.errors import to_json
+from llama_jax.serve.gate import network_of
 
 _OTHER_FILES = 128
 """That the process opens besides connections, at most."""
@@ -34,19 +34,6 @@ _REFUSAL = (
     b'HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 2\r\n'
     b'connection: close\r\ncontent-length: %d\r\n\r\n%s' % (len(_FULL), _FULL)
 )
-
-
-def network_of(address: str) -> str:
-    """Whose an address is: of IPv6 everybody has 2^64."""
-    try:
-        ip = ipaddress.ip_address(address.partition('%')[0])
-    except ValueError:
-        return address
-    if ip.version == 4:
-        return address
-    if ip.ipv4_mapped:
-        return str(ip.ipv4_mapped)
-    return str(ipaddress.ip_network((ip, 64), strict=False))
 
 
 @dataclass

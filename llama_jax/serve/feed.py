@@ -43,11 +43,11 @@ class Feed:
         self._queue: asyncio.Queue[Happened] = asyncio.Queue()
         self._tickets: list[Ticket] = []
         self._open = 0
-        self._behind = False
+        self._behind = self._cancelled = False
         self._last: list[float] = []  # when the request was submitted, or its newest token came
         self._begun: list[bool] = []
 
-    def submit(self, requests: Sequence[Request]) -> None:
+    async def submit(self, requests: Sequence[Request]) -> None:
         """Raises ApiError when the engine refuses one or has no room for it; `cancel` takes back
         those before it."""
         now = time.perf_counter()
@@ -56,6 +56,9 @@ class Feed:
             for i, request in enumerate(requests):
                 ticket = self._engine.submit(request, functools.partial(self._put, i))
                 self._tickets.append(ticket)
+                if self._cancelled:
+                    ticket.cancel()
+                await asyncio.sleep(0)  # a bias of 100,000 tokens is checked anew for each choice
         except UserError as error:
             raise ApiError(400, str(error)) from None
         except QueueFullError as error:
@@ -63,6 +66,7 @@ class Feed:
         self._open = len(requests)
 
     def cancel(self) -> None:
+        self._cancelled = True
         for ticket in self._tickets:
             ticket.cancel()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 import time
 from typing import Literal, Protocol
 
@@ -66,7 +67,7 @@ class Gate:
     def _refusal(self, scope: Scope) -> ApiError | None:
         """Also writes down whose request it is."""
         client = scope.get('client')
-        scope[_OWNER] = client[0] if client else ''
+        scope[_OWNER] = network_of(client[0]) if client else ''
         if not scope['path'].startswith('/v1/'):
             return None
         if self._keys:
@@ -97,6 +98,19 @@ class Gate:
 def owner_of(scope: Scope) -> str:
     """Whose request it is, for turns at the engine: that of a key, else of an address."""
     return scope[_OWNER]
+
+
+def network_of(address: str) -> str:
+    """Whose an address is: of IPv6 everybody has 2^64."""
+    try:
+        ip = ipaddress.ip_address(address.partition('%')[0])
+    except ValueError:
+        return address
+    if ip.version == 4:
+        return address
+    if ip.ipv4_mapped:
+        return str(ip.ipv4_mapped)
+    return str(ipaddress.ip_network((ip, 64), strict=False))
 
 
 def _method(scope: Scope) -> str:

@@ -8,7 +8,8 @@ import time
 
 import pytest
 
-from llama_jax.serve.connections import Connections, network_of
+from llama_jax.serve.connections import Connections
+from llama_jax.serve.gate import network_of
 from tests.serve.conftest import running
 
 HALF = b'GET /health HTTP/1.1\r\nhost: a\r\nx-slow: '

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from llama_jax.serve import bodies, body, schema
+from llama_jax.serve import bodies, body, errors, responses, schema
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.threads import Threads, TooManyError
 from tests.serve import fake
@@ -181,3 +181,59 @@ def test_texts_that_cannot_fit_are_not_read(app):
     messages = [{'role': 'user', 'content': ''}] * 65
     error = post(made, '/v1/chat/completions', {'messages': messages}).error
     assert error['message'] == 'messages holds 65 messages: at most 64'
+
+
+def test_large_answers_are_written_beside_the_event_loop(app, monkeypatch):
+    made, threads = app(length=300), []
+    for kind in (responses.Reply, responses.CompletionReply):
+        for name in ('whole', 'chunks'):
+            monkeypatch.setattr(kind, name, noting(getattr(kind, name), name, threads))
+    body = {'prompt': 'a' * 200, 'echo': True, 'max_tokens': 1}
+    small = post(made, '/v1/completions', body)
+    assert {here for _, here in threads} == {True}
+    threads.clear()
+    large = post(made, '/v1/completions', {**body, 'logprobs': 20})
+    assert ('whole', False) in threads and ('chunks', False) in threads
+    threads.clear()
+    assert len(large.json()['choices'][0]['logprobs']['tokens']) == 202
+    assert post(made, '/v1/completions', {**body, 'logprobs': 20, 'stream': True}).events
+    assert ('chunks', False) in threads
+    assert [one['text'] for one in (small.json()['choices'][0], large.json()['choices'][0])] == [
+        'a' * 201
+    ] * 2
+
+
+def noting(plain, name, threads):
+    def noted(*args):
+        threads.append((name, threading.current_thread() is threading.main_thread()))
+        return plain(*args)
+
+    return noted
+
+
+def test_json_in_parts_is_that_of_the_library():
+    value = {
+        'a': [{'b': 1.5, 'c': [1, None, 'é\ud800']}, {}, {'d': [[], {}, [{'e': True}]]}],
+        'f': [],
+        'g': {'h': {}},
+        '"': 'x',
+    }
+    assert errors.to_json_in_parts(value) == errors.to_json(value)
+    assert json.loads(errors.to_json_in_parts(value)) == json.loads(json.dumps(value))
+    large = {'data': [{'embedding': [0.1] * 4096} for _ in range(100)]}
+    assert ticks_while(lambda: errors.to_json_in_parts(large)) > 8
+
+
+def test_the_end_in_the_midst_of_a_submission_cancels_all_of_it(app):
+    made = app(rows=8, pause=0.002)
+    service = made.state.service
+    engine, plain = service.served.engine, service.served.engine.submit
+
+    def submit(request, on_event):
+        if len(engine.requests) == 3:
+            asyncio.get_running_loop().call_soon(service.close_streams)
+        return plain(request, on_event)
+
+    engine.submit = submit
+    answer = post(made, '/v1/completions', {'prompt': 'a', 'n': 8, 'max_tokens': 500})
+    assert answer.status == 503 and engine.stats().requests_total == {'cancelled': 8}
