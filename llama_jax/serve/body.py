@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from llama_jax.serve.errors import ApiError
@@ -17,14 +17,28 @@ _DIGITS = re.compile('[0-9]{1,10}')
 _MANY = 50_000
 """Values of a body, after which it is read in Python: the reader in C holds Python's lock from
 the beginning to the end, and no other request is served for a second."""
+_CONTAINERS = 100_000
 
 
 class _InPython(json.JSONDecoder):
-    """The same values and errors, read more slowly, with other threads between."""
+    """The same values and errors, read more slowly, with other threads between; at most so many
+    arrays and objects, for with millions of them each search for garbage is a pause as well."""
 
     def __init__(self) -> None:
         super().__init__(parse_constant=_refuse_constant)
+        self._left = _CONTAINERS
+        self.parse_array = self._counted(self.parse_array)
+        self.parse_object = self._counted(self.parse_object)
         self.scan_once = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
+
+    def _counted(self, parse: Callable[..., _T]) -> Callable[..., _T]:
+        def counted(*args: Any) -> _T:
+            self._left -= 1
+            if self._left < 0:
+                raise ValueError(f'it holds more than {_CONTAINERS} arrays and objects')
+            return parse(*args)
+
+        return counted
 
 
 def parse(body: bytes) -> dict[str, Any]:

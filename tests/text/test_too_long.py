@@ -84,7 +84,7 @@ def test_other_threads_go_on():
     try:
         before = n
         vocabulary.encode(text)
-        assert n - before > 20
+        assert n - before > 3
     finally:
         done.set()
         thread.join()
