@@ -27,8 +27,8 @@ class _InPython(json.JSONDecoder):
     def __init__(self) -> None:
         super().__init__(parse_constant=_refuse_constant)
         self._left = _CONTAINERS
-        self.parse_array = self._counted(self.parse_array)
-        self.parse_object = self._counted(self.parse_object)
+        self.parse_array = self._counted(json.decoder.JSONArray)  # type: ignore[attr-defined]
+        self.parse_object = self._counted(json.decoder.JSONObject)  # type: ignore[attr-defined]
         self.scan_once = json.scanner.py_make_scanner(self)  # type: ignore[attr-defined]
 
     def _counted(self, parse: Callable[..., _T]) -> Callable[..., _T]:
