@@ -10,8 +10,8 @@ class Prefixes:
 
     A prompt that begins as another does need not be read from its beginning. Only whole pieces
     that were read as pieces count: a row's keys and values are then the very same, to the last bit,
-    as if it had read them itself. Only prompts of one owner share: how soon an answer comes, and how
-    many of its tokens were there, would tell an owner what others ask (Song et al. 2024,
+    as if it had read them itself. Only prompts of one owner share: how soon an answer comes, and
+    how many of its tokens were there, would tell what others ask (Song et al. 2024,
     arXiv:2409.20002).
     """
 
@@ -31,11 +31,9 @@ class Prefixes:
         self._clock += 1
         self._used[row] = self._clock
 
-    def find(
-        self, prompt: Sequence[int], free: Sequence[int], owner: str
-    ) -> tuple[int, int, int]:
-        """For a new prompt of `owner`: a free row for it, the row that holds most of its beginning, and how
-        many tokens of it. Of the free rows, that one, or the one used longest ago."""
+    def find(self, prompt: Sequence[int], free: Sequence[int], owner: str) -> tuple[int, int, int]:
+        """For a new prompt of `owner`: a free row for it, the row that holds most of its beginning,
+        and how many tokens of it. Of the free rows, that one, or the one used longest ago."""
         shared = [
             self._shared(held, prompt) if whose == owner else 0
             for held, whose in zip(self._held, self._owner, strict=True)
