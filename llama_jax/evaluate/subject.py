@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 import queue
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +24,7 @@ from llama_jax.generate.generator import Generator
 from llama_jax.generate.programs import Programs, bucket
 from llama_jax.mesh import batch_shards
 from llama_jax.text.chat import ChatFormat, Conversation, Message
-from llama_jax.text.vocabulary import Vocabulary, encode_parts
+from llama_jax.text.vocabulary import Vocabulary, encode_spelled
 
 ROWS = 8
 """Texts that are written at a time, for each shard of the batch."""
@@ -72,7 +71,11 @@ class Subject:
         """Token ids of a text, after the ids that begin one. With `special` what spells a control
         token is one, as the tokenizers of transformers read it; a text that spells the begin token
         itself then gets no other."""
-        ids = self._parts(text) if special else self.vocabulary.encode(text).tolist()
+        ids = (
+            encode_spelled(self.vocabulary, text)
+            if special
+            else self.vocabulary.encode(text).tolist()
+        )
         own = tuple(ids[: len(self.begin)]) == self.begin
         return ids if own or not begin else [*self.begin, *ids]
 
@@ -101,7 +104,7 @@ class Subject:
         if len(whole) > len(before) and whole[: len(before)] == before:
             return Request(before, whole[len(before) :])
         if special:
-            return Request(before, self._parts(continuation, continues=True))
+            return Request(before, encode_spelled(self.vocabulary, continuation, continues=True))
         return Request(before, self.vocabulary.encode(continuation, continues=True).tolist())
 
     def score(
@@ -218,23 +221,7 @@ class Subject:
             engine.close()
         return [Written(''.join(texts[i]), reasons[i]) for i in range(len(asked))]
 
-    def _parts(self, text: str, *, continues: bool = False) -> list[int]:
-        """Ids of a text in which control tokens are spelled."""
-        control: Mapping[str, int] = self.vocabulary.control
-        pattern = self._once('control', lambda: _any_of(control))
-        parts = pattern.split(text) if pattern else [text]
-        if len(parts) == 1:
-            return self.vocabulary.encode(text, continues=continues).tolist()
-        return encode_parts(self.vocabulary, [control.get(part, part) for part in parts if part])
-
     def _once(self, name: str, make: Callable[[], Any]) -> Any:
         if name not in self._made:
             self._made[name] = make()
         return self._made[name]
-
-
-def _any_of(names: Mapping[str, int]) -> re.Pattern[str] | None:
-    if not names:
-        return None
-    longest_first = sorted(names, key=len, reverse=True)
-    return re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -14,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from llama_jax.serve import body, cors, schema
+from llama_jax.serve import body, cors, schema, tokenize
 from llama_jax.serve.answers import EventStream, collected, told
 from llama_jax.serve.bodies import Bodies
 from llama_jax.serve.chat_responses import reply_of
@@ -178,6 +179,15 @@ class Service:
                 400, f'the grammar takes more than {seconds:g} s to compile: simplify it'
             ) from None
 
+    async def tokenize(self, request: Request) -> Response:
+        return json_response(await self._read(request, partial(tokenize.tokenized, self.served)))
+
+    async def detokenize(self, request: Request) -> Response:
+        return json_response(await self._read(request, partial(tokenize.detokenized, self.served)))
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        return json_response(tokenize.tokenizer_info(self.served))
+
     async def models(self, request: Request) -> Response:
         return json_response({'object': 'list', 'data': [self._model()]})
 
@@ -244,6 +254,9 @@ def build(
             post('/v1/completions', service.completions),
             post('/v1/chat/completions', service.chat),
             post('/v1/embeddings', service.embeddings),
+            post('/tokenize', service.tokenize),
+            post('/detokenize', service.detokenize),
+            get('/tokenizer_info', service.tokenizer_info),
             get('/v1/models', service.models),
             get('/v1/models/{name:path}', service.model),
             get('/health', service.health),

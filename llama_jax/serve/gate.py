@@ -35,7 +35,8 @@ class Counts(Protocol):
 
 
 class Gate:
-    """ASGI middleware. Paths under /v1 need one of `keys`, where there are any."""
+    """ASGI middleware. Paths under /v1, and those of the tokenizer, need one of `keys`, where there
+    are any."""
 
     def __init__(self, app: ASGIApp, *, service: Counts, keys: tuple[str, ...]):
         self._app, self._service = app, service
@@ -68,7 +69,7 @@ class Gate:
         """Also writes down whose request it is."""
         client = scope.get('client')
         scope[_OWNER] = network_of(client[0]) if client else ''
-        if not scope['path'].startswith('/v1/'):
+        if not scope['path'].startswith('/v1/') and scope['path'] not in _TOKENIZER:
             return None
         if self._keys:
             place = self._key(scope)
@@ -127,7 +128,9 @@ def _path(scope: Scope) -> str:
     return path if path in _PATHS else 'other'
 
 
+_TOKENIZER = {'/tokenize', '/detokenize', '/tokenizer_info'}
 _PATHS = {
+    *_TOKENIZER,
     *('/', '/page.css', '/page.js', '/tokens.js', '/health', '/metrics'),
     *('/v1/models', '/v1/completions', '/v1/chat/completions', '/v1/embeddings'),
 }

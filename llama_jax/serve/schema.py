@@ -91,7 +91,7 @@ class EmbeddingAsk:
 def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) -> Ask:
     """Of a body for /v1/completions. May take long: text is tokenized, a grammar compiled."""
     fields = _fields(body, 'completion', COMPLETION_FIELDS)
-    _model(fields, served)
+    check_model(fields, served)
     n = _n(fields)
     best_of = _best_of(fields, n)
     source = source_of(fields, served)
@@ -148,7 +148,7 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
 def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) -> Ask:
     """Of a body for /v1/chat/completions. May take long, like `completion`."""
     fields = _fields(body, 'chat', CHAT_FIELDS)
-    _model(fields, served)
+    check_model(fields, served)
     if served.chat is None:
         raise ApiError(
             400,
@@ -199,7 +199,7 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
 def embeddings(served: Served, limits: Limits, body: Mapping[str, Any]) -> EmbeddingAsk:
     """Of a body for /v1/embeddings. A text is read as it is, without bos."""
     fields = _fields(body, 'embedding', EMBEDDING_FIELDS)
-    _model(fields, served)
+    check_model(fields, served)
     encoding = fields.text('encoding_format', 'float')
     if encoding not in ('float', 'base64'):
         fields.bad('encoding_format', f"is {shown(encoding)}: give 'float' or 'base64'")
@@ -220,7 +220,8 @@ def _fields(body: Mapping[str, Any], kind: str, known: Set[str]) -> Fields:
     )
 
 
-def _model(fields: Fields, served: Served) -> None:
+def check_model(fields: Fields, served: Served) -> None:
+    """Raises ApiError for the name of another model."""
     name = fields.text('model', '') or served.name
     if name != served.name:
         raise ApiError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -131,3 +133,19 @@ def encode_each(vocabulary: Vocabulary, parts: Iterable[str | int]) -> Iterator[
 def encode_parts(vocabulary: Vocabulary, parts: Iterable[str | int]) -> list[int]:
     """Token ids of all parts, see `encode_each`."""
     return [i for _, piece in encode_each(vocabulary, parts) for i in piece.ids]
+
+
+def encode_spelled(vocabulary: Vocabulary, text: str, *, continues: bool = False) -> list[int]:
+    """Token ids of a text in which control tokens go by name, as the tokenizers of transformers
+    read it; `continues` as of `Vocabulary.encode`."""
+    control = vocabulary.control
+    parts = _any_of(frozenset(control)).split(text) if control else [text]
+    if len(parts) == 1:
+        return vocabulary.encode(text, continues=continues).tolist()
+    return encode_parts(vocabulary, [control.get(part, part) for part in parts if part])
+
+
+@functools.lru_cache(16)
+def _any_of(names: frozenset[str]) -> re.Pattern[str]:
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile('(' + '|'.join(map(re.escape, longest_first)) + ')')

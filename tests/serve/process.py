@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import re
@@ -12,7 +13,6 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -42,13 +42,24 @@ def write_model(path):
     return directory
 
 
-@dataclass
 class ServerProcess:
-    """A server that answers. `log` is what it has written so far, line by line."""
+    """A server that starts; `url` waits until it is healthy."""
 
-    process: subprocess.Popen
-    log: list[str] = field(default_factory=list)
-    url: str = ''
+    def __init__(self, process: subprocess.Popen) -> None:
+        self.process = process
+        self.log: list[str] = []
+        """What it has written so far."""
+        self._told: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @functools.cached_property
+    def url(self) -> str:
+        url = self._told.get(timeout=START_SECONDS)
+        assert url, f'no server: {self.log}'
+        with urllib.request.urlopen(f'{url}/health', timeout=10) as answer:
+            assert answer.status == 200
+        return url
 
     def interrupt(self) -> None:
         """Ctrl-C."""
@@ -57,41 +68,37 @@ class ServerProcess:
     def exit_code(self) -> int:
         return self.process.wait(END_SECONDS)
 
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        self.process.stderr.close()
+
+    def _read(self) -> None:
+        for line in self.process.stderr:
+            self.log.append(line.rstrip('\n'))
+            if found := re.match(r'serving \S+ at (http://\S+?)[,;]', line):
+                self._told.put(found[1])
+        self._told.put(None)
+
 
 @contextlib.contextmanager
 def serving(*options: object, **environment: str) -> Iterator[ServerProcess]:
-    """A server on a free port, once it is healthy; it is gone behind the scope."""
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'experiments.serve', '--port', '0', *map(str, options)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={
-            **os.environ,
-            # One device, not the eight of the tests.
-            'XLA_FLAGS': '--xla_backend_optimization_level=0',
-            **environment,
-        },
+    """A server on a free port; it is gone behind the scope."""
+    server = ServerProcess(
+        subprocess.Popen(
+            [sys.executable, '-m', 'experiments.serve', '--port', '0', *map(str, options)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                # One device, not the eight of the tests.
+                'XLA_FLAGS': '--xla_backend_optimization_level=0',
+                **environment,
+            },
+        )
     )
-    server = ServerProcess(process)
-    told: queue.Queue[str] = queue.Queue()
-    reader = threading.Thread(target=_read, args=(server, told), daemon=True)
-    reader.start()
     try:
-        server.url = told.get(timeout=START_SECONDS)
-        assert server.url, f'no server: {server.log}'
-        with urllib.request.urlopen(f'{server.url}/health', timeout=10) as answer:
-            assert answer.status == 200
         yield server
     finally:
-        process.kill()
-        process.wait()
-        reader.join()
-        process.stderr.close()
-
-
-def _read(server: ServerProcess, told: queue.Queue[str]) -> None:
-    for line in server.process.stderr:
-        server.log.append(line.rstrip('\n'))
-        if found := re.match(r'serving \S+ at (http://\S+?)[,;]', line):
-            told.put(found[1])
-    told.put('')
+        server.kill()

@@ -2,6 +2,7 @@
 those of the model computed here, without an engine."""
 
 import asyncio
+import json
 from typing import Literal
 
 import jax
@@ -19,10 +20,11 @@ from llama_jax.model import layers  # noqa: E402
 from llama_jax.model.config import Compute  # noqa: E402
 from tests.serve.process import MARKS, MODEL, serving, write_model  # noqa: E402
 
-LENGTH = 96
+LENGTH = 160
 KEY = 'right'
 ASKED = [{'role': 'user', 'content': '你好 👋'}]
 TEMPLATE = (
+    '{% if tools %}<tool_call>{% for t in tools %}{{ t.function.name }}{% endfor %}{% endif %}'
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + m['content'] }}"
     "{{ '<|im_end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>' }}{% endif %}"
 )
@@ -161,6 +163,22 @@ def test_parsed_answer(client):
         model='tiny/one', messages=ASKED, response_format=Answer, seed=1
     )
     assert isinstance(told.choices[0].message.parsed, Answer)
+
+
+def test_tool_call(client):
+    parameters = {'properties': {'to': {'enum': ['东', '西']}}, 'required': ['to']}
+    function = {'name': 'go', 'parameters': {**parameters, 'additionalProperties': False}}
+    told = client.chat.completions.create(
+        model='tiny/one',
+        messages=ASKED,
+        tools=[{'type': 'function', 'function': function}],
+        tool_choice={'type': 'function', 'function': {'name': 'go'}},
+        seed=1,
+    )
+    (choice,) = told.choices
+    (call,) = choice.message.tool_calls
+    assert choice.finish_reason == 'tool_calls' and call.function.name == 'go'
+    assert json.loads(call.function.arguments)['to'] in ('东', '西')
 
 
 def test_embeddings(client):
