@@ -23,7 +23,7 @@ def tokenizer_info(served: Served) -> Json:
     names = {token: name for name, token in served.vocabulary.control.items()}
     vocabulary = served.vocabulary
     ids = {'bos': vocabulary.bos_id, 'eos': vocabulary.eos_id, 'pad': vocabulary.pad_id}
-    return {f'{what}_token': names.get(token) for what, token in ids.items()}
+    return {f'{what}_token': None if i is None else names.get(i) for what, i in ids.items()}
 
 
 def tokenized(served: Served, fields: Mapping[str, Any]) -> Json:
