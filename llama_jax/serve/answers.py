@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
@@ -13,7 +14,13 @@ from starlette.types import Receive, Scope, Send
 
 from llama_jax.engine.request import Finish
 from llama_jax.serve.errors import ApiError, json_response, large_response, to_json
-from llama_jax.serve.feed import ClientGoneError, Feed, Happened, while_connected
+from llama_jax.serve.feed import (
+    KEEP_ALIVE_SECONDS,
+    ClientGoneError,
+    Feed,
+    Happened,
+    while_connected,
+)
 from llama_jax.serve.responses import Reply
 from llama_jax.serve.schema import Ask
 
@@ -64,12 +71,13 @@ async def told(feed: Feed, reply: Reply, ask: Ask) -> AsyncIterator[bytes]:
         first = b''.join(map(_event, reply.opening()))
         if first:
             yield first
+        sent = time.monotonic()
         async for happened in feed:
             data = await _beside(_numbers(happened), functools.partial(written, happened))
-            if data:
-                yield data
-            elif not happened:
-                yield b': waiting\n\n'
+            # Of a long call nothing is told before its end.
+            if data or not happened or time.monotonic() - sent >= KEEP_ALIVE_SECONDS:
+                yield data or b': waiting\n\n'
+                sent = time.monotonic()
         if ask.include_usage:
             yield _event(reply.usage_chunk())
         yield b'data: [DONE]\n\n'

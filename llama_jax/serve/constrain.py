@@ -58,6 +58,8 @@ def wanted_format(fields: Fields) -> dict[str, Any] | None:
 
 def grammar(make: MakeGrammar | None, wanted: dict[str, Any]) -> Grammar:
     """A new one. Raises ApiError where there are none, or the schema or pattern cannot be held."""
+    if wanted.get('answer'):
+        grammar(make, wanted['answer'])  # a fault of it has the name of its own field
     name = {'regex': 'regex', 'calls': 'tool_choice'}.get(wanted['type'], 'response_format')
     if make is None:
         raise ApiError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from llama_jax.engine import request
 from llama_jax.errors import UserError
-from llama_jax.serve import json_schema
+from llama_jax.serve import call_grammar, json_schema
 from llama_jax.text.calls import CallFormat
 
 _BLANK = r' |\n[ \t]{0,40}'
@@ -52,9 +52,7 @@ class Compiler:
         Raises UserError for a schema that is none, that nothing fulfils, or that holds a keyword
         which cannot be enforced.
         """
-        return self._new(
-            'JSON schema', _of_schema({'type': 'object'} if schema is None else schema)
-        )
+        return self.make_grammar({'type': 'json_schema', 'schema': schema})
 
     def regex(self, pattern: str) -> Grammar:
         """Text that `pattern` matches from its beginning to its end, in the syntax of Rust's crate
@@ -62,11 +60,7 @@ class Compiler:
 
         Raises UserError for a pattern that is none.
         """
-        try:
-            grammar = llguidance.LLMatcher.grammar_from_regex(pattern)
-        except ValueError as error:  # half a surrogate pair, which no UTF-8 text can hold
-            raise UserError(f'this is no regular expression ({_line(error)}): correct it') from None
-        return self._new('regular expression', grammar)
+        return self.make_grammar({'type': 'regex', 'regex': pattern})
 
     def calls(
         self,
@@ -75,19 +69,23 @@ class Compiler:
         *,
         several: bool = True,
         control: Mapping[str, int] | None = None,
+        answer: Mapping[str, Any] | None = None,
     ) -> Grammar:
         """A call of one of `functions` as `format_` writes it, or `several`, and nothing else; the
         arguments of each are valid under its schema. `control`: ids of the tags that are control
-        tokens.
+        tokens. `answer`: or a text of this format, see `make_grammar`, instead of calls.
 
         Raises UserError as `json_schema` does, and names the function.
         """
-        grammars = [{'lark_grammar': _lark(format_, list(functions), several, control or {})}]
-        for i, schema in enumerate(functions.values()):
-            (one,) = json.loads(_of_schema(schema))['grammars']
-            grammars.append({**one, 'name': f'arguments{i}'})
+        grammar = call_grammar.of(
+            format_,
+            {name: _of_schema(schema) for name, schema in functions.items()},
+            several=several,
+            control=control or {},
+            answer=_of_format(answer)[1] if answer else None,
+        )
         try:
-            return self._new('set of functions', json.dumps({'grammars': grammars}))
+            return self._new('set of functions', grammar)
         except UserError:
             for name, schema in functions.items():
                 try:
@@ -98,17 +96,10 @@ class Compiler:
 
     def make_grammar(self, wanted: Mapping[str, Any]) -> Grammar:
         """What a server takes as `Served.make_grammar`."""
-        kind = wanted.get('type')
-        if kind == 'json_object':
-            return self.json_schema()
-        if kind == 'json_schema':
-            return self.json_schema(wanted['schema'])
-        if kind == 'regex':
-            return self.regex(wanted['regex'])
-        if kind == 'calls':
-            options = {name: wanted[name] for name in ('several', 'control')}
-            return self.calls(wanted['format'], wanted['functions'], **options)
-        raise UserError(f'format {kind!r} is none of json_object, json_schema, regex and calls')
+        if wanted.get('type') == 'calls':
+            options = {name: value for name, value in wanted.items() if name != 'type'}
+            return self.calls(options.pop('format'), options.pop('functions'), **options)
+        return self._new(*_of_format(wanted))
 
     def _new(self, what: str, grammar: str) -> Grammar:
         return Grammar(self._compiled(what, grammar).deep_copy())
@@ -165,9 +156,25 @@ class _Tokens:
         self.tokens = [vocabulary.token_bytes(i) for i in range(n_ids)] + [b''] * (vocab - n_ids)
         # Their text is none: no grammar over text ever allows them.
         self.special_token_ids = [i for i, token in enumerate(self.tokens) if not token]
+        for i in self.special_token_ids:  # which the library tells apart by their bytes
+            self.tokens[i] = b'\xff<%d>' % i
 
     def __call__(self, text: str) -> list[int]:
         return self._vocabulary.encode(text, continues=True).tolist()
+
+
+def _of_format(wanted: Mapping[str, Any]) -> tuple[str, str]:
+    """What it is called, and the grammar. Raises UserError for what is none."""
+    kind = wanted.get('type')
+    if kind == 'regex':
+        try:
+            return 'regular expression', llguidance.LLMatcher.grammar_from_regex(wanted['regex'])
+        except ValueError as error:  # half a surrogate pair, which no UTF-8 text can hold
+            raise UserError(f'this is no regular expression ({_line(error)}): correct it') from None
+    if kind not in ('json_object', 'json_schema'):
+        raise UserError(f'format {kind!r} is none of json_object, json_schema, regex and calls')
+    schema = wanted.get('schema')
+    return 'JSON schema', _of_schema({'type': 'object'} if schema is None else schema)
 
 
 def _of_schema(schema: Mapping[str, Any] | bool) -> str:
@@ -180,34 +187,6 @@ def _of_schema(schema: Mapping[str, Any] | bool) -> str:
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f'this is no JSON schema ({_line(error)}): correct it') from None
-
-
-def _lark(
-    format_: CallFormat, names: Sequence[str], several: bool, control: Mapping[str, int]
-) -> str:
-    """The grammar of calls, in which `@arguments0` stands for the arguments of the first name. Each
-    has a grammar of its own, so that the references of its schema are within it."""
-
-    def tag(text: str) -> str:
-        return f'<[{control[text]}]>' if text in control else _quoted(text)
-
-    heads = [
-        f'{{"name": {json.dumps(name, ensure_ascii=False)}, "{format_.key}": ' for name in names
-    ]
-    calls = ' | '.join(f'{_quoted(head)} @arguments{i} "}}"' for i, head in enumerate(heads))
-    before = f'{tag(format_.opening)} {_quoted(format_.blank)}'
-    behind = f'{_quoted(format_.blank)} {tag(format_.closing)}'
-    if format_.array:
-        more = '(", " call)*' if several else ''
-        start = f'{before} "[" call {more} "]" {behind}'
-    else:
-        more = f'({_quoted(format_.between)} {before} call {behind})*' if several else ''
-        start = f'{before} call {behind} {more}'
-    return f'start: {start}\ncall: {calls}\n'
-
-
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False) if text else ''
 
 
 def _fault(message: str) -> str:

@@ -342,8 +342,8 @@ def _requests(
     times goes on with the seeds. Where none was given, so do all prompts."""
     deadline = _deadline(fields, limits)
     wanted = wanted_format(fields)
-    if tools and tools.demanded:
-        wanted = tools.wanted(served.vocabulary.control)
+    if tools:
+        wanted = tools.wanted(served.vocabulary.control, wanted)
     for name, control in (('min_tokens', controls.min_tokens), ('ignore_eos', controls.ignore_end)):
         if wanted and control:
             fields.bad(

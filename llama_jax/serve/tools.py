@@ -32,8 +32,13 @@ class Tools:
         """Calls are told apart from the text."""
         return bool(self.given) and self.format is not None
 
-    def wanted(self, control: Mapping[str, int]) -> dict[str, Any]:
-        """The calls that are demanded, for MakeGrammar. `control`: tokens of the vocabulary."""
+    def wanted(
+        self, control: Mapping[str, int], answer: dict[str, Any] | None
+    ) -> dict[str, Any] | None:
+        """What MakeGrammar takes for calls that are demanded, or for an answer of this format or
+        calls; None: any text. `control`: tokens of the vocabulary."""
+        if not (self.demanded or (self.told and answer)):
+            return answer
         functions = {tool['function']['name']: tool['function'] for tool in self.given}
         return {
             'type': 'calls',
@@ -41,6 +46,7 @@ class Tools:
             'functions': {name: _schema(functions[name]) for name in self.callable},
             'several': self.several,
             'control': self.tags(control),
+            'answer': answer,
         }
 
     def tags(self, control: Mapping[str, int]) -> dict[str, int]:
@@ -77,10 +83,11 @@ def tools_of(fields: Fields, chat: ChatFormat) -> Tools:
     if choice in _FREE:
         if not given or choice == 'none':
             return Tools()  # nor is the model told of them
+        format_ = call_format(chat)
         for name in ('response_format', 'regex'):
-            if fields.has(name) and fields.raw(name) != {'type': 'text'}:
+            if fields.has(name) and fields.raw(name) != {'type': 'text'} and not _tagged(format_):
                 fields.bad(name, "leaves no room for calls of tools: set tool_choice to 'none'")
-        return Tools(tuple(given), names, call_format(chat), several=several)
+        return Tools(tuple(given), names, format_, several=several)
     if choice != 'required':
         names, several = (_named(fields, choice, names),), False
     if not given:
@@ -95,6 +102,11 @@ def tools_of(fields: Fields, chat: ChatFormat) -> Tools:
         if fields.has(name) and fields.raw(name) not in (False, {'type': 'text'}):
             fields.bad(name, 'is given, and tool_choice demands calls: leave one of them out')
     return Tools(tuple(given), names, format_, demanded=True, several=several)
+
+
+def _tagged(format_: CallFormat | None) -> bool:
+    """Calls are told from any other text by how they begin."""
+    return format_ is not None and bool(format_.opening)
 
 
 def _names(fields: Fields, given: list[Any]) -> tuple[str, ...]:

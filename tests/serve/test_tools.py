@@ -183,6 +183,27 @@ def test_a_stream_of_calls(client):
     assert deltas[1].id is None and deltas[1].function.name is None
 
 
+@pytest.mark.parametrize('chat', [HERMES, MISTRAL], ids=['hermes', 'mistral'])
+def test_an_answer_in_a_format_or_calls(client, chat):
+    answer = {'type': 'array', 'items': {'enum': [1, '二']}, 'minItems': 1, 'maxItems': 3}
+    told = client(chat).chat.completions.create(
+        **{'model': 'm', 'messages': HI, 'tools': TOOLS, 'n': 12, 'seed': 1, 'temperature': 20},
+        response_format={'type': 'json_schema', 'json_schema': {'name': 'a', 'schema': answer}},
+        parallel_tool_calls=False,
+        logit_bias={'9': -100, '10': -100, '32': -100},
+    )
+    ways = set()
+    for choice in told.choices:
+        message = choice.message
+        if message.content is not None:
+            jsonschema.validate(json.loads(message.content), answer)
+        for call in message.tool_calls or ():
+            check(call)
+        assert (message.content is None) == bool(message.tool_calls)
+        ways.add(choice.finish_reason)
+    assert ways == {'stop', 'tool_calls'}
+
+
 CALLED = (
     'I look.\n<tool_call>\n{"name": "weather", "arguments": {"city": "北京"}}\n</tool_call>'
     '\n<tool_call>\n{"name": "时间", "arguments": {}}\n</tool_call>'
@@ -251,6 +272,13 @@ def test_streams_tell_what_whole_answers_tell(app):
         assert bool(scored) == ('logprobs' in body)
 
 
+def test_a_long_call_does_not_leave_the_line_silent(app, monkeypatch):
+    monkeypatch.setattr('llama_jax.serve.answers.KEEP_ALIVE_SECONDS', 0)
+    asked = {'messages': HI, 'tools': TOOLS, 'stream': True}
+    answer = post(app(CALLED), CHAT, asked)
+    assert answer.body.count(b': waiting') > 20 and len(answer.events) < 20
+
+
 def test_calls_in_thoughts(app):
     source = HERMES.source.replace(
         '<|im_start|>assistant\n{%', '<|im_start|>assistant\n<think>\n{%'
@@ -284,7 +312,7 @@ NAMED = {'type': 'function', 'function': {'name': 'weather'}}
             *('response_format', 'demands calls'),
         ),
         ({'tool_choice': NAMED, 'continue_final_message': True}, 'continue_final_message', 'calls'),
-        ({'regex': 'a'}, 'regex', "set tool_choice to 'none'"),
+        ({'regex': '('}, 'regex', 'unclosed group'),
         ({'tool_choice': 'required', 'min_tokens': 3}, 'min_tokens', 'goes against the grammar'),
         ({'parallel_tool_calls': 1}, 'parallel_tool_calls', 'true or false'),
         ({'tools': [*TOOLS, TOOLS[0]]}, 'tools[2].function.name', 'given twice'),
@@ -318,6 +346,9 @@ def test_refused_for_the_model(app):
         (Template(BODY), {}, 'tools', 'the chat template ignores tools'),
         (template('{{ c | tojson }}'), demanded, 'tool_choice', 'is not known'),
         (HERMES, demanded, 'tool_choice', 'is not supported'),  # there are no grammars
+        (HERMES, {'regex': 'a'}, 'regex', 'is not supported'),
+        (LLAMA3, {'regex': 'a'}, 'regex', "set tool_choice to 'none'"),
+        (template('{{ c | tojson }}'), {'regex': 'a'}, 'regex', "set tool_choice to 'none'"),
     ):
         answer = post(app(CALLED, chat), CHAT, {'messages': HI, 'tools': TOOLS, **body})
         assert answer.status == 400 and answer.error['param'] == param
