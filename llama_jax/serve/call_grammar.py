@@ -51,6 +51,7 @@ def _lark(format_: CallFormat, names: list[str], several: bool, control: Mapping
         more = '(", " call)*' if several else ''
         calls = f'{before} "[" call {more} "]" {behind}'
     else:
+        several = several and bool(format_.between)
         more = f'({_quoted(format_.between)} {before} call {behind})*' if several else ''
         calls = f'{before} call {behind} {more}'
     return f'calls: {calls}\ncall: {each}\n'

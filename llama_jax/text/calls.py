@@ -26,14 +26,15 @@ class CallFormat:
     blank: str = ''
     """Between these two and the object."""
     between: str = ''
-    """Two calls."""
+    """Two calls; empty: the model is asked for one at a time."""
+    lead: str = ''
+    """A tag that may stand before the object, and tells nothing."""
     array: bool = False
     """The calls are one array."""
 
 
-LLAMA3 = CallFormat('parameters', between='; ')
-"""Llama 3.1 to 3.3 (the card's "JSON based tool calling"). `<|python_tag|>`, which may stand before
-it, is a control token and no text."""
+LLAMA3 = CallFormat('parameters', lead='<|python_tag|>')
+"""Llama 3.1 to 3.3 (the card's "JSON based tool calling"), whose templates take one call a turn."""
 HERMES = CallFormat('arguments', '<tool_call>', '</tool_call>', blank='\n', between='\n')
 """Hermes, Qwen 2.5 and 3, SmolLM3."""
 FALCON3 = CallFormat('arguments', '<tool_call>', '</tool_call>', blank='\n', array=True)
@@ -127,14 +128,15 @@ class CallParser:
         """To the next place where a call may begin."""
         opening = self._format.opening or '{'
         while self._held:
-            tags = ['</think>'] if self._thinking else [opening, '<think>']
+            begins = (opening, self._format.lead) if self._format.lead else (opening,)
+            tags = ('</think>',) if self._thinking else (*begins, '<think>')
             places = {tag: self._held.find(tag) for tag in tags}
             tag = min((tag for tag in tags if places[tag] >= 0), key=places.__getitem__, default='')
             if not tag:
                 n_begun = 0 if ended else max(_begun(self._held, tag) for tag in tags)
                 yield from self._text(len(self._held) - n_begun)
                 return
-            if tag == opening:
+            if tag in begins:
                 yield from self._text(places[tag])
                 self._object = _Object(self._format)
                 return
@@ -176,7 +178,8 @@ class _Object:
     def read(self, text: str, *, ended: bool) -> list[Call] | None:
         """Its calls: none where it is no call; None: more of the text has to be seen."""
         if self._start < 0:
-            start = len(self._format.opening)
+            lead, opening = self._format.lead, self._format.opening
+            start = len(lead if lead and text.startswith(lead) else opening)
             start += len(text[start:]) - len(text[start:].lstrip())
             if start == len(text):
                 return [] if ended else None

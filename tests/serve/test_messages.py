@@ -112,6 +112,7 @@ def test_calls_and_answers_of_tools():
         {'role': 'tool', 'content': '2', 'name': 'f', 'tool_call_id': 'c1'},
         messages[3],
     ]
+    assert [*made(messages=messages).messages[1]['tool_calls'][0]] == ['id', 'type', 'function']
     for arguments in ('', None, {}):
         call = {'function': {'name': 'f', 'arguments': arguments}}
         messages[1] = {'role': 'assistant', 'tool_calls': [call]}

@@ -147,7 +147,8 @@ def test_calls_are_demanded(client, chat):
         assert choice.finish_reason == 'tool_calls' and choice.message.content is None
         names |= {check(call) for call in choice.message.tool_calls}
         counts.add(len(choice.message.tool_calls))
-    assert names == {'weather', '时间'} and len(counts) > 1
+    assert names == {'weather', '时间'}
+    assert counts == {1} if chat is LLAMA3 else len(counts) > 1
     one = ask.create(**demanded, n=8, temperature=20, logit_bias=likely, parallel_tool_calls=False)
     assert [len(choice.message.tool_calls) for choice in one.choices] == [1] * 8
     chosen = {'type': 'function', 'function': {'name': 'weather'}}

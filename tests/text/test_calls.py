@@ -135,6 +135,8 @@ TEXTS = {
         [CATS],
     ),
     'llama 3 within an object': (LLAMA3, f'{{"name": {one(q="cats")}', '{"name":', [CATS]),
+    'llama 3 in braces': (LLAMA3, f'{{{one(q="cats")}}}', '{}', [CATS]),
+    'a tag in front': (LLAMA3, f'Hm <|python_tag|>{one(q="cats")}', 'Hm', [CATS]),
     'nested': (
         LLAMA3,
         one(a={'b': [{'c': [{}]}]}, key='parameters'),
@@ -164,6 +166,7 @@ STAYS = {
     'text before the end tag': (HERMES, f'<tool_call>{one()} x</tool_call>'),
     'an empty array': (FALCON3, tagged('[]')),
     'python': (LLAMA3, 'search.call(q="cats")'),
+    'python behind a tag': (LLAMA3, '<|python_tag|>print({1: 2})'),
     'deep': (LLAMA3, '{"name": "search", "parameters": ' + '[' * 20_000 + ']' * 20_000 + '}'),
 }
 
