@@ -35,6 +35,49 @@ def of(
     return json.dumps({'grammars': grammars})
 
 
+def closed(schema: Any) -> Any:
+    """A schema of arguments without those that it does not name: a function takes no others, and a
+    small model would go on inventing them. What states `additionalProperties` keeps them, as do
+    objects that are put together by allOf, each part of which would exclude the others."""
+    return schema if 'allOf' in _keywords(schema) else _closed(schema)
+
+
+def _closed(schema: Any) -> Any:
+    if not isinstance(schema, dict):
+        return schema
+    made = dict(schema)
+    for key in ('properties', '$defs', 'definitions'):
+        if isinstance(made.get(key), dict):
+            made[key] = {name: _closed(one) for name, one in made[key].items()}
+    if 'items' in made:
+        made['items'] = _closed(made['items'])
+    whole = 'properties' in made and not made.keys() & _OPEN
+    for key in ('anyOf', 'oneOf'):
+        if 'properties' not in made and isinstance(made.get(key), list):
+            made[key] = [_closed(one) for one in made[key]]
+    return {**made, 'additionalProperties': False} if whole else made
+
+
+_OPEN = {
+    *('additionalProperties', 'unevaluatedProperties', 'patternProperties', 'propertyNames'),
+    *('anyOf', 'oneOf', '$ref', 'if', 'dependentSchemas'),
+}
+"""What says more about the properties of an object."""
+
+
+def _keywords(schema: Any) -> set[str]:
+    found: set[str] = set()
+    level = [schema]
+    while level:
+        one = level.pop()
+        if isinstance(one, dict):
+            found |= one.keys()
+            level += one.values()
+        elif isinstance(one, list):
+            level += one
+    return found
+
+
 def _lark(format_: CallFormat, names: list[str], several: bool, control: Mapping[str, int]) -> str:
     """The rule `calls`, in which `@arguments0` stands for the arguments of the first name."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import llguidance
@@ -79,7 +79,7 @@ class Compiler:
         """
         grammar = call_grammar.of(
             format_,
-            {name: _of_schema(schema) for name, schema in functions.items()},
+            {name: _of_schema(schema, call_grammar.closed) for name, schema in functions.items()},
             several=several,
             control=control or {},
             answer=_of_format(answer)[1] if answer else None,
@@ -177,9 +177,12 @@ def _of_format(wanted: Mapping[str, Any]) -> tuple[str, str]:
     return 'JSON schema', _of_schema({'type': 'object'} if schema is None else schema)
 
 
-def _of_schema(schema: Mapping[str, Any] | bool) -> str:
-    """The grammar of a JSON schema. Raises UserError for what is none."""
-    schema = json_schema.held(schema)
+def _of_schema(
+    schema: Mapping[str, Any] | bool, change: Callable[[Any], Any] = lambda schema: schema
+) -> str:
+    """The grammar of a JSON schema, which is changed once it is known to be of fair size. Raises
+    UserError for what is none."""
+    schema = change(json_schema.held(schema))
     try:
         text = json.dumps(schema, allow_nan=False)
         return llguidance.LLMatcher.grammar_from_json_schema(

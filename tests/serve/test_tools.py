@@ -19,6 +19,7 @@ from llama_jax.mesh import MeshConfig, make  # noqa: E402
 from llama_jax.model import layers  # noqa: E402
 from llama_jax.model.config import Compute, ModelConfig  # noqa: E402
 from llama_jax.serve.app import build  # noqa: E402
+from llama_jax.serve.call_grammar import closed  # noqa: E402
 from llama_jax.serve.grammar import Compiler  # noqa: E402
 from llama_jax.serve.served import Served  # noqa: E402
 from llama_jax.text.chat import end_ids  # noqa: E402
@@ -38,7 +39,6 @@ WEATHER = {
         'days': {'type': 'integer', 'minimum': 0, 'maximum': 9},
     },
     'required': ['city', 'days'],
-    'additionalProperties': False,
     '$defs': {'city': {'enum': ['Zürich', '北京', 'a "b" {']}},
 }
 """References are within the schema of each function."""
@@ -128,6 +128,7 @@ def check(call):
     arguments = json.loads(call.function.arguments)
     if call.function.name == 'weather':
         jsonschema.validate(arguments, WEATHER)
+        assert arguments.keys() == {'city', 'days'}
     else:
         assert call.function.name == '时间' and arguments == {}
     return call.function.name
@@ -354,6 +355,27 @@ def test_refused_for_the_model(app):
         answer = post(app(CALLED, chat), CHAT, {'messages': HI, 'tools': TOOLS, **body})
         assert answer.status == 400 and answer.error['param'] == param
         assert message in answer.error['message']
+
+
+def test_arguments_are_those_that_the_schema_names():
+    point = {'type': 'object', 'properties': {'x': {'type': 'integer'}}}
+    shut = {**point, 'additionalProperties': False}
+    either = {'anyOf': [point, {'type': 'null'}]}
+    for schema, expected in (
+        (point, shut),
+        ({'type': 'object'}, {'type': 'object'}),
+        ({**point, 'additionalProperties': True}, {**point, 'additionalProperties': True}),
+        ({**point, 'anyOf': [point]}, {**point, 'anyOf': [point]}),
+        (either, {'anyOf': [shut, {'type': 'null'}]}),
+        ({'items': point, '$defs': {'p': point}}, {'items': shut, '$defs': {'p': shut}}),
+        ({'properties': {'allOf': point}}, {'properties': {'allOf': point}}),
+        ({'allOf': [point, either]}, {'allOf': [point, either]}),
+        (True, True),
+    ):
+        assert closed(schema) == expected
+    nested = {'properties': {'p': point}}
+    assert closed(nested) == {'properties': {'p': shut}, 'additionalProperties': False}
+    assert nested == {'properties': {'p': point}}, 'what was given stays'
 
 
 def test_a_schema_that_cannot_be_held_is_named(app):
