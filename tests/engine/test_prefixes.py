@@ -38,4 +38,3 @@ def test_a_busy_rows_beginning_is_copied(engine):
     other = ask(ours, prompt, replace(GREEDY, max_tokens=80)).wait()
     assert other.finish.cached_tokens == 32
     assert running.wait().tokens == other.tokens
-
