@@ -236,7 +236,6 @@ def _run(checkpoint: str) -> Source:
     workdir, step = restore.named(checkpoint)
     experiment = restore.experiment_of(workdir)
     config = experiment.model
-    check_llama(config)
     marks = experiment.objective.marks
     tokenizer = for_model(tokenizer_of(workdir), ids=config.ids, marks=marks)
 

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from llama_jax.data import deduplicate, python_corpus, python_files, sources, splits, text_files
 from llama_jax.data.config import DataConfig, Source
+from llama_jax.data.documents import Documents, plain
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.sources import documents, open_sources
 from llama_jax.errors import UserError
@@ -304,3 +305,11 @@ def test_a_full_disk_is_reported(jsonl, own_cache, monkeypatch):
     monkeypatch.setattr('llama_jax.data.prepare.os.rename', full)
     with pytest.raises(UserError, match=r'No space left on device.*LLAMA_JAX_CACHE'):
         open_sources(files(jsonl(CHINESE)), 'train')
+
+
+def test_bytes_that_are_no_utf_8_are_marked_not_fatal():
+    """A data set of others may hold them, far from its beginning."""
+    records = [{'text': b'a\xffb'}, {'text': '世界'.encode()[:5]}]
+    made = Documents('made', records, 'text', '', 0, ValueError)
+    assert list(made) == ['a\ufffdb', '世\ufffd']
+    assert plain(tfds.features.Text(), b'a\xffb') == 'a\ufffdb'

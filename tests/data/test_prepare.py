@@ -141,7 +141,7 @@ def test_spans_are_the_file(kind, encoding, shape, tmp_path, small_parts):
     for span, part in zip(spans, ranges, strict=True):
         part.decode(encoding)
         assert span.line == 1 + content[: span.start].count(b'\n')
-        if kind == 'lines' and span.start:
+        if span.start and (kind == 'lines' or shape != 'one line'):  # 160 kB are not too long a one
             assert content[span.start - 1 : span.start] == b'\n'
 
 

@@ -202,19 +202,20 @@ def evaluating(monkeypatch, run_script, tmp_path):
         tokenizer=types.SimpleNamespace(bos_id=1),
     )
 
-    def measured(what, *names):
+    def measured(what, *names, found):
         def measured(*given):
             asked.update(zip(names, given, strict=True), what=what)
-            return {}
+            return found
 
         return measured
 
     monkeypatch.setattr(evaluate, 'load', lambda run, mesh, **_: asked.update(run=run) or trained)
     monkeypatch.setattr(evaluate, 'tell', lambda result, path: asked.update(path=path))
     names = ('trained', 'experiment', 'suite', 'mesh')
-    monkeypatch.setattr(evaluate, 'evaluate_trained', measured('suite', *names))
+    monkeypatch.setattr(evaluate, 'evaluate_trained', measured('suite', *names, found={}))
     names = ('trained', 'experiment', 'data', 'suite', 'mesh')
-    monkeypatch.setattr(evaluate, 'evaluate_own', measured('own', *names))
+    of_sets = {'a': {'text': {'documents': 1}}}
+    monkeypatch.setattr(evaluate, 'evaluate_own', measured('own', *names, found=of_sets))
 
     def evaluating(*arguments):
         asked.clear()
@@ -228,7 +229,7 @@ def evaluating(monkeypatch, run_script, tmp_path):
 OF_SUITE = Suite('a', 'b', *range(2, 12), rate=0.5, seed=3)
 
 
-def test_evaluate(evaluating, monkeypatch):
+def test_evaluate(evaluating, run_script, monkeypatch):
     suite = {f'suite.{name}': value for name, value in dataclasses.asdict(OF_SUITE).items()}
     asked = evaluating('run', *command(suite | MESH))
     assert asked['what'] == 'suite' and asked['run'] == 'run' and asked['suite'] == OF_SUITE
@@ -237,14 +238,26 @@ def test_evaluate(evaluating, monkeypatch):
     asked = evaluating('run', '--own', *command(suite | MESH))
     assert asked['what'] == 'own' and asked['suite'] == OF_SUITE
     assert asked['data'].validation == (Source('python_corpus/stdlib_code', label='own'),)
+    trained = asked['trained']
     asked = evaluating('run', '--text', 'zh=a.txt', 'b.txt')
     assert [source.files for source in asked['data'].validation] == [('a.txt',), ('b.txt',)]
     assert evaluating('run', '--output', 'x.json')['path'].name == 'x.json'
+    sets = tuple(Source('text_files', files=(name,)) for name in ('a.txt', 'b.txt'))
+    trained.experiment.data = DataConfig(validation=sets)
+    code, _, error = run_script(evaluate.main, 'run', '--own', '--output', 'x.json')
+    assert code == 2 and '--output is one file, and run has several sets' in error[-1]
     monkeypatch.setattr(evaluate, 'read_run', lambda workdir: {})
     asked = evaluating('--from', 'theirs', '--output', 'x.json', *command(suite | MESH))
     assert asked['what'] == 'suite' and asked['run'] == 'theirs' and asked['suite'] == OF_SUITE
     assert asked['path'].name == 'x.json'
     assert tuple(asked['mesh'].shape.values()) == (1, 4, 1, 2)
+    monkeypatch.setattr(evaluate, 'open_sources', lambda *_: types.SimpleNamespace(sources=['']))
+    monkeypatch.setattr(evaluate.whole, 'likelihood_of_text', lambda *_, **__: {})
+    asked = evaluating(
+        *('--from', 'theirs', '--text', 'a.txt', '--output', 'x.json'), *command(suite | MESH)
+    )
+    assert asked['what'] == 'own' and asked['suite'] == OF_SUITE and asked['path'].name == 'x.json'
+    assert [source.files for source in asked['data'].validation] == [('a.txt',)]
     others = ('run', 'from', 'output', 'text', 'own', 'mesh.slice', *OF_TASKS, *COMPUTE)
     all_but(evaluate.Options, suite | MESH, (*others, 'tasks', 'lm_eval'))
 
