@@ -98,7 +98,10 @@ def test_alone_and_read_back_upon_their_base(run_script, tuned, base, one):
     mine = run_script(generate.main, '--checkpoint', workdir, *text)
     theirs = run_script(generate.main, '--weights', 'out', *text)
     assert mine[:2] == theirs[:2] and mine[0] == 0
-    run_script(export.main, 'other', '--checkpoint', workdir, '--to', 'peft', '--base', 'org/name')
+    other = ('other', '--checkpoint', workdir, '--to', 'peft', '--base', 'org/name')
+    run_script(export.main, *other, '--dtype', 'bfloat16')
+    kinds = {w.dtype.name for w in load_file('other/adapter_model.safetensors').values()}
+    assert kinds == {'bfloat16'}
     assert (
         json.loads(Path('other/adapter_config.json').read_text())['base_model_name_or_path']
         == 'org/name'
@@ -209,8 +212,9 @@ def test_files_of_another_model(change, message, run_script, tuned):
 def test_exports_that_cannot_be(run_script, run, tuned):
     line = refused(run_script, 'out', '--checkpoint', run[0], '--to', 'peft')
     assert 'trained no adapters (Full): give --to huggingface' in line
-    line = refused(run_script, 'out', '--weights', 'x', '--to', 'peft')
-    assert 'give --checkpoint DIRECTORY' in line
+    for both in ((), ('--checkpoint', tuned[0])):
+        line = refused(run_script, 'out', '--weights', 'x', '--to', 'peft', *both)
+        assert 'give --checkpoint DIRECTORY' in line
     line = refused(
         run_script, 'out', '--checkpoint', tuned[0], '--to', 'huggingface', '--base', 'x'
     )

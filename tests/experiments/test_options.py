@@ -239,6 +239,7 @@ def test_evaluate(evaluating, run_script, monkeypatch):
     assert asked['what'] == 'own' and asked['suite'] == OF_SUITE
     assert asked['data'].validation == (Source('python_corpus/stdlib_code', label='own'),)
     trained = asked['trained']
+    assert evaluating('run', '--own', '--output', 'x.json')['path'].name == 'x.json'
     asked = evaluating('run', '--text', 'zh=a.txt', 'b.txt')
     assert [source.files for source in asked['data'].validation] == [('a.txt',), ('b.txt',)]
     assert evaluating('run', '--output', 'x.json')['path'].name == 'x.json'
@@ -290,6 +291,13 @@ def test_evaluate_by_tasks(monkeypatch, run_script):
     _, (ours, directory, asking, output) = asked
     assert ours[0] == 'a' and ours[2:] == (OTHER, 'RUN') and directory == 'folder'
     assert asking == tasks.Asking(shots=2, limit=4, seed=5) and output.name == 'x.json'
+
+    for option in ('--tasks', '--lm-eval'):
+        for found in (None, {}):  # of a run the results are beside it, where nothing else is said
+            monkeypatch.setattr(evaluate, 'read_run', lambda workdir, found=found: found)
+            assert run_script(evaluate.main, 'a', option, 'one')[0] == 0
+    names = [output and str(output) for *_, output in asked[2:]]
+    assert names == [None, 'a/tasks.json', None, 'a/lm-eval.json']
 
 
 def test_every_task_is_asked_as_the_options_say(monkeypatch, capsys):
