@@ -66,11 +66,21 @@ def stream_of(tokens):
 
 
 def test_half_a_header_does_not_keep_others_out(serve):
-    opened, *_ = serve(Connections(most=100, of_one=3, header_seconds=60))
+    opened, server, _ = serve(Connections(most=100, of_one=3, header_seconds=60))
     idle = [opened(), *(opened(HALF) for _ in range(2))]
     for one in idle:  # each newcomer takes the place of the one that has asked for longest
         assert b'200 OK' in ask(opened())
         assert closed(one)
+    assert server.connections._of == {'127.0.0.1': 3}
+
+
+def test_who_is_answered_keeps_a_place_while_there_is_room(serve):
+    opened, *_ = serve(Connections(most=100, of_one=2, header_seconds=60))
+    first, second = opened(), opened()
+    for one in (first, second, first):  # the second has asked for nothing for longest
+        assert b'200 OK' in ask(one)
+    assert b'200 OK' in ask(opened()) and closed(second)
+    assert b'200 OK' in ask(first)
 
 
 def test_all_of_a_server_are_limited_as_those_of_an_address(serve):
@@ -113,12 +123,15 @@ def test_connections_at_work_keep_their_place(serve):
 def test_reader_that_takes_nothing_is_let_go(serve):
     # What waits is more than the system holds, and the text could go on for a minute.
     settings = {'pause': 0.002, 'length': 40_000}
-    opened, server, engine = serve(Connections(100, 100, write_seconds=0.3), **settings)
+    opened, server, engine = serve(Connections(100, 100, write_seconds=0.6), **settings)
     one = opened(stream_of(30_000), receives=4096)
     assert one.recv(1)
-    until = time.monotonic() + 20
+    until, held = time.monotonic() + 20, 0
     while not engine.stats().requests_total and time.monotonic() < until:
-        time.sleep(0.05)
+        for connection in list(server.server_state.connections):
+            held = max(held, connection.transport.get_write_buffer_size())
+        time.sleep(0.02)
+    assert 0 < held < 120_000
     assert engine.stats().requests_total == {'cancelled': 1}
     assert not server.connections._of and not server.connections._idle
 
@@ -127,13 +140,14 @@ def test_end_of_the_server_waits_for_nobody(serve):
     settings = {'pause': 0.002, 'length': 40_000}
     connections = Connections(100, 100)
     opened, server, engine = serve(connections, grace_seconds=1.0, **settings)
-    opened(HALF), opened()
+    half = opened(HALF)
     deaf = opened(stream_of(30_000), receives=4096)
     reading = opened(stream_of(30_000))
     assert deaf.recv(1)
     time.sleep(0.2)
     begin, told = time.monotonic(), b''
     server.should_exit = True
+    assert closed(half) and engine.stats().rows_busy == 2  # the streams have some time left
     while piece := reading.recv(1 << 16):
         told += piece
     assert b'"finish_reason":"cancelled"' in told and b'data: [DONE]' in told
