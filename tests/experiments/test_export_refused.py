@@ -28,6 +28,7 @@ __all__ = ['run', 'tokenizer']
         (['o.gguf', '--to', 'huggingface', '--weights', 'x'], 'writes a directory'),
         (['o', '--to', 'huggingface', '--weights', 'x', '--dtype', 'q8_0'], 'q8_0 is of GGUF'),
         (['o', '--to', 'huggingface', '--weights', 'x', '--shard-gigabytes', '0'], 'positive'),
+        (['o.gguf', '--to', 'gguf', '--weights', 'x', '--shard-gigabytes', '1'], 'has shards'),
         (['o', '--to', 'huggingface', '--checkpoint', 'x'], 'x holds no run'),
         (['o', '--to', 'huggingface', '--weights', 'x'], "no weights are called 'x'"),
         (['full', '--to', 'huggingface', '--weights', 'x'], 'full is there already'),

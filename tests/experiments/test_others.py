@@ -124,6 +124,7 @@ def test_any_text_is_measured(run_script, others, tmp_path):
         (['runs/x', '--from', others], 'give either RUN or --from NAME'),
         ([], 'give either RUN or --from NAME'),
         (['--from', others, '--own'], '--own is what a run validates on'),
+        (['--from', others, '--output', 'no/x.json'], 'there is no directory no'),
         (['--from', 'nowhere'], "no weights are called 'nowhere'"),
     ):
         code, _, (line,) = run_script(evaluate.main, *arguments)

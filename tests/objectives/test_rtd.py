@@ -275,4 +275,5 @@ def test_settings_that_cannot_be_are_refused():
         with pytest.raises(UserError, match=match) as error:
             refused()
         assert '\n' not in str(error.value)
+    assert OBJECTIVE.lengths(2) == {'': 2}  # a token behind the begin token is enough
     assert not OBJECTIVE.causal and not OBJECTIVE.accumulates
