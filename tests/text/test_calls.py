@@ -195,6 +195,7 @@ def test_text_is_told_as_it_comes_and_a_call_when_it_is_closed():
     assert parser('b> ') == [' <b>']
     text = tagged(one(q='cats'))
     assert parser(text[:-1]) == [] and parser(text[-1]) == [Call('search', '{"q": "cats"}')]
+    assert parser(tagged(one('天气', q='北'))) == [Call('天气', '{"q": "北"}')]
     parser = CallParser(LLAMA3, NAMES)
     assert parser('x {') == ['x'] and parser('\n') == [] and parser('"na') == []
     held = ''.join(map(str, parser('ture": 1}')))
