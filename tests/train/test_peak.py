@@ -4,7 +4,8 @@ import types
 
 import pytest
 
-from llama_jax.train.peak import datasheet, peak_flops
+from llama_jax.train import peak as peaks
+from llama_jax.train.peak import datasheet, measured_matmul, peak_flops
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,18 @@ def test_a_device_like_a_known_one_has_no_peak(kind):
     assert datasheet(kind) is None
     told = peak_flops(types.SimpleNamespace(device_kind=kind, platform='gpu'))
     assert told == (None, f'no peak is known for {kind}')
+
+
+def test_a_product_is_measured_by_its_quickest_repeat(monkeypatch):
+    clock = iter([0.0, 2.0, 5.0, 5.5, 6.0, 7.0])
+    monkeypatch.setattr(peaks.time, 'perf_counter', lambda: next(clock))
+    assert measured_matmul(size=16, repeats=3) == 2 * 16**3 / 0.5
+    with pytest.raises(StopIteration):
+        next(clock)
+
+
+def test_virtual_devices_share_a_processor(monkeypatch):
+    monkeypatch.setattr(peaks, 'measured_matmul', lambda: 8e9)
+    monkeypatch.setattr(peaks.jax, 'local_device_count', lambda: 4)
+    cpu = types.SimpleNamespace(device_kind='cpu', platform='cpu')
+    assert peak_flops(cpu) == (2e9, 'float32 matrix product of 2048^3 measured at start')
