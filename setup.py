@@ -67,8 +67,8 @@ EXTRAS = {
     ],
     # --wandb of experiments.pretrain.
     'wandb': ['wandb>=0.22'],
-    # Pages of the API; the modules of the server are imported for them.
-    'docs': ['pdoc>=16.0', *SERVE],
+    # Pages of the API, for which every module is imported.
+    'docs': ['pdoc>=16.0', *SERVE, *WEIGHTS],
 }
 
 # A wheel has these within the package, where they hide nobody's `configs`; `llama-jax` finds them
