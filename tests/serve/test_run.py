@@ -1,4 +1,6 @@
-"""The server's socket, and the options of its script: one line for what cannot be."""
+"""The server's socket and open files, and options of its script: one line for what cannot be."""
+
+import resource
 
 import pytest
 
@@ -6,6 +8,7 @@ from experiments import serve
 from llama_jax.errors import UserError
 from llama_jax.generate.quantized import Quantization
 from llama_jax.generate.speculative.draft import Lookup
+from llama_jax.serve import run
 from llama_jax.serve.run import bind
 from tests.serve.process import MODEL, write_model
 
@@ -75,3 +78,24 @@ def test_options_reach_the_engine(monkeypatch, tmp_path):
     assert {name: settings[name] for name in few} == {**few, 'lookup': Lookup(n_draft=2)}
     assert programs.quantization == Quantization(cache='int8')
     assert programs.model.compute.attention == 'reference'
+
+
+@pytest.mark.parametrize('refused', [(), (65_536,), (65_536, 10_240)])
+def test_limit_of_open_files_is_raised_as_far_as_it_goes(monkeypatch, refused):
+    limit = [256, resource.RLIM_INFINITY]
+
+    def change(what, wanted):
+        if wanted[0] in refused:
+            raise ValueError('not more than the kernel has')
+        limit[:] = wanted
+
+    monkeypatch.setattr(resource, 'getrlimit', lambda what: tuple(limit))
+    monkeypatch.setattr(resource, 'setrlimit', change)
+    raised = next(n for n in (65_536, 10_240, 256) if n not in refused)
+    assert run.open_files() == raised and limit == [raised, resource.RLIM_INFINITY]
+    assert run.open_files() == raised  # nothing is lowered
+    limit[:] = [512, 4096]
+    if not refused:
+        assert run.open_files() == 4096 and limit == [4096, 4096]
+    limit[:] = [1 << 20, 1 << 20]
+    assert run.open_files() == 65_536 and limit == [1 << 20, 1 << 20]
