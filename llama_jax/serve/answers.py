@@ -76,7 +76,8 @@ async def told(feed: Feed, reply: Reply, ask: Ask) -> AsyncIterator[bytes]:
             data = await _beside(_numbers(happened), functools.partial(written, happened))
             # Of a long call nothing is told before its end.
             if data or not happened or time.monotonic() - sent >= KEEP_ALIVE_SECONDS:
-                yield data or b': waiting\n\n'
+                with feed.sending():
+                    yield data or b': waiting\n\n'
                 sent = time.monotonic()
         if ask.include_usage:
             yield _event(reply.usage_chunk())

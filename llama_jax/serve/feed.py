@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping, Sequence
 from typing import Any, TypeVar
 
 from llama_jax.engine.request import Event, Finish, Piece, QueueFullError, Request
@@ -23,7 +23,7 @@ Happened = tuple[int, Event]
 RETRY_SECONDS = 2
 KEEP_ALIVE_SECONDS = 15.0
 BEHIND = 8192
-"""Events of a request that wait for a client which reads more slowly than they come."""
+"""Events of a request that may come while its client does not take what was sent before."""
 
 
 class ClientGoneError(Exception):
@@ -44,6 +44,7 @@ class Feed:
         self._tickets: list[Ticket] = []
         self._open = 0
         self._behind = self._cancelled = False
+        self._meanwhile: int | None = None  # events since what is being sent was given
         self._last: list[float] = []  # when the request was submitted, or its newest token came
         self._begun: list[bool] = []
 
@@ -100,10 +101,21 @@ class Feed:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self._loop.call_soon_threadsafe(self._arrived, index, event)
 
+    @contextlib.contextmanager
+    def sending(self) -> Iterator[None]:
+        """Around what waits for the client: no more than BEHIND events are kept meanwhile."""
+        self._meanwhile = 0
+        try:
+            yield
+        finally:
+            self._meanwhile = None
+
     def _arrived(self, index: int, event: Event) -> None:
-        if self._queue.qsize() >= BEHIND and not self._behind:
-            self._behind = True
-            self.cancel()
+        if self._meanwhile is not None:
+            self._meanwhile += 1
+            if self._meanwhile > BEHIND and not self._behind:
+                self._behind = True
+                self.cancel()
         if isinstance(event, Finish) or not self._behind:
             self._queue.put_nowait((index, event))
 

@@ -9,8 +9,9 @@ import threading
 
 import pytest
 
-from llama_jax.serve import feed
+from llama_jax.serve import answers, feed
 from llama_jax.serve.metrics import resident_bytes
+from llama_jax.serve.responses import Reply
 from tests.serve import fake
 from tests.serve.asgi import call, post
 from tests.serve.conftest import running
@@ -119,3 +120,26 @@ def test_what_waits_for_a_slow_reader_is_bounded(app, monkeypatch):
     assert last['error']['code'] == 'slow_reader' and 'read faster' in last['error']['message']
     assert engine.stats().generated_tokens_total < 3000
     assert 20 <= answer.body.count(b'"text":"a"') + answer.body.count(b'aa') < 200
+
+
+def test_a_slow_server_is_not_taken_for_a_slow_reader(app, monkeypatch):
+    # What is large is written on a thread, and many events may come meanwhile.
+    monkeypatch.setattr(feed, 'BEHIND', 20)
+    monkeypatch.setattr(answers, '_MANY', 0)
+    made = app(length=4000)
+    engine = made.state.service.served.engine
+    plain, first = Reply.chunks, []
+
+    def chunks(self, index, event):
+        if not first:
+            first.append(event)
+            assert engine.idle()
+        return plain(self, index, event)
+
+    monkeypatch.setattr(Reply, 'chunks', chunks)
+    for stream in (True, False):
+        first.clear()
+        body = {'prompt': 'a', 'max_tokens': 300, 'stream': stream}
+        answer = post(made, '/v1/completions', body)
+        last = answer.events[-1] if stream else answer.json()
+        assert last['choices'][0]['finish_reason'] == 'length'
