@@ -152,6 +152,8 @@ def test_settings_survive_json():
         (('--show-batch', '0'), '--show-batch 0: give the number of batches to show, 1 or more'),
         (('--show-batch', '1', '--explain'), '--explain has no effect with --show-batch'),
         (('--show-batch', '1', '--workdir', 'x'), '--workdir has no effect with --show-batch'),
+        (('--check', '--workdir', 'x'), '--workdir has no effect with --check'),
+        (('--check', '--show-examples', '2'), '--show-examples has no effect with --check'),
         (('--explain', '--profile', '1:2'), '--profile has no effect with --explain'),
         (('--explain', '--wandb', 'x'), '--wandb has no effect with --explain'),
         (('--explian',), 'there is no option --explian: did you mean --explain?'),
@@ -189,6 +191,17 @@ def test_options_reach_the_training_and_the_explanation(run_script, monkeypatch)
     assert asked == [('quickstart', 'runs/quickstart', options)]
     code, out, _ = run_script(pretrain.main, 'quickstart', '--explain', '--workdir', 'x')
     assert (code, out) == (0, 'quickstart in x\n') and len(asked) == 1
+
+
+def test_each_dry_run_does_what_it_is_asked_and_trains_nothing(run_script, monkeypatch):
+    asked = []
+    for name in ('train', 'explain', 'check_data', 'show_batches', 'show_examples'):
+        monkeypatch.setattr(
+            pretrain, name, lambda e, *n, name=name: asked.append((name, e.train.batch, *n))
+        )
+    for options in (('--check',), ('--show-batch', 2), ('--show-examples', 3)):
+        assert run_script(pretrain.main, 'quickstart', '--train.batch', 64, *options)[0] == 0
+    assert asked == [('check_data', 64), ('show_batches', 64, 2), ('show_examples', 64, 3)]
 
 
 def test_a_signal_ends_an_explanation_in_order(monkeypatch):
