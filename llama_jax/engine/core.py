@@ -7,7 +7,8 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,15 +26,23 @@ from llama_jax.generate.speculative.verify import Counts
 
 @dataclass
 class _Flight:
-    """Tokens that the device is drawing, and for whom."""
+    """Work that the device does: a piece of a prompt, or steps."""
 
-    drawn: Drawn
-    sequence_of: dict[int, SequenceState]
-    """By row of `drawn`."""
-    n_tokens: int
-    """Of each row, where nothing was guessed."""
+    size: int
+    """Rows of a step, tokens of a piece."""
+    n_steps: int
+    """0: a piece of a prompt."""
+    waited: bool
+    """Running rows, for a piece."""
+    begun: float
+    done: Any
+    """Arrays that are there when it is done."""
+    drawn: Drawn | None = None
+    """Tokens that come of it."""
+    sequence_of: dict[int, SequenceState] = field(default_factory=dict)
+    """For whom, by row of `drawn`."""
     counts: Counts | None = None
-    """Else so many as are counted here."""
+    """How many tokens of each row, where some were guessed; else one a step, or a first one."""
 
 
 class Core:
@@ -50,6 +59,7 @@ class Core:
         self._programs, self._slots, self._scheduler = programs, slots, scheduler
         self._lock = lock
         self._flights: deque[_Flight] = deque()
+        self._idle_since = 0.0  # the device, as far as is known
         self.totals: Counter[str] = Counter()
 
     @property
@@ -60,20 +70,18 @@ class Core:
     def turn(self) -> None:
         """One round: the device gets its work first, then the host does its own."""
         self._leave()
-        self._read_a_piece()
-        ready = list(self._flights)
-        self._flights.clear()
-        constrained = any(one and one.request.grammar for one in self._scheduler.running)
-        if not constrained:
-            with self._lock:
-                n_steps = self._scheduler.n_steps()
-            self._start_steps(n_steps)
-        for flight in ready:
-            self._deliver(flight)
-        if constrained:  # what may come next is known once the token before is
+        self._admit()
+        sequence, n_before = self._scheduler.next_to_read(), len(self._flights)
+        if sequence is not None:
+            self._read_a_piece(sequence)
+        elif any(one and one.request.grammar for one in self._scheduler.running):
+            self._deliver(all_but=0)  # what may come next is known once the token before is
             self._start_steps(1, may_guess=False)
-            while self._flights:
-                self._deliver(self._flights.popleft())
+            self._deliver(all_but=0)
+        elif self._scheduler.n_running:
+            self._start_steps()
+        pipelined = sequence is None or self._scheduler.pieces_are_short
+        self._deliver(all_but=1 if pipelined and len(self._flights) > n_before else 0)
 
     def _leave(self) -> None:
         """Let go of those that are cancelled or past their deadline."""
@@ -83,12 +91,44 @@ class Core:
         for sequence in leaving:
             sequence.finish('cancelled' if sequence.cancelled else 'deadline')
 
-    def _read_a_piece(self) -> None:
-        if self._scheduler.reading is None:
-            self._admit()
-        sequence = self._scheduler.reading
-        if sequence is None:
-            return
+    def _admit(self) -> None:
+        """Those whose turn it is get the slots that are free."""
+        scheduler, slots = self._scheduler, self._slots
+        while free := scheduler.free():
+            with self._lock:
+                if not len(scheduler.waiting):
+                    return
+                sequence = scheduler.waiting.pop()
+                sequence.slot = free[0]
+                scheduler.reading.append(sequence)
+            if self._shares(sequence):
+                sequence.slot, sequence.n_read = slots.prefixes.place(
+                    sequence.prompt, free, sequence.owner
+                )
+                sequence.n_cached = sequence.n_read
+            held = sequence.prompt[: sequence.n_read]
+            slots.prefixes.hold(sequence.slot, held, sequence.owner)
+            self.totals.update(prompt=len(sequence.prompt), cached=sequence.n_cached)
+
+    def _shares(self, sequence: SequenceState) -> bool:
+        """It may go on from what another prompt left in the cache. All of a prompt is read that is
+        to be scored."""
+        return self._slots.shares and sequence.controls.prompt_logprobs is None
+
+    def _share(self, sequence: SequenceState) -> None:
+        """Take what another slot holds of its prompt, and it does not: read since it came, too."""
+        source, n = self._slots.prefixes.longest(sequence.prompt, sequence.owner)
+        more = n - sequence.n_read
+        if more > 0:
+            self._slots.copy(source, sequence.slot)
+            self._slots.prefixes.hold(sequence.slot, sequence.prompt[:n])
+            sequence.n_read, sequence.n_cached = n, sequence.n_cached + more
+            self.totals['cached'] += more
+
+    def _read_a_piece(self, sequence: SequenceState) -> None:
+        begun = time.perf_counter()
+        if self._shares(sequence):
+            self._share(sequence)
         prompt, at = sequence.prompt, sequence.n_read
         if at == 0 and sequence.request.source is not None:
             self._slots.read_source(sequence.slot, sequence.request.source)
@@ -97,35 +137,16 @@ class Core:
         sequence.n_read += n
         if sequence.controls.prompt_logprobs is not None:
             self._score(sequence, x_BTD, at, n)
-        if sequence.finished or sequence.n_read < len(prompt):
-            return
-        if sequence.controls.max_tokens:
-            self._begin(sequence, x_BTD, n - 1)
-        else:
-            self._end(sequence, 'length')
+        flight = _Flight(x_BTD.shape[1], 0, self._scheduler.n_running > 0, begun, x_BTD)
+        if not sequence.finished and sequence.n_read == len(prompt):
+            if sequence.controls.max_tokens:
+                self._begin(sequence, flight, n - 1)
+            else:
+                self._end(sequence, 'length')
+        self._flights.append(flight)
 
-    def _admit(self) -> None:
-        scheduler, free = self._scheduler, self._scheduler.free()
-        with self._lock:
-            if not free or not len(scheduler.waiting):
-                return
-            sequence = scheduler.waiting.pop()
-            sequence.slot = source = free[0]
-            scheduler.reading = sequence  # before the copy: should it fail, all know of it
-        n_cached = 0
-        if self._slots.shares and sequence.controls.prompt_logprobs is None:
-            sequence.slot, source, n_cached = self._slots.prefixes.find(
-                sequence.prompt, free, sequence.owner
-            )
-        sequence.n_read = sequence.n_cached = n_cached
-        if n_cached and source != sequence.slot:
-            self._slots.copy(source, sequence.slot)
-        held = sequence.prompt[:n_cached]
-        self._slots.prefixes.hold(sequence.slot, held, sequence.owner)
-        self.totals.update(prompt=len(sequence.prompt), cached=n_cached)
-
-    def _begin(self, sequence: SequenceState, x_BTD: jax.Array, last: int) -> None:
-        """The prompt is read: draw its first token."""
+    def _begin(self, sequence: SequenceState, flight: _Flight, last: int) -> None:
+        """The prompt is read: draw its first token, from the features that are on their way."""
         bias_V = None
         if sequence.request.grammar is not None:
             try:
@@ -133,26 +154,46 @@ class Core:
             except Exception as error:
                 self._end(sequence, 'error', str(error))
                 return
-        drawn = self._slots.begin(
-            sequence.slot, sequence.prompt, sequence.controls, x_BTD, last, bias_V
+        flight.drawn = self._slots.begin(
+            sequence.slot, sequence.prompt, sequence.controls, flight.done, last, bias_V
         )
+        flight.sequence_of = {0: sequence}
         self._scheduler.begin(sequence)
-        self._flights.append(_Flight(drawn, {0: sequence}, 1))
 
-    def _start_steps(self, n_steps: int, *, may_guess: bool = True) -> None:
+    def _start_steps(self, n_steps: int | None = None, *, may_guess: bool = True) -> None:
+        begun = time.perf_counter()
         running = {i: one for i, one in enumerate(self._scheduler.running) if one}
         if not running:
             return
-        drawn, counts = self._slots.steps(list(running), n_steps, may_guess=may_guess)
-        self._flights.append(_Flight(drawn, running, n_steps, counts))
+        size = self._slots.size(len(running))
+        n_steps = n_steps or self._scheduler.n_steps(size)
+        batch, drawn, counts = self._slots.steps(list(running), n_steps, may_guess=may_guess)
+        sequence_of = {row: running[slot] for row, slot in enumerate(batch) if slot in running}
+        self._flights.append(
+            _Flight(size, n_steps, False, begun, drawn.token_BT, drawn, sequence_of, counts)
+        )
         self.totals['steps'] += n_steps
 
-    def _deliver(self, flight: _Flight) -> None:
-        """Wait for tokens, and hand them out."""
+    def _deliver(self, *, all_but: int) -> None:
+        """Wait for what the device does, but for the last `all_but`, and hand out the tokens."""
+        while len(self._flights) > all_but:
+            flight = self._flights.popleft()
+            jax.block_until_ready((flight.done, flight.drawn))
+            now = time.perf_counter()
+            seconds = now - max(flight.begun, self._idle_since)
+            self._idle_since = now
+            if flight.n_steps:
+                self._scheduler.steps_took(flight.size, flight.n_steps, seconds)
+            else:
+                self._scheduler.piece_took(flight.size, seconds, waited=flight.waited)
+            if flight.drawn is not None:
+                self._hand_out(flight)
+
+    def _hand_out(self, flight: _Flight) -> None:
         drawn, counts = jax.tree.map(np.asarray, (flight.drawn, flight.counts))
         owed = [(row, one) for row, one in flight.sequence_of.items() if not one.finished]
         for row, sequence in owed:
-            n_tokens = flight.n_tokens
+            n_tokens = flight.n_steps or 1
             if counts is not None:
                 how = counts.of(row)
                 self.totals.update(guessed=how.guessed, accepted=how.accepted)

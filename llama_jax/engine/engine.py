@@ -28,10 +28,10 @@ log = logging.getLogger(__name__)
 class Engine:
     """Generates for many requests at once, on a thread of its own.
 
-    A slot of the KV cache serves one request at a time. The loop, again and again: read one piece
-    of a prompt, start some steps of all rows, and hand out the tokens of the steps before, while
-    the device computes. All shapes are fixed, so nothing compiles once it is warm, and a row's
-    tokens do not depend on the others.
+    A slot of the KV cache serves one request at a time. The loop, again and again: start a piece of
+    a prompt or some decode steps, and hand out the tokens of the steps before, while the device
+    computes. All shapes are fixed, so nothing compiles once it is warm, and a row's tokens do not
+    depend on the others.
 
     Attributes:
         length: longest prompt and output together, in tokens.
@@ -51,14 +51,16 @@ class Engine:
         prefill_chunk: int = 128,
         steps: int = 8,
         lookup: Lookup | None = None,
+        warm: bool = False,
     ):
         """`token_bytes` gives the UTF-8 of a token, `control` the ids of control tokens by name, as
         stop strings may name them. `queue`: requests that may wait. Prompts are read in pieces of
-        `prefill_chunk` tokens (a power of two); between them `steps` tokens are drawn when all rows
-        are busy, fewer when they are not. `source_length`: of the longest source, of an
+        `prefill_chunk` tokens (a power of two), by turns; at most `steps` tokens are drawn at a
+        time, as many as the device draws in 20 ms. `source_length`: of the longest source, of an
         encoder-decoder; default: `length`. With `lookup` tokens are guessed: rows that repeat
         themselves need fewer steps, and whether others guess can then change the last bits of a
-        row's probabilities. Memory is taken at once, and logged. Raises UserError for sizes that
+        row's probabilities. `warm`: steps for every number of rows are compiled at once, not when
+        they are first needed. Memory is taken at once, and logged. Raises UserError for sizes that
         cannot be.
         """
         check_sizes(
@@ -84,13 +86,16 @@ class Engine:
             steps=steps,
             lookup=lookup,
         )
-        self._scheduler = Scheduler(rows=rows, steps=steps)
+        self._scheduler = Scheduler(rows=rows, steps=steps, piece=self._slots.piece)
         self._embedder = Embedder(programs)
         self._began = time.monotonic()
         self._reasons: Counter[str] = Counter()
         self._changed = threading.Condition()
         self._core = Core(programs, self._slots, self._scheduler, self._changed)
         self._closing = False
+        if warm:
+            with jax.set_mesh(programs.mesh):
+                self._slots.warm()
         self._thread = threading.Thread(target=self._run, name='engine', daemon=True)
         self._thread.start()
 

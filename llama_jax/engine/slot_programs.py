@@ -21,7 +21,7 @@ from llama_jax.generate.settings import History, Settings
 from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.generate.speculative.loop import draw_some
 from llama_jax.generate.speculative.verify import Counts
-from llama_jax.model.cache import Cache, placed
+from llama_jax.model.cache import Cache, apart, joined, placed
 from llama_jax.model.layers import Params
 
 # Of a cache the batch and the key-value heads are divided; of all else the batch is.
@@ -31,7 +31,9 @@ _CACHE, _ROWS = layout.act('BK'), layout.rows()
 class SlotPrograms:
     """The programs that a running batch needs, each compiled at its first use.
 
-    What they change is donated: the state, and the settings where these change.
+    The cache of a batch lies in parts of some rows; all else of its state in one State whose cache
+    is empty, the `rest`. What programs change is donated: parts of the cache, the rest, and the
+    settings where these change.
     """
 
     def __init__(self, model: Model, *, steps: int, lookup: Lookup | None = None):
@@ -39,91 +41,100 @@ class SlotPrograms:
 
         def some(
             params: Params,
-            state: State,
+            caches: list[Cache],
+            rest: State,
             settings: Settings,
+            slot_B: jax.Array | None,
             dead_B: jax.Array,
             n: jax.Array,
             may_guess: jax.Array,
-        ) -> tuple[State, Drawn, Counts | None]:
-            given = (params, state.without(dead_B), settings, n)
+        ) -> tuple[list[Cache], State, Drawn, Counts | None]:
+            own = replace(_some(rest, slot_B), cache=joined(caches)).without(dead_B)
+            given = (params, own, _some(settings, slot_B), n)
+            counts = None
             if lookup is None:
-                drawn = decode_lib.decode(model, *given, slots=steps, n_top=MOST_LOGPROBS)
-                return *drawn, None
-            slots = steps * (lookup.n_draft + 1)
-            return draw_some(model, lookup, *given, may_guess, slots=slots, n_top=MOST_LOGPROBS)
+                own, drawn = decode_lib.decode(model, *given, slots=steps, n_top=MOST_LOGPROBS)
+            else:
+                slots = steps * (lookup.n_draft + 1)
+                own, drawn, counts = draw_some(
+                    model, lookup, *given, may_guess, slots=slots, n_top=MOST_LOGPROBS
+                )
+            written = replace(own, cache=rest.cache)
+            return apart(own.cache, caches), _put_some(rest, written, slot_B), drawn, counts
 
-        state_goes = functools.partial(jax.jit, donate_argnums=1)
-        self.read = state_goes(functools.partial(read_row, model), static_argnames='first')
-        self.read_source = state_goes(functools.partial(read_source, model))
+        self.read = jax.jit(
+            functools.partial(read_row, model), static_argnames='first', donate_argnums=(1, 2)
+        )
+        self.read_source = jax.jit(functools.partial(read_source, model), donate_argnums=(1, 2))
         self.begin = jax.jit(
             functools.partial(begin_row, model, n_top=MOST_LOGPROBS), donate_argnums=(1, 2)
         )
         self.copy = jax.jit(copy_row, donate_argnums=0)
         self.clear = jax.jit(clear_row, donate_argnums=0)
         self.put_bias = jax.jit(put_bias, donate_argnums=0)
-        self.steps = state_goes(some)
+        self.steps = jax.jit(some, donate_argnums=(1, 2))
         self.scores = jax.jit(functools.partial(scores_of, model))
 
 
 def read_row(
     model: Model,
     params: Params,
-    state: State,
+    cache: Cache,
+    rest: State,
     row: Int[Array, ''],
+    slot: Int[Array, ''],
     token_BT: Int[Array, '1 T'],
     at: Int[Array, ''],
     limit: Int[Array, ''],
     *,
     first: bool,
-) -> tuple[State, Float[Array, '1 T D']]:
-    """Read a piece of a prompt into one row, from place `at` on; the row is done until it begins.
-    Its text will have `limit` tokens at most.
+) -> tuple[Cache, State, Float[Array, '1 T D']]:
+    """Read a piece of a prompt into one slot, which is a row of a part of the cache, from place
+    `at` on; the slot is done until it begins. Its text will have `limit` tokens at most.
 
-    The other rows go on between pieces. Their steps write this row too: at the place where its
+    The other slots go on between pieces. Their steps may write this one too: at the place where its
     next piece begins, before that is written.
     """
-    own = _take(state.cache, row, placed(state.cache))
-    at_B, kept = _batch_of_one(at), state.cache
+    own = _take(cache, row, placed(cache))
+    at_B, kept = _batch_of_one(at), cache
     if kept.length_B is not None:
         own = replace(own, length_B=_batch_of_one(limit))
         kept = replace(kept, length_B=_put(kept.length_B, own.length_B, row, _ROWS))
     x_BTD, own = decode_lib.read(model, params, own, token_BT, None if first else at_B)
-    state = replace(
-        state,
-        cache=replace(kept, layers=_put(kept.layers, own.layers, row, _CACHE)),
-        position_B=_put(state.position_B, at_B + token_BT.shape[1], row, _ROWS),
-        done_B=_put(state.done_B, _batch_of_one(jnp.array(True)), row, _ROWS),
+    rest = replace(
+        rest,
+        position_B=_put(rest.position_B, at_B + token_BT.shape[1], slot, _ROWS),
+        done_B=_put(rest.done_B, _batch_of_one(jnp.array(True)), slot, _ROWS),
     )
-    return state, x_BTD
+    return replace(kept, layers=_put(kept.layers, own.layers, row, _CACHE)), rest, x_BTD
 
 
 def read_source(
     model: Model,
     params: Params,
-    state: State,
+    cache: Cache,
+    rest: State,
     row: Int[Array, ''],
+    slot: Int[Array, ''],
     token_BS: Int[Array, '1 S'],
     length: Int[Array, ''],
-) -> State:
-    """What the encoder makes of a source of `length` tokens in one row; the row is done until it
+) -> tuple[Cache, State]:
+    """What the encoder makes of a source of `length` tokens in one slot; the slot is done until it
     begins."""
-    kept = state.cache.cross
+    kept = cache.cross
     assert kept is not None  # an engine for an encoder-decoder makes room for it
     own = decode_lib.encode(model, params, token_BS, _batch_of_one(length))
     own = own.padded(kept.segment_BS.shape[1])
-    return replace(
-        state,
-        cache=replace(state.cache, cross=_put(kept, own, row, placed(kept))),
-        done_B=_put(state.done_B, _batch_of_one(jnp.array(True)), row, _ROWS),
-    )
+    done_B = _put(rest.done_B, _batch_of_one(jnp.array(True)), slot, _ROWS)
+    return replace(cache, cross=_put(kept, own, row, placed(kept))), replace(rest, done_B=done_B)
 
 
 def begin_row(
     model: Model,
     params: Params,
-    state: State,
+    rest: State,
     settings: Settings,
-    row: Int[Array, ''],
+    slot: Int[Array, ''],
     x_BTD: Float[Array, '1 T D'],
     last: Int[Array, ''],
     length: Int[Array, ''],
@@ -133,38 +144,38 @@ def begin_row(
     *,
     n_top: int,
 ) -> tuple[State, Settings, Drawn]:
-    """Draw the first token of a row whose prompt of `length` tokens is read, from the features of
-    its last piece, at `last`; `own`, `history` and `text_BS` are of this row alone."""
+    """Draw the first token of a slot whose prompt of `length` tokens is read, from the features of
+    its last piece, at `last`; `own`, `history` and `text_BS` are of this slot alone."""
     last_B, length_B = _batch_of_one(last), _batch_of_one(length)
     x_BD = decode_lib.last_features(jnp.zeros_like(x_BTD[:, 0]), x_BTD, last_B)
     begun, drawn = decode_lib.begin(
         *(model, params, Cache([]), x_BD, length_B, own, history), n_top=n_top
     )
-    state = State(
-        cache=state.cache,
-        token_B=_put(state.token_B, begun.token_B, row, _ROWS),
-        position_B=_put(state.position_B, begun.position_B, row, _ROWS),
-        done_B=_put(state.done_B, begun.done_B, row, _ROWS),
-        history=_put(state.history, begun.history, row, _ROWS),
+    rest = State(
+        cache=rest.cache,
+        token_B=_put(rest.token_B, begun.token_B, slot, _ROWS),
+        position_B=_put(rest.position_B, begun.position_B, slot, _ROWS),
+        done_B=_put(rest.done_B, begun.done_B, slot, _ROWS),
+        history=_put(rest.history, begun.history, slot, _ROWS),
         text_BS=None
         if text_BS is None
-        else _put(state.text_BS, _written(text_BS, begun.token_B, length), row, _ROWS),
+        else _put(rest.text_BS, _written(text_BS, begun.token_B, length), slot, _ROWS),
     )
-    return state, _put(settings, own, row, _ROWS), drawn
+    return rest, _put(settings, own, slot, _ROWS), drawn
 
 
-def copy_row(state: State, source: Int[Array, ''], row: Int[Array, '']) -> State:
-    """The keys and values of row `source` in another row too."""
-    kept = state.cache.layers
-    kept = _put(kept, _take(kept, source, _CACHE), row, _CACHE)
-    return replace(state, cache=replace(state.cache, layers=kept))
+def copy_row(
+    cache: Cache, row: Int[Array, ''], source: Cache | None, source_row: Int[Array, '']
+) -> Cache:
+    """A part of the cache with keys and values from another part (None: the same) in one row."""
+    taken = _take((cache if source is None else source).layers, source_row, _CACHE)
+    return replace(cache, layers=_put(cache.layers, taken, row, _CACHE))
 
 
-def clear_row(state: State, row: Int[Array, '']) -> State:
+def clear_row(cache: Cache, row: Int[Array, '']) -> Cache:
     """Zeros as the keys and values of a row."""
-    kept = state.cache.layers
-    zeros = jax.tree.map(jnp.zeros_like, _take(kept, row, _CACHE))
-    return replace(state, cache=replace(state.cache, layers=_put(kept, zeros, row, _CACHE)))
+    zeros = jax.tree.map(jnp.zeros_like, _take(cache.layers, row, _CACHE))
+    return replace(cache, layers=_put(cache.layers, zeros, row, _CACHE))
 
 
 def scores_of(
@@ -177,10 +188,10 @@ def scores_of(
     return jax.shard_map(scores, in_specs=_ROWS, out_specs=_ROWS)(*whole)
 
 
-def put_bias(settings: Settings, bias_BV: Float[Array, '1 V'], row: Int[Array, '']) -> Settings:
-    """The settings with another bias in one row."""
+def put_bias(settings: Settings, bias_BV: Float[Array, '1 V'], slot: Int[Array, '']) -> Settings:
+    """The settings with another bias in one slot."""
     return Settings(
-        **{**vars(settings), 'bias_BV': _put(settings.bias_BV, bias_BV, row, _ROWS)},
+        **{**vars(settings), 'bias_BV': _put(settings.bias_BV, bias_BV, slot, _ROWS)},
     )
 
 
@@ -208,6 +219,28 @@ def _put(tree: Any, one: Any, row: jax.Array, spec: Any) -> Any:
         )
 
     return _on_each_device(local, (spec, spec, P()), spec)(tree, one, row)
+
+
+def _some(tree: Any, row_B: jax.Array | None) -> Any:
+    """These rows of every array; None: all."""
+    if row_B is None:
+        return tree
+
+    def local(tree: Any, row_B: jax.Array) -> Any:
+        return jax.tree.map(lambda x: x[row_B], tree)
+
+    return _on_each_device(local, (_ROWS, P()), _ROWS)(tree, row_B)
+
+
+def _put_some(tree: Any, some: Any, row_B: jax.Array | None) -> Any:
+    """Every array with these rows replaced; None: all."""
+    if row_B is None:
+        return some
+
+    def local(tree: Any, some: Any, row_B: jax.Array) -> Any:
+        return jax.tree.map(lambda x, new: x.at[row_B].set(new), tree, some)
+
+    return _on_each_device(local, (_ROWS, _ROWS, P()), _ROWS)(tree, some, row_B)
 
 
 def _batch_of_one(x: jax.Array) -> jax.Array:

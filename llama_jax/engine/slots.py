@@ -15,11 +15,11 @@ from llama_jax.engine.slot_programs import SlotPrograms
 from llama_jax.generate.controls import Controls
 from llama_jax.generate.decode import Drawn, State
 from llama_jax.generate.prefill import padded
-from llama_jax.generate.programs import Programs, bucket
+from llama_jax.generate.programs import Programs, bucket, is_cpu
 from llama_jax.generate.settings import Settings, history_of, rows_of
 from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.generate.speculative.verify import Counts
-from llama_jax.model.cache import slots_needed
+from llama_jax.model.cache import Cache, slots_needed
 from llama_jax.model.config import by_length
 from llama_jax.model.patterns import Dense, Window
 
@@ -30,13 +30,21 @@ class Slots:
     """A batch whose rows, the slots, are filled, run and emptied one by one. Every call returns at
     once, with arrays that the device is yet to compute. Use it under the mesh of its programs.
 
+    On a CPU each slot's keys and values are arrays of their own, and a step computes no more than
+    the slots that run, up to a power of two. An accelerator reads all weights for one row as for
+    many, and likes few large operations: there all slots are one array, and all are in every step.
+
     Attributes:
         piece: tokens of a prompt that are read at a time, at most.
+        sizes: numbers of slots that steps are compiled for, the smallest first.
         prefixes: what each slot holds of which prompt.
     """
 
     prefixes: Prefixes
-    _state: State
+    _caches: list[Cache]
+    """Parts of the cache: keys and values of so many slots each."""
+    _rest: State
+    """All else that steps need, of all slots."""
     _settings: Settings
 
     def __init__(
@@ -65,6 +73,8 @@ class Slots:
         self.shares = not (ring or config.encoder_layers or by_length(config.rope_scaling))
         """Prompts that begin alike may share what is read of them."""
         self._holds = not ring
+        self._part = 1 if is_cpu(programs.mesh) else rows
+        self.sizes = sizes_up_to(rows) if self._part == 1 else (rows,)
         self._on = SlotPrograms(programs.model, steps=steps, lookup=lookup)
         log.info(
             'engine: %d rows of %d tokens, %.0f MB of keys and values beside %.0f MB of parameters',
@@ -89,19 +99,30 @@ class Slots:
             programs.place, (settings, zeros, np.ones(rows, bool), nothing, text_BS)
         )
         with jax.set_mesh(programs.mesh):
-            cache = programs.empty(batch=rows, slots=self._room)
-            if self.source_length:
-                cross = programs.empty_cross(batch=rows, slots=self.source_length)
-                cache = replace(cache, cross=cross)
-        self._state = State(cache, zero_B, jnp.copy(zero_B), done_B, history, text_BS)
+            self._caches = [self._empty() for _ in range(rows // self._part)]
+        self._rest = State(Cache([]), zero_B, jnp.copy(zero_B), done_B, history, text_BS)
+
+    def _empty(self) -> Cache:
+        programs, rows = self._programs, self._part
+        cache = programs.empty(batch=rows, slots=self._room)
+        if not self.source_length:
+            return cache
+        return replace(cache, cross=programs.empty_cross(batch=rows, slots=self.source_length))
+
+    def warm(self) -> None:
+        """Compile the steps of every size. All slots have to be free."""
+        for size in self.sizes:
+            _, drawn, _ = self._steps([], size, 1)
+            jax.block_until_ready(drawn)
 
     def read_source(self, slot: int, source: Sequence[int]) -> None:
         """The encoder reads what the prompt of this slot goes with."""
         programs = self._programs
         length = min(bucket(len(source)), self.source_length)
         token_BS, _ = padded([source], 1, length, programs.model.pad_id)
-        self._state = self._on.read_source(
-            programs.params, self._state, slot, token_BS, len(source)
+        i, row = divmod(slot, self._part)
+        self._caches[i], self._rest = self._on.read_source(
+            *(programs.params, self._caches[i], self._rest, row, slot, token_BS, len(source))
         )
 
     def read(self, slot: int, prompt: Sequence[int], at: int, n: int, limit: int) -> jax.Array:
@@ -111,8 +132,10 @@ class Slots:
         token_BT, _ = padded(
             [prompt[at : at + n]], 1, min(bucket(n), self.piece), programs.model.pad_id
         )
-        self._state, x_BTD = self._on.read(
-            *(programs.params, self._state, slot, token_BT, at, limit), first=at == 0
+        i, row = divmod(slot, self._part)
+        self._caches[i], self._rest, x_BTD = self._on.read(
+            *(programs.params, self._caches[i], self._rest, row, slot, token_BT, at, limit),
+            first=at == 0,
         )
         if self._holds:
             self.prefixes.hold(slot, prompt[: at + n])
@@ -144,33 +167,52 @@ class Slots:
         text_BS = None
         if self._lookup:
             text_BS, _ = padded([prompt], 1, self.length, programs.model.pad_id)
-        self._state, self._settings, drawn = self._on.begin(
-            *(programs.params, self._state, self._settings, slot, x_BTD, last, len(prompt)),
+        self._rest, self._settings, drawn = self._on.begin(
+            *(programs.params, self._rest, self._settings, slot, x_BTD, last, len(prompt)),
             *jax.tree.map(programs.place, (own, history, text_BS)),
         )
         return drawn
 
+    def size(self, n: int) -> int:
+        """Rows of the smallest step that takes `n` slots."""
+        return next(size for size in self.sizes if size >= n)
+
     def steps(
         self, slots: Sequence[int], n: int, *, may_guess: bool = True
-    ) -> tuple[Drawn, Counts | None]:
-        """Up to `n` decode steps of these slots; the rows of what is drawn are the slots."""
-        dead_B = np.ones(self.rows, bool)
-        dead_B[list(slots)] = False
-        self._state, drawn, counts = self._on.steps(
-            self._programs.params, self._state, self._settings, dead_B, n, may_guess
+    ) -> tuple[list[int], Drawn, Counts | None]:
+        """Up to `n` decode steps of these slots. Which slot each row of what is drawn belongs to:
+        there may be others among them, which nothing is drawn for."""
+        return self._steps(slots, self.size(len(slots)), n, may_guess=may_guess)
+
+    def _steps(
+        self, slots: Sequence[int], size: int, n: int, *, may_guess: bool = True
+    ) -> tuple[list[int], Drawn, Counts | None]:
+        spare = [slot for slot in range(self.rows) if slot not in slots]
+        batch = sorted([*slots, *spare[: size - len(slots)]])
+        dead_B = np.array([slot not in slots for slot in batch])
+        slot_B = None if size == self.rows else np.array(batch, np.int32)
+        parts = [batch[i] // self._part for i in range(0, size, self._part)]
+        caches, self._rest, drawn, counts = self._on.steps(
+            *(self._programs.params, [self._caches[i] for i in parts], self._rest),
+            *(self._settings, slot_B, dead_B, n, may_guess),
         )
+        for i, cache in zip(parts, caches, strict=True):
+            self._caches[i] = cache
         for x in jax.tree.leaves((drawn, counts)):
             x.copy_to_host_async()
-        return drawn, counts
+        return batch, drawn, counts
 
     def copy(self, source: int, slot: int) -> None:
         """Keys and values of another slot."""
-        self._state = self._on.copy(self._state, source, slot)
+        (i, row), (j, source_row) = divmod(slot, self._part), divmod(source, self._part)
+        other = None if i == j else self._caches[j]
+        self._caches[i] = self._on.copy(self._caches[i], row, other, source_row)
 
     def clear(self, slot: int) -> None:
         """Zeros, where keys and values may be no numbers, which would reach the next text there:
         what nobody sees is multiplied by 0, not left out."""
-        self._state = self._on.clear(self._state, slot)
+        i, row = divmod(slot, self._part)
+        self._caches[i] = self._on.clear(self._caches[i], row)
         self.prefixes.hold(slot, ())
 
     def put_bias(self, slot: int, bias_V: np.ndarray) -> None:
@@ -183,3 +225,9 @@ class Slots:
         token_BT = np.zeros((1, x_BTD.shape[1]), np.int32)
         token_BT[0, : len(following)] = following
         return self._on.scores(self._programs.params, x_BTD, token_BT)
+
+
+def sizes_up_to(rows: int) -> tuple[int, ...]:
+    """Powers of two below `rows`, and `rows`."""
+    powers = (1 << i for i in range(rows.bit_length()))
+    return (*(n for n in powers if n < rows), rows)

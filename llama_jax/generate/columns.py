@@ -187,9 +187,7 @@ def _layer(
     if kept is None or at_B is None:
         attended_BTNH = kernels.attend(q_BTNH, k_BTKH, v_BTKH, visible=visible, backend=backend)
     else:
-        attended_BTNH = kernels.attend_cached(
-            q_BTNH, kept.k_BKHS, kept.v_BKSH, visible=visible, backend=backend
-        )
+        attended_BTNH = kept.attend(q_BTNH, visible=visible, backend=backend)
     attended_NHBT = jnp.einsum('BTNH->NHBT', attended_BTNH)
     x_DBT += product('DNH,NHBT->DBT', w['out_DNH'], attended_NHBT, dtype=dtype)
 

@@ -8,7 +8,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from llama_jax.model import kernels
-from llama_jax.model.cache import LayerCache
+from llama_jax.model.cache import LayerCache, LayerParts
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
 from llama_jax.model.linear import bias, close, in_use, project, shifted
@@ -53,8 +53,8 @@ class Attention(nnx.Module):
         if rope is not None:
             q_BTNH = rotate(q_BTNH, rope)
         q_BTNH = checkpoint_name(q_BTNH, 'query')
-        kept = memory if isinstance(memory, LayerCache) else None
-        if not isinstance(memory, LayerCache):
+        kept = memory if isinstance(memory, LayerCache | LayerParts) else None
+        if not isinstance(memory, LayerCache | LayerParts):
             k_BSKH, v_BSKH = self._projected(x_BTD if memory is None else memory, rope)
             if cache is not None:
                 cache = cache.write(k_BSKH, v_BSKH, at_B=at_B, pattern=visible.pattern)
@@ -64,9 +64,7 @@ class Attention(nnx.Module):
                 q_BTNH, k_BSKH, v_BSKH, visible=visible, backend=compute.attention
             )
         else:
-            attended_BTNH = kernels.attend_cached(
-                q_BTNH, kept.k_BKHS, kept.v_BKSH, visible=visible, backend=compute.attention
-            )
+            attended_BTNH = kept.attend(q_BTNH, visible=visible, backend=compute.attention)
         attended_BTNH = checkpoint_name(attended_BTNH, 'attended')
         out_BTD = close(attended_BTNH, out_NHD, 'NHD')
         return shifted(out_BTD, self.out_bias_D, 'D'), cache

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,7 +14,8 @@ from jaxtyping import Array, Int
 
 from llama_jax import layout
 from llama_jax.mesh import platform_in_use
-from llama_jax.model.config import ModelConfig, by_length
+from llama_jax.model import kernels
+from llama_jax.model.config import AttentionBackend, ModelConfig, by_length
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import Pattern, Window
 from llama_jax.model.quantized import Quantized, Weight, quantize
@@ -31,6 +33,16 @@ class LayerCache:
     k_BKHS: Weight
     v_BKSH: Weight
     """Quantised: one scale for each token and head."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch."""
+        return self.v_BKSH.shape[0]
+
+    @property
+    def slots(self) -> int:
+        """Tokens that a row has room for."""
+        return self.v_BKSH.shape[2]
 
     def write(
         self,
@@ -57,6 +69,66 @@ class LayerCache:
             out_specs=(layout.act('BKHS'), layout.act('BKSH')),
         )
         return LayerCache(*write(self.k_BKHS, self.v_BKSH, k_BKHT, v_BKTH, at_B))
+
+    def attend(
+        self, q_BTNH: jax.Array, *, visible: Visibility, backend: AttentionBackend
+    ) -> jax.Array:
+        """What queries [B, T, N, H] take from it."""
+        return kernels.attend_cached(
+            q_BTNH, self.k_BKHS, self.v_BKSH, visible=visible, backend=backend
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerParts:
+    """One layer of a batch whose rows lie in several arrays, one after the other: parts of a larger
+    batch, of which the rest is neither read nor moved."""
+
+    parts: tuple[LayerCache, ...]
+
+    @property
+    def slots(self) -> int:
+        """See LayerCache."""
+        return self.parts[0].slots
+
+    def write(
+        self,
+        k_BTKH: jax.Array,
+        v_BTKH: jax.Array,
+        *,
+        at_B: jax.Array | None,
+        pattern: Pattern,
+    ) -> LayerParts:
+        """See LayerCache."""
+        new = self._by_part((k_BTKH, v_BTKH, at_B))
+        return LayerParts(
+            tuple(
+                part.write(k, v, at_B=at, pattern=pattern)
+                for part, (k, v, at) in zip(self.parts, new, strict=True)
+            )
+        )
+
+    def attend(
+        self, q_BTNH: jax.Array, *, visible: Visibility, backend: AttentionBackend
+    ) -> jax.Array:
+        """See LayerCache."""
+        attended = [
+            part.attend(q, visible=seen, backend=backend)
+            for part, (q, seen) in zip(self.parts, self._by_part((q_BTNH, visible)), strict=True)
+        ]
+        return jnp.concatenate(attended)
+
+    def _by_part(self, rows: Any) -> list[Any]:
+        """Arrays by row, cut as the parts are."""
+        cut, start = [], 0
+        for part in self.parts:
+            of = functools.partial(
+                jax.lax.slice_in_dim, start_index=start, limit_index=start + part.rows
+            )
+            cut.append(jax.tree.map(of, rows))
+            start += part.rows
+        return cut
 
 
 def _like(cache: Weight, x: jax.Array, *, head_axis: int) -> Weight:
@@ -151,7 +223,7 @@ class Cache:
     @property
     def slots(self) -> int:
         """Tokens that a row has room for."""
-        return self.layers[0].v_BKSH.shape[2]
+        return self.layers[0].slots
 
     def visible(
         self,
@@ -195,6 +267,38 @@ class Cache:
         layers = [LayerCache(one('BKHS'), one('BKSH')) for _ in range(config.layers)]
         goes_by_length = config.positions == 'rope' and by_length(config.rope_scaling)
         return Cache(layers, length_B=zeros('B', jnp.dtype(jnp.int32)) if goes_by_length else None)
+
+
+def joined(caches: Sequence[Cache]) -> Cache:
+    """Caches of one model as one of all their rows, without a copy of keys or values."""
+    if len(caches) == 1:
+        return caches[0]
+    crosses = [cache.cross for cache in caches if cache.cross is not None]
+    lengths = [cache.length_B for cache in caches if cache.length_B is not None]
+    cross = None
+    if crosses:
+        segment_BS = jnp.concatenate([cross.segment_BS for cross in crosses])
+        cross = Cross(_side_by_side([cross.layers for cross in crosses]), segment_BS)
+    return Cache(
+        _side_by_side([cache.layers for cache in caches]),
+        cross,
+        jnp.concatenate(lengths) if lengths else None,
+    )
+
+
+def apart(cache: Cache, caches: Sequence[Cache]) -> list[Cache]:
+    """The keys and values of `joined` caches, one by one again; all else is as in `caches`."""
+    if len(caches) == 1:
+        return [cache]
+    return [
+        replace(one, layers=[layer.parts[i] for layer in cache.layers])  # type: ignore[attr-defined]
+        for i, one in enumerate(caches)
+    ]
+
+
+def _side_by_side(layers: Sequence[Any]) -> Any:
+    """What models use like a list of LayerCache, by `write`, `attend` and `slots`."""
+    return [LayerParts(parts) for parts in zip(*layers, strict=True)]
 
 
 def slots_needed(config: ModelConfig, *, length: int, piece: int) -> int:

@@ -13,7 +13,7 @@ from tests.generate.tiny import prompt_of
 
 
 def test_nothing_compiles_over_200_mixed_requests(engine):
-    ours = engine(queue=300)
+    ours = engine(queue=300, warm=True)
     rng = np.random.default_rng(1)
 
     def run(n):
@@ -49,16 +49,17 @@ def test_nothing_compiles_over_200_mixed_requests(engine):
         jax._src.monitoring.unregister_event_duration_listener(count)
 
 
-@pytest.mark.parametrize('lookup', [None, Lookup(n_draft=5)])
-def test_the_cache_stays_in_place(engine, lookup):
+@pytest.mark.parametrize(('n', 'lookup'), [(2, None), (8, None), (8, Lookup(n_draft=5))])
+def test_the_cache_stays_in_place(engine, n, lookup):
     ours = engine(length=256, rows=8, prefill_chunk=64, lookup=lookup)
-    state, place = ours._slots._state, ours.programs.place
-    dead_B = place(np.zeros(8, bool))
+    slots, place = ours._slots, ours.programs.place
+    assert slots.sizes == (1, 2, 4, 8)
+    slot_B = None if n == 8 else np.arange(n)
     with jax.set_mesh(ours.programs.mesh):
-        given = (ours.programs.params, state, ours._slots._settings, dead_B, 4, True)
-        lowered = ours._slots._on.steps.lower(*given)
+        given = (ours.programs.params, slots._caches[:n], slots._rest, slots._settings, slot_B)
+        lowered = slots._on.steps.lower(*given, place(np.zeros(n, bool)), 4, True)
         memory = lowered.compile().memory_analysis()
-    cache_bytes = ours.programs.cache_bytes(rows=8, slots=ours._slots._room)
+    cache_bytes = ours.programs.cache_bytes(rows=n, slots=slots._room)
     assert memory.alias_size_in_bytes >= cache_bytes
     # Scores of every column; of the cache no second one.
     n_columns = 1 if lookup is None else 1 + lookup.n_draft
