@@ -129,7 +129,7 @@ def test_serve(monkeypatch, run_script, gguf, template):
         source_length = 0
 
         def __init__(self, programs, **settings):
-            asked.update(settings, programs=programs)
+            asked.update(engine=settings, programs=programs)
 
         def close(self):
             asked['closed'] = True
@@ -156,8 +156,17 @@ def test_serve(monkeypatch, run_script, gguf, template):
     )
     monkeypatch.setenv(serve.KEYS, ' first, ,second ')
     options = {'weights': gguf, 'name': 'mine', 'chat-template': template, 'port': 4321}
-    options |= {'host': '127.0.0.2', 'rows': 3, 'length': 50, 'queue': 5, 'timeout': 7.5}
-    options |= {'cors': ('https://a.org', 'https://b.org'), 'lookup': 4} | MESH | COMPUTE | HOW
+    options |= {
+        'host': '127.0.0.2',
+        'rows': 3,
+        'length': 50,
+        'queue': 5,
+        'timeout': 7.5,
+        'steps': 3,
+    }
+    options |= (
+        {'cors': ('https://a.org', 'https://b.org'), 'lookup': 4, 'steps': 3} | MESH | COMPUTE | HOW
+    )
     all_but(serve.Options, options, ('checkpoint', 'mesh.slice'))
     code, _, error = run_script(serve.main, *command(options))
     assert code == 0, error
@@ -166,11 +175,10 @@ def test_serve(monkeypatch, run_script, gguf, template):
     assert error[-1].startswith(f'serving mine at http://{host}:{port}, ')
     mesh, *how = asked['how']
     assert tuple(mesh.shape.values()) == (1, 4, 1, 2) and how == [OTHER, LESS]
-    engine = {name: asked[name] for name in ('programs', 'rows', 'length', 'queue', 'lookup')}
-    assert engine == {
-        **{'programs': 'programs', 'rows': 3, 'length': 50, 'queue': 5},
-        'lookup': Lookup(n_draft=4),
-    }
+    engine = {'rows': 3, 'length': 50, 'queue': 5, 'lookup': Lookup(n_draft=4), 'steps': 3}
+    assert engine.items() <= asked['engine'].items() and asked['programs'] == 'programs'
+    assert asked['engine']['warm'], 'all is compiled before it says that it serves'
+    assert asked['engine']['prefill_chunk'] == asked['warm']['piece'] == serve.PIECE
     served = asked['served']
     assert served.name == 'mine' and served.chat.source == TEMPLATE
     assert asked['limits'].seconds == 7.5 and asked['limits'].choices <= 5
