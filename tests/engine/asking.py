@@ -39,7 +39,7 @@ def programs(config=CONFIG, n_devices=1, **axes):
 
 @pytest.fixture
 def engine():
-    with_defaults = {'rows': 3, 'length': 128, 'prefill_chunk': 16, 'steps': 4}
+    with_defaults = {'rows': 2, 'length': 128, 'prefill_chunk': 16, 'steps': 4}
     made = []
 
     def make(programs_=None, **sizes):
@@ -68,7 +68,7 @@ class Heard(list):
             self.done.set()
 
     def wait(self):
-        assert self.done.wait(60), 'the request ends'
+        assert self.done.wait(120), 'the request ends'
         return self
 
     @property

@@ -39,7 +39,7 @@ def engines():
     made = []
 
     def make(programs, **sizes):
-        sizes = {'rows': 3, 'length': 128, 'prefill_chunk': 16, 'steps': 4, **sizes}
+        sizes = {'rows': 2, 'length': 128, 'prefill_chunk': 16, 'steps': 4, **sizes}
         pair = [
             Engine(programs, token_bytes=token_bytes, lookup=how, **sizes) for how in (LOOKUP, None)
         ]
@@ -138,7 +138,7 @@ def test_nothing_compiles_once_it_is_warm(engines):
     check_equal(guesses, plain, MIXED)
     compiled = guesses._slots._on.steps._cache_size()
     check_equal(guesses, plain, [(n, replace(how, seed=9)) for n, how in MIXED[::2]])
-    assert guesses._slots._on.steps._cache_size() == compiled == 1
+    assert guesses._slots._on.steps._cache_size() == compiled <= len(guesses._slots.sizes)
 
 
 def test_bad_numbers_of_guesses():

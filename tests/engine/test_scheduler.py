@@ -14,9 +14,9 @@ from tests.engine.asking import GREEDY, ask
 from tests.generate.tiny import prompt_of, uncached
 
 
-def waiting(n, owner='', arrived=None):
+def waiting(n):
     return SequenceState(
-        Request([1] * n, owner=owner), lambda event: None, token_bytes=bytes, end_ids=()
+        Request([1] * n), lambda event: None, token_bytes=bytes, names={}, end_ids=()
     )
 
 
