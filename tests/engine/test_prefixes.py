@@ -8,7 +8,7 @@ from tests.generate.tiny import prompt_of
 
 
 def test_a_shared_beginning_is_read_once_and_changes_nothing(engine):
-    ours, prompt = engine(), prompt_of(50)
+    ours, prompt = engine(rows=3), prompt_of(50)
     controls = replace(GREEDY, logprobs=1)
     first = ask(ours, prompt, controls).wait()
     again = ask(ours, prompt, controls).wait()
@@ -30,7 +30,7 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(engine):
 
 
 def test_a_busy_rows_beginning_is_copied(engine):
-    ours, prompt = engine(steps=1), prompt_of(40)
+    ours, prompt = engine(rows=3, steps=1), prompt_of(40)
     running = ask(ours, prompt, replace(GREEDY, max_tokens=80))
     while not running:
         time.sleep(0.001)
