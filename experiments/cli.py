@@ -321,14 +321,17 @@ def main(script: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def whole_text() -> Iterator[None]:
-    """Within it a text is printed piece by piece: its last line is ended, and what is logged
-    meanwhile comes after it, for both may go to one terminal."""
+    """Within it a text is printed piece by piece: its last line is ended, and what is logged,
+    warned of or told on standard error meanwhile comes after it, for both may go to one terminal.
+    """
     root = logging.getLogger()
     handlers = root.handlers[:]
     held = [MemoryHandler(10_000, logging.CRITICAL + 1, target=handler) for handler in handlers]
     root.handlers[:] = held
+    told = io.StringIO()
     try:
-        yield
+        with contextlib.redirect_stderr(told):
+            yield
     finally:
         try:
             print(flush=True)
@@ -336,6 +339,7 @@ def whole_text() -> Iterator[None]:
             root.handlers[:] = handlers
             for handler in held:
                 handler.close()  # which passes on what it holds
+            print(told.getvalue(), end='', file=sys.stderr, flush=True)
 
 
 def _unread() -> bool:

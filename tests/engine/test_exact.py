@@ -84,10 +84,11 @@ def test_a_window_decodes_in_a_ring(engine):
     whole = engine(programs(config), length=120)
     whole._slots._room = 128
     whole._slots.reset()
-    for n in (3, 40, 70):
-        controls = replace(GREEDY, max_tokens=40)
-        ring, rows = (ask(one, prompt_of(n), controls).wait() for one in (ours, whole))
-        assert ring.tokens == rows.tokens and len(set(ring.tokens)) > 4
+    # Together: while a long prompt is read, and after it, short ones run beside it.
+    controls, lengths = replace(GREEDY, max_tokens=40), (3, 40, 70, 17)
+    rings, rows = ([ask(one, prompt_of(n), controls) for n in lengths] for one in (ours, whole))
+    for ring, row in zip(rings, rows, strict=True):
+        assert ring.wait().tokens == row.wait().tokens and len(set(ring.tokens)) > 4
 
 
 @pytest.mark.slow

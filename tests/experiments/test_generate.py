@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import configs
-from experiments import generate, models
+from experiments import cli, generate, models
 from llama_jax.convert import huggingface, meta
 from llama_jax.convert import params as params_lib
 from llama_jax.data.train_tokenizer import train
@@ -218,6 +218,16 @@ def test_what_is_logged_does_not_part_the_text(run_script, run, monkeypatch):
 
 def refuse(*_):
     raise UserError('not finite')
+
+
+def test_what_is_told_meanwhile_comes_behind_the_text(monkeypatch, capsys):
+    monkeypatch.setattr('sys.stderr', sys.stdout)  # one terminal
+    with pytest.raises(KeyboardInterrupt), cli.whole_text():
+        print('def ', end='')
+        print('a warning', file=sys.stderr)
+        print('f', end='')
+        raise KeyboardInterrupt
+    assert capsys.readouterr().out == 'def f\na warning\n'
 
 
 def test_a_template_with_tokens_of_another_model_is_told(run_script, gguf, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from llama_jax import layout, trees
 from llama_jax.generate.beam import beam_search
 from llama_jax.generate.generator import Generator
-from llama_jax.generate.speculative.draft import Draft
+from llama_jax.generate.speculative.draft import Draft, Lookup
 from llama_jax.model import layers
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Dynamic, LongRope
@@ -109,6 +109,16 @@ def test_beams_and_guesses_read_as_one_row_does(name):
     assert all(one.speculation.accepted == one.speculation.guessed for one in guessed)
     beams = beam_search(ours.programs, prompts, beams=1, max_tokens=N, prefill_chunk=16)
     assert [best.tokens for (best,) in beams] == expected
+    if name == 'window':  # most guesses are wrong, and beams change places
+        guessed = ours(prompts, max_tokens=N, speculate=Lookup(n_draft=15))
+        assert [one.tokens for one in guessed] == expected
+        both = beam_search(ours.programs, prompts, beams=2, n=2, max_tokens=N, prefill_chunk=16)
+        for prompt, found in zip(prompts, both, strict=True):
+            for text in found:
+                tokens = [*prompt, *text.tokens]
+                log_TV = jax.nn.log_softmax(forward(config)(tokens)[len(prompt) - 1 :])
+                scores = log_TV[np.arange(N), text.tokens]
+                np.testing.assert_allclose(text.score, scores.mean(), atol=1e-4)
 
 
 def test_a_pattern_changes_what_is_generated():
