@@ -157,6 +157,16 @@ def test_a_run_from_them_is_begun_with_as_well(begun, tmp_path):
     assert said in events(tmp_path / 'two')
 
 
+def test_rows_are_added_to_weights_of_others(begun, params, tmp_path):
+    masked = started(replace(begun, objective=MaskedLM()))
+    with prepare(settled(masked, masked), tmp_path / 'run') as run:
+        table_VD = np.asarray(run.state.params['embed_VD'])
+        assert run.experiment.model.vocab == len(table_VD) == 768
+    np.testing.assert_array_equal(table_VD[:ROWS], params['embed_VD'])
+    mean_D = params['embed_VD'].mean(axis=0)
+    np.testing.assert_allclose(table_VD[[ROWS, -1]], [mean_D] * 2, rtol=1e-5, atol=1e-7)
+
+
 def test_rows_are_added_before_they_are_placed(begun, params, tmp_path):
     """521 rows do not divide by 2, 576 do."""
     mesh = MAKE_MESH(MeshConfig(fsdp=1, tensor=2), jax.devices()[:2])
