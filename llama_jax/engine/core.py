@@ -45,6 +45,16 @@ class _Flight:
     """How many tokens of each row, where some were guessed; else one a step, or a first one."""
 
 
+@dataclass
+class _Ahead:
+    """The first half of a step, see Slots.ahead."""
+
+    batch: list[int]
+    logits_BV: jax.Array
+    sequence_of: dict[int, SequenceState]
+    """By slot."""
+
+
 class Core:
     """Runs the sequences of a scheduler in slots. It belongs to one thread.
 
@@ -60,6 +70,7 @@ class Core:
         self._lock = lock
         self._flights: deque[_Flight] = deque()
         self._idle_since = 0.0  # the device, as far as is known
+        self._ahead: _Ahead | None = None
         self.totals: Counter[str] = Counter()
 
     @property
@@ -75,9 +86,7 @@ class Core:
         if sequence is not None:
             self._read_a_piece(sequence)
         elif any(one and one.request.grammar for one in self._scheduler.running):
-            self._deliver(all_but=0)  # what may come next is known once the token before is
-            self._start_steps(1, may_guess=False)
-            self._deliver(all_but=0)
+            return self._step_by_halves()
         elif self._scheduler.n_running:
             self._start_steps()
         pipelined = sequence is None or self._scheduler.pieces_are_short
@@ -147,32 +156,45 @@ class Core:
 
     def _begin(self, sequence: SequenceState, flight: _Flight, last: int) -> None:
         """The prompt is read: draw its first token, from the features that are on their way."""
-        bias_V = None
-        if sequence.request.grammar is not None:
-            try:
-                bias_V = self._bias(sequence)
-            except Exception as error:
-                self._end(sequence, 'error', str(error))
-                return
+        if not self._allow(sequence):
+            return
         flight.drawn = self._slots.begin(
-            sequence.slot, sequence.prompt, sequence.controls, flight.done, last, bias_V
+            sequence.slot, sequence.prompt, sequence.controls, flight.done, last
         )
         flight.sequence_of = {0: sequence}
         self._scheduler.begin(sequence)
 
-    def _start_steps(self, n_steps: int | None = None, *, may_guess: bool = True) -> None:
+    def _start_steps(self) -> None:
+        self._ahead = None
         begun = time.perf_counter()
         running = {i: one for i, one in enumerate(self._scheduler.running) if one}
-        if not running:
-            return
         size = self._slots.size(len(running))
-        n_steps = n_steps or self._scheduler.n_steps(size)
-        batch, drawn, counts = self._slots.steps(list(running), n_steps, may_guess=may_guess)
+        n_steps = self._scheduler.n_steps(size)
+        batch, drawn, counts = self._slots.steps(list(running), n_steps)
         sequence_of = {row: running[slot] for row, slot in enumerate(batch) if slot in running}
         self._flights.append(
             _Flight(size, n_steps, False, begun, drawn.token_BT, drawn, sequence_of, counts)
         )
         self.totals['steps'] += n_steps
+
+    def _step_by_halves(self) -> None:
+        """What a constrained row may draw next is known once the host has the token before. While
+        it finds out, the device computes the logits that are drawn from."""
+        self._deliver(all_but=0)
+        begun, ahead = time.perf_counter(), self._ahead
+        if ahead is not None:
+            running = self._scheduler.running
+            slots = [slot for slot, one in ahead.sequence_of.items() if running[slot] is one]
+            drawn = self._slots.choose(ahead.batch, ahead.logits_BV, slots)
+            rows = {row: slot for row, slot in enumerate(ahead.batch) if slot in slots}
+            sequence_of = {row: ahead.sequence_of[slot] for row, slot in rows.items()}
+            self._flights.append(
+                _Flight(len(ahead.batch), 1, False, begun, drawn.token_BT, drawn, sequence_of)
+            )
+            self.totals['steps'] += 1
+        now = {slot: one for slot, one in enumerate(self._scheduler.running) if one}
+        self._ahead = _Ahead(*self._slots.ahead(list(now)), now) if now else None
+        self._deliver(all_but=0)
 
     def _deliver(self, *, all_but: int) -> None:
         """Wait for what the device does, but for the last `all_but`, and hand out the tokens."""
@@ -208,7 +230,7 @@ class Core:
             elif sequence.finished:
                 self._scheduler.release(sequence)
             elif sequence.request.grammar is not None:
-                self._follow(sequence, tokens[0])
+                self._allow(sequence, tokens[0])
 
     def _end(self, sequence: SequenceState, reason: FinishReason, message: str = '') -> None:
         sequence.finish(reason, message)
@@ -224,16 +246,20 @@ class Core:
         """It reads all weights, once."""
         return self._programs.not_finite('the model gives')
 
-    def _follow(self, sequence: SequenceState, token: int) -> None:
-        """Let a constrained row's grammar know its token; one that fails ends its request only."""
-        assert sequence.request.grammar is not None
-        try:
-            sequence.request.grammar.accept(token)
-            bias_V = self._bias(sequence)
-        except Exception as error:
-            self._end(sequence, 'error', str(error))
-            return
-        self._slots.put_bias(sequence.slot, bias_V)
+    def _allow(self, sequence: SequenceState, token: int | None = None) -> bool:
+        """Let a constrained row's grammar know its newest token, if there is one, and the slot what
+        may follow. A grammar that fails ends its request only: then False."""
+        grammar, mask_V = sequence.request.grammar, None
+        if grammar is not None:
+            try:
+                if token is not None:
+                    grammar.accept(token)
+                mask_V = grammar.mask()
+            except Exception as error:
+                self._end(sequence, 'error', str(error))
+                return False
+        self._slots.allow(sequence.slot, mask_V)
+        return True
 
     def _score(self, sequence: SequenceState, x_BTD: jax.Array, at: int, n: int) -> None:
         """Log-probabilities of the tokens that follow each of a piece."""
@@ -246,17 +272,10 @@ class Core:
         if at + n == len(sequence.prompt):
             sequence.tell_scores()
 
-    def _bias(self, sequence: SequenceState) -> np.ndarray:
-        """Of a constrained row: its own, and no token that the grammar does not allow."""
-        assert sequence.request.grammar is not None
-        bias_V = np.where(sequence.request.grammar.mask(), 0, -np.inf).astype(np.float32)
-        for token, value in sequence.controls.logit_bias.items():
-            bias_V[token] += value
-        return bias_V
-
     def drop_all(self, reason: FinishReason, message: str = '') -> None:
         """End all, whatever they do."""
         self._flights.clear()
+        self._ahead = None
         with self._lock:
             dropped = self._scheduler.remove(lambda sequence: True)
         for sequence in dropped:

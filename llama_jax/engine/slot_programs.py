@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
 
 from llama_jax import layout
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.controls import MOST_LOGPROBS
 from llama_jax.generate.decode import Drawn, Model, State
-from llama_jax.generate.settings import History, Settings
+from llama_jax.generate.settings import History, Settings, only
 from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.generate.speculative.loop import draw_some
 from llama_jax.generate.speculative.verify import Counts
@@ -62,6 +62,31 @@ class SlotPrograms:
             written = replace(own, cache=rest.cache)
             return apart(own.cache, caches), _put_some(rest, written, slot_B), drawn, counts
 
+        def ahead(
+            params: Params, caches: list[Cache], rest: State, slot_B: jax.Array | None
+        ) -> tuple[list[Cache], jax.Array]:
+            own = _some(rest, slot_B)
+            logits_BV, cache = decode_lib.step(
+                model, params, own.token_B, own.position_B, joined(caches)
+            )
+            return apart(cache, caches), logits_BV
+
+        def choose(
+            rest: State,
+            settings: Settings,
+            slot_B: jax.Array | None,
+            logits_BV: jax.Array,
+            allowed_BC: jax.Array,
+            live_B: jax.Array,
+        ) -> tuple[State, Drawn]:
+            allowed_BC, live_B = (jax.reshard(x, _ROWS) for x in (allowed_BC, live_B))
+            own, drawn = decode_lib.choose(
+                *(model, _some(rest, slot_B), logits_BV),
+                *(only(_some(settings, slot_B), allowed_BC), live_B),
+                n_top=MOST_LOGPROBS,
+            )
+            return _put_some(rest, own, slot_B), drawn
+
         self.read = jax.jit(
             functools.partial(read_row, model), static_argnames='first', donate_argnums=(1, 2)
         )
@@ -71,8 +96,9 @@ class SlotPrograms:
         )
         self.copy = jax.jit(copy_row, donate_argnums=0)
         self.clear = jax.jit(clear_row, donate_argnums=0)
-        self.put_bias = jax.jit(put_bias, donate_argnums=0)
         self.steps = jax.jit(some, donate_argnums=(1, 2))
+        self.ahead = jax.jit(ahead, donate_argnums=1)
+        self.choose = jax.jit(choose, donate_argnums=0)
         self.scores = jax.jit(functools.partial(scores_of, model))
 
 
@@ -139,17 +165,19 @@ def begin_row(
     last: Int[Array, ''],
     length: Int[Array, ''],
     own: Settings,
+    allowed_BC: UInt8[Array, '1 C'],
     history: History,
     text_BS: Int[Array, '1 S'] | None,
     *,
     n_top: int,
 ) -> tuple[State, Settings, Drawn]:
     """Draw the first token of a slot whose prompt of `length` tokens is read, from the features of
-    its last piece, at `last`; `own`, `history` and `text_BS` are of this slot alone."""
+    its last piece, at `last`; `own`, `history` and `text_BS` are of this slot alone. The token is
+    one of those that are allowed (see settings.only)."""
     last_B, length_B = _batch_of_one(last), _batch_of_one(length)
     x_BD = decode_lib.last_features(jnp.zeros_like(x_BTD[:, 0]), x_BTD, last_B)
     begun, drawn = decode_lib.begin(
-        *(model, params, Cache([]), x_BD, length_B, own, history), n_top=n_top
+        *(model, params, Cache([]), x_BD, length_B, only(own, allowed_BC), history), n_top=n_top
     )
     rest = State(
         cache=rest.cache,
@@ -186,13 +214,6 @@ def scores_of(
     whole = [jax.reshard(x, _ROWS) for x in (logits_BTV, token_BT)]
     scores = functools.partial(decode_lib.scores, n_top=MOST_LOGPROBS)
     return jax.shard_map(scores, in_specs=_ROWS, out_specs=_ROWS)(*whole)
-
-
-def put_bias(settings: Settings, bias_BV: Float[Array, '1 V'], slot: Int[Array, '']) -> Settings:
-    """The settings with another bias in one slot."""
-    return Settings(
-        **{**vars(settings), 'bias_BV': _put(settings.bias_BV, bias_BV, slot, _ROWS)},
-    )
 
 
 def _written(text_BS: jax.Array, token_B: jax.Array, place: jax.Array) -> jax.Array:

@@ -92,6 +92,7 @@ class Slots:
         programs, rows, vocab = self._programs, self.rows, self._programs.config.vocab
         self.prefixes = Prefixes(rows, self.piece)
         settings = rows_of([], lengths=[], rows=rows, end_ids=(), vocab=vocab, bias=True)
+        self._allowed_BC = np.full((rows, -(-vocab // 8)), 255, np.uint8)
         zeros = np.zeros(rows, np.int32)
         nothing = history_of([], rows=rows, vocab=vocab)
         text_BS = np.zeros((rows, self.length), np.int32) if self._lookup else None
@@ -114,6 +115,8 @@ class Slots:
         for size in self.sizes:
             _, drawn, _ = self._steps([], size, 1)
             jax.block_until_ready(drawn)
+            batch, logits_BV = self._ahead([], size)
+            jax.block_until_ready(self.choose(batch, logits_BV, []))
 
     def read_source(self, slot: int, source: Sequence[int]) -> None:
         """The encoder reads what the prompt of this slot goes with."""
@@ -148,10 +151,8 @@ class Slots:
         controls: Controls,
         x_BTD: jax.Array,
         last: int,
-        bias_V: np.ndarray | None = None,
     ) -> Drawn:
-        """Draw the first token after a prompt, from the features of its last piece, at `last`.
-        `bias_V` takes the place of the bias of the controls."""
+        """Draw the first token after a prompt, from the features of its last piece, at `last`."""
         programs, vocab = self._programs, self._programs.config.vocab
         own = rows_of(
             [controls],
@@ -161,17 +162,22 @@ class Slots:
             vocab=vocab,
             bias=True,
         )
-        if bias_V is not None:
-            own.bias_BV[0] = bias_V
+        allowed_BC = self._allowed_BC[slot : slot + 1].copy()
         history = history_of([prompt], rows=1, vocab=vocab)
         text_BS = None
         if self._lookup:
             text_BS, _ = padded([prompt], 1, self.length, programs.model.pad_id)
         self._rest, self._settings, drawn = self._on.begin(
             *(programs.params, self._rest, self._settings, slot, x_BTD, last, len(prompt)),
-            *jax.tree.map(programs.place, (own, history, text_BS)),
+            *jax.tree.map(programs.place, (own, allowed_BC, history, text_BS)),
         )
         return drawn
+
+    def allow(self, slot: int, mask_V: np.ndarray | None) -> None:
+        """The only tokens that a slot may draw next, where its tokens are chosen; None: any."""
+        self._allowed_BC[slot] = 255
+        if mask_V is not None:
+            self._allowed_BC[slot] = np.packbits(mask_V, bitorder='little')
 
     def size(self, n: int) -> int:
         """Rows of the smallest step that takes `n` slots."""
@@ -187,11 +193,8 @@ class Slots:
     def _steps(
         self, slots: Sequence[int], size: int, n: int, *, may_guess: bool = True
     ) -> tuple[list[int], Drawn, Counts | None]:
-        spare = [slot for slot in range(self.rows) if slot not in slots]
-        batch = sorted([*slots, *spare[: size - len(slots)]])
+        batch, slot_B, parts = self._batch(slots, size)
         dead_B = np.array([slot not in slots for slot in batch])
-        slot_B = None if size == self.rows else np.array(batch, np.int32)
-        parts = [batch[i] // self._part for i in range(0, size, self._part)]
         caches, self._rest, drawn, counts = self._on.steps(
             *(self._programs.params, [self._caches[i] for i in parts], self._rest),
             *(self._settings, slot_B, dead_B, n, may_guess),
@@ -201,6 +204,42 @@ class Slots:
         for x in jax.tree.leaves((drawn, counts)):
             x.copy_to_host_async()
         return batch, drawn, counts
+
+    def ahead(self, slots: Sequence[int]) -> tuple[list[int], jax.Array]:
+        """The first half of a decode step of these slots: logits [B, V] of what follows. Which slot
+        each row belongs to, as in `steps`. Where no second half comes, the next step begins anew.
+        """
+        return self._ahead(slots, self.size(len(slots)))
+
+    def _ahead(self, slots: Sequence[int], size: int) -> tuple[list[int], jax.Array]:
+        batch, slot_B, parts = self._batch(slots, size)
+        caches, logits_BV = self._on.ahead(
+            self._programs.params, [self._caches[i] for i in parts], self._rest, slot_B
+        )
+        for i, cache in zip(parts, caches, strict=True):
+            self._caches[i] = cache
+        return batch, logits_BV
+
+    def choose(self, batch: Sequence[int], logits_BV: jax.Array, slots: Sequence[int]) -> Drawn:
+        """The second half: draw an allowed token for those of `batch` that are in `slots`."""
+        slot_B = None if len(batch) == self.rows else np.array(batch, np.int32)
+        live_B = np.array([slot in slots for slot in batch])
+        self._rest, drawn = self._on.choose(
+            *(self._rest, self._settings, slot_B, logits_BV, self._allowed_BC[list(batch)], live_B)
+        )
+        for x in jax.tree.leaves(drawn):
+            x.copy_to_host_async()
+        return drawn
+
+    def _batch(
+        self, slots: Sequence[int], size: int
+    ) -> tuple[list[int], np.ndarray | None, list[int]]:
+        """Of a step of `size` rows: these slots and others, as an array too (None: all), and the
+        parts of the cache that hold them."""
+        spare = [slot for slot in range(self.rows) if slot not in slots]
+        batch = sorted([*slots, *spare[: size - len(slots)]])
+        slot_B = None if size == self.rows else np.array(batch, np.int32)
+        return batch, slot_B, [batch[i] // self._part for i in range(0, size, self._part)]
 
     def copy(self, source: int, slot: int) -> None:
         """Keys and values of another slot."""
@@ -214,11 +253,6 @@ class Slots:
         i, row = divmod(slot, self._part)
         self._caches[i] = self._on.clear(self._caches[i], row)
         self.prefixes.hold(slot, ())
-
-    def put_bias(self, slot: int, bias_V: np.ndarray) -> None:
-        """What is added to the logits of a running slot from now on."""
-        bias_BV = self._programs.place(bias_V[None])
-        self._settings = self._on.put_bias(self._settings, bias_BV, slot)
 
     def scores(self, x_BTD: jax.Array, following: Sequence[int]) -> Drawn:
         """Log-probabilities of the tokens that follow each of a piece."""

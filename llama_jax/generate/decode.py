@@ -192,25 +192,11 @@ def decode(
     def one_step(carry: Carry) -> Carry:
         n, state, drawn = carry
         logits_BV, cache = step(model, params, state.token_B, state.position_B, state.cache)
-        position_B, live_B = state.position_B + 1, ~state.done_B
-        one, ended_B, history = draw(
-            *(logits_BV, settings, state.history, position_B, live_B),
-            pad_id=model.pad_id,
-            n_top=n_top,
+        state, one = choose(
+            *(model, replace(state, cache=cache), logits_BV, settings, ~state.done_B), n_top=n_top
         )
         drawn = jax.tree.map(
-            lambda all_, x: jax.lax.dynamic_update_slice_in_dim(
-                all_, jnp.expand_dims(x, 1), n, axis=1
-            ),
-            *(drawn, one),
-        )
-        state = replace(
-            state,
-            cache=cache,
-            token_B=jnp.where(live_B, jnp.maximum(one.token_BT, 0), state.token_B),
-            position_B=jnp.where(live_B, position_B, state.position_B),
-            done_B=state.done_B | ended_B,
-            history=history,
+            lambda all_, x: jax.lax.dynamic_update_slice_in_dim(all_, x, n, axis=1), drawn, one
         )
         return n + 1, state, drawn
 
@@ -229,6 +215,36 @@ def step(
     """Float32 logits after one more token in each row, and the cache with it."""
     logits_BTV, cache = following(model, params, cache, token_B[:, None], position_B)
     return logits_BTV[:, 0], cache
+
+
+def choose(
+    model: Model,
+    state: State,
+    logits_BV: Float[Array, 'B V'],
+    settings: Settings,
+    live_B: Bool[Array, ' B'],
+    *,
+    n_top: int | None,
+) -> tuple[State, Drawn]:
+    """Draw one more token of each row that lives, from its logits; the others stay as they are."""
+    position_B = state.position_B + 1
+    one, ended_B, history = draw(
+        *(logits_BV, settings, state.history, position_B, live_B), pad_id=model.pad_id, n_top=n_top
+    )
+    token_B = jnp.where(live_B, jnp.maximum(one.token_BT, 0), state.token_B)
+    text_BS = state.text_BS
+    if text_BS is not None:
+        here_BS = (jnp.arange(text_BS.shape[1]) == position_B[:, None]) & live_B[:, None]
+        text_BS = jnp.where(here_BS, token_B[:, None], text_BS)
+    state = replace(
+        state,
+        token_B=token_B,
+        position_B=jnp.where(live_B, position_B, state.position_B),
+        done_B=state.done_B | (ended_B & live_B),
+        history=history,
+        text_BS=text_BS,
+    )
+    return state, jax.tree.map(lambda x: jnp.expand_dims(x, 1), one)
 
 
 def following(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt8, UInt32
 
 from llama_jax.generate.controls import MOST_STOP_IDS, Controls
 
@@ -145,6 +145,16 @@ def shaped(
 
     early = (position_B < settings.earliest_B).any()
     return jax.lax.cond(early, without_ends, lambda: logits_BV)
+
+
+def only(settings: Settings, allowed_BC: UInt8[Array, 'B C']) -> Settings:
+    """The settings with no tokens in reach but those whose bits are set, eight to a byte, the
+    lowest first."""
+    assert settings.bias_BV is not None
+    B, V = settings.bias_BV.shape
+    bit_BCX = (allowed_BC[:, :, None] >> jnp.arange(8, dtype=jnp.uint8)) & 1
+    bias_BV = jnp.where(bit_BCX.reshape(B, -1)[:, :V] == 1, settings.bias_BV, -jnp.inf)
+    return replace(settings, bias_BV=bias_BV)
 
 
 def _penalised(logits_BV: jax.Array, settings: Settings, history: History) -> jax.Array:

@@ -3,6 +3,7 @@
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from llama_jax.engine.request import Request
@@ -30,12 +31,50 @@ def test_stop_strings(engine):
 
 def test_a_grammar_is_obeyed_beside_free_rows(engine):
     ours = engine()
-    free = ask(ours, prompt_of(5), replace(GREEDY, max_tokens=30))
+    drawn = Controls(
+        max_tokens=30, seed=2, repetition_penalty=1.3, logit_bias={7: 1.0}, min_tokens=9, logprobs=1
+    )
+    asked = [(5, replace(GREEDY, max_tokens=30, logprobs=1)), (7, drawn)]
+    alone = [ask(ours, prompt_of(n), controls).wait() for n, controls in asked]
+    free = [ask(ours, prompt_of(n), controls) for n, controls in asked]
     grammar = Only({11, 12}, {60, 61, 62}, {3})
-    bound = ask(ours, prompt_of(8), Controls(max_tokens=9, seed=1), grammar=grammar).wait()
-    assert [token in turn for token, turn in zip(bound.tokens, grammar.turns * 3, strict=True)]
-    assert set(bound.tokens[::3]) <= {11, 12} and set(bound.tokens[2::3]) == {3}
-    assert free.wait().tokens == uncached(prompt_of(5), 30)
+    controls = Controls(max_tokens=9, seed=1, logit_bias={12: 100.0})
+    bound = ask(ours, prompt_of(8), controls, grammar=grammar).wait()
+    assert all(token in turn for token, turn in zip(bound.tokens, grammar.turns * 3, strict=True))
+    assert set(bound.tokens[::3]) == {12} and set(bound.tokens[2::3]) == {3}
+    assert grammar.seen == bound.tokens[:-1]
+    for one, other in zip(free, alone, strict=True):
+        assert one.wait().tokens == other.tokens
+        chances, expected = ([x.logprob for x in heard.logprobs] for heard in (one, other))
+        np.testing.assert_allclose(chances, expected, atol=1e-5)
+    # The slot's next text is free of it.
+    assert ask(ours, prompt_of(8), asked[0][1]).wait().tokens == uncached(prompt_of(8), 30)
+
+
+def test_the_device_computes_while_masks_are_made(engine, monkeypatch):
+    ours, happened = engine(rows=2), []
+
+    class Told(Only):
+        def mask(self):
+            happened.append('mask')
+            return super().mask()
+
+        def accept(self, token):
+            self.seen.append(token)
+
+    for name in ('ahead', 'choose'):
+        run = getattr(ours._slots, name)
+        monkeypatch.setattr(
+            ours._slots,
+            name,
+            lambda *given, run=run, name=name: happened.append(name) or run(*given),
+        )
+    free = ask(ours, prompt_of(5), replace(GREEDY, max_tokens=20))
+    bound = ask(ours, prompt_of(8), replace(GREEDY, max_tokens=6), grammar=Told({11}, {12})).wait()
+    assert bound.tokens == [11, 12] * 3 and len(free.wait().tokens) == 20
+    first = happened.index('choose')
+    # The logits of a token are on their way before the mask of the one before is asked for.
+    assert happened[first : first + 6] == ['choose', 'ahead', 'mask'] * 2
 
 
 class Fails(Only):
