@@ -7,7 +7,6 @@ import pytest
 from experiments import serve
 from llama_jax.errors import UserError
 from llama_jax.generate.quantized import Quantization
-from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.serve import run
 from llama_jax.serve.run import bind
 from tests.serve.process import MODEL, write_model
@@ -51,33 +50,22 @@ def test_options_are_checked_before_a_model_is_loaded(monkeypatch, options, mess
         serve.main()
 
 
-def test_options_reach_the_engine(monkeypatch, tmp_path):
-    path = write_model(tmp_path / 'theirs')
-
+def test_what_is_served_where_nothing_is_said(monkeypatch, tmp_path):
     class Made(Exception):  # noqa: N818
         pass
 
     def engine(programs, **settings):
         raise Made(programs, settings)
 
-    def made(*options):
-        monkeypatch.setattr('sys.argv', ['serve', '--port', '0', '--weights', str(path), *options])
-        with pytest.raises(Made) as raised:
-            serve.main()
-        return raised.value.args
-
     monkeypatch.setattr(serve, 'Engine', engine)
-    programs, settings = made('--mesh.data', '8', '--mesh.fsdp', '1')
+    path = write_model(tmp_path / 'theirs')
+    options = ('--mesh.data', '8', '--mesh.fsdp', '1')  # heads are fewer than devices
+    monkeypatch.setattr('sys.argv', ['serve', '--port', '0', '--weights', str(path), *options])
+    with pytest.raises(Made) as raised:
+        serve.main()
+    programs, settings = raised.value.args
     assert (settings['rows'], settings['queue'], settings['lookup']) == (8, 256, None)
     assert settings['length'] == MODEL.context and programs.quantization == Quantization()
-    assert programs.mesh.shape['data'] == 8
-    few = {'rows': 3, 'queue': 7, 'length': 40, 'lookup': 2}
-    words = [word for name, value in few.items() for word in (f'--{name}', str(value))]
-    words += ['--quantization.cache', 'int8', '--compute.attention', 'reference']
-    programs, settings = made(*words, '--mesh.data', '1', '--mesh.fsdp', '8')
-    assert {name: settings[name] for name in few} == {**few, 'lookup': Lookup(n_draft=2)}
-    assert programs.quantization == Quantization(cache='int8')
-    assert programs.model.compute.attention == 'reference'
 
 
 @pytest.mark.parametrize('refused', [(), (65_536,), (65_536, 10_240)])
