@@ -15,7 +15,8 @@ class Named(fake.Bytes):
 
     def decode(self, ids, *, show_control=False):
         names = {token: name for name, token in self.control.items()}
-        return ''.join(names[i] if i in names else chr(i) for i in ids)
+        shown = [names.get(i, '') if i > 255 else chr(i) for i in ids if i < 256 or show_control]
+        return ''.join(shown)
 
 
 @pytest.fixture
