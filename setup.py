@@ -52,8 +52,8 @@ EXTRAS = {
     'parity': [
         *('torch==2.13.0', 'transformers>=5.23', 'cyllama>=0.2.18', 'trl>=1.16', 'peft>=0.21'),
         *('datasets>=5.2', 'pyyaml>=6.0'),
-        # Clients of the server.
-        *('lm-eval[api]>=0.4.13', 'langchain-openai>=1.7', 'llm>=0.36'),
+        # Clients of the server; click runs the command line of llm.
+        *('lm-eval[api]>=0.4.13', 'langchain-openai>=1.7', 'llm>=0.36', 'click>=8.5'),
     ],
     'test': [
         # Newer than that of venv: the tests build a wheel.
