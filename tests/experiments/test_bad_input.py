@@ -254,5 +254,6 @@ def test_a_run_of_a_grid_is_not_marked_as_finished(run_script, tmp_path):
     (tmp_path / 'grid' / 'grid.json').write_text('{}')
     code, _, error = run_script(evaluate.main, run)
     assert code == 2 and len(error) == 1 and 'give --output FILE' in error[0]
-    code, _, error = run_script(evaluate.main, run, '--output', tmp_path / 'own.json')
-    assert code == 2 and 'holds no run' in error[0]
+    for output in (tmp_path / 'own.json', run / 'own.json'):
+        code, _, error = run_script(evaluate.main, run, '--output', output)
+        assert code == 2 and 'holds no run' in error[0]

@@ -250,7 +250,8 @@ def test_evaluate(evaluating, run_script, monkeypatch):
     assert evaluating('run', '--own', '--output', 'x.json')['path'].name == 'x.json'
     asked = evaluating('run', '--text', 'zh=a.txt', 'b.txt')
     assert [source.files for source in asked['data'].validation] == [('a.txt',), ('b.txt',)]
-    assert evaluating('run', '--output', 'x.json')['path'].name == 'x.json'
+    for run in ('run', 'run@3'):
+        assert evaluating(run, '--output', 'x.json')['path'].name == 'x.json'
     sets = tuple(Source('text_files', files=(name,)) for name in ('a.txt', 'b.txt'))
     trained.experiment.data = DataConfig(validation=sets)
     code, _, error = run_script(evaluate.main, 'run', '--own', '--output', 'x.json')
