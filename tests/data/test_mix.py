@@ -101,6 +101,14 @@ def test_prepare_takes_a_mix_and_prints_every_split(tmp_path, own_cache, monkeyp
     assert [given[-1] for given in asked if len(given) > 1] == [1] * 8
 
 
+def test_no_processes_prepare_nothing(monkeypatch):
+    from experiments import prepare
+
+    monkeypatch.setattr('sys.argv', ['prepare', 'quickstart', '--processes', '0'])
+    with pytest.raises(UserError, match='--processes is 0: give 1 or more'):
+        prepare.main()
+
+
 def test_validation_sets_have_names_and_no_weights(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'lang=en').mkdir()
