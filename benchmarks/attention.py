@@ -1,7 +1,9 @@
 """Cost of attention against length, all keys beside a window: `python -m benchmarks.attention`.
 
 Forward and backward of one attention layer, by the backend that `auto` takes here. Floating-point
-operations are those of the compiled program; times are medians, all patterns by turns.
+operations are those of the compiled program; times are medians, all patterns by turns. First, at
+the shortest length, the gradients are compared with those of the backend `reference`: the norm of
+the difference by the norm.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 from llama_jax import layout, mesh
@@ -48,8 +51,10 @@ def patterns(window: int) -> dict[str, Pattern]:
     }
 
 
-def prepared(options: Options, pattern: Pattern, length: int) -> tuple[float, Callable[[], None]]:
-    """FLOPs of the compiled program, and a function that runs it once."""
+def prepared(
+    options: Options, pattern: Pattern, length: int
+) -> tuple[float, Callable[[], tuple[jax.Array, ...]]]:
+    """FLOPs of the compiled program, and a function that runs it once and gives the gradients."""
     segment_BT = jnp.ones((1, length), jnp.int32, out_sharding=layout.act('BT'))
 
     def loss(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array) -> jax.Array:
@@ -71,12 +76,27 @@ def prepared(options: Options, pattern: Pattern, length: int) -> tuple[float, Ca
     return analysis.get('flops', float('nan')), lambda: jax.block_until_ready(program(*arrays))
 
 
+def difference(options: Options, pattern: Pattern) -> float:
+    """Of the gradients from those of the reference, at the shortest length."""
+    length = min(options.lengths)
+    ours, theirs = (
+        np.concatenate([np.ravel(x).astype(np.float64) for x in jax.device_get(run())])
+        for _, run in (
+            prepared(replace(options, backend=backend), pattern, length)
+            for backend in (options.backend, 'reference')
+        )
+    )
+    return float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs))
+
+
 def main() -> None:
     options = tyro.cli(Options, prog='python -m benchmarks.attention', description=__doc__)
     names = list(patterns(options.window))
     print(f'{jax.devices()[0].device_kind}, jax {jax.__version__}, {options}')
     print('length   ' + ''.join(f'{name:>27}' for name in names))
     with jax.set_mesh(mesh.make(MeshConfig(), jax.devices()[:1])):
+        differences = [difference(options, p) for p in patterns(options.window).values()]
+        print('reference' + ''.join(f'{d:27.1e}' for d in differences), flush=True)
         for length in options.lengths:
             ready = {
                 name: prepared(options, pattern, length)

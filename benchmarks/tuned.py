@@ -105,15 +105,21 @@ def _written(run: str, rows: Sequence[Row], max_tokens: int) -> list[str]:
         )
         for row in rows
     ]
-    found = []
-    for begin in range(0, len(asked), _ROWS):
-        some = asked[begin : begin + _ROWS]
+    # As much as the context has room for; nothing where a source fills it.
+    room = [min(max_tokens, config.context - len(one.tokens)) for one in asked]
+    found = [''] * len(asked)
+    fits = [i for i, n in enumerate(room) if n > 0]
+    if len(fits) < len(asked):
+        print(f'{run}: {len(asked) - len(fits)} sources fill the context: nothing is written')
+    for begin in range(0, len(fits), _ROWS):
+        some = fits[begin : begin + _ROWS]
         completions = generator(
-            [one.tokens for one in some],
-            sources=[one.source or [] for one in some] if reads else None,
-            max_tokens=max_tokens,
+            [asked[i].tokens for i in some],
+            sources=[asked[i].source or [] for i in some] if reads else None,
+            max_tokens=[room[i] for i in some],
         )
-        found += [tokenizer.decode(completion.tokens).strip() for completion in completions]
+        for i, completion in zip(some, completions, strict=True):
+            found[i] = tokenizer.decode(completion.tokens).strip()
     return found
 
 

@@ -96,7 +96,9 @@ class SequenceState:
         self._text = Detokenizer(
             lambda token: shown.get(token) or token_bytes(token), prompt=self.prompt
         )
-        self._stop, self._names = StopStrings(controls.stop), names
+        self._stop = StopStrings(controls.stop)
+        # A string stops at a control token that it names whole, and at no part of a name.
+        self._names = {i: n for i, n in names.items() if any(n in stop for stop in controls.stop)}
         self._tokens: list[int] = []  # whose text is not out yet
         self._logprobs: list[Logprob] = []
 

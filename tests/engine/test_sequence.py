@@ -59,6 +59,7 @@ def test_no_stop_string_ends_with_the_first_tokens(stop, least, tokens, text, n)
         (['<|im_start|>ab'], [8, 1, 5, 1, 4, 5], '你c', 5),  # the name is no part of the text
         (['c<|im_start|>'], [4, 1, 5, 2, 5, 1], 'abcc'[:3], 6),
         (['<tool>x'], [2, 4], 'ab', 2),
+        (['tool', 'o'], [2, 4], 'ab', 2),  # a part of a name is none
         ([], [1, 4], 'ab', 2),
     ],
 )
@@ -70,10 +71,14 @@ def test_a_text_that_is_shown_is_looked_at_once():
     events = []
     request = Request([9], Controls(stop=('<tool><tool>',)), shown={2: b'<tool>'})
     sequence = SequenceState(
-        request, events.append, token_bytes=lambda token: b'', end_ids=(), names=NAMES
+        request,
+        events.append,
+        token_bytes=lambda token: b'x' * (token == 4),
+        end_ids=(),
+        names=NAMES,
     )
-    sequence.add([2, 1])
-    assert not sequence.finished and events[0].text == '<tool>'
+    sequence.add([2, 4])
+    assert not sequence.finished and events[0].text == '<tool>x'
 
 
 def test_the_end_has_its_log_probability():
