@@ -3,7 +3,8 @@
 Many clients at once stream completions of mixed length; a third of them hang up in the midst. Told
 are the times that a reader feels, in milliseconds: to the first token, and between tokens. After
 each round every row has to be free again, and from the second round on memory may not grow: else
-the benchmark fails. Starts a server of its own, or loads the one at --url.
+the benchmark fails. Starts a server of its own, or loads the one at --url. With --turns it tells
+as well what long prompts cost others, and free rows one that is alone; --rounds 0: only that.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import Any
 
 import numpy as np
 
+from benchmarks import client, turns
 from benchmarks.text import token_rows
 from experiments import cli
 from llama_jax.errors import UserError
@@ -51,6 +53,10 @@ class Options:
     """Tokens to generate, from and to."""
     rows: int = 8
     length: int = 512
+    turns: int = 0
+    """Rounds in which turns are measured (benchmarks/turns.py), beside a server of one row."""
+    alone: str | None = None
+    """That server, if --url is given."""
     json: Path | None = None
 
 
@@ -69,26 +75,32 @@ class Times:
 
 
 def main(options: Options) -> None:
-    if options.url:
-        figures = asyncio.run(load(options, options.url))
-    else:
-        with server(options) as url:
-            figures = asyncio.run(load(options, url))
-    report(figures)
+    if options.turns and options.url and not options.alone:
+        raise UserError('--turns compares with a server of one row: give it by --alone')
+    with contextlib.ExitStack() as servers:
+        url = options.url or servers.enter_context(server(options, options.rows))
+        figures: dict[str, Any] = {}
+        if options.turns:
+            alone = options.alone or servers.enter_context(server(options, 1))
+            figures['turns'] = asyncio.run(turns.measure(url, alone, options.turns))
+            turns.report(figures['turns'])
+        if options.rounds:
+            figures |= asyncio.run(load(options, url))
+            report(figures)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=1) + '\n', encoding='utf-8')
 
 
 @contextlib.contextmanager
-def server(options: Options) -> Iterator[str]:
+def server(options: Options, rows: int) -> Iterator[str]:
     """Address of a server that is started for it."""
     what = ('--checkpoint', options.checkpoint) if options.checkpoint else (
         ('--weights', options.weights) if options.weights else None
     )  # fmt: skip
     if what is None:
         raise UserError('nothing to load: give --checkpoint, --weights or --url')
-    sizes = ('--rows', options.rows, '--length', options.length, '--queue', 2 * options.clients)
+    sizes = ('--rows', rows, '--length', options.length, '--queue', 2 * options.clients)
     command = [sys.executable, '-m', 'experiments.serve', '--port', 0, *what, *sizes]
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     try:
@@ -109,7 +121,7 @@ def server(options: Options) -> Iterator[str]:
 
 
 async def load(options: Options, url: str) -> dict:
-    model = json.loads(await get(url, '/v1/models'))['data'][0]
+    model = json.loads(await client.get(url, '/v1/models'))['data'][0]
     longest = options.prompt[1]
     rows = token_rows(options.clients, longest, model['vocabulary'])
     times, seconds, memory = Times(), 0.0, []
@@ -162,9 +174,9 @@ async def stream(
     }
     begin = time.perf_counter()
     while True:
-        reader, writer = await request(url, 'POST', '/v1/completions', body)
+        reader, writer = await client.request(url, 'POST', '/v1/completions', body)
         try:
-            status, headers = await head(reader)
+            status, headers = await client.head(reader)
             if status == 429:
                 times.refused += 1
                 await asyncio.sleep(float(headers['retry-after']))
@@ -180,14 +192,8 @@ async def read(
     reader: asyncio.StreamReader, begin: float, leave: float | None, times: Times
 ) -> None:
     last, got = begin, 0
-    while line := await reader.readline():
-        if not line.startswith(b'data: '):
-            continue
+    async for choice in client.choices(reader):
         now = time.perf_counter()
-        if line == b'data: [DONE]\n':
-            times.whole.append(now - begin)
-            return
-        (choice,) = json.loads(line[6:])['choices']
         if choice['finish_reason']:
             times.ends[choice['finish_reason']] += 1
         count = len(choice['logprobs']['tokens']) if choice['logprobs'] else 0
@@ -204,14 +210,14 @@ async def read(
         if leave is not None and got >= leave:
             times.ends['hung up'] += 1
             return
-    raise AssertionError('the stream broke off')
+    times.whole.append(time.perf_counter() - begin)
 
 
 async def idle(url: str) -> int | None:
     """Waits until no row is taken; memory of the server then, where it tells."""
     until = time.perf_counter() + IDLE_SECONDS
     while True:
-        lines = (await get(url, '/metrics')).splitlines()
+        lines = (await client.get(url, '/metrics')).splitlines()
         values = dict(line.rsplit(' ', 1) for line in lines if not line.startswith('#'))
         taken = [int(values[f'llama_jax_{name}']) for name in ('rows_busy', 'waiting')]
         if not any(taken):
@@ -219,45 +225,6 @@ async def idle(url: str) -> int | None:
             return int(resident) if resident else None
         assert time.perf_counter() < until, f'rows leaked: {taken} are busy and waiting'
         await asyncio.sleep(0.05)
-
-
-async def get(url: str, path: str) -> str:
-    reader, writer = await request(url, 'GET', path)
-    status, headers = await head(reader)
-    assert status == 200, status
-    body = await reader.readexactly(int(headers['content-length']))
-    writer.close()
-    return body.decode()
-
-
-async def request(
-    url: str, method: str, path: str, body: object = None
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection on which the request is sent: a bare client, so that the load is the server's
-    and not that of a library."""
-    parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
-    data = json.dumps(body).encode() if body is not None else b''
-    lines = [
-        f'{method} {path} HTTP/1.1',
-        f'host: {parts.netloc}',
-        'connection: close',
-        *(['content-type: application/json', f'content-length: {len(data)}'] if data else []),
-    ]
-    key = os.environ.get('LLAMA_JAX_API_KEYS', '').split(',')[0]
-    lines += [f'authorization: Bearer {key}'] * bool(key)
-    writer.write('\r\n'.join(lines).encode() + b'\r\n\r\n' + data)
-    await writer.drain()
-    return reader, writer
-
-
-async def head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    status = int((await reader.readline()).split()[1])
-    headers = {}
-    while (line := await reader.readline()).strip():
-        name, _, value = line.decode().partition(':')
-        headers[name.lower()] = value.strip()
-    return status, headers
 
 
 def percentiles(seconds: list[float]) -> dict[str, float]:
