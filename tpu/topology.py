@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from llama_jax.errors import UserError
+from llama_jax.train.peak import datasheet
 
 
 @dataclass(frozen=True)
@@ -23,22 +24,27 @@ class Chip:
     """What the compiler calls it."""
     hbm_bytes: float
     """Decimal gigabytes: the 7% to the binary ones are left to the runtime."""
-    peak_flops: float
-    """bfloat16 FLOP/s."""
     clock_hz: float | None
     """Of the compiler's cycles; None: not known. The peak divided by FLOPs per cycle: a core has
     four matrix units of 128 x 128 multiply-adds, a v4 or v5p chip two cores."""
     torus: bool
     """Three dimensions, two cores a chip that work as one (megacore)."""
 
+    @property
+    def peak_flops(self) -> float:
+        """bfloat16 FLOP/s."""
+        peak = datasheet(f'TPU {self.name}')
+        assert peak is not None, self.name
+        return peak
+
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip('v4', 'v4', 32e9, 275e12, clock_hz=1.05e9, torus=True),
-        Chip('v5e', 'v5e', 16e9, 197e12, clock_hz=1.5e9, torus=False),
-        Chip('v5p', 'v5', 95e9, 459e12, clock_hz=1.75e9, torus=True),
-        Chip('v6e', 'v6e', 32e9, 918e12, clock_hz=None, torus=False),
+        Chip('v4', 'v4', 32e9, clock_hz=1.05e9, torus=True),
+        Chip('v5e', 'v5e', 16e9, clock_hz=1.5e9, torus=False),
+        Chip('v5p', 'v5', 95e9, clock_hz=1.75e9, torus=True),
+        Chip('v6e', 'v6e', 32e9, clock_hz=None, torus=False),
     )
 }
 

@@ -100,6 +100,8 @@ def test_slices_by_name():
     assert where.chips == 2048
     assert where.chip.hbm_bytes == 32e9
     assert topology.parse('v5:8x8x8') == topology.parse('v5p:8x8x8')
+    peaks = {name: chip.peak_flops for name, chip in topology.CHIPS.items()}
+    assert peaks == {'v4': 275e12, 'v5e': 197e12, 'v5p': 459e12, 'v6e': 918e12}
 
 
 @pytest.mark.parametrize(

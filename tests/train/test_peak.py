@@ -13,9 +13,11 @@ from llama_jax.train.peak import datasheet, measured_matmul, peak_flops
     [
         ('TPU v4', 275),
         ('TPU v5 lite', 197),
+        ('TPU v5e', 197),
         ('TPU v5', 459),
         ('TPU v5p', 459),
         ('TPU v6 lite', 918),
+        ('TPU v6e', 918),
         ('TPU7x', 1153.5),  # 2,307 a chip, which is two devices
         ('NVIDIA A100-SXM4-80GB', 312),
         ('NVIDIA A100-PCIE-40GB', 312),
