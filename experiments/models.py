@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from llama_jax.text import infill, template_files
 from llama_jax.text.chat import ChatFormat, Conversation, end_ids
 from llama_jax.text.infill import Infill
 from llama_jax.text.template import Template
-from llama_jax.text.vocabulary import TooLongError, Vocabulary, within
+from llama_jax.text.vocabulary import TooLongError, Vocabulary, encode_spelled, within
 
 if TYPE_CHECKING:
     from llama_jax.objectives.base import Objective
@@ -64,19 +63,13 @@ class Pretrained:
     def source(self, text: str, most: int | None = None) -> list[int]:
         """Token ids that an encoder reads. What spells a control token, such as <mask>, is one.
         Raises TooLongError for a text that surely has more than `most` of them."""
-        control, vocabulary = self.vocabulary.control, self.vocabulary
-        names = sorted(control, key=len, reverse=True)
+        vocabulary = self.vocabulary
         if most is not None and len(text) > most:
             longest = max(map(len, map(vocabulary.token_bytes, range(vocabulary.vocab_size))))
-            if len(text) > most * max(longest, *map(len, names)):
+            if len(text) > most * max(longest, *map(len, vocabulary.control)):
                 raise TooLongError(f'the source has more than {most} tokens: shorten it')
             vocabulary = within(vocabulary, most)
-        parts = re.split(f'({"|".join(map(re.escape, names))})', text) if names else [text]
-        ids: list[int] = []
-        for i, part in enumerate(parts):
-            known = [control[part]] if i % 2 else vocabulary.encode(part, continues=i > 0)
-            ids.extend(int(token) for token in known)
-        return ids
+        return encode_spelled(vocabulary, text)
 
     def programs(
         self, mesh: Mesh, compute: Compute, quantization: Quantization = NOTHING
