@@ -28,16 +28,9 @@ class Gpus(NamedTuple):
     """Of each GPU, such as (9, 0)."""
 
 
-class Need(NamedTuple):
-    """What an extra runs on."""
-
-    extra: str
-    cuda: int
-    capability: tuple[int, int]
-
-
-NEEDS = (Need('cuda13', 13000, (7, 5)), Need('cuda12', 12000, (5, 2)))
-"""Newest first: https://docs.jax.dev/en/latest/installation.html"""
+NEEDS = (('cuda13', 13000, (7, 5)), ('cuda12', 12000, (5, 2)))
+"""The extra, the CUDA of the driver and the compute capability that it needs, newest first:
+https://docs.jax.dev/en/latest/installation.html"""
 
 
 class NoneFits(Exception):  # noqa: N818  what is asked for cannot be had here
@@ -69,11 +62,10 @@ def gpus(load: Any = ctypes.CDLL) -> Gpus | None:
         )
     cuda.cuDriverGetVersion(ctypes.byref(version))
     cuda.cuDeviceGetCount(ctypes.byref(count))
-    capabilities = []
+    value, capabilities = ctypes.c_int(), []
     for number in range(count.value):
         parts = []
         for attribute in (75, 76):  # compute capability, major and minor
-            value = ctypes.c_int()
             cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, number)
             parts.append(value.value)
         capabilities.append((parts[0], parts[1]))
@@ -83,19 +75,18 @@ def gpus(load: Any = ctypes.CDLL) -> Gpus | None:
 def fitting(found: Gpus) -> str:
     """The newest extra that runs on these GPUs. Raises NoneFits."""
     least = min(found.capabilities)
-    for need in NEEDS:
-        if found.cuda >= need.cuda and least >= need.capability:
-            return need.extra
-    need = NEEDS[-1]
-    if least < need.capability:
+    for extra, cuda, capability in NEEDS:
+        if found.cuda >= cuda and least >= capability:
+            return extra
+    if least < capability:  # that of the oldest
         raise NoneFits(
             f'the GPU has compute capability {least[0]}.{least[1]}, and JAX needs '
-            f'{need.capability[0]}.{need.capability[1]} or more'
+            f'{capability[0]}.{capability[1]} or more'
         )
-    needs_13 = least >= NEEDS[0].capability
+    better = ', better 580' if least >= NEEDS[0][2] else ''
     raise NoneFits(
         f'the NVIDIA driver runs CUDA up to {found.cuda // 1000}.{found.cuda % 1000 // 10}, and '
-        f'JAX needs 12.0: install driver 525 or newer{", better 580" if needs_13 else ""}'
+        f'JAX needs 12.0: install driver 525 or newer{better}'
     )
 
 
@@ -108,18 +99,18 @@ def main(asked: str) -> str:
     here = sys.platform == 'linux' and platform.machine() in ('x86_64', 'aarch64')
     try:
         found = gpus() if here else None
-        extra = '' if found is None else fitting(found)
-    except NoneFits as reason:
-        if asked == 'cuda':
-            raise
-        print(f'{reason}. Until then the CPU is used', file=sys.stderr)
-        return ''
-    if found is None:
-        if asked == 'cuda':
+        if found is None and asked == 'cuda':
             raise NoneFits(
                 'ACCELERATOR=cuda: there is no NVIDIA GPU here; to install for another machine, '
                 'Linux on x86_64 or aarch64, name cuda13 or cuda12'
             )
+        if found is None:
+            return ''
+        extra = fitting(found)
+    except NoneFits as reason:
+        if asked == 'cuda':
+            raise
+        print(f'{reason}. Until then the CPU is used', file=sys.stderr)
         return ''
     n = len(found.capabilities)
     print(
