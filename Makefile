@@ -10,7 +10,8 @@ export JAX_PLATFORMS := cpu
 endif
 
 # A stamp says what is installed, by which Python and for what: a second run installs nothing.
-PINS := setup.py $(wildcard tools/*.sh tools/*.py constraints/*.txt)
+INSTALL := tools/venv.sh tools/find_python.sh tools/accelerator.py
+PINS := setup.py $(INSTALL) $(wildcard constraints/*.txt)
 BY := $(subst /,-,$(PYTHON))-$(ACCELERATOR)
 MAKE_VENV := ACCELERATOR='$(ACCELERATOR)' sh tools/venv.sh '$(PYTHON)'
 CORE := $(VENV)/.core-$(BY)
