@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from llama_jax.errors import UserError
 from llama_jax.serve.body import Fields
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.served import Served
-from llama_jax.text.chat import Conversation
+from llama_jax.text.chat import Conversation, UnwrittenError
+from llama_jax.text.tokenizer import refuse_surrogates
 from llama_jax.text.vocabulary import TooLongError, within
 
 
@@ -28,12 +30,8 @@ def source_of(fields: Fields, served: Served) -> tuple[int, ...] | None:
             fields.bad('source', 'is given, but this model has no encoder: leave it out')
         return None
     if isinstance(given, str):
-        try:
+        with _blamed('source', served.source_length):
             ids = tuple(served.read_source(given))
-        except TooLongError:
-            raise too_long('source', served.source_length) from None
-        except UserError as error:
-            raise ApiError(400, str(error), param='source') from None
     elif isinstance(given, list):
         ids = fields.check_ids('source', given, vocab=served.engine.config.ids)
     else:
@@ -73,37 +71,37 @@ def prompts_of(
     prompts = []
     for item in given:
         if isinstance(item, str):
-            try:
-                if suffix:
-                    ids = _between(served, item, suffix)
-                else:
-                    ids = _encoded(served, item) if begun else _plain(served, item)
-            except TooLongError:
-                raise too_long(name, served.engine.length) from None
-            except UserError as error:
-                raise ApiError(400, str(error), param=name) from None
-            prompts.append(Prompt(ids, item))
+            text, read = item, item
         elif isinstance(item, list):
-            ids = fields.check_ids(name, item, vocab=served.engine.config.ids)
-            prompts.append(Prompt(_between(served, ids, suffix) if suffix else ids, None))
+            text, read = None, fields.check_ids(name, item, vocab=served.engine.config.ids)
         else:
             fields.bad(name, 'mixes kinds: give strings, or arrays of token ids')
-        if not prompts[-1].ids:
+        with _blamed(name, served.engine.length):
+            if suffix:
+                ids = _between(served, read, suffix)
+            elif isinstance(read, str):
+                ids = _encoded(served, read) if begun else _plain(served, read)
+            else:
+                ids = read
+        if not ids:
             fields.bad(name, 'holds a prompt without tokens: give at least one')
+        prompts.append(Prompt(ids, text))
     return prompts
 
 
 def chat_ids(fields: Fields, served: Served, conversation: Conversation) -> tuple[int, ...]:
-    """The prompt of a chat, by the model's own format. Raises UnwrittenError."""
+    """The prompt of a chat, by the model's own format."""
     assert served.chat is not None  # or there were no chat
     length, n_messages = served.engine.length, len(conversation.messages)
     if n_messages > length:  # each of them takes a token, and the template takes its time for each
         fields.bad('messages', f'holds {n_messages} messages: at most {length}')
     vocabulary = within(served.vocabulary, length)
-    try:
-        return tuple(served.chat.encode(conversation, vocabulary, begin=served.begin))
-    except TooLongError:
-        raise too_long('messages', length) from None
+    with _blamed('messages', length):
+        try:
+            return tuple(served.chat.encode(conversation, vocabulary, begin=served.begin))
+        except UnwrittenError as error:
+            param = 'chat_template_kwargs' if error.what == 'variables' else error.what
+            raise ApiError(400, str(error), param=param) from None
 
 
 def suffix_of(fields: Fields, served: Served) -> str:
@@ -113,16 +111,15 @@ def suffix_of(fields: Fields, served: Served) -> str:
         fields.bad('suffix', 'is given, but this model does not infill: leave it out')
     if suffix and fields.boolean('echo'):
         fields.bad('echo', 'is given with suffix: leave one of them out')
+    with _blamed('suffix', served.engine.length):
+        refuse_surrogates(suffix)
     return suffix
 
 
 def _between(served: Served, prefix: str | Sequence[int], suffix: str) -> tuple[int, ...]:
     assert served.infill is not None  # suffix_of saw to it
     vocabulary = within(served.vocabulary, served.engine.length)
-    try:
-        return (*served.begin, *served.infill.prompt(prefix, suffix, vocabulary))
-    except TooLongError:
-        raise too_long('prompt', served.engine.length) from None
+    return (*served.begin, *served.infill.prompt(prefix, suffix, vocabulary))
 
 
 def _encoded(served: Served, text: str) -> tuple[int, ...]:
@@ -136,11 +133,17 @@ def _plain(served: Served, text: str) -> tuple[int, ...]:
     return tuple(served.vocabulary.encode(text, most=served.engine.length).tolist())
 
 
-def too_long(name: str, length: int) -> ApiError:
-    """More tokens than a row has, however many."""
-    return ApiError(
-        400,
-        f'{name} of more than {length} tokens: at most {length} in all, shorten it',
-        param=name,
-        code='context_length_exceeded',
-    )
+@contextlib.contextmanager
+def _blamed(name: str, length: int) -> Iterator[None]:
+    """Around what makes tokens of a field, at most `length`: its errors name the field."""
+    try:
+        yield
+    except TooLongError:
+        raise ApiError(
+            400,
+            f'{name} of more than {length} tokens: at most {length} in all, shorten it',
+            param=name,
+            code='context_length_exceeded',
+        ) from None
+    except UserError as error:
+        raise ApiError(400, str(error), param=name) from None

@@ -22,7 +22,6 @@ from llama_jax.serve.messages import CONVERSATION_FIELDS, conversation_of
 from llama_jax.serve.prompts import Prompt, chat_ids, prompts_of, source_of, suffix_of
 from llama_jax.serve.served import Limits, Served
 from llama_jax.serve.tools import Tools, shown_tags, tools_of
-from llama_jax.text.chat import UnwrittenError
 
 _NUMBERS = (
     *('temperature', 'top_p', 'min_p', 'typical_p', 'repetition_penalty'),
@@ -46,9 +45,6 @@ EMBEDDING_FIELDS = {'model', 'input', 'encoding_format', 'timeout'}
 _COMPLETION_TOKENS = 16
 """max_tokens of a completion that names none, as at OpenAI; a chat goes on to the end."""
 _LONGEST_MESSAGE = 300
-
-_NAMES = {'variables': 'chat_template_kwargs'}
-"""Parts of a conversation, as fields."""
 
 Kind = Literal['completion', 'chat']
 
@@ -160,12 +156,7 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
         fields.bad('n', f'is {shown(n)}: give at most {limits.choices}')
     tools = tools_of(fields, served.chat)
     conversation = conversation_of(fields, served.chat, tools)
-    try:
-        ids = chat_ids(fields, served, conversation)
-    except UnwrittenError as error:
-        raise ApiError(400, str(error), param=_NAMES.get(error.what, error.what)) from None
-    except UserError as error:
-        raise ApiError(400, str(error), param='messages') from None
+    ids = chat_ids(fields, served, conversation)
     logprobs = fields.integer('top_logprobs', None)
     if not fields.boolean('logprobs'):
         if logprobs:

@@ -37,9 +37,11 @@ def tokenized(served: Served, fields: Mapping[str, Any]) -> Json:
     try:
         ids = encode_spelled(within(served.vocabulary, _MOST), text)
     except TooLongError:
-        body.bad('prompt', f'has more than {_MOST} tokens: send it in parts')
+        ids = None
     except UserError as error:
         raise ApiError(400, str(error), param='prompt') from None
+    if ids is None or len(ids) > _MOST:
+        body.bad('prompt', f'has more than {_MOST} tokens: send it in parts')
     begun = tuple(ids[: len(served.begin)]) == served.begin
     if body.boolean('add_special_tokens', True) and not begun:
         ids = [*served.begin, *ids]

@@ -199,7 +199,8 @@ def test_suffix(app):
         (INFILL, {'suffix': 'a', 'echo': True}, 'echo'),
         (INFILL, {'suffix': 'a', 'stop_token_ids': [*range(6, 21)]}, 'stop_token_ids'),
         (INFILL, {'suffix': 'a' * 60}, 'prompt'),
-        (INFILL, {'suffix': '\ud800'}, 'prompt'),
+        (INFILL, {'suffix': '\ud800'}, 'suffix'),
+        (INFILL, {'suffix': '\ud800', 'prompt': [1, 2]}, 'suffix'),
     ],
 )
 def test_suffix_that_is_refused(engine, infill, body, param):

@@ -66,6 +66,7 @@ def test_control_tokens_go_by_name(named):
         ('/tokenize', {'prompt': ['a']}, 'prompt'),
         ('/tokenize', {'prompt': '\ud800'}, 'prompt'),
         ('/tokenize', {'prompt': 'a' * (2**16 + 1)}, 'prompt'),
+        ('/tokenize', {'prompt': '<s>' * (2**16 + 1)}, 'prompt'),
         ('/tokenize', {'prompt': 'a', 'model': 'other'}, 'model'),
         ('/tokenize', {'messages': []}, 'messages'),
         ('/tokenize', {'prompt': 'a', 'add_special_tokens': 1}, 'add_special_tokens'),
