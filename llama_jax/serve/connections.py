@@ -15,24 +15,20 @@ from typing import Any, Literal
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from llama_jax.serve.errors import to_json
+from llama_jax.serve.errors import ApiError, to_json
+from llama_jax.serve.feed import RETRY_SECONDS
 from llama_jax.serve.gate import network_of
 
 _OTHER_FILES = 128
 """That the process opens besides connections, at most."""
 _FULL = to_json(
-    {
-        'error': {
-            'message': 'too many connections: close some, or use them again',
-            'type': 'rate_limit_error',
-            'param': None,
-            'code': 'too_many_connections',
-        }
-    }
+    ApiError(
+        429, 'too many connections: close some, or use them again', code='too_many_connections'
+    ).body()
 )
 _REFUSAL = (
-    b'HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 2\r\n'
-    b'connection: close\r\ncontent-length: %d\r\n\r\n%s' % (len(_FULL), _FULL)
+    b'HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: %d\r\n'
+    b'connection: close\r\ncontent-length: %d\r\n\r\n%s' % (RETRY_SECONDS, len(_FULL), _FULL)
 )
 
 
