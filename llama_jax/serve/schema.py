@@ -6,14 +6,13 @@ import re
 import secrets
 import time
 import zlib
-from collections import Counter
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llama_jax.engine.request import Request
 from llama_jax.errors import UserError
-from llama_jax.generate.controls import MOST_STOP_IDS, Controls
+from llama_jax.generate.controls import MOST_STOP_IDS, Controls, numbered
 from llama_jax.serve import accepted
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.constrain import grammar, wanted_format
@@ -21,7 +20,7 @@ from llama_jax.serve.errors import ApiError
 from llama_jax.serve.messages import CONVERSATION_FIELDS, conversation_of
 from llama_jax.serve.prompts import Prompt, chat_ids, prompts_of, source_of, suffix_of
 from llama_jax.serve.served import Limits, Served
-from llama_jax.serve.tools import Tools, shown_tags, tools_of
+from llama_jax.serve.tools import NO_TOOLS, Tools, tools_of
 
 _NUMBERS = (
     *('temperature', 'top_p', 'min_p', 'typical_p', 'repetition_penalty'),
@@ -68,7 +67,7 @@ class Ask:
     prompt_logprobs: bool = False
     """The choice has a field for those of the prompt."""
     echo: bool = False
-    tools: Tools = field(default_factory=Tools)
+    tools: Tools = NO_TOOLS
     thinking: bool = False
     """The text begins within the thoughts of the model."""
 
@@ -327,38 +326,32 @@ def _requests(
     controls: Controls,
     owner: str,
     source: tuple[int, ...] | None = None,
-    tools: Tools | None = None,
+    tools: Tools = NO_TOOLS,
 ) -> tuple[Request, ...]:
     """For each prompt n requests, with one seed after the other: a prompt that is there several
     times goes on with the seeds. Where none was given, so do all prompts."""
     deadline = _deadline(fields, limits)
-    wanted = wanted_format(fields)
-    if tools:
-        wanted = tools.wanted(served.vocabulary.control, wanted)
-    for name, control in (('min_tokens', controls.min_tokens), ('ignore_eos', controls.ignore_end)):
-        if wanted and control:
+    control = served.vocabulary.control
+    wanted = tools.wanted(control, wanted_format(fields))
+    for name, given in (('min_tokens', controls.min_tokens), ('ignore_eos', controls.ignore_end)):
+        if wanted and given:
             fields.bad(
                 name, 'goes against the grammar, which says where the text ends: leave it out'
             )
-    drawn: Counter[tuple[int, ...]] = Counter()
-    requests = []
-    for prompt in prompts:
-        for _ in range(n):
-            alike = prompt if fields.has('seed') else ()
-            seed = ((controls.seed or 0) + drawn[alike]) % 2**32
-            drawn[alike] += 1
-            requests.append(
-                Request(
-                    prompt,
-                    replace(controls, seed=seed),
-                    source=source,
-                    grammar=grammar(served.make_grammar, wanted) if wanted else None,
-                    deadline=deadline,
-                    owner=owner,
-                    shown=shown_tags(tools, served.vocabulary.control),
-                )
-            )
-    return tuple(requests)
+    drawn = [prompt for prompt in prompts for _ in range(n)]
+    alike = drawn if fields.has('seed') else [()] * len(drawn)
+    return tuple(
+        Request(
+            prompt,
+            one,
+            source=source,
+            grammar=grammar(served.make_grammar, wanted) if wanted else None,
+            deadline=deadline,
+            owner=owner,
+            shown=tools.shown(control),
+        )
+        for prompt, one in zip(drawn, numbered(alike, [controls] * len(drawn)), strict=True)
+    )
 
 
 def _thinks(served: Served, ids: tuple[int, ...]) -> bool:

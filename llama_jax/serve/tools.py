@@ -54,11 +54,12 @@ class Tools:
         tags = (self.format.opening, self.format.closing) if self.format else ()
         return {tag: control[tag] for tag in tags if tag in control}
 
+    def shown(self, control: Mapping[str, int]) -> dict[int, bytes]:
+        """Tags that the text has to show, for calls to be told by them."""
+        return {i: tag.encode() for tag, i in self.tags(control).items()} if self.told else {}
 
-def shown_tags(tools: Tools | None, control: Mapping[str, int]) -> dict[int, bytes]:
-    """Tags that the text has to show, for calls to be told by them."""
-    tags = tools.tags(control) if tools and tools.told else {}
-    return {i: tag.encode() for tag, i in tags.items()}
+
+NO_TOOLS = Tools()
 
 
 def _schema(function: Mapping[str, Any]) -> dict[str, Any]:
@@ -82,10 +83,10 @@ def tools_of(fields: Fields, chat: ChatFormat) -> Tools:
     choice = fields.raw('tool_choice') or 'auto'
     if choice in _FREE:
         if not given or choice == 'none':
-            return Tools()  # nor is the model told of them
+            return NO_TOOLS  # nor is the model told of them
         format_ = call_format(chat)
         for name in ('response_format', 'regex'):
-            if fields.has(name) and fields.raw(name) != {'type': 'text'} and not _tagged(format_):
+            if _asks(fields, name) and not _tagged(format_):
                 fields.bad(name, "leaves no room for calls of tools: set tool_choice to 'none'")
         return Tools(tuple(given), names, format_, several=several)
     if choice != 'required':
@@ -99,9 +100,14 @@ def tools_of(fields: Fields, chat: ChatFormat) -> Tools:
             f"is {shown(choice)}, and how this model writes calls is not known: give 'auto'",
         )
     for name in ('response_format', 'regex', 'continue_final_message'):
-        if fields.has(name) and fields.raw(name) not in (False, {'type': 'text'}):
+        if _asks(fields, name):
             fields.bad(name, 'is given, and tool_choice demands calls: leave one of them out')
     return Tools(tuple(given), names, format_, demanded=True, several=several)
+
+
+def _asks(fields: Fields, name: str) -> bool:
+    """Whether a field asks for anything: what is empty does not, nor does a format of text."""
+    return fields.raw(name) not in (None, False, '', {}, {'type': 'text'})
 
 
 def _tagged(format_: CallFormat | None) -> bool:
