@@ -177,12 +177,10 @@ def _of_format(wanted: Mapping[str, Any]) -> tuple[str, str]:
     return 'JSON schema', _of_schema({'type': 'object'} if schema is None else schema)
 
 
-def _of_schema(
-    schema: Mapping[str, Any] | bool, change: Callable[[Any], Any] = lambda schema: schema
-) -> str:
-    """The grammar of a JSON schema, which is changed once it is known to be of fair size. Raises
-    UserError for what is none."""
-    schema = change(json_schema.held(schema))
+def _of_schema(schema: Mapping[str, Any] | bool, change: Callable[[Any], Any] | None = None) -> str:
+    """The grammar of a JSON schema; `change` as of `json_schema.held`. Raises UserError for what is
+    none."""
+    schema = json_schema.held(schema, change)
     try:
         text = json.dumps(schema, allow_nan=False)
         return llguidance.LLMatcher.grammar_from_json_schema(

@@ -7,7 +7,7 @@ as the standard lets it be.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
@@ -44,9 +44,12 @@ _EFFORT, _FAR = 20_000, 30
 """Comparisons for the branches of a `oneOf`, and how deep they go, at most."""
 
 
-def held(schema: Schema) -> Schema:
-    """The schema for the library. Raises UserError for one that is too large."""
+def held(schema: Schema, change: Callable[[Schema], Schema] | None = None) -> Schema:
+    """The schema for the library, after a `change` of its own. Raises UserError for one that is too
+    large, before that."""
     _check_size(schema)
+    if change is not None:
+        schema = change(schema)
     if isinstance(schema, dict):
         schema = {key: value for key, value in schema.items() if key != 'x-guidance'}
     return _held(schema, schema)

@@ -22,6 +22,7 @@ from llama_jax.serve.app import build  # noqa: E402
 from llama_jax.serve.call_grammar import closed  # noqa: E402
 from llama_jax.serve.grammar import Compiler  # noqa: E402
 from llama_jax.serve.served import Served  # noqa: E402
+from llama_jax.text.calls import call_format  # noqa: E402
 from llama_jax.text.chat import end_ids  # noqa: E402
 from llama_jax.text.template import Template  # noqa: E402
 from tests.serve.asgi import post  # noqa: E402
@@ -342,6 +343,15 @@ def test_refused(app, body, param, message):
     assert message in answer.error['message'] and '\n' not in answer.error['message']
 
 
+@pytest.mark.parametrize('empty', [{'regex': ''}, {'response_format': {}}])
+def test_an_empty_format_asks_for_nothing(app, empty):
+    grammars = Compiler(VOCABULARY, vocab=VOCABULARY.vocab_size, end_ids=(256,))
+    made = app(CALLED, LLAMA3, make_grammar=grammars.make_grammar)
+    for choice in ('auto', 'required'):
+        body = {'messages': HI, 'tools': TOOLS, 'tool_choice': choice}
+        assert post(made, CHAT, {**body, **empty}).status == 200
+
+
 def test_refused_for_the_model(app):
     demanded = {'messages': HI, 'tools': TOOLS, 'tool_choice': 'required'}
     for chat, body, param, message in (
@@ -376,6 +386,38 @@ def test_arguments_are_those_that_the_schema_names():
     nested = {'properties': {'p': point}}
     assert closed(nested) == {'properties': {'p': shut}, 'additionalProperties': False}
     assert nested == {'properties': {'p': point}}, 'what was given stays'
+
+
+@pytest.mark.parametrize(
+    'schema',
+    [
+        {'type': 'string', 'pattern': r'^(?!^[-+.]*$)\d*\.?\d*$'},  # pydantic's Decimal
+        {
+            'oneOf': [
+                {'type': 'object', 'properties': {'k': {'const': k}}, 'required': ['k']}
+                for k in ('a', 'b')
+            ]
+        },
+    ],
+)
+def test_schemas_that_are_rewritten_are_closed_as_well(schema):
+    """What is put into them for the library is no allOf of the client's."""
+    grammars = Compiler(VOCABULARY, vocab=VOCABULARY.vocab_size, end_ids=(256,))
+    parameters = {'type': 'object', 'properties': {'p': schema}}
+    value = '"1"' if 'pattern' in schema else '{"k": "a"}'
+
+    def takes(arguments):
+        grammar = grammars.calls(call_format(HERMES), {'f': parameters})
+        text = f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>'
+        for token in VOCABULARY.encode(text).tolist():
+            if not grammar.mask()[token]:
+                return False
+            grammar.accept(token)
+        return True
+
+    assert takes(f'{{"p": {value}}}')
+    assert not takes(f'{{"p": {value}, "x": 1}}') and not takes('{"x": 1}')
+    assert not takes('{"p": {"k": "a", "x": 1}}')
 
 
 def test_a_schema_that_cannot_be_held_is_named(app):
