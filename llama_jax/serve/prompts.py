@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llama_jax.errors import UserError
 from llama_jax.serve.body import Fields
@@ -69,11 +70,13 @@ def prompts_of(
     if len(given) > most:
         fields.bad(name, f'holds {len(given)} prompts: at most {most}')
     prompts = []
-    for item in given:
+    items: list[Any] = given
+    for item in items:
+        read: str | tuple[int, ...]
         if isinstance(item, str):
-            text, read = item, item
+            read = item
         elif isinstance(item, list):
-            text, read = None, fields.check_ids(name, item, vocab=served.engine.config.ids)
+            read = fields.check_ids(name, item, vocab=served.engine.config.ids)
         else:
             fields.bad(name, 'mixes kinds: give strings, or arrays of token ids')
         with _blamed(name, served.engine.length):
@@ -85,7 +88,7 @@ def prompts_of(
                 ids = read
         if not ids:
             fields.bad(name, 'holds a prompt without tokens: give at least one')
-        prompts.append(Prompt(ids, text))
+        prompts.append(Prompt(ids, item if isinstance(item, str) else None))
     return prompts
 
 
