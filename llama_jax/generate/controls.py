@@ -1,4 +1,5 @@
-"""How a row draws its tokens, when it ends, and what is told of each: plain Python, no arrays."""
+"""Sampling controls: how a row draws its tokens, when it ends, and what is told of each. Plain
+Python, no arrays."""
 
 from __future__ import annotations
 

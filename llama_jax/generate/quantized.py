@@ -1,4 +1,4 @@
-"""What generation keeps in fewer bits than it computes in: matrices, and keys and values."""
+"""Quantized weights and KV cache: what generation keeps in fewer bits than it computes in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Tokens that may follow: what followed before in the same row, or what a small model draws."""
+"""Drafted tokens: what followed before in the same row (prompt lookup), or what a small model
+draws."""
 
 from __future__ import annotations
 

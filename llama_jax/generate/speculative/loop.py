@@ -1,9 +1,9 @@
-"""Speculative decoding: several tokens are guessed, and one run of the model says how many of them
-it would have drawn itself.
+"""The loop of speculative decoding: several tokens are drafted, and one run of the model verifies
+how many of them it would have drawn itself.
 
-A guess that is wrong costs nothing but its column: the cache is by place, and the next tokens
-overwrite it. All of it is one loop on the device; rows accept independently of each other. A
-running batch does some steps of it at a time (`draw_some`).
+A rejected token costs nothing but its column: the cache is by place, and the next tokens overwrite
+it. All of it is one loop on the device; rows accept independently of each other. A running batch
+does some steps of it at a time (`draw_some`).
 """
 
 from __future__ import annotations

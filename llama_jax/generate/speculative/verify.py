@@ -1,4 +1,4 @@
-"""Which guesses hold, and what stands in the place of the first that does not."""
+"""Verification: which drafted tokens are accepted, and what replaces the first that is rejected."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llama_jax.generate.speculative.draft import Guess
 
 @dataclass(frozen=True)
 class Speculation:
-    """How guessing went in one row, after its first token."""
+    """How speculative decoding went in one row, after its first token."""
 
     steps: int
     """Runs of the model while the row was not done."""
