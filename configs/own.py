@@ -14,8 +14,8 @@ from typing import TypeVar
 
 from llama_jax.errors import UserError
 from llama_jax.paths import local
+from llama_jax.train.config_file import ConfigFile
 from llama_jax.train.experiment import Experiment, from_dict, to_dict
-from llama_jax.train.written import Written
 
 Kind = TypeVar('Kind')
 
@@ -28,7 +28,7 @@ def is_file(name: str) -> bool:
     return re.fullmatch(r'.*\.py(:.*)?', name, re.DOTALL) is not None
 
 
-def written(name: str) -> Written | None:
+def config_file(name: str) -> ConfigFile | None:
     """The file of `PATH.py:NAME`, as it is now; None for a configuration by its name.
 
     Raises UserError where it cannot be read, or no name is given.
@@ -42,7 +42,7 @@ def written(name: str) -> Written | None:
         source = file.read_bytes()
     except OSError as error:
         raise UserError(f'the configuration {file} cannot be read: {error.strerror}') from None
-    return Written(file, function, source)
+    return ConfigFile(file, function, source)
 
 
 def load(name: str, kind: type[Kind]) -> Kind:
@@ -50,7 +50,7 @@ def load(name: str, kind: type[Kind]) -> Kind:
 
     Raises UserError, with the line in that file where there is one, for whatever is not a `kind`.
     """
-    file = written(name)
+    file = config_file(name)
     assert file is not None, name
     path = file.path
     module = types.ModuleType('__configuration__')

@@ -41,8 +41,8 @@ from llama_jax.paths import local
 
 if TYPE_CHECKING:
     from llama_jax.compare.grid import Grid
+    from llama_jax.train.config_file import ConfigFile
     from llama_jax.train.experiment import Experiment
-    from llama_jax.train.written import Written
 
 Options = TypeVar('Options', bound=Any)
 
@@ -57,7 +57,7 @@ def read(
     The first argument names a configuration; `options` are fields (type, default) by name. `script`
     is a module of experiments, or another by its dotted name. Where it `tunes`, the first argument
     names a recipe of configs/finetune.py, and --from is its name for --start. Where it is a file,
-    `options.written` is that file.
+    `options.config_file` is that file.
     """
     import configs  # loads what only training and comparing need
     from llama_jax.train.experiment import Experiment
@@ -94,7 +94,7 @@ def read(
         script=script,
         description=description,
         arguments=arguments,
-        written=configs.own.written(arguments[0]),
+        config_file=configs.own.config_file(arguments[0]),
     )
     return command.experiment if start is None else settled(command.experiment, default), command
 
@@ -128,7 +128,7 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
         script=script,
         description=description,
         arguments=arguments,
-        written=configs.own.written(arguments[0]),
+        config_file=configs.own.config_file(arguments[0]),
     )
     return overridden(grid, {name: getattr(command, name) for name in settings}), command
 
@@ -200,15 +200,15 @@ def _parse(
     script: str,
     description: str,
     arguments: list[str],
-    written: Written | None,
+    config_file: ConfigFile | None,
 ) -> Any:
-    """The fields (name, type, default) with what the arguments say, and `written` beside them;
+    """The fields (name, type, default) with what the arguments say, and `config_file` beside them;
     `known` are names of options.
 
     Raises UserError for an option that is not among them and for values that the settings refuse.
     """
     return _parsed(
-        make_dataclass('Command', fields, frozen=True, namespace={'written': written}),
+        make_dataclass('Command', fields, frozen=True, namespace={'config_file': config_file}),
         [*known, *mix.OPTIONS],
         f'{installed.command(script)} {arguments[0]}',
         description,

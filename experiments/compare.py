@@ -64,7 +64,7 @@ def main() -> None:
     proof = fair.check(grid, say)
     say(f'{grid.title}\n{table(proof.budget)}')
     command = f'{installed.command("compare")} {shlex.join(sys.argv[1:])}'
-    record.write(workdir, grid, proof, command, written=options.written)
+    record.write(workdir, grid, proof, command, config_file=options.config_file)
     failed = runner.run_all(planned, workdir, command=_command(workdir), jobs=options.jobs)
     record.note_device(workdir)
     results.write(workdir, results.collect(workdir))

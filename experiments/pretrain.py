@@ -77,7 +77,7 @@ def run(experiment: Experiment, options: Any) -> None:
         if jax.process_index() == 0:
             print(text)
         return
-    train(experiment, workdir, profile=traced, wandb=options.wandb, written=options.written)
+    train(experiment, workdir, profile=traced, wandb=options.wandb, config_file=options.config_file)
     if jax.process_index() != 0:
         return
     left = f'after the last step: {installed.command("report")} {workdir} writes the report'

@@ -15,10 +15,10 @@ from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned, at_place, neare
 from llama_jax.errors import UserError
 from llama_jax.evaluate.suite import Suite
 from llama_jax.train.checkpoint import difference
+from llama_jax.train.config_file import ConfigFile
 from llama_jax.train.experiment import Experiment, digest, from_dict, to_dict
 from llama_jax.train.plain import from_plain, to_plain
 from llama_jax.train.records import read_run, versions, write_atomically
-from llama_jax.train.written import Written
 
 NAME = 'grid.json'
 
@@ -82,9 +82,9 @@ def check_workdir(workdir: Path, grid: Grid) -> None:
 
 
 def write(
-    workdir: Path, grid: Grid, proof: Proof, command: str, *, written: Written | None = None
+    workdir: Path, grid: Grid, proof: Proof, command: str, *, config_file: ConfigFile | None = None
 ) -> None:
-    """Write grid.json, and the file that the grid was `written` in; when the grid goes on, its
+    """Write grid.json, and the `config_file` that defines the grid; when the grid goes on, its
     beginning and its earlier commands stay."""
     before = read(workdir) or {}
     commands = str(before.get('command') or '').splitlines()
@@ -95,7 +95,7 @@ def write(
         'may_differ': list(grid.may_differ),
         'budget': [asdict(row) for row in proof.budget],
         'command': '\n'.join(dict.fromkeys([*commands, command])),
-        **({} if written is None else {'configuration': written.facts()}),
+        **({} if config_file is None else {'configuration': config_file.facts()}),
         'versions': versions(),
         'device': before.get('device', ''),
         'started': before.get('started') or datetime.now(UTC).isoformat(timespec='seconds'),
@@ -103,8 +103,8 @@ def write(
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         write_atomically(workdir / NAME, json.dumps(facts, indent=1, ensure_ascii=False))
-        if written is not None:
-            written.keep(workdir)
+        if config_file is not None:
+            config_file.keep(workdir)
     except OSError as error:
         raise UserError(
             f'cannot write in {workdir} ({error.strerror}): give another --workdir'

@@ -14,13 +14,13 @@ import numpy as np
 
 from llama_jax.errors import Stopped, UserError
 from llama_jax.train import agreement
+from llama_jax.train.config_file import ConfigFile
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import HostBatch, figures, largest
 from llama_jax.train.profile import Steps
 from llama_jax.train.run import Measure, Run, prepare
 from llama_jax.train.signals import Signals, caught, stopped
 from llama_jax.train.step import Metrics, State
-from llama_jax.train.written import Written
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -51,13 +51,13 @@ def train(
     measure: Measure | None = None,
     profile: Steps | None = None,
     wandb: str | None = None,
-    written: Written | None = None,
+    config_file: ConfigFile | None = None,
 ) -> State:
     """Train to the last step, from the newest checkpoint in `workdir` if there is one.
 
     `measure` is called at each validation, and its figures are recorded as a line 'light'.
     `profile` are steps to trace, `wandb` is a project of wandb that gets the scalars as well, and
-    the file that the experiment was `written` in is kept beside its records.
+    the `config_file` that defines the experiment is kept beside its records.
 
     Raises UserError for what does not fit together, for a run that is no longer finite and for
     what fails on the way, Stopped after SIGTERM or SIGINT.
@@ -70,7 +70,7 @@ def train(
                     measure=measure,
                     profile=profile,
                     wandb=wandb,
-                    written=written,
+                    config_file=config_file,
                 )
             )
         opened.enter_context(jax.set_mesh(run.mesh))

@@ -29,6 +29,7 @@ from llama_jax.text import template_files
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train import agreement, reading, resume
 from llama_jax.train.checkpoint import Checkpoints, Items, Restored
+from llama_jax.train.config_file import ConfigFile, edited
 from llama_jax.train.experiment import (
     Experiment,
     check,
@@ -56,8 +57,6 @@ from llama_jax.train.teacher import check as check_teacher
 from llama_jax.train.validate import Stop, Validation
 from llama_jax.train.wandb import package
 from llama_jax.train.workdir import forget_unsaved, held, holder
-from llama_jax.train.written import Written
-from llama_jax.train.written import changed as written_anew
 
 Measure = Callable[[Experiment, Params, Tokenizer, Mesh], dict[str, float]]
 """What a caller wants measured of the parameters during a run, such as evaluate/light.py."""
@@ -154,7 +153,7 @@ def prepare(
     measure: Measure | None = None,
     profile: Steps | None = None,
     wandb: str | None = None,
-    written: Written | None = None,
+    config_file: ConfigFile | None = None,
 ) -> Run:
     """Check everything, resume or begin, and compile the step.
 
@@ -175,7 +174,9 @@ def prepare(
         agreement.same({}, 'start')  # no process reads on before process 0 holds the directory
         shared = f'All of them must see the same {workdir}, on a file system that they share'
         agreement.same({'run.lock': holder(workdir)}, 'working directory', shared)
-        return _prepare(experiment, workdir, device_mesh, measure, profile, wandb, written, opened)
+        return _prepare(
+            experiment, workdir, device_mesh, measure, profile, wandb, config_file, opened
+        )
 
 
 def _prepare(
@@ -185,7 +186,7 @@ def _prepare(
     measure: Measure | None,
     traced: Steps | None,
     wandb: str | None,
-    written: Written | None,
+    config_file: ConfigFile | None,
     opened: contextlib.ExitStack,
 ) -> Run:
     notes = forget_unsaved(workdir)
@@ -233,7 +234,7 @@ def _prepare(
     if restored is not None:
         cursor, start = restored.metadata['cursor'], restored.step
         ramp, changed = resume.continuation(restored.metadata, experiment, workdir)
-        notes += [*restored.damaged, *changed, *written_anew(read_run(workdir) or {}, written)]
+        notes += [*restored.damaged, *changed, *edited(read_run(workdir) or {}, config_file)]
         notes += [f'resumed from the checkpoint of step {start}']
     agreement.same({'start': identity}, 'weights of --start')
     taught = Taught(experiment, device_mesh, recorded=restored and restored.metadata.get('teacher'))
@@ -270,14 +271,14 @@ def _prepare(
             'flops_per_token': flops,
             'peak_flops': peak,
             'peak_convention': f'{CONVENTION}. Peak: {peak_source}',
-            **({} if written is None else {'configuration': written.facts()}),
+            **({} if config_file is None else {'configuration': config_file.facts()}),
         },
         wandb=wandb,
     )
     opened.callback(records.close)
     if jax.process_index() == 0:
-        if written is not None:
-            written.keep(workdir)
+        if config_file is not None:
+            config_file.keep(workdir)
         tokenizer.save_to(workdir)
         if restored is None:
             template_files.keep(chat_format(experiment), workdir)

@@ -11,7 +11,7 @@ from experiments import cli, pretrain
 from llama_jax.compare import record
 from llama_jax.compare.fair import Proof
 from llama_jax.errors import UserError
-from llama_jax.train.written import Written, changed
+from llama_jax.train.config_file import ConfigFile, edited
 
 
 @pytest.fixture
@@ -74,8 +74,8 @@ def test_a_file_of_ones_own_is_found(mine, tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', command)
     experiment, options = cli.read('pretrain', 'Trains.', **pretrain.OPTIONS)
     assert experiment == replace(wanted, train=replace(wanted.train, steps=7))
-    assert str(options.written) == command[1]
-    assert options.written.source == (tmp_path / 'mine.py').read_bytes()
+    assert str(options.config_file) == command[1]
+    assert options.config_file.source == (tmp_path / 'mine.py').read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -155,18 +155,18 @@ def test_a_grid_of_ones_own_is_found_and_kept(mine, tmp_path, monkeypatch):
     monkeypatch.setattr('sys.argv', ['compare', name, '--train.steps', '7'])
     grid, options = cli.read_grid('compare', 'Compares.', jobs=(int, 1))
     assert grid.name == 'fim' and {arm.experiment.train.steps for arm in grid.arms} == {7}
-    record.write(tmp_path / 'run', grid, Proof({}, []), 'x', written=options.written)
+    record.write(tmp_path / 'run', grid, Proof({}, []), 'x', config_file=options.config_file)
     facts = record.read(tmp_path / 'run')['configuration']
-    assert facts == {'file': name[:-5], 'name': 'grid', 'sha256': options.written.digest}
-    assert (tmp_path / 'run/configuration.py').read_bytes() == options.written.source
+    assert facts == {'file': name[:-5], 'name': 'grid', 'sha256': options.config_file.digest}
+    assert (tmp_path / 'run/configuration.py').read_bytes() == options.config_file.source
     with pytest.raises(UserError, match='gives Grid, where Experiment'):
         configs.get(name)
 
 
 def test_a_run_that_goes_on_says_that_the_file_changed(tmp_path):
-    first = Written(tmp_path / 'mine.py', 'experiment', b'one')
+    first = ConfigFile(tmp_path / 'mine.py', 'experiment', b'one')
     facts = json.loads(json.dumps({'configuration': first.facts()}))
-    assert changed(facts, first) == changed({}, first) == changed(facts, None) == []
-    (line,) = changed(facts, replace(first, source=b'two'))
+    assert edited(facts, first) == edited({}, first) == edited(facts, None) == []
+    (line,) = edited(facts, replace(first, source=b'two'))
     assert line.startswith(f'{tmp_path}/mine.py:experiment is not as it was') and '\n' not in line
     assert first.digest[:12] in line

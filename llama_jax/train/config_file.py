@@ -1,4 +1,4 @@
-"""Where a configuration in a file of one's own was written down: kept in the run's directory."""
+"""The user's Python file that defines a configuration, kept in the directory of the run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ NAME = 'configuration.py'
 
 
 @dataclass(frozen=True)
-class Written:
-    """A file of Python, and the name in it."""
+class ConfigFile:
+    """`path/to/mine.py:NAME`, and the text of the file."""
 
     path: Path
     name: str
@@ -35,13 +35,13 @@ class Written:
         (workdir / NAME).write_bytes(self.source)
 
 
-def changed(facts: dict[str, Any], written: Written | None) -> list[str]:
+def edited(facts: dict[str, Any], config_file: ConfigFile | None) -> list[str]:
     """What to say where a run goes on, of which the record `facts` tells: the file is another than
     before. Its settings are compared by themselves, and decide whether the run may go on."""
     before = facts.get('configuration')
-    if written is None or not before or before['sha256'] == written.digest:
+    if config_file is None or not before or before['sha256'] == config_file.digest:
         return []
     return [
-        f'{written} is not as it was when the run was last started (sha256 '
-        f'{before["sha256"][:12]} -> {written.digest[:12]}); its {NAME} is written anew'
+        f'{config_file} is not as it was when the run was last started (sha256 '
+        f'{before["sha256"][:12]} -> {config_file.digest[:12]}); its {NAME} is written anew'
     ]
