@@ -20,7 +20,7 @@ from llama_jax.text import infill, template_files
 from llama_jax.text.chat import ChatFormat, Conversation, end_ids
 from llama_jax.text.infill import Infill
 from llama_jax.text.template import Template
-from llama_jax.text.vocabulary import TooLongError, Vocabulary, encode_spelled, within
+from llama_jax.text.vocabulary import Vocabulary, encode_spelled, within
 
 if TYPE_CHECKING:
     from llama_jax.objectives.base import Objective
@@ -62,13 +62,8 @@ class Pretrained:
 
     def source(self, text: str, most: int | None = None) -> list[int]:
         """Token ids that an encoder reads. What spells a control token, such as <mask>, is one.
-        Raises TooLongError for a text that surely has more than `most` of them."""
-        vocabulary = self.vocabulary
-        if most is not None and len(text) > most:
-            longest = max(map(len, map(vocabulary.token_bytes, range(vocabulary.vocab_size))))
-            if len(text) > most * max(longest, *map(len, vocabulary.control)):
-                raise TooLongError(f'the source has more than {most} tokens: shorten it')
-            vocabulary = within(vocabulary, most)
+        Raises TooLongError where the texts between these have more than `most`."""
+        vocabulary = self.vocabulary if most is None else within(self.vocabulary, most)
         return encode_spelled(vocabulary, text)
 
     def programs(

@@ -140,10 +140,10 @@ def main() -> None:
                 '' if keys or host == '127.0.0.1' else f'; anyone may ask it: {KEYS} is not set'
             )
             server = run.Server(made)
-            most = server.connections
+            places = server.connections
             print(
-                f'{most.most} connections at a time, {most.of_one} of one address, by the limit of '
-                'open files',
+                f'{places.most} connections at a time, {places.of_one} of one address, by the '
+                'limit of open files',
                 file=sys.stderr,
             )
             print(

@@ -11,6 +11,7 @@ from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import layers
 from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
+from llama_jax.text.vocabulary import TooLongError
 from llama_jax.train import sample
 from llama_jax.train.experiment import EvaluationConfig
 from tests.train.every import BOTH, DECODER
@@ -72,6 +73,9 @@ def test_names_of_control_tokens_in_a_source():
         last,
     ]
     assert model.source('<mask') == TOKENIZER.encode('<mask').tolist()
+    assert len(model.source('<mask>a<mask>', most=1)) == 3, 'the caller counts the names'
+    with pytest.raises(TooLongError):
+        model.source('a<mask>你好' * 2000, most=8)
 
 
 def test_samples_of_a_training():
