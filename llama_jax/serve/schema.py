@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import re
-import secrets
 import time
-import zlib
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from llama_jax.engine.request import Request
-from llama_jax.errors import UserError
 from llama_jax.generate.controls import MOST_STOP_IDS, Controls, numbered
 from llama_jax.serve import accepted
 from llama_jax.serve.body import Fields, shown
 from llama_jax.serve.constrain import grammar, wanted_format
+from llama_jax.serve.controls import CONTROL_FIELDS, controls_of
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.messages import CONVERSATION_FIELDS, conversation_of
 from llama_jax.serve.prompts import Prompt, chat_ids, prompts_of, source_of, suffix_of
 from llama_jax.serve.served import Limits, Served
 from llama_jax.serve.tools import NO_TOOLS, Tools, tools_of
 
-_NUMBERS = (
-    *('temperature', 'top_p', 'min_p', 'typical_p', 'repetition_penalty'),
-    *('presence_penalty', 'frequency_penalty'),
-)
-_INTEGERS = ('max_tokens', 'min_tokens', 'top_k', 'seed', 'prompt_logprobs')
-_SHARED = {
-    *('model', 'n', 'stream', 'stream_options', 'stop', 'logit_bias', 'response_format'),
-    *('logprobs', 'stop_token_ids', 'ignore_eos', 'regex', 'timeout'),
-    *_NUMBERS,
-    *_INTEGERS,
+_SHARED = CONTROL_FIELDS | {
+    *('model', 'n', 'stream', 'stream_options', 'response_format', 'regex', 'timeout'),
 }
 COMPLETION_FIELDS = _SHARED | {'prompt', 'source', 'echo', 'suffix', 'best_of'}
 CHAT_FIELDS = (
@@ -43,7 +32,6 @@ EMBEDDING_FIELDS = {'model', 'input', 'encoding_format', 'timeout'}
 
 _COMPLETION_TOKENS = 16
 """max_tokens of a completion that names none, as at OpenAI; a chat goes on to the end."""
-_LONGEST_MESSAGE = 300
 
 Kind = Literal['completion', 'chat']
 
@@ -108,7 +96,7 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
     echoed = logprobs if echo else None
     if echo and asked == 0 and not fields.has('prompt_logprobs'):
         echoed = logprobs or 0  # an engine that draws nothing scores the prompt
-    controls = _controls(
+    controls = controls_of(
         fields,
         served,
         limits,
@@ -168,7 +156,7 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
     if fields.has('max_tokens') and fields.raw('max_tokens') != fields.raw(name):
         fields.bad('max_tokens', 'is given with max_completion_tokens: leave it out')
     max_tokens = fields.integer(name, max(1, room))
-    controls = _controls(
+    controls = controls_of(
         fields, served, limits, max_tokens=max_tokens, logprobs=logprobs, echoed=None, chat=True
     )
     _fits(served, 'messages', ids, controls.max_tokens)
@@ -236,73 +224,6 @@ def _best_of(fields: Fields, n: int) -> int:
     if best_of > n and fields.boolean('stream'):
         fields.bad('best_of', 'is above n, which cannot be streamed: leave it or stream out')
     return best_of
-
-
-def _seed(fields: Fields) -> int:
-    """Of 32 bits, for one of 64; another one each time for none and for -1, by which clients of
-    llama.cpp mean the same."""
-    seed = fields.integer('seed', -1, below=2**64)
-    if seed == -1:
-        return secrets.randbits(32)
-    if 0 <= seed < 2**32:
-        return seed
-    return zlib.crc32(seed.to_bytes(9, 'big', signed=True))
-
-
-def _controls(
-    fields: Fields,
-    served: Served,
-    limits: Limits,
-    *,
-    max_tokens: int,
-    logprobs: int | None,
-    echoed: int | None,
-    chat: bool = False,
-) -> Controls:
-    """`echoed`: log-probabilities of the prompt, for its echo."""
-    vocab = served.engine.config.ids
-    scored = fields.integer('prompt_logprobs', None)
-    if scored is not None and echoed is not None and scored != echoed:
-        fields.bad('prompt_logprobs', 'differs from logprobs, which echo tells: give one of them')
-    controls = Controls()
-    numbers = {name: fields.number(name, getattr(controls, name)) for name in _NUMBERS}
-    if numbers['top_p'] == 0:  # the likeliest token alone
-        numbers |= {'top_p': 1.0, 'temperature': 0.0}
-    top_k = fields.integer('top_k', 0)
-    controls = replace(
-        controls,
-        max_tokens=max_tokens,
-        min_tokens=fields.integer('min_tokens', 0),
-        top_k=0 if top_k == -1 else top_k,
-        seed=_seed(fields),
-        logit_bias=fields.biases('logit_bias', vocab=vocab),
-        stop=fields.texts('stop', most=limits.stop, longest=limits.stop_characters),
-        stop_ids=fields.ids('stop_token_ids', vocab=vocab),
-        ignore_end=fields.boolean('ignore_eos'),
-        logprobs=logprobs,
-        prompt_logprobs=scored if echoed is None else echoed,
-        **numbers,
-    )
-    try:
-        controls.check(vocab=vocab)
-    except UserError as error:
-        raise _renamed(str(error), fields, chat) from None
-    return controls
-
-
-def _renamed(message: str, fields: Fields, chat: bool) -> ApiError:
-    """What a control is called here stands before the message of its check."""
-    names = {'stop_ids': 'stop_token_ids', 'ignore_end': 'ignore_eos'}
-    if fields.has('max_completion_tokens'):
-        names['max_tokens'] = 'max_completion_tokens'
-    if chat:
-        names['logprobs'] = 'top_logprobs'
-    names |= {name: name for name in _SHARED - names.keys()}
-    message = message[:_LONGEST_MESSAGE]
-    for word in re.findall(r'\w+', message):
-        if word in names:
-            return ApiError(400, message.replace(word, names[word], 1), param=names[word])
-    return ApiError(400, message)
 
 
 def _fits(served: Served, name: str, ids: tuple[int, ...], max_tokens: int) -> None:
