@@ -15,10 +15,10 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.optim.schedule import Ramp
 from llama_jax.train import loop, resume
 from llama_jax.train.checkpoint import Checkpoints
+from llama_jax.train.config_file import ConfigFile
 from llama_jax.train.experiment import from_dict, to_dict
 from llama_jax.train.records import read_metrics, read_run
 from llama_jax.train.restore import load
-from llama_jax.train.written import Written
 from tests.train.conftest import changed, events, one_device, scheduled
 
 pytestmark = pytest.mark.filterwarnings(
@@ -282,11 +282,11 @@ def test_every_setting_has_a_rule_and_the_docs_have_the_table(short):
 def test_the_file_of_a_configuration_is_kept_and_a_change_of_it_is_said(
     short, copied_run, tmp_path
 ):
-    first = Written(tmp_path / 'mine.py', 'experiment', 'def experiment(): ...  # 一'.encode())
-    for written in (first, replace(first, source=b'another')):
-        loop.train(short, copied_run, written=written)
-        assert (copied_run / 'configuration.py').read_bytes() == written.source
+    first = ConfigFile(tmp_path / 'mine.py', 'experiment', 'def experiment(): ...  # 一'.encode())
+    for config_file in (first, replace(first, source=b'another')):
+        loop.train(short, copied_run, config_file=config_file)
+        assert (copied_run / 'configuration.py').read_bytes() == config_file.source
         facts = read_run(copied_run)['configuration']
-        assert facts['sha256'] == written.digest and facts['name'] == 'experiment'
+        assert facts['sha256'] == config_file.digest and facts['name'] == 'experiment'
     (line,) = [line for line in events(copied_run) if 'mine.py' in line]
     assert line.startswith(f'{first} is not as it was when the run was last started (sha256 ')
