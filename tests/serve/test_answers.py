@@ -139,6 +139,7 @@ def test_logprobs_of_a_chat(app):
     assert content[0]['token'] == r'bytes:\xc3' and content[0]['logprob'] == -0.25
     assert [one['token'] for one in content[0]['top_logprobs']] == [r'bytes:\xc3', 'A']
     events = post(app(script=says('é')), CHAT, {**body, 'stream': True}).events
+    assert events[0]['choices'][0]['logprobs'] is None, 'there is no token yet'
     told = [e['choices'][0]['logprobs'] for e in events if e['choices'][0]['logprobs']]
     assert sum((one['content'] for one in told), []) == content
 
