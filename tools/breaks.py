@@ -1,4 +1,4 @@
-"""Break the code in small ways, one at a time, and tell which breaks no test of the area notices.
+"""Mutation testing: break the code, one place at a time, and tell what no test of the area notices.
 
     python tools/breaks.py -n 60 --seed 12 llama_jax experiments tpu configs
 
