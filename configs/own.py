@@ -25,24 +25,27 @@ _FOR = {'Experiment': 'pretrain, finetune, prepare and plan', 'Grid': 'compare'}
 
 def is_file(name: str) -> bool:
     """Whether a name means a file of Python, and not a configuration by its name."""
-    return re.fullmatch(r'.*\.py(:.*)?', name, re.DOTALL) is not None
+    return _file_and_name(name) is not None
+
+
+def _file_and_name(name: str) -> re.Match[str] | None:
+    return re.fullmatch(r'(.*?\.py)(?::(.*))?', name, re.DOTALL)
 
 
 def config_file(name: str) -> ConfigFile | None:
     """The file of `PATH.py:NAME`, as it is now; None for a configuration by its name.
 
-    Raises UserError where it cannot be read, or no name is given.
+    Raises UserError where it cannot be read.
     """
-    if not is_file(name):
+    parts = _file_and_name(name)
+    if parts is None:
         return None
-    path, _, function = name.partition('.py')
-    function = function.removeprefix(':')
-    file = local(f'{path}.py', 'the configuration')
+    file = local(parts[1], 'the configuration')
     try:
         source = file.read_bytes()
     except OSError as error:
         raise UserError(f'the configuration {file} cannot be read: {error.strerror}') from None
-    return ConfigFile(file, function, source)
+    return ConfigFile(file, parts[2] or '', source)
 
 
 def load(name: str, kind: type[Kind]) -> Kind:

@@ -1,12 +1,14 @@
 """A configuration in a file of one's own: found, refused in one line, and kept beside the run."""
 
 import json
+import sys
 import textwrap
 from dataclasses import replace
 
 import pytest
 
 import configs
+from configs import own
 from experiments import cli, pretrain
 from llama_jax.compare import record
 from llama_jax.compare.fair import Proof
@@ -76,6 +78,18 @@ def test_a_file_of_ones_own_is_found(mine, tmp_path, monkeypatch):
     assert experiment == replace(wanted, train=replace(wanted.train, steps=7))
     assert str(options.config_file) == command[1]
     assert options.config_file.source == (tmp_path / 'mine.py').read_bytes()
+
+
+@pytest.mark.parametrize('directory', ['.pyenv', 'x.python', 'a.py'])
+def test_a_directory_may_have_py_in_its_name(directory, tmp_path, monkeypatch):
+    (tmp_path / directory).mkdir()
+    file = tmp_path / directory / 'mine.py'
+    file.write_text('from configs import quickstart\nsmall = quickstart.quickstart\n')
+    monkeypatch.setattr('sys.path', sys.path[:])
+    found = own.config_file(f'{file}:small')
+    assert (found.path, found.name) == (file, 'small')
+    assert configs.get(f'{file}:small') == configs.get('quickstart')
+    assert own.config_file(str(file)).name == own.config_file(f'{file}:').name == ''
 
 
 @pytest.mark.parametrize(
