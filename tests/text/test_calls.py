@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -219,6 +220,20 @@ def test_much_that_is_held_back_takes_no_quadratic_time():
     text = one(q='{' * 200_000, key='parameters')
     pieces = [text[i : i + 20] for i in range(0, len(text), 20)]
     assert parsed(LLAMA3, pieces)[1] == [('search', {'q': '{' * 200_000})]
+
+
+@pytest.mark.parametrize(
+    ('format_', 'begun'), [(LLAMA3, '{"name": '), (HERMES, '<tool_call>{"name": ')]
+)
+def test_objects_within_objects_take_no_quadratic_time(format_, begun):
+    """A client may make a model write them, and its stream shares a thread with others."""
+    begin = time.process_time()
+    for closed in ('', '}' * 8000):
+        text = begun * 8000 + '1' + closed
+        assert parsed(format_, [text]) == (text, [])
+    assert time.process_time() - begin < 5, 'it would take minutes'
+    nested = begun * 6 + format_.opening + one(key=format_.key, q='cats') + format_.closing
+    assert parsed(format_, [nested])[1] == [CATS], 'behind a few it is found'
 
 
 def test_the_format_is_that_of_the_template():
