@@ -63,8 +63,8 @@ class Call(NamedTuple):
 
 
 _AGAIN, _ANYWAY = 8, 100_000
-"""How often the characters of a text, and how many in any case, may be read in objects that turn out
-to be no calls: objects within objects would be read once for each."""
+"""Characters that may be read in vain, in objects that turn out to be no calls: so many times those
+of the text, and so many more. Objects within objects would be read once for each."""
 
 
 class CallParser:
