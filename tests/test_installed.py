@@ -154,11 +154,32 @@ def test_commands_are_named_as_they_can_be_typed(started, within, wanted, monkey
     assert 'starlette' not in how
 
 
-def test_the_command_line_is_recorded_without_paths(monkeypatch):
-    script = '/somewhere/bin/llama-jax'
-    monkeypatch.setattr(sys, 'orig_argv', ['/bin/python3', script, 'pretrain', 'quickstart'])
-    monkeypatch.setattr(sys, 'argv', [script, 'quickstart'])
-    assert installed.typed() == ['llama-jax', 'pretrain', 'quickstart']
-    monkeypatch.setattr(sys, 'orig_argv', ['/bin/python3', '-m', 'experiments.pretrain', 'x'])
-    monkeypatch.setattr(sys, 'argv', ['/clone/experiments/pretrain.py', 'x'])
-    assert installed.typed() == ['python', '-m', 'experiments.pretrain', 'x']
+@pytest.mark.parametrize(
+    'argv, orig_argv, wanted',
+    [
+        (
+            ['/somewhere/bin/llama-jax', 'quickstart'],
+            ['/bin/python3', '/somewhere/bin/llama-jax', 'pretrain', 'quickstart'],
+            ['llama-jax', 'pretrain', 'quickstart'],
+        ),
+        (
+            ['/clone/experiments/pretrain.py', 'x'],
+            ['/bin/python3', '-m', 'experiments.pretrain', 'x'],
+            ['python', '-m', 'experiments.pretrain', 'x'],
+        ),
+        (
+            ['experiments/pretrain.py', 'x'],
+            ['/bin/python3', 'experiments/pretrain.py', 'x'],
+            ['python', 'experiments/pretrain.py', 'x'],
+        ),
+        (  # started by another program
+            ['/somewhere/bin/llama-jax', 'x'],
+            ['/bin/python3', '-m', 'pdb', 'llama-jax', 'x'],
+            ['python', '-m', 'pdb', 'llama-jax', 'x'],
+        ),
+    ],
+)
+def test_the_command_line_is_recorded_without_paths(argv, orig_argv, wanted, monkeypatch):
+    monkeypatch.setattr(sys, 'orig_argv', orig_argv)
+    monkeypatch.setattr(sys, 'argv', argv)
+    assert installed.typed() == wanted
