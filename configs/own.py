@@ -87,7 +87,7 @@ def load(name: str, kind: type[Kind]) -> Kind:
             raise UserError(_told(error, path)) from error
     if not isinstance(found, kind):
         other = type(found).__name__
-        use = f'; a {other} is for {_FOR[other]}' if other in _FOR else ''
+        use = f'; {other} is for {_FOR[other]}' if other in _FOR else ''
         raise UserError(f'{file} gives {other}, where {kind.__name__} is wanted{use}')
     return found
 

@@ -96,7 +96,10 @@ def main() -> None:
     if options.chat_template is not None:
         template_files.chosen(options.chat_template)  # it is there
     lookup = Lookup(n_draft=options.lookup) if options.lookup else None
-    keys = [key.strip() for key in os.environ.get(KEYS, '').split(',') if key.strip()]
+    given = os.environ.get(KEYS, '')
+    keys = [key.strip() for key in given.split(',') if key.strip()]
+    if given and not keys:
+        raise UserError(f'{KEYS} is {given!r}, which holds no key: give one, or unset it')
     with run.bind(options.host, options.port) as socket:
         mesh = meshes.make(options.mesh)
         model = models.load(options.checkpoint, options.weights, mesh)

@@ -209,7 +209,11 @@ class Template:
                 except UserError:
                     continue  # it needs them
                 if without == text:
-                    raise UnwrittenError(what, f'the chat template ignores {what}: leave them out')
+                    raise UnwrittenError(
+                        what,
+                        f'the chat template ignores {what}: leave them out, or take a template '
+                        'that prints them (--chat-template)',
+                    )
 
     def knows(self, word: str) -> bool:
         """Whether the template mentions it."""

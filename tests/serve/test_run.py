@@ -37,7 +37,6 @@ def test_addresses_that_cannot_be(host, port, message):
         (('--timeout', 'nan'), '--timeout nan: give seconds above 0'),
         (('--cors', 'example.org'), '--cors example.org is no origin'),
         (('--lookup', '16'), 'n_draft 16: guess 1 to 15'),
-        (('--cors', 'example.org'), '--cors example.org is no origin'),
         (('--chat-template', 'nowhere.jinja'), 'nowhere.jinja'),
         ((), 'give either --checkpoint DIRECTORY or --weights NAME'),
     ],
@@ -47,6 +46,15 @@ def test_options_are_checked_before_a_model_is_loaded(monkeypatch, options, mess
     given = ('--checkpoint', 'runs/none') if options else ()
     monkeypatch.setattr('sys.argv', ['serve', '--port', '0', *given, *options])
     with pytest.raises(UserError, match=message):
+        serve.main()
+
+
+@pytest.mark.parametrize('given', [',', ' , ', ' '])
+def test_keys_without_a_key_do_not_open_the_server(monkeypatch, given):
+    monkeypatch.setenv(serve.KEYS, given)
+    monkeypatch.setattr(serve.models, 'load', lambda *args: 1 / 0)
+    monkeypatch.setattr('sys.argv', ['serve', '--port', '0', '--checkpoint', 'runs/none'])
+    with pytest.raises(UserError, match=f"{serve.KEYS} is '{given}', which holds no key"):
         serve.main()
 
 
