@@ -86,10 +86,8 @@ def completion(served: Served, limits: Limits, body: Mapping[str, Any], owner: s
     )
     if len(prompts) * best_of > limits.choices:
         name = 'n' if best_of == n else 'best_of'
-        fields.bad(
-            name,
-            f'is {shown(best_of)} for {len(prompts)} prompts: at most {limits.choices} in all',
-        )
+        many = f' for {len(prompts)} prompts' if len(prompts) > 1 else ''
+        fields.bad(name, f'is {shown(best_of)}{many}: at most {limits.choices} in all')
     logprobs = None if fields.raw('logprobs') is False else fields.integer('logprobs', None)
     echo = fields.boolean('echo')
     asked = fields.integer('max_tokens', _COMPLETION_TOKENS)

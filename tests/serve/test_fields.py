@@ -321,6 +321,19 @@ def test_too_long_for_the_context(parts, ask, body, param):
     assert 'at most 64' in error.value.message
 
 
+@pytest.mark.parametrize(
+    ('body', 'words'),
+    [
+        ({'n': 65}, 'n is 65: at most 64 in all'),
+        ({'prompt': ['a', 'b'], 'best_of': 33}, 'best_of is 33 for 2 prompts: at most 64 in all'),
+    ],
+)
+def test_too_many_choices_are_counted_over_all_prompts(parts, body, words):
+    with pytest.raises(ApiError) as error:
+        completion(parts, **body)
+    assert error.value.message == words
+
+
 def test_another_model(parts):
     assert completion(parts, model=fake.MODEL)
     with pytest.raises(ApiError, match='fake/bytes') as error:
