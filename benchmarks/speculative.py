@@ -1,10 +1,10 @@
-"""What guessing is worth: `python -m benchmarks.speculative`.
+"""What drafting is worth: `python -m benchmarks.speculative`.
 
-A model continues code and prose of Python itself, one row at a time, with and without guesses;
+A model continues code and prose of Python itself, one row at a time, with and without drafts;
 ways take turns, and medians are compared. `int8 drafts` is the model itself with int8 weights as
-the small one: exact text at the price of guesses that are cheap, not small; that it reads the
+the small one: exact text at the price of drafts that are cheap, not small; that it reads the
 prompt too counts. Engines generate for all prompts of a text at once, in rows of that number, with
-guesses and without.
+drafts and without.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def main() -> None:
 def compare_engines(
     programs: Programs, text: str, prompts: list[list[int]], rows: int, options: Options
 ) -> None:
-    """An engine with `rows` rows, with guesses and without."""
+    """An engine with `rows` rows, with drafts and without."""
     length = options.prompt + options.tokens + 1
     hows = {'': None, ', lookup of 4': Lookup(n_draft=4)}
     engines = {
@@ -122,8 +122,8 @@ def compare_engines(
         engine.close()
         speed = len(prompts) * options.tokens / took
         row = f'{text} | engine of {rows}{name} | {speed:.1f} | {plain / took:.2f}'
-        if stats.guessed_tokens_total:
-            row += f' | {stats.accepted_tokens_total / stats.guessed_tokens_total:.0%}'
+        if stats.drafted_tokens_total:
+            row += f' | {stats.accepted_tokens_total / stats.drafted_tokens_total:.0%}'
         print(row, flush=True)
 
 
@@ -149,9 +149,9 @@ def report(
     row = f'{text} | {name} | {n / took:.1f} | {plain / took:.2f}'
     counts = [one.speculation for one in done if one.speculation is not None]
     if counts:
-        guessed, accepted = (sum(getattr(c, k) for c in counts) for k in ('guessed', 'accepted'))
+        drafted, accepted = (sum(getattr(c, k) for c in counts) for k in ('drafted', 'accepted'))
         tokens, steps = (sum(getattr(c, k) for c in counts) for k in ('tokens', 'steps'))
-        row += f' | {accepted / max(guessed, 1):.0%} | {tokens / steps:.2f}'
+        row += f' | {accepted / max(drafted, 1):.0%} | {tokens / steps:.2f}'
     print(row, flush=True)
 
 

@@ -59,10 +59,10 @@ class Options:
     compute: Compute = field(default_factory=Compute)
     quantization: Quantization = field(default_factory=Quantization)
     lookup: int = 0
-    """Guess so many tokens at a time: those that followed before where the text's last ones stood.
+    """Draft so many tokens at a time: those that followed before where the text's last ones stood.
     The text stays what it is, and comes as a whole. 0: none."""
     draft: str | None = None
-    """A smaller model with the same tokenizer, which guesses, as --checkpoint names one. Drawn
+    """A smaller model with the same tokenizer, which drafts, as --checkpoint names one. Drawn
     texts are other ones of the same distribution; they come as a whole."""
 
 
@@ -95,7 +95,7 @@ def main() -> None:
             [{'role': role, 'content': text} for role, text in said.items() if text is not None]
         )
     if options.lookup and options.draft is not None:
-        raise UserError('--lookup and --draft: one of them guesses, leave the other out')
+        raise UserError('--lookup and --draft: one of them drafts, leave the other out')
     settings = ('max_tokens', 'temperature', 'top_k', 'top_p', 'seed')
     draws = {name: getattr(options, name) for name in settings}
     Controls(**draws).check(vocab=0)  # before the model is loaded; none of these is a token
@@ -128,7 +128,7 @@ def main() -> None:
     how: Lookup | Draft | None = lookup
     if options.draft is not None:
         how = by_model(options.draft, model, like=generator.programs)
-    guesses = ''
+    drafts = ''
     begin, n_tokens = time.perf_counter(), 0
     if how is None:
         pieces = generator.stream(prompt, source=source, **draws)
@@ -136,7 +136,7 @@ def main() -> None:
         sources = None if source is None else [source]
         (whole,) = generator([prompt], sources=sources, speculate=how, **draws)
         pieces, went = iter([whole.tokens]), whole.speculation
-        guesses = f'{went.acceptance:.0%} of {went.guessed} guesses accepted; ' if went else ''
+        drafts = f'{went.acceptance:.0%} of {went.drafted} drafts accepted; ' if went else ''
     with cli.whole_text():
         print(before, end='', flush=True)
         for tokens in pieces:
@@ -145,13 +145,13 @@ def main() -> None:
     seconds = time.perf_counter() - begin
     step = '' if model.step is None else f'step {model.step}; '
     print(
-        f'[{step}{guesses}{n_tokens} tokens in {seconds:.1f} s, compilation included]',
+        f'[{step}{drafts}{n_tokens} tokens in {seconds:.1f} s, compilation included]',
         file=sys.stderr,
     )
 
 
 def by_model(run: str, large: models.Pretrained, *, like: Programs) -> Draft:
-    """Guesses of the model that was trained in `run`, for the large one, whose programs these
+    """Drafts of the model that was trained in `run`, for the large one, whose programs these
     are."""
     small = models.load(run, None, like.mesh, '--draft')
     ours, theirs = (
@@ -159,7 +159,7 @@ def by_model(run: str, large: models.Pretrained, *, like: Programs) -> Draft:
         for model in (small, large)
     )
     if ours != theirs:
-        raise UserError(f'--draft {run}: the model has another tokenizer, so it cannot guess')
+        raise UserError(f'--draft {run}: the model has another tokenizer, so it cannot draft')
     return Draft(small.programs(like.mesh, like.model.compute))
 
 

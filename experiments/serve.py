@@ -68,7 +68,7 @@ class Options:
     compute: Compute = field(default_factory=Compute)
     quantization: Quantization = field(default_factory=Quantization)
     lookup: int = 0
-    """Guess so many tokens at a time: those that followed before where a text's last ones stood.
+    """Draft so many tokens at a time: those that followed before where a text's last ones stood.
     Texts stay what they are. 0: none."""
 
 

@@ -42,7 +42,7 @@ class _Flight:
     sequence_of: dict[int, SequenceState] = field(default_factory=dict)
     """For whom, by row of `drawn`."""
     counts: Counts | None = None
-    """How many tokens of each row, where some were guessed; else one a step, or a first one."""
+    """How many tokens of each row, where some were drafted; else one a step, or a first one."""
 
 
 @dataclass
@@ -218,7 +218,7 @@ class Core:
             n_tokens = flight.n_steps or 1
             if counts is not None:
                 how = counts.of(row)
-                self.totals.update(guessed=how.guessed, accepted=how.accepted)
+                self.totals.update(drafted=how.drafted, accepted=how.accepted)
                 n_tokens = how.tokens
             tokens = drawn.token_BT[row, :n_tokens].tolist()
             failed = NOT_FINITE in tokens

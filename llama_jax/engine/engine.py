@@ -57,8 +57,8 @@ class Engine:
         stop strings may name them. `queue`: requests that may wait. Prompts are read in pieces of
         `prefill_chunk` tokens (a power of two), by turns; at most `steps` tokens are drawn at a
         time, as many as the device draws in 20 ms. `source_length`: of the longest source, of an
-        encoder-decoder; default: `length`. With `lookup` tokens are guessed: rows that repeat
-        themselves need fewer steps, and whether others guess can then change the last bits of a
+        encoder-decoder; default: `length`. With `lookup` tokens are drafted: rows that repeat
+        themselves need fewer steps, and whether others draft can then change the last bits of a
         row's probabilities. `warm`: steps for every number of rows are compiled at once, not when
         they are first needed. Memory is taken at once, and logged. Raises UserError for sizes that
         cannot be.
@@ -144,7 +144,7 @@ class Engine:
                 cached_tokens_total=self._core.totals['cached'],
                 generated_tokens_total=self._core.totals['generated'],
                 steps_total=self._core.totals['steps'],
-                guessed_tokens_total=self._core.totals['guessed'],
+                drafted_tokens_total=self._core.totals['drafted'],
                 accepted_tokens_total=self._core.totals['accepted'],
                 uptime_seconds=time.monotonic() - self._began,
             )

@@ -47,7 +47,7 @@ class SlotPrograms:
             slot_B: jax.Array | None,
             dead_B: jax.Array,
             n: jax.Array,
-            may_guess: jax.Array,
+            may_draft: jax.Array,
         ) -> tuple[list[Cache], State, Drawn, Counts | None]:
             own = replace(_some(rest, slot_B), cache=joined(caches)).without(dead_B)
             given = (params, own, _some(settings, slot_B), n)
@@ -57,7 +57,7 @@ class SlotPrograms:
             else:
                 slots = steps * (lookup.n_draft + 1)
                 own, drawn, counts = draw_some(
-                    model, lookup, *given, may_guess, slots=slots, n_top=MOST_LOGPROBS
+                    model, lookup, *given, may_draft, slots=slots, n_top=MOST_LOGPROBS
                 )
             written = replace(own, cache=rest.cache)
             return apart(own.cache, caches), _put_some(rest, written, slot_B), drawn, counts

@@ -65,7 +65,7 @@ class Slots:
         self.rows, self.length, self.source_length = rows, length, source_length
         self._programs, self._lookup = programs, lookup
         self.piece = min(prefill_chunk, bucket(length))
-        longest = length + (lookup.n_draft if lookup else 0)  # guesses are written too
+        longest = length + (lookup.n_draft if lookup else 0)  # drafts are written too
         needed = slots_needed(config, length=longest, piece=self.piece)
         self._room = -(-needed // self.piece) * self.piece
         ring = self._room < longest
@@ -184,20 +184,20 @@ class Slots:
         return next(size for size in self.sizes if size >= n)
 
     def steps(
-        self, slots: Sequence[int], n: int, *, may_guess: bool = True
+        self, slots: Sequence[int], n: int, *, may_draft: bool = True
     ) -> tuple[list[int], Drawn, Counts | None]:
         """Up to `n` decode steps of these slots. Which slot each row of what is drawn belongs to:
         there may be others among them, which nothing is drawn for."""
-        return self._steps(slots, self.size(len(slots)), n, may_guess=may_guess)
+        return self._steps(slots, self.size(len(slots)), n, may_draft=may_draft)
 
     def _steps(
-        self, slots: Sequence[int], size: int, n: int, *, may_guess: bool = True
+        self, slots: Sequence[int], size: int, n: int, *, may_draft: bool = True
     ) -> tuple[list[int], Drawn, Counts | None]:
         batch, slot_B, parts = self._batch(slots, size)
         dead_B = np.array([slot not in slots for slot in batch])
         caches, self._rest, drawn, counts = self._on.steps(
             *(self._programs.params, [self._caches[i] for i in parts], self._rest),
-            *(self._settings, slot_B, dead_B, n, may_guess),
+            *(self._settings, slot_B, dead_B, n, may_draft),
         )
         for i, cache in zip(parts, caches, strict=True):
             self._caches[i] = cache

@@ -20,7 +20,7 @@ class Stats:
     generated_tokens_total: int
     steps_total: int
     """Steps of decoding, of all rows at once."""
-    guessed_tokens_total: int
+    drafted_tokens_total: int
     accepted_tokens_total: int
-    """Guesses that are part of a text."""
+    """Drafts that are part of a text."""
     uptime_seconds: float

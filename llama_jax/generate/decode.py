@@ -49,7 +49,7 @@ class State:
     """The row has met an end id, has all its tokens, or holds no prompt."""
     history: History | None
     text_BS: Int[Array, 'B S'] | None = None
-    """Tokens by place, where guesses are looked up in a running batch; else None."""
+    """Tokens by place, where drafts are looked up in a running batch; else None."""
 
     def without(self, dead_B: Bool[Array, ' B']) -> State:
         """The same, with these rows done as well."""

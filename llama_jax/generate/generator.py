@@ -36,7 +36,7 @@ class Completion:
     logprobs: tuple[Logprob, ...] = ()
     """One per token, where asked for."""
     speculation: Speculation | None = field(default=None, compare=False)
-    """How guessing went; None where there was nothing to guess."""
+    """How drafting went; None where there was nothing to draft."""
 
 
 class Generator:
@@ -95,7 +95,7 @@ class Generator:
         **settings: Any,
     ) -> list[Completion]:
         """Complete each prompt, in one loop on the device. `sources`: what an encoder reads for
-        each of them; an encoder-decoder needs it. `speculate`: how tokens are guessed, so that the
+        each of them; an encoder-decoder needs it. `speculate`: how tokens are drafted, so that the
         model runs less often; greedy rows draw the same tokens, others from the same distribution
         (with Lookup the same tokens too).
 

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from llama_jax.generate.settings import Settings
 
-GUESS, TRIAL, INSTEAD = 1, 2, 3
-"""What else a row draws at a place when tokens are guessed: a guess, whether it holds, and what
+DRAFT, TRIAL, INSTEAD = 1, 2, 3
+"""What else a row draws at a place when tokens are drafted: a draft, whether it holds, and what
 replaces one that does not."""
 
 

@@ -238,15 +238,15 @@ def test_a_template_with_tokens_of_another_model_is_told(run_script, gguf, tmp_p
         assert code == 0 and sum('writes <|end|>, no token of' in line for line in error) == told
 
 
-@pytest.mark.parametrize('guesses', ['lookup', 'draft'])
-def test_guesses_leave_the_text_as_it_is(run_script, run, guesses):
+@pytest.mark.parametrize('drafts', ['lookup', 'draft'])
+def test_drafts_leave_the_text_as_it_is(run_script, run, drafts):
     options = ['--checkpoint', run, '--prompt', 'def 世', '--temperature', '0', *ONE[:-2]]
     options += ['--max-tokens', 24]
     _, expected, _ = run_script(generate.main, *options)
-    value = {'lookup': 3, 'draft': run}[guesses]
-    code, out, error = run_script(generate.main, *options, f'--{guesses}', value)
+    value = {'lookup': 3, 'draft': run}[drafts]
+    code, out, error = run_script(generate.main, *options, f'--{drafts}', value)
     assert code == 0 and out == expected
-    assert 'guesses accepted; ' in error[-1] and '24 tokens in' in error[-1]
+    assert 'drafts accepted; ' in error[-1] and '24 tokens in' in error[-1]
 
 
 def test_a_small_model_of_another_tokenizer(run_script, run, gguf):
@@ -266,7 +266,7 @@ def test_a_small_model_of_another_tokenizer(run_script, run, gguf):
         (['--prompt', 'a', '--chat-template', 'chatml'], '--chat-template is of a chat'),
         (['--weights', 'y', '--chat', 'a', '--chat-template', 'no.jinja'], 'no.jinja'),
         (['--prompt', 'a', '--lookup', '4', '--draft', 'z'], '--lookup and --draft'),
-        (['--prompt', 'a', '--lookup', '16'], 'n_draft 16: guess 1 to 15'),
+        (['--prompt', 'a', '--lookup', '16'], 'n_draft 16: draft 1 to 15'),
         (['--weights', 'y', '--prompt', 'a'], "no weights are called 'y'"),
         (['--checkpoint', 'nowhere', '--prompt', 'a'], 'nowhere holds no run'),
     ],

@@ -99,19 +99,19 @@ def test_cached_equals_uncached(name):
 
 
 @pytest.mark.parametrize('name', ['window', 'dynamic'])
-def test_beams_and_guesses_read_as_one_row_does(name):
+def test_beams_and_drafts_read_as_one_row_does(name):
     config, prompts = CONFIGS[name], [prompt_of(n) for n in (48, 17, 3)]
     settings = {'mesh': mesh_of(), 'compute': COMPUTE, 'eos_ids': (), 'pad_id': 0}
     ours = Generator(config, weights(config), prefill_chunk=16, **settings)
     expected = [one.tokens for one in ours(prompts, max_tokens=N)]
-    guessed = ours(prompts, max_tokens=N, speculate=Draft(ours.programs, n_draft=15))
-    assert [one.tokens for one in guessed] == expected
-    assert all(one.speculation.accepted == one.speculation.guessed for one in guessed)
+    drafted = ours(prompts, max_tokens=N, speculate=Draft(ours.programs, n_draft=15))
+    assert [one.tokens for one in drafted] == expected
+    assert all(one.speculation.accepted == one.speculation.drafted for one in drafted)
     beams = beam_search(ours.programs, prompts, beams=1, max_tokens=N, prefill_chunk=16)
     assert [best.tokens for (best,) in beams] == expected
-    if name == 'window':  # most guesses are wrong, and beams change places
-        guessed = ours(prompts, max_tokens=N, speculate=Lookup(n_draft=15))
-        assert [one.tokens for one in guessed] == expected
+    if name == 'window':  # most drafts are wrong, and beams change places
+        drafted = ours(prompts, max_tokens=N, speculate=Lookup(n_draft=15))
+        assert [one.tokens for one in drafted] == expected
         both = beam_search(ours.programs, prompts, beams=2, n=2, max_tokens=N, prefill_chunk=16)
         for prompt, found in zip(prompts, both, strict=True):
             for text in found:

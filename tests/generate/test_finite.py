@@ -71,7 +71,7 @@ def test_a_batch_names_the_prompt(how, temperature):
     with pytest.raises(NotFiniteError, match='prompt 1: the model gives NaN'):
         generator()([GOOD, PROMPT], **settings)
     expected = [uncached(GOOD, N), ALONE[: AT + 1]]
-    if how is not None:  # a guess may be the token, and is read as soon as it is made
+    if how is not None:  # a draft may be the token, and is read as soon as it is made
         expected[1] = ALONE[:AT]
     # What comes after the last token is not asked for.
     two = generator()([GOOD, PROMPT], **{**settings, 'max_tokens': [N, len(expected[1])]})

@@ -1,4 +1,4 @@
-"""Guesses that are looked up in the row: the same tokens, drawn in fewer steps."""
+"""Drafts that are looked up in the row: the same tokens, drawn in fewer steps."""
 
 import functools
 
@@ -10,7 +10,7 @@ import pytest
 from llama_jax import trees
 from llama_jax.generate.speculative import loop
 from llama_jax.generate.speculative.draft import Lookup, look_up
-from tests.generate.guessing import CONTROLS, PROMPTS, N, check_equal, generator
+from tests.generate.drafting import CONTROLS, PROMPTS, N, check_equal, generator
 from tests.generate.tiny import prompt_of
 
 
@@ -24,8 +24,8 @@ def test_looking_up_draws_the_same_tokens(loops, name):
 def test_a_longer_least_match_makes_some_steps_of_one_token():
     ours, how = generator(), Lookup(n_gram=4, n_draft=5, least=3)
     check_equal(ours, how)
-    guessed = ours(PROMPTS, max_tokens=N, speculate=how)[0].speculation
-    assert 0 < guessed.guessed < 5 * guessed.steps
+    drafted = ours(PROMPTS, max_tokens=N, speculate=how)[0].speculation
+    assert 0 < drafted.drafted < 5 * drafted.steps
 
 
 def followed(text, how):
@@ -44,10 +44,10 @@ def test_what_is_looked_up(how):
     rng = np.random.default_rng(0)
     text_BS = rng.integers(0, 4, (200, 40))
     n_B = rng.integers(1, 41, 200)
-    guess = jax.jit(functools.partial(look_up, how))(jnp.asarray(text_BS), jnp.asarray(n_B - 1))
-    for text, n, tokens, n_guessed in zip(text_BS, n_B, guess.token_BK, guess.n_B, strict=True):
+    draft = jax.jit(functools.partial(look_up, how))(jnp.asarray(text_BS), jnp.asarray(n_B - 1))
+    for text, n, tokens, n_drafted in zip(text_BS, n_B, draft.token_BK, draft.n_B, strict=True):
         expected = followed(text[:n].tolist(), how)
-        assert n_guessed == (0 if expected is None else how.n_draft)
+        assert n_drafted == (0 if expected is None else how.n_draft)
         assert expected is None or tokens.tolist() == expected
 
 

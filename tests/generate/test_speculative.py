@@ -1,4 +1,4 @@
-"""Guessing changes how often the model runs, and nothing else."""
+"""Drafting changes how often the model runs, and nothing else."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from llama_jax.generate.quantized import Quantization
 from llama_jax.generate.speculative.draft import Draft, Lookup
 from llama_jax.model import layers
 from llama_jax.model.patterns import Window
-from tests.generate.guessing import (
+from tests.generate.drafting import (
     CONTROLS,
     PROMPTS,
     SMALL,
@@ -32,7 +32,7 @@ def test_a_small_model_leaves_greedy_rows_as_they_are():
 
 
 @pytest.mark.slow
-def test_guesses_of_the_model_itself_are_accepted():
+def test_drafts_of_the_model_itself_are_accepted():
     ours = generator(loops=False)
     how = Draft(ours.programs, n_draft=3)
     assert check_equal(ours, how) > 3.5
@@ -53,7 +53,7 @@ def test_several_devices_an_accelerators_step_and_int8(monkeypatch):
 
 @pytest.mark.slow
 def test_a_ring():
-    """Under a window guesses go round with the tokens, and take the place of none in sight."""
+    """Under a window drafts go round with the tokens, and take the place of none in sight."""
     ours = generator(config=replace(CONFIG, pattern=Window(6)))
     assert ours.shape(5, 30, N + 15).slots == 32
     for n_draft in (5, 15):
@@ -63,7 +63,7 @@ def test_a_ring():
 @pytest.mark.parametrize(
     ('make', 'message'),
     [
-        (lambda: Lookup(n_draft=0), 'n_draft 0: guess 1 to 15'),
+        (lambda: Lookup(n_draft=0), 'n_draft 0: draft 1 to 15'),
         (lambda: Lookup(n_draft=16), 'n_draft 16'),
         (lambda: Lookup(n_gram=2, least=3), 'lookup of 3 to 2'),
         (lambda: Lookup(n_gram=16), 'lookup of 1 to 16 tokens'),
@@ -100,6 +100,6 @@ def test_a_text_longer_than_the_small_models_context_is_refused():
         ours([[1] * 8, [1]], max_tokens=[9, 2], speculate=how)
 
 
-def test_tokens_alone_say_nothing_of_guesses():
+def test_tokens_alone_say_nothing_of_drafts():
     assert tokens_of(generator()(PROMPTS[:1], max_tokens=3))
     assert generator()(PROMPTS[:1], max_tokens=3)[0].speculation is None

@@ -1,4 +1,4 @@
-"""Guesses of a small model leave the distribution of what is drawn as it is."""
+"""Drafts of a small model leave the distribution of what is drawn as it is."""
 
 import itertools
 
@@ -19,7 +19,7 @@ GROUPS = (
 )
 NAMES = {'temperature': 'temperature', 'top_k': 'k', 'top_p': 'p'}
 EACH, N, ROWS = 2048, 4, 64
-"""Texts of a group; tokens of a text, the first of which is not guessed; texts at a time."""
+"""Texts of a group; tokens of a text, the first of which is not drafted; texts at a time."""
 
 
 def distribution(tokens, controls):
@@ -63,8 +63,8 @@ def test_the_distribution_is_that_of_the_model():
         )
     ]
     accepted = sum(one.speculation.accepted for one in done)
-    guessed = sum(one.speculation.guessed for one in done)
-    assert 0.2 < accepted / guessed < 0.9, 'guesses of both kinds'
+    drafted = sum(one.speculation.drafted for one in done)
+    assert 0.2 < accepted / drafted < 0.9, 'drafts of both kinds'
     for g, controls in enumerate(GROUPS):
         expected = texts(prompt, controls)
         drawn = [tuple(one.tokens) for one in done[g * EACH : (g + 1) * EACH]]

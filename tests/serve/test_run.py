@@ -36,7 +36,7 @@ def test_addresses_that_cannot_be(host, port, message):
         (('--length', '1'), '--length 1: at least 2'),
         (('--timeout', 'nan'), '--timeout nan: give seconds above 0'),
         (('--cors', 'example.org'), '--cors example.org is no origin'),
-        (('--lookup', '16'), 'n_draft 16: guess 1 to 15'),
+        (('--lookup', '16'), 'n_draft 16: draft 1 to 15'),
         (('--chat-template', 'nowhere.jinja'), 'nowhere.jinja'),
         ((), 'give either --checkpoint DIRECTORY or --weights NAME'),
     ],

@@ -17,26 +17,26 @@ from llama_jax.errors import UserError
 from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.decode import Model
 from llama_jax.generate.programs import SMALLEST, Programs
-from llama_jax.generate.sampling import GUESS, distribution, draw_from
+from llama_jax.generate.sampling import DRAFT, distribution, draw_from
 from llama_jax.generate.settings import Settings, shaped
 from llama_jax.model.cache import Cache
 from llama_jax.model.layers import Params
 
 MOST = SMALLEST - 1
-"""Tokens that are guessed at a time: a ring keeps what the smallest piece of a prompt needs."""
+"""Tokens that are drafted at a time: a ring keeps what the smallest piece of a prompt needs."""
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """Guess what followed where the row's last tokens stood before (prompt lookup, Saxena 2023).
+    """Draft what followed where the row's last tokens stood before (prompt lookup, Saxena 2023).
 
-    A repetition goes on: where the end is a repetition of itself, so is the guess.
+    A repetition goes on: where the end is a repetition of itself, so is the draft.
     """
 
     n_gram: int = 3
     """Last tokens that are looked for; then fewer. The longest match wins, of these the latest."""
     n_draft: int = 8
-    """Tokens that are guessed."""
+    """Tokens that are drafted."""
     least: int = 1
     """A match of fewer tokens is none. Without one in any row, a step is an ordinary one."""
 
@@ -51,7 +51,7 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Draft:
-    """Guess with a smaller model of the same vocabulary (Leviathan et al. 2023; Chen et al. 2023).
+    """Draft with a smaller model of the same vocabulary (Leviathan et al. 2023; Chen et al. 2023).
 
     It draws as the row does, under the same controls but for penalties.
     """
@@ -59,7 +59,7 @@ class Draft:
     programs: Programs
     """Of the small model, on the mesh of the large one."""
     n_draft: int = 4
-    """Tokens that are guessed."""
+    """Tokens that are drafted."""
 
     def __post_init__(self) -> None:
         _check_n_draft(self.n_draft)
@@ -75,7 +75,7 @@ class ByModel:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Guess:
+class Drafted:
     """Tokens that may follow the newest of each row."""
 
     token_BK: Int[Array, 'B K']
@@ -85,7 +85,7 @@ class Guess:
     """From which they were drawn; None: there was no chance in them."""
 
 
-def look_up(how: Lookup, text_BS: jax.Array, position_B: jax.Array) -> Guess:
+def look_up(how: Lookup, text_BS: jax.Array, position_B: jax.Array) -> Drafted:
     """What followed the longest match of the row's end."""
     B, S = text_BS.shape
     place_S, n_B1 = jnp.arange(S), position_B[:, None] + 1
@@ -101,19 +101,19 @@ def look_up(how: Lookup, text_BS: jax.Array, position_B: jax.Array) -> Guess:
     period_B1 = jnp.maximum(n_B1 - start_B1, 1)
     place_BK = start_B1 + jnp.arange(how.n_draft) % period_B1
     token_BK = jnp.take_along_axis(text_BS, place_BK, axis=1)
-    return Guess(token_BK, jnp.where(longest_B >= how.least, how.n_draft, 0))
+    return Drafted(token_BK, jnp.where(longest_B >= how.least, how.n_draft, 0))
 
 
-def guess_by(
+def draft_by(
     how: ByModel,
     params: Params,
     cache: Cache,
     token_B: jax.Array,
     position_B: jax.Array,
     settings: Settings,
-) -> tuple[Guess, Cache]:
-    """Draws of the small model. It reads its last guess too, which may come to stand in the text:
-    one step more than it has guesses."""
+) -> tuple[Drafted, Cache]:
+    """Draws of the small model. It reads its last draft too, which may come to stand in the text:
+    one step more than it has drafts."""
 
     def one(
         carry: tuple[jax.Array, jax.Array, Cache], _: None
@@ -121,24 +121,24 @@ def guess_by(
         token_B, position_B, cache = carry
         logits_BV, cache = decode_lib.step(how.model, params, token_B, position_B, cache)
         position_B = position_B + 1
-        token_B, probability_BV = on_rows(_drawn_guess, logits_BV, settings, position_B)
+        token_B, probability_BV = on_rows(_drawn_draft, logits_BV, settings, position_B)
         return (token_B, position_B, cache), (token_B, probability_BV)
 
     (_, _, cache), (token_TB, probability_TBV) = jax.lax.scan(
         one, (token_B, position_B, cache), None, length=how.n_draft + 1
     )
-    return Guess(
+    return Drafted(
         jnp.einsum('TB->BT', token_TB[:-1]),
         jnp.full_like(position_B, how.n_draft),
         jnp.einsum('TBV->BTV', probability_TBV[:-1]),
     ), cache
 
 
-def _drawn_guess(
+def _drawn_draft(
     logits_BV: jax.Array, settings: Settings, position_B: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     probability_BV = distribution(shaped(logits_BV, settings, None, position_B), settings)
-    return draw_from(probability_BV, settings, position_B, purpose=GUESS), probability_BV
+    return draw_from(probability_BV, settings, position_B, purpose=DRAFT), probability_BV
 
 
 def on_rows(f: Callable[..., Any], *arguments: Any) -> Any:
@@ -154,4 +154,4 @@ def on_rows(f: Callable[..., Any], *arguments: Any) -> Any:
 
 def _check_n_draft(n_draft: int) -> None:
     if not 1 <= n_draft <= MOST:
-        raise UserError(f'n_draft {n_draft}: guess 1 to {MOST} tokens at a time')
+        raise UserError(f'n_draft {n_draft}: draft 1 to {MOST} tokens at a time')

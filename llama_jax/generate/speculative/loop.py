@@ -26,9 +26,9 @@ from llama_jax.generate.settings import Settings
 from llama_jax.generate.speculative.draft import (
     ByModel,
     Draft,
-    Guess,
+    Drafted,
     Lookup,
-    guess_by,
+    draft_by,
     look_up,
     on_rows,
 )
@@ -47,7 +47,7 @@ class _Carry:
 
 
 def check(programs: Programs, how: Lookup | Draft, *, longest: int) -> None:
-    """Raise UserError when `how` cannot guess for this model and texts of `longest` tokens."""
+    """Raise UserError when `how` cannot draft for this model and texts of `longest` tokens."""
     if isinstance(how, Lookup):
         return
     if not isinstance(how, Draft):
@@ -90,12 +90,12 @@ def draw_rest(
     )
     row_B = np.arange(shape.rows)
     text_BT[row_B, length_B] = np.asarray(first.token_BT)[:, 0]
-    guesser: Lookup | ByModel
+    drafter: Lookup | ByModel
     params, own = None, None
     if isinstance(how, Lookup):
-        guesser = how
+        drafter = how
     else:
-        guesser, params = ByModel(how.programs.model, how.n_draft), how.programs.params
+        drafter, params = ByModel(how.programs.model, how.n_draft), how.programs.params
         small = shape_of(
             how.programs,
             prompts=len(prompts),
@@ -105,7 +105,7 @@ def draw_rest(
         )
         _, own, _ = prefill(how.programs, prompts, small, limits=limits)
     done = _run(
-        *(programs.model, guesser, programs.params, params, state, programs.place(text_BT), own),
+        *(programs.model, drafter, programs.params, params, state, programs.place(text_BT), own),
         settings,
         slots=bucket(n_more),
         n_top=n_top,
@@ -144,20 +144,20 @@ def draw_some(
     state: State,
     settings: Settings,
     n_steps: Int[Array, ''],
-    may_guess: Bool[Array, ''],
+    may_draft: Bool[Array, ''],
     *,
     slots: int,
     n_top: int | None,
 ) -> tuple[State, Drawn, Counts]:
     """Run the model up to `n_steps` times for a batch that goes on: up to `how.n_draft` tokens more
     each time, `slots` in all. The cache has room for `how.n_draft` tokens behind the longest row.
-    Where no row has a guess, or none `may_guess`, it is an ordinary step."""
+    Where no row has a draft, or none `may_draft`, it is an ordinary step."""
     carry = _begun(state, None, pad_id=model.pad_id, slots=slots, n_top=n_top)
     done = _loop(
         *(model, how, params, None, carry, settings),
         n_top=n_top,
         n_steps=n_steps,
-        may_guess=may_guess,
+        may_draft=may_draft,
     )
     rows = done.rows
     state = State(
@@ -189,53 +189,53 @@ def _loop(
     *,
     n_top: int | None,
     n_steps: jax.Array | None = None,
-    may_guess: jax.Array | None = None,
+    may_draft: jax.Array | None = None,
 ) -> _Carry:
     start_B = carry.rows.position_B
 
-    def guessed(carry: _Carry) -> tuple[Guess, Cache | None]:
+    def drafted(carry: _Carry) -> tuple[Drafted, Cache | None]:
         rows, own = carry.rows, carry.own
         if isinstance(how, Lookup):
-            guess = on_rows(functools.partial(look_up, how), rows.text_BS, rows.position_B)
+            draft = on_rows(functools.partial(look_up, how), rows.text_BS, rows.position_B)
         else:
             assert small is not None and own is not None
-            guess, own = guess_by(how, small, own, rows.token_B, rows.position_B, settings)
+            draft, own = draft_by(how, small, own, rows.token_B, rows.position_B, settings)
         left_B = jnp.where(rows.done_B, 0, settings.last_B - rows.position_B)
-        if may_guess is not None:
-            left_B = jnp.where(may_guess, left_B, 0)
-        return replace(guess, n_B=jnp.minimum(guess.n_B, left_B)), own
+        if may_draft is not None:
+            left_B = jnp.where(may_draft, left_B, 0)
+        return replace(draft, n_B=jnp.minimum(draft.n_B, left_B)), own
 
-    def step(carry: _Carry, guess: Guess, own: Cache | None) -> _Carry:
+    def step(carry: _Carry, draft: Drafted, own: Cache | None) -> _Carry:
         rows = carry.rows
-        token_BT = jnp.concatenate([rows.token_B[:, None], guess.token_BK], axis=1)
+        token_BT = jnp.concatenate([rows.token_B[:, None], draft.token_BK], axis=1)
         logits_BTV, cache = decode_lib.following(
             model, params, carry.cache, token_BT, rows.position_B
         )
         decide = functools.partial(verify, pad_id=model.pad_id, n_top=n_top)
-        return _Carry(cache, own, on_rows(decide, logits_BTV, guess, settings, start_B, rows))
+        return _Carry(cache, own, on_rows(decide, logits_BTV, draft, settings, start_B, rows))
 
     def unfinished(carry: _Carry) -> jax.Array:
         goes_on = ~carry.rows.done_B.all()
         return goes_on if n_steps is None else goes_on & (carry.rows.counts.step_B.max() < n_steps)
 
-    def some_guess(carry: _Carry) -> jax.Array:
-        return (guessed(carry)[0].n_B > 0).any()
+    def some_draft(carry: _Carry) -> jax.Array:
+        return (drafted(carry)[0].n_B > 0).any()
 
     def one_token(carry: _Carry) -> _Carry:
-        no_guess_BK = jnp.zeros_like(carry.rows.text_BS[:, :0])
-        return step(carry, Guess(no_guess_BK, jnp.zeros_like(start_B)), carry.own)
+        no_draft_BK = jnp.zeros_like(carry.rows.text_BS[:, :0])
+        return step(carry, Drafted(no_draft_BK, jnp.zeros_like(start_B)), carry.own)
 
     def some_tokens(carry: _Carry) -> _Carry:
-        return step(carry, *guessed(carry))
+        return step(carry, *drafted(carry))
 
-    def as_guessed(carry: _Carry) -> _Carry:
+    def as_drafted(carry: _Carry) -> _Carry:
         # Loops, for a condition whose branches hold the cache would copy it.
         carry = jax.lax.while_loop(
-            lambda carry: unfinished(carry) & ~some_guess(carry), one_token, carry
+            lambda carry: unfinished(carry) & ~some_draft(carry), one_token, carry
         )
         return jax.lax.while_loop(
-            lambda carry: unfinished(carry) & some_guess(carry), some_tokens, carry
+            lambda carry: unfinished(carry) & some_draft(carry), some_tokens, carry
         )
 
-    body = as_guessed if isinstance(how, Lookup) else some_tokens
+    body = as_drafted if isinstance(how, Lookup) else some_tokens
     return jax.lax.while_loop(unfinished, body, carry)

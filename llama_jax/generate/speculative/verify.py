@@ -13,7 +13,7 @@ from llama_jax.generate.decode import Drawn
 from llama_jax.generate.finite import NOT_FINITE, finite
 from llama_jax.generate.sampling import INSTEAD, TRIAL, distribution, draw_from, sample, uniform
 from llama_jax.generate.settings import History, Settings, is_end, shaped
-from llama_jax.generate.speculative.draft import Guess
+from llama_jax.generate.speculative.draft import Drafted
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Speculation:
     """Runs of the model while the row was not done."""
     tokens: int
     """That they gave."""
-    guessed: int
+    drafted: int
     accepted: int
-    """Guesses that are part of the text."""
+    """Drafts that are part of the text."""
 
     @property
     def acceptance(self) -> float:
-        """Share of the guesses that were accepted; 0 without any."""
-        return self.accepted / self.guessed if self.guessed else 0.0
+        """Share of the drafts that were accepted; 0 without any."""
+        return self.accepted / self.drafted if self.drafted else 0.0
 
     @property
     def tokens_per_step(self) -> float:
@@ -46,7 +46,7 @@ class Counts:
 
     step_B: Int[Array, ' B']
     token_B: Int[Array, ' B']
-    guessed_B: Int[Array, ' B']
+    drafted_B: Int[Array, ' B']
     accepted_B: Int[Array, ' B']
 
     def of(self, row: int) -> Speculation:
@@ -71,7 +71,7 @@ class Rows:
 
 def verify(
     logits_BTV: jax.Array,
-    guess: Guess,
+    draft: Drafted,
     settings: Settings,
     start_B: jax.Array,
     rows: Rows,
@@ -79,21 +79,21 @@ def verify(
     pad_id: int,
     n_top: int | None,
 ) -> Rows:
-    """The rows with the guesses that hold, and with one more token of the model's own."""
+    """The rows with the drafts that hold, and with one more token of the model's own."""
     B, T, V = logits_BTV.shape
     place_BT = rows.position_B[:, None] + 1 + jnp.arange(T)
     # Every place as a row of its own.
     each = jax.tree.map(lambda x: jnp.repeat(x, T, axis=0), settings)
-    place_R, history = place_BT.reshape(-1), _histories(rows.history, guess.token_BK)
+    place_R, history = place_BT.reshape(-1), _histories(rows.history, draft.token_BK)
     logits_RV = shaped(logits_BTV.reshape(-1, V), each, history, place_R)
-    if guess.probability_BKV is None:
-        # Drawn as ever, at every place: a guess holds where it is what is drawn.
+    if draft.probability_BKV is None:
+        # Drawn as ever, at every place: a draft holds where it is what is drawn.
         token_BT = sample(logits_RV, each, place_R).reshape(B, T)
-        holds_BK = token_BT[:, :-1] == guess.token_BK
-        n_held_B = _n_first(holds_BK & (jnp.arange(T - 1) < guess.n_B[:, None]))
+        holds_BK = token_BT[:, :-1] == draft.token_BK
+        n_held_B = _n_first(holds_BK & (jnp.arange(T - 1) < draft.n_B[:, None]))
     else:
         probability_BTV = distribution(logits_RV, each).reshape(B, T, V)
-        token_BT, n_held_B = _tried(probability_BTV, guess, settings, each, place_BT)
+        token_BT, n_held_B = _tried(probability_BTV, draft, settings, each, place_BT)
 
     finite_BT = finite(logits_BTV)
     token_BT = jnp.where(finite_BT, token_BT, NOT_FINITE)
@@ -130,7 +130,7 @@ def verify(
         counts=Counts(
             step_B=counts.step_B + live_B,
             token_B=counts.token_B + n_new_B,
-            guessed_B=counts.guessed_B + guess.n_B,
+            drafted_B=counts.drafted_B + draft.n_B,
             accepted_B=counts.accepted_B + jnp.minimum(n_new_B, jnp.maximum(n_held_B, 0)),
         ),
     )
@@ -138,46 +138,46 @@ def verify(
 
 def _tried(
     probability_BTV: jax.Array,
-    guess: Guess,
+    draft: Drafted,
     settings: Settings,
     each: Settings,
     place_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Tokens, and how many of them are guesses that hold (Leviathan et al. 2023, algorithm 1).
+    """Tokens, and how many of them are drafts that hold (Leviathan et al. 2023, algorithm 1).
 
-    A guess x holds with probability min(1, p(x) / q(x)), p being the model's and q that of the
-    guess. The first that does not is replaced by a draw from what p has above q; after the last,
+    A draft x holds with probability min(1, p(x) / q(x)), p being the model's and q that of the
+    draft. The first that does not is replaced by a draw from what p has above q; after the last,
     p itself is drawn from. So each token is drawn from p.
     """
     B, T, V = probability_BTV.shape
-    q_BKV = guess.probability_BKV
+    q_BKV = draft.probability_BKV
     assert q_BKV is not None
-    index_BK1 = guess.token_BK[..., None]
+    index_BK1 = draft.token_BK[..., None]
     p_BK, q_BK = (
         jnp.take_along_axis(x, index_BK1, axis=-1)[..., 0] for x in (probability_BTV[:, :-1], q_BKV)
     )
     trial_BT = uniform(each, place_BT.reshape(-1), purpose=TRIAL).reshape(B, T)
     holds_BK = trial_BT[:, :-1] * q_BK < p_BK
-    n_held_B = _n_first(holds_BK & (jnp.arange(T - 1) < guess.n_B[:, None]))
+    n_held_B = _n_first(holds_BK & (jnp.arange(T - 1) < draft.n_B[:, None]))
     at_B11 = n_held_B[:, None, None]
     p_BV = jnp.take_along_axis(probability_BTV, at_B11, axis=1)[:, 0]
     q_BV = jnp.take_along_axis(jnp.pad(q_BKV, ((0, 0), (0, 1), (0, 0))), at_B11, axis=1)[:, 0]
-    tried_B1 = (n_held_B < guess.n_B)[:, None]
+    tried_B1 = (n_held_B < draft.n_B)[:, None]
     above_BV = jnp.maximum(p_BV - jnp.where(tried_B1, q_BV, 0), 0)
     # Rounding may leave nothing above q, where p and q are the same.
     above_BV = jnp.where(above_BV.sum(axis=1, keepdims=True) > 0, above_BV, p_BV)
     place_B = jnp.take_along_axis(place_BT, n_held_B[:, None], axis=1)[:, 0]
     instead_B = draw_from(above_BV, settings, place_B, purpose=INSTEAD)
-    guessed_BT = jnp.pad(guess.token_BK, ((0, 0), (0, 1)))
-    return jnp.where(jnp.arange(T) < n_held_B[:, None], guessed_BT, instead_B[:, None]), n_held_B
+    drafted_BT = jnp.pad(draft.token_BK, ((0, 0), (0, 1)))
+    return jnp.where(jnp.arange(T) < n_held_B[:, None], drafted_BT, instead_B[:, None]), n_held_B
 
 
-def _histories(history: History | None, guess_BK: jax.Array) -> History | None:
-    """What penalties look at before each guess and after the last, every place as a row."""
+def _histories(history: History | None, draft_BK: jax.Array) -> History | None:
+    """What penalties look at before each draft and after the last, every place as a row."""
     if history is None:
         return None
     V = history.count_BV.shape[1]
-    more_BKV = jnp.cumsum(jax.nn.one_hot(guess_BK, V, dtype=jnp.int32), axis=1)
+    more_BKV = jnp.cumsum(jax.nn.one_hot(draft_BK, V, dtype=jnp.int32), axis=1)
     more_BTV = jnp.pad(more_BKV, ((0, 0), (1, 0), (0, 0)))
     count_BTV = history.count_BV[:, None] + more_BTV
     return History(

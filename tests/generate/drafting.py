@@ -1,4 +1,4 @@
-"""Models whose text repeats itself, and what guessing must leave as it is."""
+"""Models whose text repeats itself, and what drafting must leave as it is."""
 
 import functools
 from dataclasses import replace
@@ -74,16 +74,16 @@ def by_small_model():
 def check_equal(ours, how, **settings):
     """Also how many tokens a run of the model gave, of all rows."""
     settings = {'max_tokens': N, 'seed': range(5), **settings}
-    plain, guessed = ours(PROMPTS, **settings), ours(PROMPTS, speculate=how, **settings)
-    for one, other in zip(plain, guessed, strict=True):
+    plain, drafted = ours(PROMPTS, **settings), ours(PROMPTS, speculate=how, **settings)
+    for one, other in zip(plain, drafted, strict=True):
         assert (one.tokens, one.finish_reason) == (other.tokens, other.finish_reason)
         for a, b in zip(one.logprobs, other.logprobs, strict=True):
             assert (a.token, len(a.top)) == (b.token, len(b.top))
             # Sums over several columns at a time, in another order.
             np.testing.assert_allclose(b.logprob, a.logprob, atol=1e-4)
             np.testing.assert_allclose([x for _, x in b.top], [x for _, x in a.top], atol=1e-4)
-    counts = [one.speculation for one in guessed if one.speculation.steps]
+    counts = [one.speculation for one in drafted if one.speculation.steps]
     for one in counts:
         assert one.steps <= one.tokens <= one.steps + one.accepted
-        assert one.accepted <= one.guessed <= how.n_draft * one.steps
+        assert one.accepted <= one.drafted <= how.n_draft * one.steps
     return sum(one.tokens for one in counts) / sum(one.steps for one in counts)

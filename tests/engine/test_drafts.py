@@ -1,4 +1,4 @@
-"""An engine that guesses gives every request what one without guesses gives it, in fewer steps."""
+"""An engine that drafts gives every request what one without drafts gives it, in fewer steps."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.model.patterns import Window
 from tests.engine.asking import GREEDY, Only, ask, token_bytes
 from tests.generate import test_sources as sources
-from tests.generate.guessing import generator
+from tests.generate.drafting import generator
 from tests.generate.tiny import CONFIG, prompt_of
 
 LOOKUP = Lookup(n_draft=5)
@@ -35,7 +35,7 @@ MIXED = [
 
 @pytest.fixture
 def engines():
-    """Makes two engines of one model: with guesses, and without."""
+    """Makes two engines of one model: with drafts, and without."""
     made = []
 
     def make(programs, **sizes):
@@ -51,23 +51,23 @@ def engines():
         one.close()
 
 
-def check_equal(guesses, plain, requests):
-    both = [[ask(ours, prompt_of(n), how) for n, how in requests] for ours in (guesses, plain)]
-    for guessed, one in zip(*both, strict=True):
-        assert guessed.wait().tokens == one.wait().tokens
-        assert (guessed.text, guessed.finish) == (one.text, one.finish)
-        assert len(guessed.logprobs) == len(one.logprobs)
-        for a, b in zip(guessed.logprobs, one.logprobs, strict=True):
+def check_equal(drafts, plain, requests):
+    both = [[ask(ours, prompt_of(n), how) for n, how in requests] for ours in (drafts, plain)]
+    for drafted, one in zip(*both, strict=True):
+        assert drafted.wait().tokens == one.wait().tokens
+        assert (drafted.text, drafted.finish) == (one.text, one.finish)
+        assert len(drafted.logprobs) == len(one.logprobs)
+        for a, b in zip(drafted.logprobs, one.logprobs, strict=True):
             np.testing.assert_allclose(a.logprob, b.logprob, atol=1e-4)
 
 
 def test_mixed_requests_and_fewer_steps(engines):
-    guesses, plain = engines(generator().programs)
-    check_equal(guesses, plain, MIXED)
-    check_equal(guesses, plain, MIXED[::-1])  # rows that held others, and shared beginnings
-    stats = guesses.stats()
-    assert stats.guessed_tokens_total > stats.accepted_tokens_total > 100
-    assert plain.stats().guessed_tokens_total == 0
+    drafts, plain = engines(generator().programs)
+    check_equal(drafts, plain, MIXED)
+    check_equal(drafts, plain, MIXED[::-1])  # rows that held others, and shared beginnings
+    stats = drafts.stats()
+    assert stats.drafted_tokens_total > stats.accepted_tokens_total > 100
+    assert plain.stats().drafted_tokens_total == 0
 
 
 def test_text_without_repetition(engines):
@@ -75,26 +75,26 @@ def test_text_without_repetition(engines):
 
 
 def test_alone_a_row_that_repeats_itself_takes_few_steps(engines):
-    guesses, _ = engines(generator().programs, rows=1)
-    ask(guesses, prompt_of(5), replace(GREEDY, max_tokens=100, ignore_end=True)).wait()
-    stats = guesses.stats()
-    # Of 99 tokens after the first, those that were not guessed took a step each.
+    drafts, _ = engines(generator().programs, rows=1)
+    ask(drafts, prompt_of(5), replace(GREEDY, max_tokens=100, ignore_end=True)).wait()
+    stats = drafts.stats()
+    # Of 99 tokens after the first, those that were not drafted took a step each.
     assert stats.accepted_tokens_total > 60
     assert stats.steps_total < 60
 
 
-def test_a_stop_string_within_guesses(engines):
-    guesses, plain = engines(generator().programs)
+def test_a_stop_string_within_drafts(engines):
+    drafts, plain = engines(generator().programs)
     whole = ask(plain, prompt_of(5), replace(GREEDY, max_tokens=60)).wait().text
     for at in (3, 20, 41):
         stop = replace(GREEDY, max_tokens=60, stop=(whole[at : at + 2],))
-        check_equal(guesses, plain, [(5, stop)])
+        check_equal(drafts, plain, [(5, stop)])
 
 
-def test_a_constrained_row_is_not_guessed_for(engines):
-    guesses, plain = engines(generator().programs)
+def test_a_constrained_row_is_not_drafted_for(engines):
+    drafts, plain = engines(generator().programs)
     heard = []
-    for ours in (guesses, plain):
+    for ours in (drafts, plain):
         free = ask(ours, prompt_of(5), replace(GREEDY, max_tokens=40))
         grammar = Only({11, 12}, {60, 61, 62})
         bound = ask(ours, prompt_of(8), Controls(max_tokens=12, seed=1), grammar=grammar)
@@ -110,14 +110,14 @@ def test_a_ring_and_several_devices(engines):
     check_equal(*engines(generator(config=config, axes=axes, n=2).programs), MIXED)
 
 
-def test_guesses_that_go_round_leave_shared_beginnings_whole(engines):
+def test_drafts_that_go_round_leave_shared_beginnings_whole(engines):
     config = replace(CONFIG, pattern=Window(17))
-    guesses, plain = engines(generator(config=config).programs, rows=1, length=32)
+    drafts, plain = engines(generator(config=config).programs, rows=1, length=32)
     prompt, other = prompt_of(20), [*prompt_of(20)[:16], *prompt_of(3)]
     for controls in (replace(GREEDY, max_tokens=12, ignore_end=True), replace(GREEDY, logprobs=0)):
-        heard = [ask(ours, prompt, controls).wait() for ours in (guesses, plain)]
+        heard = [ask(ours, prompt, controls).wait() for ours in (drafts, plain)]
         assert heard[0].tokens == heard[1].tokens
-        heard = [ask(ours, other, replace(GREEDY, logprobs=0)).wait() for ours in (guesses, plain)]
+        heard = [ask(ours, other, replace(GREEDY, logprobs=0)).wait() for ours in (drafts, plain)]
         np.testing.assert_allclose(*[[x.logprob for x in one.logprobs] for one in heard], atol=1e-4)
 
 
@@ -129,18 +129,18 @@ def test_an_encoder_decoder(engines):
             for n in (1, 17, 3)
         ]
         if ours is pair[0]:
-            guessed = [one.wait().tokens for one in heard]
-    assert guessed == [one.wait().tokens for one in heard]
+            drafted = [one.wait().tokens for one in heard]
+    assert drafted == [one.wait().tokens for one in heard]
 
 
 def test_nothing_compiles_once_it_is_warm(engines):
-    guesses, plain = engines(generator().programs)
-    check_equal(guesses, plain, MIXED)
-    compiled = guesses._slots._on.steps._cache_size()
-    check_equal(guesses, plain, [(n, replace(how, seed=9)) for n, how in MIXED[::2]])
-    assert guesses._slots._on.steps._cache_size() == compiled <= len(guesses._slots.sizes)
+    drafts, plain = engines(generator().programs)
+    check_equal(drafts, plain, MIXED)
+    compiled = drafts._slots._on.steps._cache_size()
+    check_equal(drafts, plain, [(n, replace(how, seed=9)) for n, how in MIXED[::2]])
+    assert drafts._slots._on.steps._cache_size() == compiled <= len(drafts._slots.sizes)
 
 
-def test_bad_numbers_of_guesses():
-    with pytest.raises(UserError, match='n_draft 16: guess 1 to 15'):
+def test_bad_numbers_of_drafts():
+    with pytest.raises(UserError, match='n_draft 16: draft 1 to 15'):
         Engine(generator().programs, token_bytes=token_bytes, lookup=Lookup(n_draft=16))
