@@ -68,6 +68,8 @@ class LayerCache:
             in_specs=tuple(map(layout.act, letters)),
             out_specs=(layout.act('BKHS'), layout.act('BKSH')),
         )
+        # Places that were picked by slot lie whole on every device (jax 0.12).
+        at_B = jax.reshard(at_B, layout.act('B'))
         return LayerCache(*write(self.k_BKHS, self.v_BKSH, k_BKHT, v_BKTH, at_B))
 
     def attend(

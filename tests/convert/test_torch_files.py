@@ -126,7 +126,9 @@ def test_an_archive_that_says_another_place_for_numbers(tmp_path, where):
         whole += b'PK\3\4'
         whole[entry + 42 : entry + 46] = (len(whole) - 4).to_bytes(4, 'little')
     path.write_bytes(bytes(whole))
-    assert 'data/0 is not where the archive says' in refused(tmp_path)
+    said = refused(tmp_path)
+    # Python 3.13 sees by itself that two members of the archive overlap.
+    assert 'data/0 is not where the archive says' in said or 'data.pkl cannot be read' in said
 
 
 def test_other_files_by_the_name_of_one_of_torch_save(tmp_path):

@@ -187,7 +187,7 @@ def test_options_reach_the_training_and_the_explanation(run_script, monkeypatch)
     monkeypatch.setattr(pretrain, 'write_report', lambda workdir: workdir)
     monkeypatch.setattr(pretrain, 'write_baselines', lambda data, path: None)
     run_script(pretrain.main, 'quickstart', '--profile', '10:15', '--wandb', 'mine')
-    options = {'profile': (10, 15), 'wandb': 'mine', 'written': None}
+    options = {'profile': (10, 15), 'wandb': 'mine', 'config_file': None}
     assert asked == [('quickstart', 'runs/quickstart', options)]
     code, out, _ = run_script(pretrain.main, 'quickstart', '--explain', '--workdir', 'x')
     assert (code, out) == (0, 'quickstart in x\n') and len(asked) == 1
