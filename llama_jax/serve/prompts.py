@@ -12,8 +12,7 @@ from llama_jax.serve.body import Fields
 from llama_jax.serve.errors import ApiError
 from llama_jax.serve.served import Served
 from llama_jax.text.chat import Conversation, UnwrittenError
-from llama_jax.text.tokenizer import refuse_surrogates
-from llama_jax.text.vocabulary import TooLongError, within
+from llama_jax.text.vocabulary import TooLongError, refuse_surrogates, within
 
 
 @dataclass(frozen=True)

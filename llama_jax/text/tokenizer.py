@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -22,7 +21,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from llama_jax.errors import UserError
-from llama_jax.text.vocabulary import TooLongError
+from llama_jax.text.vocabulary import TooLongError, refuse_surrogates
 
 SENTINELS = 128
 MARKS = (
@@ -34,7 +33,6 @@ CONTROL_NAMES = ('<s>', '</s>', *MARKS, *(f'<sentinel_{i}>' for i in reversed(ra
 
 SPACE = '\u2581'
 """SentencePiece, and files made from it, spell a space with this character."""
-_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,14 +262,14 @@ class Tokenizer(abc.ABC):
         else as soon as there are more. Time is linear in the length.
         """
         if most is not None and self.lossless and len(text) > most * int(self.byte_lengths.max()):
-            raise too_long(most)
+            raise TooLongError.of(most)
         refuse_surrogates(text)
         parts, n = [], 0
         for part in self._parts(text, continues):
             parts.append(part)
             n += len(part)
             if most is not None and n > most:
-                raise too_long(most)
+                raise TooLongError.of(most)
         return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def _parts(self, text: str, continues: bool) -> Iterator[np.ndarray]:
@@ -392,22 +390,8 @@ def inside(ids: Iterable[int] | np.ndarray, vocab_size: int) -> list[int]:
     return ids
 
 
-def too_long(most: int) -> TooLongError:
-    return TooLongError(f'the text has more than {most} tokens: shorten it')
-
-
 def too_large(tokens: int, rows: int) -> UserError:
     return UserError(
         f'the vocabulary has {tokens} tokens and the embedding {rows} rows: they are of different '
         'models'
     )
-
-
-def refuse_surrogates(text: str) -> None:
-    """Raise UserError for text that holds half a character, which no UTF-8 can."""
-    found = _SURROGATE.search(text)
-    if found:
-        raise UserError(
-            f'the text holds the lone surrogate U+{ord(found[0]):04X} at character '
-            f"{found.start()}: drop it with text.encode('utf-8', 'ignore').decode()"
-        )

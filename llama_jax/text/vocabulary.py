@@ -20,6 +20,7 @@ TURNS = frozenset(
 )
 """Tokens around the turns of chats. They are control tokens also where a model's files forgot to
 say so (OpenHermes's `<|im_start|>`), or a message that spells them could speak for another."""
+_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 class Vocabulary(Protocol):
@@ -70,6 +71,21 @@ class Vocabulary(Protocol):
 
 class TooLongError(UserError):
     """A text has more tokens than there is room for."""
+
+    @classmethod
+    def of(cls, most: int) -> TooLongError:
+        """For a text of more than `most` tokens."""
+        return cls(f'the text has more than {most} tokens: shorten it')
+
+
+def refuse_surrogates(text: str) -> None:
+    """Raise UserError for text that holds half a character, which no UTF-8 can."""
+    found = _SURROGATE.search(text)
+    if found:
+        raise UserError(
+            f'the text holds the lone surrogate U+{ord(found[0]):04X} at character '
+            f"{found.start()}: drop it with text.encode('utf-8', 'ignore').decode()"
+        )
 
 
 def within(vocabulary: Vocabulary, most: int) -> Vocabulary:

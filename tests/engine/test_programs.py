@@ -3,13 +3,12 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from llama_jax.generate.speculative.draft import Lookup
 from tests.engine.asking import GREEDY, MIXED, ask
-from tests.generate.tiny import prompt_of
+from tests.generate.tiny import nothing_compiles, prompt_of
 
 
 def test_nothing_compiles_over_200_mixed_requests(engine):
@@ -32,21 +31,8 @@ def test_nothing_compiles_over_200_mixed_requests(engine):
     shared = [ask(ours, prompt_of(60), replace(GREEDY, prompt_logprobs=0)) for _ in range(4)]
     [one.wait() for one in shared]
     run(30)
-    compiled = []
-
-    def count(event, _, **kwargs):
-        if 'compile' in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        jax.jit(lambda x: x * 3.5 + 1)(jnp.ones(3))
-        assert compiled, 'the count sees compilations'
-        compiled.clear()
+    with nothing_compiles():
         assert all(one.finish.reason in ('length', 'stop') for one in run(200))
-        assert not compiled
-    finally:
-        jax._src.monitoring.unregister_event_duration_listener(count)
 
 
 @pytest.mark.parametrize(('n', 'lookup'), [(2, None), (8, None), (8, Lookup(n_draft=5))])

@@ -12,7 +12,16 @@ from llama_jax.generate.beam import beam_search
 from llama_jax.generate.programs import Programs
 from llama_jax.model import layers
 from tests.generate.test_cached_architectures import weights as weights_of
-from tests.generate.tiny import COMPUTE, CONFIG, forward, mesh_of, prompt_of, uncached, weights
+from tests.generate.tiny import (
+    COMPUTE,
+    CONFIG,
+    forward,
+    mesh_of,
+    nothing_compiles,
+    prompt_of,
+    uncached,
+    weights,
+)
 
 ENDS = (5, 17, 29, 31, 46, 60, 75, 88)
 T = 12
@@ -203,19 +212,9 @@ def test_enough_beams_find_the_best_of_all_texts(length_penalty):
 
 def test_lengths_and_rules_compile_nothing():
     beam_search(OURS, PROMPTS, beams=3, max_tokens=T)
-    compiled = []
-
-    def count(event, _, **kwargs):
-        if 'compile' in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
+    with nothing_compiles():
         rules = dict(length_penalty=0.5, early_stopping='never', n=2, max_tokens=T - 3)
         beam_search(OURS, [prompt_of(n) for n in (30, 2, 9)], beams=3, **rules)
-        assert not compiled
-    finally:
-        jax._src.monitoring.unregister_event_duration_listener(count)
 
 
 @pytest.mark.parametrize(

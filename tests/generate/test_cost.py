@@ -1,13 +1,20 @@
 """What generation promises about compilation, memory and bad input."""
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from llama_jax import trees
 from llama_jax.errors import UserError
 from llama_jax.generate.generator import Generator
-from tests.generate.tiny import COMPUTE, CONFIG, generator, mesh_of, prompt_of, weights
+from tests.generate.tiny import (
+    COMPUTE,
+    CONFIG,
+    generator,
+    mesh_of,
+    nothing_compiles,
+    prompt_of,
+    weights,
+)
 
 
 def test_a_second_call_compiles_nothing():
@@ -16,23 +23,10 @@ def test_a_second_call_compiles_nothing():
     )
     ours([prompt_of(20), prompt_of(3)], max_tokens=30, temperature=1.0)
     list(ours.stream(prompt_of(3), max_tokens=30, chunk=4))
-    compiled = []
-
-    def count(event, _, **kwargs):
-        if 'compile' in event:
-            compiled.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(count)
-    try:
-        jax.jit(lambda x: x * 2.5 + 1)(jnp.ones(3))
-        assert compiled, 'the count sees compilations'
-        compiled.clear()
+    with nothing_compiles():
         settings = {'temperature': [0.0, 2.0], 'top_k': [4, 0], 'top_p': 0.3, 'seed': [8, 9]}
         ours([prompt_of(31), prompt_of(17)], max_tokens=25, **settings)
         list(ours.stream(prompt_of(15), max_tokens=26, chunk=4, seed=4, top_k=5, temperature=1))
-        assert not compiled
-    finally:
-        jax._src.monitoring.unregister_event_duration_listener(count)
 
 
 @pytest.mark.parametrize(('n_rows', 'n_top'), [(4, None), (4, 3), (1, None)])

@@ -1,8 +1,10 @@
 """A tiny model to generate with, and its plain forward pass."""
 
+import contextlib
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from llama_jax import trees
@@ -81,3 +83,23 @@ def prompt_of(length, seed=0):
 
 def tokens_of(completions):
     return [completion.tokens for completion in completions]
+
+
+@contextlib.contextmanager
+def nothing_compiles():
+    """Within it JAX compiles no program."""
+    compiled = []
+
+    def count(event, _, **kwargs):
+        if 'compile' in event:
+            compiled.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        jax.jit(lambda x: x * 2.5 + 1)(jnp.ones(3))
+        assert compiled, 'the count sees compilations'
+        compiled.clear()
+        yield
+        assert not compiled
+    finally:
+        jax._src.monitoring.unregister_event_duration_listener(count)

@@ -19,16 +19,14 @@ from llama_jax.mesh import MeshConfig, make  # noqa: E402
 from llama_jax.model import layers  # noqa: E402
 from llama_jax.model.config import Compute, ModelConfig  # noqa: E402
 from llama_jax.serve.app import build  # noqa: E402
-from llama_jax.serve.call_grammar import closed  # noqa: E402
 from llama_jax.serve.grammar import Compiler  # noqa: E402
 from llama_jax.serve.served import Served  # noqa: E402
-from llama_jax.text.calls import call_format  # noqa: E402
 from llama_jax.text.chat import end_ids  # noqa: E402
 from llama_jax.text.template import Template  # noqa: E402
 from tests.serve.asgi import post  # noqa: E402
+from tests.serve.calling import BODY, HERMES, LLAMA3, MISTRAL, VOCABULARY, template  # noqa: E402
 from tests.serve.conftest import running  # noqa: E402
 from tests.serve.fake import FakeEngine, says, served  # noqa: E402
-from tests.text.chats import NAMES, Bytes  # noqa: E402
 
 LENGTH = 512
 CHAT = '/v1/chat/completions'
@@ -50,35 +48,6 @@ TOOLS = [
     },
     {'type': 'function', 'function': {'name': '时间', 'strict': True}},
 ]
-BODY = (
-    '{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or "" }}'
-    '{% for c in m.tool_calls or [] %}CALL{% endfor %}<|im_end|>\n{% endfor %}'
-    '{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}'
-)
-
-
-def template(call, told=''):
-    tools = '{% for tool in tools or [] %}{{ tool.function.name }}\n{% endfor %}'
-    return Template(tools + told + BODY.replace('CALL', call), {})
-
-
-OBJECT = '{"name": "{{ c.function.name }}", "KEY": {{ c.function.arguments | tojson }}}'
-HERMES = template('\n<tool_call>\n' + OBJECT.replace('KEY', 'arguments') + '\n</tool_call>')
-LLAMA3 = template(OBJECT.replace('KEY', 'parameters'), 'Environment: ipython\n')
-MISTRAL = template('[TOOL_CALLS][{{ c.function | tojson }}]')
-
-
-class Vocabulary(Bytes):
-    """Mistral's tag is a control token, those of Hermes are text."""
-
-    def __init__(self):
-        super().__init__((*NAMES, '[TOOL_CALLS]'))
-
-    def decode(self, ids, *, show_control=False):
-        return b''.join(map(self.token_bytes, ids)).decode(errors='replace')
-
-
-VOCABULARY = Vocabulary()
 
 
 @pytest.fixture(scope='module')
@@ -365,59 +334,6 @@ def test_refused_for_the_model(app):
         answer = post(app(CALLED, chat), CHAT, {'messages': HI, 'tools': TOOLS, **body})
         assert answer.status == 400 and answer.error['param'] == param
         assert message in answer.error['message']
-
-
-def test_arguments_are_those_that_the_schema_names():
-    point = {'type': 'object', 'properties': {'x': {'type': 'integer'}}}
-    shut = {**point, 'additionalProperties': False}
-    either = {'anyOf': [point, {'type': 'null'}]}
-    for schema, expected in (
-        (point, shut),
-        ({'type': 'object'}, {'type': 'object'}),
-        ({**point, 'additionalProperties': True}, {**point, 'additionalProperties': True}),
-        ({**point, 'anyOf': [point]}, {**point, 'anyOf': [point]}),
-        (either, {'anyOf': [shut, {'type': 'null'}]}),
-        ({'items': point, '$defs': {'p': point}}, {'items': shut, '$defs': {'p': shut}}),
-        ({'properties': {'allOf': point}}, {'properties': {'allOf': point}}),
-        ({'allOf': [point, either]}, {'allOf': [point, either]}),
-        (True, True),
-    ):
-        assert closed(schema) == expected
-    nested = {'properties': {'p': point}}
-    assert closed(nested) == {'properties': {'p': shut}, 'additionalProperties': False}
-    assert nested == {'properties': {'p': point}}, 'what was given stays'
-
-
-@pytest.mark.parametrize(
-    'schema',
-    [
-        {'type': 'string', 'pattern': r'^(?!^[-+.]*$)\d*\.?\d*$'},  # pydantic's Decimal
-        {
-            'oneOf': [
-                {'type': 'object', 'properties': {'k': {'const': k}}, 'required': ['k']}
-                for k in ('a', 'b')
-            ]
-        },
-    ],
-)
-def test_schemas_that_are_rewritten_are_closed_as_well(schema):
-    """What is put into them for the library is no allOf of the client's."""
-    grammars = Compiler(VOCABULARY, vocab=VOCABULARY.vocab_size, end_ids=(256,))
-    parameters = {'type': 'object', 'properties': {'p': schema}}
-    value = '"1"' if 'pattern' in schema else '{"k": "a"}'
-
-    def takes(arguments):
-        grammar = grammars.calls(call_format(HERMES), {'f': parameters})
-        text = f'<tool_call>\n{{"name": "f", "arguments": {arguments}}}\n</tool_call>'
-        for token in VOCABULARY.encode(text).tolist():
-            if not grammar.mask()[token]:
-                return False
-            grammar.accept(token)
-        return True
-
-    assert takes(f'{{"p": {value}}}')
-    assert not takes(f'{{"p": {value}, "x": 1}}') and not takes('{"x": 1}')
-    assert not takes('{"p": {"k": "a", "x": 1}}')
 
 
 def test_a_schema_that_cannot_be_held_is_named(app):
