@@ -24,8 +24,8 @@ from llama_jax import mesh as meshes
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.mesh import MeshConfig
-from llama_jax.objectives import AnyObjective
 from llama_jax.objectives.bart import Bart
+from llama_jax.objectives.base import Objective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.fim import FillInMiddle
@@ -42,7 +42,7 @@ from llama_jax.train.experiment import Experiment, resolved
 from llama_jax.train.run import place
 from llama_jax.train.step import initial_state, train_step
 
-ARMS: dict[str, AnyObjective] = {
+ARMS: dict[str, Objective] = {
     'causal': CausalLM(),
     'prefix': PrefixLM(),
     'spans': SpanCorruption(),
@@ -110,7 +110,7 @@ def main(options: Options) -> None:
         options.json.write_text(json.dumps(result, indent=1))
 
 
-def arm(base: Experiment, objective: AnyObjective, name: str) -> Experiment:
+def arm(base: Experiment, objective: Objective, name: str) -> Experiment:
     """`base` under another objective; an encoder-decoder of as many layers where it needs one."""
     model = base.model
     if name.endswith('encoder-decoder'):

@@ -15,7 +15,7 @@ from dataclasses import replace
 from llama_jax.data.config import DataConfig
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.tune import Frozen, LoRA
-from llama_jax.objectives import AnyObjective
+from llama_jax.objectives.base import Objective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.distill import Distillation
@@ -42,7 +42,7 @@ ANY = ModelConfig(
 
 def _full(
     name: str,
-    objective: AnyObjective,
+    objective: Objective,
     *,
     peak: float,
     epochs: float,

@@ -207,6 +207,8 @@ def _parse(
 
     Raises UserError for an option that is not among them and for values that the settings refuse.
     """
+    from experiments import objective_option  # loads what only training and comparing need
+
     return _parsed(
         make_dataclass('Command', fields, frozen=True, namespace={'config_file': config_file}),
         [*known, *mix.OPTIONS],
@@ -214,6 +216,7 @@ def _parse(
         description,
         arguments[1:],
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        registry=objective_option.by_default(),
     )
 
 

@@ -122,15 +122,12 @@ def load(
 def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> Pretrained:
     """RUN, RUN@STEP or RUN@best; see `train.restore.load`."""
     # These load Orbax and more, which weights of others do not need.
-    from llama_jax.objectives.contrastive import InfoNCE
-    from llama_jax.objectives.masked import MaskedLM
-    from llama_jax.objectives.rtd import ReplacedTokens
     from llama_jax.train import restore
 
     workdir, step = restore.named(checkpoint, what)
     run = restore.load(checkpoint, mesh, shared_heads=True, what=what)
     objective = run.experiment.objective
-    if isinstance(objective, MaskedLM | ReplacedTokens | InfoNCE):
+    if not objective.reading.text:
         name = type(objective).__name__
         log.warning('%s was trained by %s, which does not teach to continue a text', workdir, name)
     tokenizer, chat = run.tokenizer, template_files.kept(workdir)
@@ -168,11 +165,7 @@ def from_weights(name_or_path: str, mesh: Mesh, what: str = '--weights') -> Pret
 
 def trained_to_infill(objective: Objective, tokenizer: Vocabulary) -> Infill | None:
     """How a run is asked for the text before a suffix; None where it has never seen the marks."""
-    from llama_jax.objectives.fim import FillInMiddle
-    from llama_jax.objectives.weighted import Weighted
-
-    parts = objective.parts if isinstance(objective, Weighted) else (objective,)
-    for part in parts:
-        if isinstance(part, FillInMiddle) and part.rate:
-            return infill.own(tokenizer, suffix_first=part.spm == 1)
-    return None
+    asked = objective.reading.infill
+    if asked is None or asked.first is None:
+        return None
+    return infill.own(tokenizer, suffix_first=asked.first == 'suffix')

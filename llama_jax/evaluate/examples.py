@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llama_jax.objectives.asked import Middle
 from llama_jax.text.tokenizer import Tokenizer
 
 Record = dict[str, str]  # text, module, package, docstring, body, as data/python_corpus.py has them
@@ -44,14 +45,6 @@ class Pairs(NamedTuple):
     b: list[np.ndarray]
     document: np.ndarray
     """Number of the document of each pair [n]: the other pairs of one are no wrong answers."""
-
-
-class Middle(NamedTuple):
-    """A text in three parts."""
-
-    prefix: np.ndarray
-    middle: np.ndarray
-    suffix: np.ndarray
 
 
 def topics(

@@ -19,7 +19,6 @@ from llama_jax.errors import UserError
 from llama_jax.evaluate import examples, finetune, likelihood, retrieval, stats
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.probe import Part, labels, probe
-from llama_jax.evaluate.readings import reading
 from llama_jax.evaluate.represent import layer_step, vector_step, vectors
 from llama_jax.evaluate.scores import Scorer
 from llama_jax.text.tokenizer import Tokenizer
@@ -271,37 +270,34 @@ def _likelihoods(
 ) -> dict[str, Any]:
     """The metrics that the objective can be asked for."""
     tokenizer, seed = trained.tokenizer, suite.seed
-    objective, asked = reading(experiment.objective)
-    score = Scorer(
-        experiment.model,
-        trained.params,
-        sees_all=getattr(objective, 'sees_all', False),
-        compute=experiment.compute,
-        mesh=mesh,
-    )
+    asked = experiment.objective.reading
 
-    def bits(made: list[Any]) -> dict[str, Any]:
-        return likelihood.bits_per_byte(score, made, tokenizer.byte_lengths, seed=seed)
+    def score(sees_all: bool) -> Scorer:
+        return Scorer(
+            experiment.model,
+            trained.params,
+            sees_all=sees_all,
+            compute=experiment.compute,
+            mesh=mesh,
+        )
 
     metrics: dict[str, Any] = {}
-    if asked.whole and found.begun:
-        metrics['bits_per_byte'] = bits(likelihood.plain(found.begun))
-    if asked.rest and found.windows:
-        texts = likelihood.halves(found.windows)
-        metrics['suffix_bits_per_byte'] = bits(
-            [asked.rest(objective, text, tokenizer) for text in texts]
-        )
-    if asked.middle and found.middles:
-        if asked.pseudo:
-            metrics['middle_pseudo_bits_per_byte'] = likelihood.pseudo_bits_per_byte(
-                score, objective, asked, found.middles, tokenizer, seed=seed
+    for name, question, texts in (
+        ('bits_per_byte', asked.whole, likelihood.wholes(found.begun)),
+        ('suffix_bits_per_byte', asked.rest, likelihood.halves(found.windows)),
+        ('middle_bits_per_byte', asked.middle, found.middles),
+    ):
+        if question is not None and texts:
+            pseudo = question.kind == 'pseudo'
+            metrics[name.replace('_bits', '_pseudo_bits') if pseudo else name] = (
+                likelihood.bits_per_byte(
+                    score(question.sees_all), question, texts, tokenizer, seed=seed
+                )
             )
-        else:
-            metrics['middle_bits_per_byte'] = bits(
-                [asked.middle(objective, text, tokenizer) for text in found.middles]
-            )
-    if asked.ends and found.infills:
+    if asked.infill is not None and found.infills:
         metrics['infill_exact'] = likelihood.infill(
-            score, objective, asked, found.infills, tokenizer, longest=suite.infill, seed=seed
+            *(score(asked.infill.sees_all), asked.infill, found.infills, tokenizer),
+            longest=suite.infill,
+            seed=seed,
         )
     return metrics

@@ -16,10 +16,10 @@ from llama_jax.data.config import DataConfig
 from llama_jax.data.documents import Documents
 from llama_jax.data.load_tokenizer import for_model
 from llama_jax.errors import UserError
-from llama_jax.evaluate.readings import reading
 from llama_jax.evaluate.represent import place, round_up
 from llama_jax.generate import finite
 from llama_jax.mesh import batch_shards
+from llama_jax.objectives.causal import CausalLM
 from llama_jax.text.files import tokenizer_of
 from llama_jax.train.experiment import Experiment, TrainConfig
 from llama_jax.train.restore import Trained
@@ -63,8 +63,8 @@ def likelihood_of_text(
     A document that is longer than what is read at once goes on with its last token: the mean over
     these tokens is what `transformers` reports as the loss of each part.
     """
-    objective, asked = reading(trained.experiment.objective)
-    if not asked.whole:
+    whole = trained.experiment.objective.reading.whole
+    if whole is None or whole.kind != 'exact':
         return None
     n, taken = len(documents), 0
     ids: list[np.ndarray] = []
@@ -75,11 +75,11 @@ def likelihood_of_text(
         taken += len(tokens)
     length = min(LENGTH, trained.config.context)
     rows = round_up(ROWS, batch_shards(mesh))
-    step = loss_step(trained.config, objective, trained.experiment.compute)
+    step = loss_step(trained.config, CausalLM(), trained.experiment.compute)
     with jax.set_mesh(mesh):
         sums = loss_sums(
             step,
-            {**trained.params, **({'objective': trained.extra} if trained.extra else {})},
+            trained.params,
             _batches(ids, length, rows),
             place=lambda batch: {name: place(x, mesh) for name, x in batch.items()},
             byte_lengths=trained.tokenizer.byte_lengths,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from llama_jax.evaluate.examples import Middle
+from llama_jax.objectives.asked import Middle
 from llama_jax.text.tokenizer import Tokenizer
 
 _UNSPACED = (

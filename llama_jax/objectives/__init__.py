@@ -1,25 +1,44 @@
-"""Objectives of pre-training and of fine-tuning: one file each."""
+"""Objectives of pre-training and of fine-tuning: one file each, and one line here."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from llama_jax.objectives.bart import Bart
+from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
+from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.distill import Distillation
+from llama_jax.objectives.fim import FillInMiddle
 from llama_jax.objectives.grpo import GRPO
 from llama_jax.objectives.instruct import InstructionTuning
+from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.preference import DPO
+from llama_jax.objectives.prefix import PrefixLM
 from llama_jax.objectives.reward import RewardModel
+from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.seq2seq import SequenceToSequence
-from llama_jax.objectives.weighted import Part, Weighted
+from llama_jax.objectives.spans import SpanCorruption
+from llama_jax.objectives.ul2 import UL2
+from llama_jax.objectives.weighted import Weighted
 
-AnyObjective = (
-    Part
-    | Weighted
-    | InstructionTuning
-    | SequenceToSequence
-    | Classification
-    | DPO
-    | RewardModel
-    | Distillation
-    | GRPO
-)
-"""Every objective of the house: what a configuration may hold and the command line can set."""
+REGISTRY: dict[str, type[Any]] = {
+    'causal': CausalLM,
+    'prefix': PrefixLM,
+    'masked': MaskedLM,
+    'spans': SpanCorruption,
+    'ul2': UL2,
+    'bart': Bart,
+    'fim': FillInMiddle,
+    'contrastive': InfoNCE,
+    'rtd': ReplacedTokens,
+    'weighted': Weighted,
+    'instruct': InstructionTuning,
+    'seq2seq': SequenceToSequence,
+    'classify': Classification,
+    'dpo': DPO,
+    'reward': RewardModel,
+    'distill': Distillation,
+    'grpo': GRPO,
+}
+"""Name -> class, an `Objective`: what --objective can name, and what a record can hold."""

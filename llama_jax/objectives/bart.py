@@ -13,6 +13,7 @@ import numpy as np
 from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.asked import Infill, Middle, Reading, asking, weighted_at
 from llama_jax.objectives.flops import encoder_decoder_flops
 from llama_jax.objectives.prediction import (
     ENCODER,
@@ -59,6 +60,18 @@ class Bart(TokenPrediction):
     @property
     def causal(self) -> bool:
         return False
+
+    @property
+    def reading(self) -> Reading:
+        asked = asking('exact', self._between)
+        return Reading(rest=asked, middle=asked, infill=Infill(self._between, 'suffix'))
+
+    def _between(self, text: Middle, tokenizer: Any) -> Example:
+        """One <mask> for the middle; the decoder has written what is before it."""
+        inputs = np.concatenate([text.prefix, [tokenizer.mask_id], text.suffix])
+        targets = np.concatenate([text.prefix, text.middle])
+        example = denoising(inputs, targets, tokenizer=tokenizer, encoder=True)
+        return weighted_at(**example, start=len(text.prefix), n=len(text.middle))
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         """In the proportion of the room for inputs to the targets."""

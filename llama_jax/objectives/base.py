@@ -19,6 +19,7 @@ from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
+from llama_jax.objectives.asked import NOTHING, Reading
 from llama_jax.objectives.rollout import Rollout
 from llama_jax.text.chat import ChatFormat
 from llama_jax.text.vocabulary import Vocabulary
@@ -41,7 +42,8 @@ class Loss(NamedTuple):
     largest: dict[str, jax.Array] = {}  # noqa: RUF012  a tuple's default, which nobody writes to
     """Figures float32 [] of which a batch has the largest of its microbatches."""
     kept: Batch = {}  # noqa: RUF012
-    """Arrays [B, T] that the further updates by the same batch find in it."""
+    """Arrays [B, ...] that the further updates by the same batch find in it, or that `carry` is
+    given."""
 
     def plus(self, other: Loss) -> Loss:
         """Both microbatches together; `kept` is of neither."""
@@ -49,8 +51,27 @@ class Loss(NamedTuple):
         return Loss(total, weight, metrics, jax.tree.map(jnp.maximum, self.largest, other.largest))
 
 
+class Context(NamedTuple):
+    """What the loss is told beside the batch."""
+
+    step: jax.Array | None = None
+    """Steps taken before this one, int32 []. None outside of training."""
+    carried: Params = {}  # noqa: RUF012
+    """See `Objective.carried`; {} for an objective that carries nothing."""
+
+
+ALONE = Context()
+"""Of a loss outside of a run, of an objective that carries nothing."""
+
+
 class Objective(Maker, Protocol):
     """A frozen dataclass with pure functions. `Base` has the usual answers."""
+
+    @property
+    def reading(self) -> Reading:
+        """What the trained model can be asked for, and how: see `asked.py`. `NOTHING` for an
+        objective that gives text no likelihood."""
+        ...
 
     @property
     def causal(self) -> bool:
@@ -111,6 +132,19 @@ class Objective(Maker, Protocol):
         """Initial values of parameters beside the backbone's, {} for none. Names end in letters."""
         ...
 
+    def carried(self, model: ModelConfig, params: Params, key: jax.Array) -> Params:
+        """Arrays beside the parameters that go from step to step without a gradient, as before the
+        first step: the EMA of a teacher, a queue; what never changes (`carry` returns it as it is)
+        is frozen. {} for none. `params` are those that the run begins with, the objective's own
+        under EXTRA. Names end in letters, by which they are placed; they are in every checkpoint,
+        and the loss finds them in its `context`."""
+        ...
+
+    def carry(self, carried: Params, params: Params, kept: Batch, step: jax.Array) -> Params:
+        """What is carried on after the update number `step` [], from 0, to `params`; `kept` is that
+        of the loss. It is not asked after an update that was skipped."""
+        ...
+
     def loss(
         self,
         model: Transformer,
@@ -119,6 +153,7 @@ class Objective(Maker, Protocol):
         extra: Params,
         compute: Compute,
         key: jax.Array | None,
+        context: Context = ALONE,
     ) -> Loss:
         """Loss sums of a batch (device). Without a key there is no dropout."""
         ...
@@ -140,6 +175,10 @@ class Objective(Maker, Protocol):
 @dataclass(frozen=True)
 class Base:
     """The usual answers: one stream, plain text, no parameters of its own."""
+
+    @property
+    def reading(self) -> Reading:
+        return NOTHING
 
     @property
     def reads(self) -> type[Record]:
@@ -210,8 +249,18 @@ class Base:
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
         return {}
 
+    def carried(self, model: ModelConfig, params: Params, key: jax.Array) -> Params:
+        return {}
+
+    def carry(self, carried: Params, params: Params, kept: Batch, step: jax.Array) -> Params:
+        return carried
+
     def check(self, model: ModelConfig) -> None:
         return
+
+
+EXTRA = 'objective'
+"""Where parameters hold those of the objective, beside the backbone's."""
 
 
 def after_begin(seq_len: int) -> dict[str, int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.asked import LEFT_TO_RIGHT, Reading
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.prediction import TokenPrediction, check_architecture, predicted
 
@@ -24,6 +25,10 @@ class CausalLM(TokenPrediction):
     @property
     def has_likelihood(self) -> bool:
         return True
+
+    @property
+    def reading(self) -> Reading:
+        return LEFT_TO_RIGHT
 
     def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
         return (n,)

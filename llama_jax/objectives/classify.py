@@ -27,7 +27,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Base, Batch, Loss
+from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
 from llama_jax.objectives.contrastive import places, places_in
 from llama_jax.objectives.flops import TRAINING, features_flops, layer, mean_keys
 from llama_jax.text.chat import ChatFormat
@@ -220,6 +220,7 @@ class Classification(Base):
         extra: Params,
         compute: Compute,
         key: jax.Array | None,
+        context: Context = ALONE,
     ) -> Loss:
         logit_BMC = self.logits(model, batch, extra=extra, compute=compute, key=key)
         place_BMT = places(batch['segments'])

@@ -21,7 +21,8 @@ from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Base, Batch, Loss, in_stream
+from llama_jax.objectives.asked import NOTHING, Reading
+from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss, in_stream
 from llama_jax.objectives.flops import features_flops
 from llama_jax.objectives.info_nce import info_nce
 from llama_jax.objectives.prediction import check_architecture
@@ -79,6 +80,10 @@ class InfoNCE(Base):
     def accumulates(self) -> bool:
         return False
 
+    @property
+    def reading(self) -> Reading:
+        return NOTHING._replace(text=False)
+
     def lengths(self, seq_len: int) -> dict[str, int]:
         """Half of the row for each view."""
         if seq_len % 2 or not seq_len:
@@ -127,6 +132,7 @@ class InfoNCE(Base):
         extra: Params,
         compute: Compute,
         key: jax.Array | None,
+        context: Context = ALONE,
     ) -> Loss:
         key_a, key_b = (None, None) if key is None else jax.random.split(key)
         if self.same_dropout:

@@ -16,7 +16,8 @@ from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Base, Batch, Loss
+from llama_jax.objectives.asked import Reading
+from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.kl import Mix, Online, TopK, distilled, top_k
@@ -107,6 +108,10 @@ class Distillation(Base):
     def has_likelihood(self) -> bool:
         return self.task.has_likelihood
 
+    @property
+    def reading(self) -> Reading:
+        return self.task.reading
+
     def lengths(self, seq_len: int) -> dict[str, int]:
         return self.task.lengths(seq_len)
 
@@ -152,6 +157,7 @@ class Distillation(Base):
         extra: Params,
         compute: Compute,
         key: jax.Array | None,
+        context: Context = ALONE,
     ) -> Loss:
         x_BTD = self.task.read(model, batch, compute=compute, key=key)
         teacher: Online | TopK

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.asked import (
+    LEFT_TO_RIGHT,
+    Infill,
+    Middle,
+    Reading,
+    asking,
+    weighted_at,
+)
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.prediction import TokenPrediction, check_architecture, predicted
 
@@ -51,6 +59,27 @@ class FillInMiddle(TokenPrediction):
     @property
     def ends(self) -> bool:
         return True
+
+    @property
+    def reading(self) -> Reading:
+        if not self.rate:  # it has never seen the marks
+            return LEFT_TO_RIGHT
+        first: Literal['prefix', 'suffix'] = 'suffix' if self.spm == 1 else 'prefix'
+        return LEFT_TO_RIGHT._replace(
+            middle=asking('exact', self._between), infill=Infill(self._between, 'mark', first)
+        )
+
+    def _between(self, text: Middle, tokenizer: Any) -> Example:
+        """Both sides before the middle, by the marks; PSM unless only SPM was trained."""
+        control, bos = tokenizer.control, [tokenizer.bos_id]
+        if self.spm == 1:
+            head = [*bos, control['<prefix>'], control['<suffix>'], *text.suffix]
+            head += [control['<middle>'], *text.prefix]
+        else:
+            head = [*bos, control['<prefix>'], *text.prefix, control['<suffix>'], *text.suffix]
+            head += [control['<middle>']]
+        ids = np.array([*head, *text.middle], np.int32)
+        return weighted_at(ids[:-1], ids[1:], start=len(head) - 1, n=len(text.middle))
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         if self.rate and seq_len <= CONTROLS + GROWTH:

@@ -19,7 +19,7 @@ from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Base, Batch, Loss
+from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.log_probs import log_probs
 from llama_jax.objectives.prediction import check_architecture
@@ -185,6 +185,7 @@ class GRPO(Base):
         extra: Params,
         compute: Compute,
         key: jax.Array | None,
+        context: Context = ALONE,
     ) -> Loss:
         advantage_BT, share_BT = batch['advantages'], batch['shares']
         log_p_BT, own_BT = policy(

@@ -10,6 +10,7 @@ import numpy as np
 from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.asked import Infill, Middle, Question, Reading, weighted_at
 from llama_jax.objectives.base import after_begin
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.prediction import TokenPrediction, check_architecture
@@ -46,6 +47,14 @@ class MaskedLM(TokenPrediction):
     def causal(self) -> bool:
         return False
 
+    @property
+    def reading(self) -> Reading:
+        return Reading(
+            middle=Question('pseudo', self._one_by_one, sees_all=True),
+            infill=Infill(self._hidden, ends='length', sees_all=True),
+            text=False,
+        )
+
     def lengths(self, seq_len: int) -> dict[str, int]:
         return after_begin(seq_len)
 
@@ -72,6 +81,32 @@ class MaskedLM(TokenPrediction):
             'targets': targets.astype(np.int32),
             'weights': weights.astype(np.float32),
         }
+
+    def _hidden(self, text: Middle, tokenizer: Any) -> Example:
+        """A <mask> for every token of the middle."""
+        ids = np.concatenate([[tokenizer.bos_id], *text]).astype(np.int32)
+        start, n = 1 + len(text.prefix), len(text.middle)
+        inputs = ids.copy()
+        inputs[start : start + n] = tokenizer.mask_id
+        if self.read_previous:
+            return weighted_at(inputs, np.append(ids[1:], tokenizer.pad_id), start=start - 1, n=n)
+        return weighted_at(inputs, ids, start=start, n=n)
+
+    def _one_by_one(self, text: Middle, tokenizer: Any, rng: np.random.Generator) -> list[Example]:
+        """An example for each token of the middle, in which it alone is masked (Salazar et al.
+        2020, equation 1)."""
+        before, middle, behind = text
+        return [
+            self._hidden(
+                Middle(
+                    np.concatenate([before, middle[:j]]),
+                    middle[j : j + 1],
+                    np.concatenate([middle[j + 1 :], behind]),
+                ),
+                tokenizer,
+            )
+            for j in range(len(middle))
+        ]
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         """The head's of every position, selected or not, for so it is computed."""

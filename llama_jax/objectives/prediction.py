@@ -13,7 +13,7 @@ from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Base, Batch, Loss
+from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
 from llama_jax.objectives.softmax import cross_entropy
 
 ENCODER = 'encoder'
@@ -70,6 +70,7 @@ class TokenPrediction(Base):
         extra: Params,
         compute: Compute,
         key: jax.Array | None,
+        context: Context = ALONE,
     ) -> Loss:
         x_BTD = self.read(model, batch, compute=compute, key=key)
         sums = cross_entropy(

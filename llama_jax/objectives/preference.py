@@ -18,7 +18,7 @@ from llama_jax.model.adapted import adapters_off
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Batch, Loss
+from llama_jax.objectives.base import ALONE, Batch, Context, Loss
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.log_probs import log_probs
 from llama_jax.objectives.pairs import (
@@ -136,6 +136,7 @@ class DPO(Pairs):
         extra: Params,
         compute: Compute,
         key: jax.Array | None,
+        context: Context = ALONE,
     ) -> Loss:
         chosen_BM, rejected_BM = answer_log_probs(model, batch, compute=compute, key=key)
         ref_chosen_BM, ref_rejected_BM = self._reference(model, batch, compute)

@@ -10,6 +10,7 @@ import numpy as np
 from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.asked import Middle, Reading, asking
 from llama_jax.objectives.flops import prefix_flops
 from llama_jax.objectives.prediction import TokenPrediction, check_architecture
 
@@ -36,6 +37,11 @@ class PrefixLM(TokenPrediction):
     @property
     def ends(self) -> bool:
         return True
+
+    @property
+    def reading(self) -> Reading:
+        seen = asking('exact', in_full_view)
+        return Reading(rest=seen, middle=seen)
 
     def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
         return (n,)
@@ -70,6 +76,12 @@ class PrefixLM(TokenPrediction):
 def prefix_of(length: int, ratio: float) -> int:
     """How many of `length` inputs are prefix where that is a share of them."""
     return min(round(ratio * length), length - 1)
+
+
+def in_full_view(text: Middle, tokenizer: Any) -> Example:
+    """[begin, prefix] in full view, the middle after it."""
+    ids = np.concatenate([[tokenizer.bos_id], text.prefix, text.middle]).astype(np.int32)
+    return split_at(ids[:-1], ids[1:], 1 + len(text.prefix))
 
 
 def split_at(inputs: np.ndarray, targets: np.ndarray, split: int) -> Example:

@@ -16,7 +16,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Batch, Loss
+from llama_jax.objectives.base import ALONE, Batch, Context, Loss
 from llama_jax.objectives.flops import TRAINING, features_flops
 from llama_jax.objectives.pairs import CHOSEN, Pairs, both, by_pair, facts, features, summed
 
@@ -61,6 +61,7 @@ class RewardModel(Pairs):
         extra: Params,
         compute: Compute,
         key: jax.Array | None,
+        context: Context = ALONE,
     ) -> Loss:
         reward_BT = rewards(features(model, batch, compute=compute, key=key), extra)
         chosen_BM, rejected_BM = by_pair(reward_BT * both(batch, 'weights'), batch)

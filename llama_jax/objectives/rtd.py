@@ -22,7 +22,8 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import Base, Batch, Loss, after_begin
+from llama_jax.objectives.asked import NOTHING, Reading
+from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss, after_begin
 from llama_jax.objectives.flops import TRAINING, decoder_flops, features_flops
 from llama_jax.objectives.prediction import check_architecture
 from llama_jax.objectives.softmax import cross_entropy
@@ -70,6 +71,10 @@ class ReplacedTokens(Base):
         fewer."""
         return False
 
+    @property
+    def reading(self) -> Reading:
+        return NOTHING._replace(text=False)
+
     def lengths(self, seq_len: int) -> dict[str, int]:
         return after_begin(seq_len)
 
@@ -111,6 +116,7 @@ class ReplacedTokens(Base):
         extra: Params,
         compute: Compute,
         key: jax.Array | None,
+        context: Context = ALONE,
     ) -> Loss:
         """Without a key (validation) there is no dropout, and the same tokens are always drawn."""
         sample_key = jax.random.key(0)
@@ -118,14 +124,14 @@ class ReplacedTokens(Base):
         if key is not None:
             sample_key, generator_key, model_key = jax.random.split(key, 3)
         target_BT, masked_BT = batch['targets'], batch['weights']
-        context: dict[str, Any] = {
+        seen: dict[str, Any] = {
             'position_BT': batch['positions'],
             'segment_BT': batch['segments'],
             'causal': False,
             'compute': compute,
         }
         generator = layers.bind(self.generator_of(model.config), extra['generator'])
-        x_BTD, _ = generator.features(batch['inputs'], key=generator_key, **context)
+        x_BTD, _ = generator.features(batch['inputs'], key=generator_key, **seen)
         head_VD = generator.head()[...]
         padding = model.config.vocab_padding
         written = cross_entropy(x_BTD, head_VD, target_BT, masked_BT, 0.0, padding)
@@ -133,7 +139,7 @@ class ReplacedTokens(Base):
         input_BT, replaced_BT = replace(
             target_BT, masked_BT, drawn_BT=draw(x_BTD, head_VD, sample_key, padding)
         )
-        x_BTD, _ = model.features(input_BT, key=model_key, **context)
+        x_BTD, _ = model.features(input_BT, key=model_key, **seen)
         logit_BT = jnp.einsum('BTD,D->BT', x_BTD.astype(jnp.float32), extra['head_D'])
         logit_BT += extra['bias']
         token_BT = (batch['segments'] > 0).astype(jnp.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bisect
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.asked import Infill, Middle, Reading, asking, weighted_at
 from llama_jax.objectives.flops import encoder_decoder_flops, prefix_flops
 from llama_jax.objectives.prediction import (
     ENCODER,
@@ -89,6 +91,14 @@ class SpanCorruption(TokenPrediction):
     @property
     def causal(self) -> bool:
         return False
+
+    @property
+    def reading(self) -> Reading:
+        asked = asking('exact', self._between)
+        return Reading(rest=asked, middle=asked, infill=Infill(self._between, 'mark'))
+
+    def _between(self, text: Middle, tokenizer: Any) -> Example:
+        return one_span(text, tokenizer, encoder=self.encoder)
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         """Of an encoder-decoder: each as long as the longest text that fits both makes it."""
@@ -180,6 +190,18 @@ def corrupt(
     inputs[first] = sentinels
     targets = np.insert(tokens[mask], np.flatnonzero(first[mask]), sentinels)
     return inputs[first | ~mask], np.append(targets, tokenizer.eos_id).astype(np.int32)
+
+
+def one_span(text: Middle, tokenizer: Any, *, encoder: bool, before: Sequence[int] = ()) -> Example:
+    """The middle of a text as the one corrupted span, `before` in front of the inputs."""
+    tokens = np.concatenate(text).astype(np.int32)
+    start, end = len(text.prefix), len(text.prefix) + len(text.middle)
+    place = np.arange(len(tokens))
+    inputs, targets = corrupt(tokens, (start <= place) & (place < end), tokenizer=tokenizer)
+    inputs = np.concatenate([np.array(before, np.int32), inputs])
+    example = denoising(inputs, targets, tokenizer=tokenizer, encoder=encoder)
+    first = 0 if encoder else len(inputs)  # of the targets, which begin with the sentinel
+    return weighted_at(**example, start=first + 1, n=len(text.middle))
 
 
 def reconstruct(inputs: np.ndarray, targets: np.ndarray, *, tokenizer: Any) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from llama_jax.data.pieces import Example, Piece, Sizes
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.asked import Infill, Middle, Reading, asking
 from llama_jax.objectives.flops import encoder_decoder_flops, prefix_flops
 from llama_jax.objectives.prediction import (
     ENCODER,
@@ -17,8 +18,8 @@ from llama_jax.objectives.prediction import (
     check_architecture,
     denoising,
 )
-from llama_jax.objectives.prefix import prefix_of, split_at
-from llama_jax.objectives.spans import Spans, corrupt, corrupted_sizes, no_room
+from llama_jax.objectives.prefix import in_full_view, prefix_of, split_at
+from llama_jax.objectives.spans import Spans, corrupt, corrupted_sizes, no_room, one_span
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,34 @@ class UL2(TokenPrediction):
     @property
     def ends(self) -> bool:
         return self._single is not None
+
+    @property
+    def reading(self) -> Reading:
+        rest = asking('exact', self._rest)
+        if self._span_mode is None:
+            return Reading(rest=rest, middle=rest)
+        middle = asking('exact', self._between)
+        return Reading(rest=rest, middle=middle, infill=Infill(self._between, 'mark'))
+
+    def _rest(self, text: Middle, tokenizer: Any) -> Example:
+        """[S, begin, prefix] in full view: the sequential denoiser, where the mixture has one."""
+        if self._single is None:
+            return self._between(text, tokenizer)
+        mode = tokenizer.control[self._single.mode]
+        if self.encoder:
+            inputs = np.concatenate([[mode, tokenizer.bos_id], text.prefix])
+            return denoising(inputs, text.middle, tokenizer=tokenizer, encoder=True)
+        return _after(mode, in_full_view(text, tokenizer), tokenizer)
+
+    def _between(self, text: Middle, tokenizer: Any) -> Example:
+        """The middle as the one corrupted span, after the mode of the first span denoiser."""
+        assert self._span_mode is not None
+        before = [tokenizer.control[self._span_mode]]
+        return one_span(text, tokenizer, encoder=self.encoder, before=before)
+
+    @property
+    def _span_mode(self) -> str | None:
+        return next((d.mode for d in self.denoisers if d.mean_span is not None), None)
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         """Of an encoder-decoder: in the proportion that the mixture has on average."""
@@ -175,8 +204,13 @@ class UL2(TokenPrediction):
                 tokenizer=tokenizer,
                 encoder=True,
             )
-        first = {'inputs': mode, 'targets': tokenizer.pad_id, 'weights': 0, 'prefix': 1}
-        return {
-            key: np.concatenate([np.array([first[key]], values.dtype), values])
-            for key, values in split_at(inputs, targets, split).items()
-        }
+        return _after(mode, split_at(inputs, targets, split), tokenizer)
+
+
+def _after(mode: int, example: Example, tokenizer: Any) -> Example:
+    """An example of one stream after a mode token."""
+    first = {'inputs': mode, 'targets': tokenizer.pad_id, 'weights': 0, 'prefix': 1}
+    return {
+        key: np.concatenate([np.array([first[key]], values.dtype), values])
+        for key, values in example.items()
+    }

@@ -12,33 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from llama_jax.data.pieces import FEWEST, Example, Piece, Sizes, longest
+from llama_jax.data.record import Text
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.bart import Bart
-from llama_jax.objectives.base import Base, Batch, Loss, of_stream
-from llama_jax.objectives.causal import CausalLM
-from llama_jax.objectives.contrastive import InfoNCE
-from llama_jax.objectives.fim import FillInMiddle
-from llama_jax.objectives.masked import MaskedLM
-from llama_jax.objectives.prefix import PrefixLM
-from llama_jax.objectives.rtd import ReplacedTokens
-from llama_jax.objectives.spans import SpanCorruption
-from llama_jax.objectives.ul2 import UL2
+from llama_jax.objectives.asked import Reading
+from llama_jax.objectives.base import ALONE, EXTRA, Base, Batch, Context, Loss, Objective, of_stream
 
-Part = (
-    CausalLM
-    | PrefixLM
-    | SpanCorruption
-    | UL2
-    | Bart
-    | MaskedLM
-    | FillInMiddle
-    | InfoNCE
-    | ReplacedTokens
-)
-"""Every objective that stands for itself."""
 BITS = 53
 """Of a number in [0, 1)."""
 
@@ -55,7 +36,7 @@ class Weighted(Base):
     the backbone is read for representations.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[Objective, ...]
     weights: tuple[float, ...]
     shares: tuple[float, ...]
     """Shares of the positions of a row, 1 in all: positions that the backbone processes."""
@@ -77,6 +58,25 @@ class Weighted(Base):
             raise UserError(f'the weights {self.weights} of a sum must be positive')
         if any(isinstance(part, Weighted) for part in self.parts):
             raise UserError('a weighted sum within a weighted sum: give its parts to the outer one')
+        for part in self.parts:
+            alone = part.rollout is not None or part.knows or part.updates > 1
+            if part.reads is not Text or alone:
+                raise UserError(
+                    f'{type(part).__name__} is no part of a sum: it needs more than the text that '
+                    'the other parts read'
+                )
+
+    @property
+    def reading(self) -> Reading:
+        """Each question by the first part that can be asked it."""
+        asked = [part.reading for part in self.parts]
+        return Reading(
+            whole=next((one.whole for one in asked if one.whole), None),
+            rest=next((one.rest for one in asked if one.rest), None),
+            middle=next((one.middle for one in asked if one.middle), None),
+            infill=next((one.infill for one in asked if one.infill), None),
+            text=any(one.text for one in asked),
+        )
 
     @property
     def causal(self) -> bool:
@@ -149,6 +149,20 @@ class Weighted(Base):
         }
         return {k: params for k, params in extra.items() if params}
 
+    def carried(self, model: ModelConfig, params: Params, key: jax.Array) -> Params:
+        keys = jax.random.split(key, len(self.parts))
+        carried = {
+            str(k): part.carried(model, _own(k, params), part_key)
+            for k, (part, part_key) in enumerate(zip(self.parts, keys, strict=True))
+        }
+        return {k: arrays for k, arrays in carried.items() if arrays}
+
+    def carry(self, carried: Params, params: Params, kept: Batch, step: jax.Array) -> Params:
+        return {
+            k: self.parts[int(k)].carry(arrays, _own(int(k), params), of_stream(k, kept), step)
+            for k, arrays in carried.items()
+        }
+
     def loss(
         self,
         model: Transformer,
@@ -157,6 +171,7 @@ class Weighted(Base):
         extra: Params,
         compute: Compute,
         key: jax.Array | None,
+        context: Context = ALONE,
     ) -> Loss:
         n = len(self.parts)
         keys = [None] * n if key is None else list(jax.random.split(key, n))
@@ -167,6 +182,7 @@ class Weighted(Base):
                 extra=extra.get(str(k), {}),
                 compute=compute,
                 key=keys[k],
+                context=context._replace(carried=context.carried.get(str(k), {})),
             )
             for k, part in enumerate(self.parts)
         ]
@@ -182,7 +198,8 @@ class Weighted(Base):
                 total += self.weights[k] * ratio * loss.total
             sums = {'loss': loss.total, **loss.metrics}
             metrics |= {f'{name}/{metric}': ratio * value for metric, value in sums.items()}
-        return Loss(total, weight, metrics)
+        kept = {f'{k}/{name}': x for k, loss in enumerate(losses) for name, x in loss.kept.items()}
+        return Loss(total, weight, metrics, kept=kept)
 
     def loss_tokens(self, batch: Batch) -> int:
         return sum(part.loss_tokens(self._batch(k, batch)) for k, part in enumerate(self.parts))
@@ -219,6 +236,13 @@ class Weighted(Base):
         names = [type(part).__name__ for part in self.parts]
         count = Counter(names)
         return [f'{name}{k}' if count[name] > 1 else name for k, name in enumerate(names)]
+
+
+def _own(k: int, params: Params) -> Params:
+    """Parameters as part k sees them: of the backbone, and of the objective its own."""
+    own = params.get(EXTRA, {}).get(str(k))
+    backbone = {name: x for name, x in params.items() if name != EXTRA}
+    return {**backbone, EXTRA: own} if own else backbone
 
 
 def _name(k: int, name: str) -> str:

@@ -17,10 +17,12 @@ from llama_jax.data.config import DataConfig
 from llama_jax.data.load_tokenizer import check_rows, for_model, load_tokenizer
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
+from llama_jax.model import layers
 from llama_jax.model import tune as tuning
 from llama_jax.model.config import VOCAB_MULTIPLE, Compute, ModelConfig
+from llama_jax.model.layers import Params
 from llama_jax.model.tune import Frozen, Full, LoRA, Tune
-from llama_jax.objectives import AnyObjective
+from llama_jax.objectives.base import EXTRA, Objective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig, optimizer
 from llama_jax.optim.schedule import schedule
@@ -93,7 +95,7 @@ class Experiment:
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
-    objective: AnyObjective = field(default_factory=CausalLM)
+    objective: Objective = field(default_factory=CausalLM)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -185,6 +187,7 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
     objective = experiment.objective
     extra = jax.eval_shape(lambda: objective.extra(model, jax.random.key(0)))
     layout.check_params({'objective': extra}, device_mesh)
+    _check_carried(experiment, model, extra, device_mesh)
     if objective.needs_adapters and not isinstance(experiment.tune, LoRA):
         raise UserError(
             f'{type(objective).__name__} compares the model with itself without adapters, and '
@@ -195,6 +198,21 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
     _check_effects(experiment)
     rate = experiment.optimizer.schedule
     schedule(rate, steps_of(train) or rate.warmup_steps + 1)
+
+
+def _check_carried(
+    experiment: Experiment, model: ModelConfig, extra: Params, device_mesh: Any
+) -> None:
+    """Raise UserError where what the objective carries beside the parameters cannot be."""
+    objective = experiment.objective
+    params = {**layers.abstract(model), **({EXTRA: extra} if extra else {})}
+    carried = jax.eval_shape(lambda p: objective.carried(model, p, jax.random.key(0)), params)
+    layout.check_params({'carried': carried}, device_mesh)
+    if carried and not isinstance(experiment.tune, Full):
+        raise UserError(
+            f'{type(objective).__name__} carries a copy of what is trained, and that has to be the '
+            'whole model: set --tune Full'
+        )
 
 
 def _check_effects(experiment: Experiment) -> None:
@@ -294,11 +312,7 @@ def resolved(experiment: Experiment, vocab_size: int) -> Experiment:
 
 def to_dict(experiment: Experiment) -> dict[str, Any]:
     """The experiment as plain values; the objective's class is recorded by name."""
-    plain = to_plain(experiment)
-    return {
-        **plain,
-        'objective': {'class': type(experiment.objective).__name__} | plain['objective'],
-    }
+    return to_plain(experiment)
 
 
 def from_dict(plain: dict[str, Any]) -> Experiment:

@@ -216,8 +216,9 @@ def _memory(run: Run) -> list[str]:
 
 def _files(run: Run, workdir: Path) -> list[str]:
     saving, train = run.experiment.checkpoint, _train(run)
-    state = (run.state.params, run.state.average, run.state.optimizer)
-    each = sum(x.nbytes for x in jax.tree.leaves(state))
+    state = run.state
+    saves = (state.params, state.average, state.optimizer, state.carried)
+    each = sum(x.nbytes for x in jax.tree.leaves(saves))
     saved = {train.steps}
     validated = run.experiment.evaluation.every if run.experiment.evaluation.patience else 0
     for every in (saving.every, saving.keep_every, validated):

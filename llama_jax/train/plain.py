@@ -8,6 +8,8 @@ import typing
 from typing import Any
 
 from llama_jax.errors import UserError
+from llama_jax.objectives import REGISTRY
+from llama_jax.objectives.base import Objective
 
 
 def to_plain(value: Any, declared: Any = None) -> Any:
@@ -72,7 +74,9 @@ def _options(declared: Any) -> tuple[Any, ...]:
 
 
 def _classes(declared: Any) -> dict[str, type]:
-    """The dataclasses of a declared type, by name."""
+    """The dataclasses of a declared type, by name: of the protocol of objectives all of them."""
+    if Objective in _options(declared):
+        return {cls.__name__: cls for cls in REGISTRY.values()}
     return {
         option.__name__: option
         for option in _options(declared)

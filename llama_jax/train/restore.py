@@ -23,6 +23,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import TABLES, Params
 from llama_jax.model.quantized import Quantized
 from llama_jax.model.tune import Full, combined
+from llama_jax.objectives.base import EXTRA
 from llama_jax.paths import local
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ from llama_jax.train.base import Identity, Kept, check_identity
 from llama_jax.train.checkpoint import Checkpoints
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.records import read_run
-from llama_jax.train.step import EXTRA, initial_params
+from llama_jax.train.step import initial_params
 from llama_jax.trees import map_named
 
 

@@ -30,11 +30,7 @@ from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train import agreement, reading, resume
 from llama_jax.train.checkpoint import Checkpoints, Items, Restored
 from llama_jax.train.config_file import ConfigFile, edited
-from llama_jax.train.experiment import (
-    Experiment,
-    check,
-    to_dict,
-)
+from llama_jax.train.experiment import Experiment, check, to_dict
 from llama_jax.train.peak import CONVENTION, peak_flops
 from llama_jax.train.place import HostBatch, place
 from llama_jax.train.profile import Profile, Steps
@@ -49,6 +45,7 @@ from llama_jax.train.step import (
     State,
     abstract_state,
     averaging,
+    carrying,
     initial_state,
     train_step,
 )
@@ -108,7 +105,7 @@ class Run:
     def evaluate(self, step: int, stop: Stop) -> None:
         """Validate and sample after `step`, and record both; nothing more once `stop` says so."""
         assert self.validate is not None
-        result = self.validate(self.state.evaluated, stop)
+        result = self.validate(self.state.evaluated, stop, carried=self.state.carried)
         if stop():
             return
         self.progress.validated(step, result)
@@ -355,6 +352,7 @@ def _state(
         return refrozen(state, experiment, restored.metadata, mesh)
     state, identity, told = adapted(_fresh(experiment, tx, mesh), experiment, tokenizer, mesh)
     notes += told
+    state = carrying(experiment.model, experiment.objective, state)
     return averaging(state) if experiment.optimizer.average else state, identity
 
 
@@ -382,8 +380,9 @@ def _items(state: Any) -> Items:
         'skipped': state.skipped,
         'skipped_in_a_row': state.skipped_in_a_row,
     }
-    average = {'average': state.average} if state.average else {}
-    return {'params': state.params, **average, 'rest': rest}
+    more = {'average': state.average, 'carried': state.carried}
+    kept = {name: arrays for name, arrays in more.items() if arrays}
+    return {'params': state.params, **kept, 'rest': rest}
 
 
 def _abstract_items(experiment: Experiment, tx: Any, mesh: Mesh) -> Items:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from llama_jax.model import tune as tuning
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.tune import FULL, Tune
-from llama_jax.objectives.base import Batch, Loss, Objective
+from llama_jax.objectives.base import EXTRA, Batch, Context, Loss, Objective
 from llama_jax.optim.average import averaged
 
 
@@ -39,6 +40,8 @@ class State:
     frozen: Params = field(default_factory=dict)
     """What is not trained, where `Experiment.tune` says so: placed as parameters are, in no
     checkpoint, and read again from `start`."""
+    carried: Params = field(default_factory=dict)
+    """What the objective carries from step to step, see there; {} where it carries nothing."""
     tune: Tune = field(default=FULL, metadata={'static': True})
 
     @property
@@ -50,10 +53,10 @@ class State:
 
 Metrics = dict[str, jax.Array]
 
-EXTRA = 'objective'
-"""Where the parameters hold those of the objective, beside the backbone's."""
 _ADAPTERS = 0x10AA
 """Folded into the key of a step, for the dropout of adapters."""
+_CARRIED = 0xCA221ED
+"""Folded into the key of a run, for what an objective carries."""
 
 
 def backbone(params: Params) -> Params:
@@ -69,11 +72,12 @@ def loss_of(
     *,
     compute: Compute,
     key: jax.Array | None,
+    context: Context,
 ) -> Loss:
     """The objective's loss sums under `params`, its own parameters among them, and all that is
     frozen as well; see `tune.combined`."""
     model, extra = layers.bind(config, backbone(params)), params.get(EXTRA, {})
-    return objective.loss(model, batch, extra=extra, compute=compute, key=key)
+    return objective.loss(model, batch, extra=extra, compute=compute, key=key, context=context)
 
 
 def initial_state(
@@ -111,7 +115,24 @@ def _fresh(
     init_key, run_key = jax.random.split(jax.random.key(seed))
     params = initial_params(config, objective, init_key, tune)
     zero = jnp.zeros((), jnp.int32)
-    return State(params, optimizer.init(params), zero, run_key, zero, zero, tune=tune)
+    carried = _carried(config, objective, params, run_key)
+    state = State(params, optimizer.init(params), zero, run_key, zero, zero, tune=tune)
+    return replace(state, carried=carried)
+
+
+def _carried(config: ModelConfig, objective: Objective, params: Params, key: jax.Array) -> Params:
+    # Copies: a step reuses the memory of both. No step has this number.
+    carried = objective.carried(config, params, jax.random.fold_in(key, _CARRIED))
+    return jax.tree.map(jnp.copy, carried)
+
+
+def carrying(config: ModelConfig, objective: Objective, state: State) -> State:
+    """`state` with what the objective carries, as it begins with the parameters of now."""
+    if not state.carried:
+        return state
+    placed = jax.tree.map(lambda x: x.sharding, state.carried)
+    begin = jax.jit(functools.partial(_carried, config, objective), out_shardings=placed)
+    return replace(state, carried=begin(state.params, state.key))
 
 
 def initial_params(
@@ -160,7 +181,10 @@ def train_step(
             # A key of its own: the draws of model and objective are those of a full run.
             own = jax.random.fold_in(key, _ADAPTERS)
             whole = tuning.combined(state.tune, params, state.frozen, own)
-            loss = loss_of(config, objective, whole, batch, compute=compute, key=key)
+            context = Context(state.step, state.carried)
+            loss = loss_of(
+                config, objective, whole, batch, compute=compute, key=key, context=context
+            )
             return loss.total, loss
 
         gradient = jax.value_and_grad(loss_sum, has_aux=True)
@@ -178,7 +202,7 @@ def train_step(
         (_, loss), grads = gradient(params, *first)
         rest = jax.tree.map(lambda x: x[1:], (microbatches, keys))
         (sums, grads), kept = jax.lax.scan(add, (loss._replace(kept={}), grads), rest)
-        if objective.updates > 1:
+        if objective.updates > 1 or state.carried:
             whole = jax.tree.map(
                 lambda x, xs: layout.joined(jnp.concatenate([x[None], xs])), loss.kept, kept
             )
@@ -218,6 +242,7 @@ def train_step(
         key = jax.random.fold_in(state.key, state.step)
         rate = learning_rate(state.step)
         new_state, loss, grad_norm = update(state, batch, key)
+        kept = loss.kept
         if objective.updates > 1:
             batch = {**batch, **loss.kept}
 
@@ -243,6 +268,13 @@ def train_step(
             'skipped': new_state.skipped,
             'skipped_in_a_row': new_state.skipped_in_a_row,
         }
+        if state.carried:
+            carried = objective.carry(state.carried, new_state.params, kept, state.step)
+            taken = new_state.skipped == state.skipped
+            carried = jax.tree.map(
+                lambda new, old: jnp.where(taken, new, old), carried, state.carried
+            )
+            new_state = replace(new_state, carried=carried)
         return replace(new_state, step=state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0)

@@ -25,6 +25,7 @@ from llama_jax.data.progress import Progress
 from llama_jax.data.recipe import Given
 from llama_jax.errors import UserError
 from llama_jax.model.tune import Frozen
+from llama_jax.objectives.base import EXTRA
 from llama_jax.objectives.distill import TEACHER, Distillation, Teacher
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.tokenizer import Tokenizer
@@ -34,7 +35,7 @@ from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import place
 from llama_jax.train.progress import say
 from llama_jax.train.start import origin
-from llama_jax.train.step import EXTRA, State
+from llama_jax.train.step import State
 
 _VERSION = 1
 

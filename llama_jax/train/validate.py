@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from llama_jax.data.overlap import warn_of_overlap
 from llama_jax.data.recipe import Given
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.objectives.base import Batch, Loss, Objective
+from llama_jax.objectives.base import Batch, Context, Loss, Objective
 from llama_jax.text.chat import ChatFormat
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment, rows_read
@@ -29,7 +29,13 @@ from llama_jax.train.place import place, rows_here
 from llama_jax.train.rollouts import Rollouts
 from llama_jax.train.step import loss_of
 
-LossStep = Callable[[Params, Batch], Loss]
+
+class LossStep(Protocol):
+    """A compiled function (params, batch, carried) -> loss sums."""
+
+    def __call__(self, params: Params, batch: Batch, carried: Params | None = None) -> Loss: ...
+
+
 Stop = Callable[[], bool]
 """Whether to stop here; all processes ask equally often, and are told the same."""
 SEED = 0
@@ -39,20 +45,22 @@ SEED = 0
 def loss_step(
     config: ModelConfig, objective: Objective, compute: Compute, *, accumulate: int = 1
 ) -> LossStep:
-    """A compiled function (params, batch) -> loss sums, without dropout.
+    """The loss sums without dropout; see `State` for what the objective carries.
 
     `accumulate`: microbatches, as in training, so that it takes no more memory than training does.
     """
 
-    def sums(params: Params, batch: Batch) -> Loss:
-        return loss_of(config, objective, params, batch, compute=compute, key=None)
+    def sums(params: Params, carried: Params, batch: Batch) -> Loss:
+        context = Context(carried=carried)
+        loss = loss_of(config, objective, params, batch, compute=compute, key=None, context=context)
+        return loss._replace(kept={})
 
-    def step(params: Params, batch: Batch) -> Loss:
+    def step(params: Params, batch: Batch, carried: Params | None = None) -> Loss:
         with precision.matmuls(compute.precision):
             if accumulate == 1:
-                return sums(params, batch)
+                return sums(params, carried or {}, batch)
             parts = {name: layout.interleaved(x, accumulate) for name, x in batch.items()}
-            each = jax.lax.map(functools.partial(sums, params), parts)
+            each = jax.lax.map(functools.partial(sums, params, carried or {}), parts)
             return jax.tree.map(functools.partial(jnp.sum, axis=0), each)
 
     return jax.jit(step)
@@ -98,8 +106,10 @@ class Validation:
             accumulate=experiment.train.accumulate,
         )
 
-    def __call__(self, params: Params, stop: Stop = lambda: False) -> dict[str, Any]:
-        """Figures over all sets, and 'NAME/LABEL' for each of several.
+    def __call__(
+        self, params: Params, stop: Stop = lambda: False, *, carried: Params | None = None
+    ) -> dict[str, Any]:
+        """Figures over all sets, and 'NAME/LABEL' for each of several; `carried` is that of State.
 
         `stop` is asked before every batch; the figures are of what was read until then.
         """
@@ -114,7 +124,7 @@ class Validation:
                     continue
                 sums.append(
                     loss_sums(
-                        self._step,
+                        functools.partial(self._step, carried=carried),
                         params,
                         read,
                         place=lambda batch: place(batch, self._mesh),

@@ -15,6 +15,7 @@ from llama_jax.evaluate.scores import Scorer
 from llama_jax.generate.finite import NotFiniteError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
+from llama_jax.objectives.asked import Middle, as_it_stands
 from llama_jax.objectives.bart import Bart
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.masked import MaskedLM
@@ -67,7 +68,7 @@ def test_scores_equal_the_loss_of_training(objective, tokens, tokenizer, mesh, p
     score = Scorer(
         config,
         weights,
-        sees_all=getattr(objective, 'sees_all', False),
+        sees_all=objective.sees_all,
         compute=COMPUTE,
         mesh=mesh,
     )
@@ -85,12 +86,16 @@ def test_scores_equal_the_loss_of_training(objective, tokens, tokenizer, mesh, p
     assert (scores.log_p <= scores.confidence + 1e-6).all()
 
 
+def plain(window):
+    return as_it_stands(Middle(window[:1], window[1:], window[:0]), None)
+
+
 def test_bits_per_byte_equal_those_of_validation(tokenizer, mesh, params):
     """On the same windows of text, cut in the same places."""
     text = tokenizer.encode('The quick brown fox jumps over the lazy dog, 12 times a day.\n' * 9)
     ids = np.concatenate([[tokenizer.bos_id], text, [tokenizer.eos_id]]).astype(np.int32)
     windows = [ids[i : i + SEQ_LEN + 1] for i in range(0, len(ids) - 1, SEQ_LEN)]
-    batch = packed(likelihood.plain(windows), CausalLM(), tokenizer, rows=16)
+    batch = packed([plain(window) for window in windows], CausalLM(), tokenizer, rows=16)
     with jax.set_mesh(mesh):
         sums = loss_sums(
             loss_step(MODEL, CausalLM(), COMPUTE),
@@ -102,7 +107,7 @@ def test_bits_per_byte_equal_those_of_validation(tokenizer, mesh, params):
         expected = figures(sums)
     score = Scorer(MODEL, params, sees_all=False, compute=COMPUTE, mesh=mesh)
     found = likelihood.bits_per_byte(
-        score, likelihood.plain(windows), tokenizer.byte_lengths, seed=0
+        score, CausalLM().reading.whole, likelihood.wholes(windows), tokenizer, seed=0
     )
     assert expected['bytes'] == 61 * 9
     assert found['value'] == pytest.approx(expected['bits_per_byte'], rel=1e-5)
@@ -114,7 +119,7 @@ def test_a_model_that_computes_no_numbers_is_not_measured(tokens, mesh, params):
     broken = {**params, 'norm': jax.tree.map(lambda x: x * np.nan, params['norm'])}
     score = Scorer(MODEL, broken, sees_all=False, compute=COMPUTE, mesh=mesh)
     with pytest.raises(NotFiniteError, match='the model gives NaN.*norm.scale_D'):
-        score(likelihood.plain([tokens[:SEQ_LEN]]))
+        score([plain(tokens[:SEQ_LEN])])
     step = vector_step(MODEL, causal=True, compute=COMPUTE)
     with pytest.raises(NotFiniteError, match='features are NaN.*norm.scale_D'):
         vectors(step, broken, [tokens[:9]], longest=MODEL.context, mesh=mesh)

@@ -14,11 +14,11 @@ from llama_jax.evaluate.examples import PARTS
 from llama_jax.evaluate.light import light
 from llama_jax.evaluate.metrics import CURVES, METRICS
 from llama_jax.evaluate.suite import Suite, evaluate_trained
+from llama_jax.objectives.base import EXTRA
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.train.restore import Trained
-from llama_jax.train.step import EXTRA
 from tests.evaluate.conftest import MODEL, experiment
 
 SMALL = Suite(

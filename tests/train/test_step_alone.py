@@ -33,7 +33,7 @@ class Draws(Base):
     def updates(self):
         return self.times
 
-    def loss(self, model, batch, *, extra, compute, key):
+    def loss(self, model, batch, *, extra, compute, key, context):
         weight = batch['weights'].sum()
         drawn = weight * jax.nn.one_hot(jax.random.randint(key, (), 0, MANY), MANY)
         return Loss(jnp.zeros(()), weight, {'drawn': drawn})
@@ -43,7 +43,7 @@ class Draws(Base):
 class Sums(Base):
     """Gradients of the batch's `slope`, beside its `constant` of which there are none."""
 
-    def loss(self, model, batch, *, extra, compute, key):
+    def loss(self, model, batch, *, extra, compute, key, context):
         # At 0 the root has no finite slope, and a finite value.
         root = jnp.sqrt(batch['slope'].sum() * jnp.sum(model.embed_VD**2))
         return Loss(root + batch['constant'].sum(), jnp.float32(1), {})

@@ -28,7 +28,7 @@ class Shifted(CausalLM):
     def extra(self, model, key):
         return {'shift_D': jnp.zeros(model.dim)}
 
-    def loss(self, model, batch, *, extra, compute, key):
+    def loss(self, model, batch, *, extra, compute, key, context):
         loss = super().loss(model, batch, extra={}, compute=compute, key=key)
         return loss._replace(total=loss.total + loss.weight * extra['shift_D'].sum())
 

@@ -5,9 +5,8 @@ import pytest
 
 from llama_jax.data import pieces
 from llama_jax.evaluate import likelihood
-from llama_jax.evaluate.examples import Middle
-from llama_jax.evaluate.readings import NOTHING, TABLE, reading
 from llama_jax.evaluate.scores import Scores
+from llama_jax.objectives.asked import LEFT_TO_RIGHT, NOTHING, Middle, Question
 from llama_jax.objectives.bart import Bart
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
@@ -47,8 +46,12 @@ def shown(example):
 
 
 def asked(objective, name):
-    objective, found = reading(objective)
-    return getattr(found, name)(objective, TEXT, IDS)
+    """The example by which a question is asked; of a pseudo-likelihood that of infilling."""
+    found = objective.reading
+    if getattr(found, name).kind == 'pseudo':
+        return found.infill.example(TEXT, IDS)
+    (example,) = getattr(found, name).examples(TEXT, IDS, np.random.default_rng(0))
+    return example
 
 
 N = None
@@ -119,7 +122,7 @@ def test_a_mixture_without_the_denoiser_is_asked_by_the_other():
     assert shown(asked(spans_only, 'rest'))[0] == (86, N)
     sequential = UL2(denoisers=(Denoiser('[S]', 0.25),))
     assert shown(asked(sequential, 'middle'))[0] == (85, N)
-    assert reading(sequential)[1].ends is None
+    assert sequential.reading.infill is None
 
 
 def test_of_training_forms():
@@ -138,22 +141,24 @@ def test_what_applies():
     """The table of docs/evaluation.md, but for what is common to all."""
 
     def row(objective):
-        _, found = reading(objective)
-        return found.whole, bool(found.rest), bool(found.middle), found.ends, found.pseudo
+        found = objective.reading
+        kinds = (q and q.kind for q in (found.whole, found.rest, found.middle))
+        return *kinds, found.infill and found.infill.ends
 
-    assert row(CausalLM()) == (True, True, True, None, False)
-    assert row(FillInMiddle()) == (True, True, True, 'mark', False)
-    assert row(FillInMiddle(rate=0.0)) == row(CausalLM())
-    assert row(PrefixLM()) == (False, True, True, None, False)
-    assert row(SpanCorruption()) == row(UL2()) == (False, True, True, 'mark', False)
-    assert row(Bart()) == (False, True, True, 'suffix', False)
-    assert row(MaskedLM()) == (False, False, True, 'length', True)
-    for objective in (ReplacedTokens(), InfoNCE()):
-        assert reading(objective) == (objective, NOTHING)
+    assert row(CausalLM()) == ('exact', 'exact', 'exact', None)
+    assert row(FillInMiddle()) == ('exact', 'exact', 'exact', 'mark')
+    assert FillInMiddle(rate=0.0).reading == CausalLM().reading
+    assert row(PrefixLM()) == (None, 'exact', 'exact', None)
+    assert row(SpanCorruption()) == row(UL2()) == (None, 'exact', 'exact', 'mark')
+    assert row(Bart()) == (None, 'exact', 'exact', 'suffix')
+    assert row(MaskedLM()) == (None, None, 'pseudo', 'length')
+    for objective in (ReplacedTokens(), InfoNCE(), Weighted((InfoNCE(),), (1.0,), (1.0,))):
+        assert objective.reading == NOTHING._replace(text=False)
     both = Weighted((InfoNCE(), CausalLM()), (1.0, 1.0), (0.5, 0.5))
-    assert reading(both) == (both.parts[1], TABLE[CausalLM])
-    neither = Weighted((InfoNCE(),), (1.0,), (1.0,))
-    assert reading(neither) == (neither, NOTHING)
+    assert both.reading == LEFT_TO_RIGHT
+    # Each question by the first part that can be asked it.
+    both = Weighted((MaskedLM(), CausalLM()), (1.0, 1.0), (0.5, 0.5))
+    assert row(both) == ('exact', 'exact', 'pseudo', 'length') and both.reading.text
 
 
 def scripted(rule):
@@ -172,8 +177,7 @@ def scripted(rule):
 
 
 def infilled(objective, rule):
-    objective, found = reading(objective)
-    args = objective, found, [TEXT], IDS
+    args = objective.reading.infill, [TEXT], IDS
     return likelihood.infill(scripted(rule), *args, longest=2, seed=0)['value']
 
 
@@ -189,7 +193,7 @@ def test_infill_is_exact_where_it_ends_where_the_middle_does(objective):
 
 
 def test_an_infill_that_does_not_end_is_not_exact():
-    _, found = reading(FillInMiddle())
+    found = FillInMiddle().reading.infill
     for tokens, expected in (([4, 5, 83], True), ([4, 5], False), ([4, 83, 5], False)):
         assert likelihood.exact(np.array(tokens), TEXT, found, IDS) is expected
 
@@ -207,27 +211,51 @@ def test_masked_infill_fills_the_most_certain_first(previous):
 
 
 def test_pseudo_likelihood_masks_one_token_at_a_time():
-    objective, found = reading(MaskedLM())
-    examples, owner = likelihood.pseudo(objective, found, [TEXT, TEXT], IDS)
-    assert owner.tolist() == [0, 0, 1, 1]
+    question = MaskedLM().reading.middle
+    assert question.sees_all
+    examples = question.examples(TEXT, IDS, np.random.default_rng(0))
     whole = [90, 1, 2, 3, 4, 5, 6, 7]
-    for example, place in zip(examples, (4, 5, 4, 5), strict=True):
+    for example, place in zip(examples, (4, 5), strict=True):
         assert example['inputs'].tolist() == [*whole[:place], 93, *whole[place + 1 :]]
         assert np.flatnonzero(example['weights']).tolist() == [place]
         assert example['targets'][place] == whole[place]
 
 
-def test_bits_per_byte_by_hand():
-    def score(examples):
-        n = [int(e['weights'].sum()) for e in examples]
-        log_p = np.array([[-np.log(2) * (j < k) for j in range(max(n))] for k in n])
-        return Scores(log_p, log_p, log_p)
+def by_halves(examples):
+    """A score that gives every target the probability 1/2."""
+    n = [int((e['weights'] > 0).sum()) for e in examples]
+    log_p = np.array([[-np.log(2) * (j < k) for j in range(max(n))] for k in n])
+    return Scores(log_p, log_p, log_p)
 
+
+class Sized(Ids):
     byte_lengths = np.arange(100)
-    found = likelihood.bits_per_byte(
-        score, likelihood.plain([np.array([9, 4, 1]), np.array([9, 7])]), byte_lengths, seed=0
-    )
+
+
+def test_bits_per_byte_by_hand():
+    texts = likelihood.wholes([np.array([9, 4, 1]), np.array([9, 7])])
+    (example,) = LEFT_TO_RIGHT.whole.examples(texts[0], IDS, np.random.default_rng(0))
+    assert shown(example) == [(9, 4), (4, 1)]
+    found = likelihood.bits_per_byte(by_halves, LEFT_TO_RIGHT.whole, texts, Sized(), seed=0)
     assert found['value'] == pytest.approx((2 + 1) / (4 + 1 + 7))
-    assert found['n'] == 2
+    assert found['n'] == 2 and found['kind'] == 'exact'
     (half,) = likelihood.halves([np.arange(7)])
     assert [part.tolist() for part in half] == [[0, 1, 2], [3, 4, 5, 6], []]
+
+
+def test_a_bound_is_the_weighted_sum_over_what_it_draws():
+    drawn = []
+
+    def draws(text, tokenizer, rng):
+        """Each token of the middle with the weight 3 in one example, 0.5 in another."""
+        drawn.append(rng.random())
+        example = CausalLM().reading.rest.examples(text, tokenizer, rng)[0]
+        return [{**example, 'weights': example['weights'] * w} for w in (3, 0.5)]
+
+    texts = likelihood.halves([np.array([9, 4]), np.array([9, 9, 4, 1])])
+    question = Question('bound', draws)
+    found = likelihood.bits_per_byte(by_halves, question, texts, Sized(), seed=0)
+    assert found['value'] == pytest.approx((3.5 + 2 * 3.5) / (4 + 4 + 1))
+    assert found['kind'] == 'bound' and found['n'] == 2
+    likelihood.bits_per_byte(by_halves, question, texts[::-1], Sized(), seed=0)
+    assert drawn[:2] == drawn[2:] and drawn[0] != drawn[1]
