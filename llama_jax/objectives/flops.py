@@ -1,9 +1,10 @@
 """Model FLOPs, the numerator of model FLOPs utilisation (Chowdhery et al. 2022, appendix B).
 
 A multiply-add counts as two, the backward pass as two forward passes. All matrix products are
-counted, the head's included; the embedding's look-up, norms and recomputation are not. Every row is
-taken to be unpacked: a query meets (T + 1) / 2 keys on average under a causal mask, T under a full
-one. A sparse pattern is counted by the keys that it lets through.
+counted, the head's where there is loss included (objectives/softmax.py computes it nowhere else);
+the embedding's look-up, norms and recomputation are not. Every row is taken to be unpacked: a query
+meets (T + 1) / 2 keys on average under a causal mask, T under a full one. A sparse pattern is
+counted by the keys that it lets through.
 """
 
 from __future__ import annotations
@@ -19,20 +20,24 @@ _SAMPLED = 1024
 """Queries of a row at most whose keys under a sparse pattern are counted."""
 
 
-def decoder_flops(model: ModelConfig, seq_len: int, *, causal: bool) -> float:
-    """FLOPs of forward and backward per position of a row of `seq_len`, head included."""
-    return TRAINING * (
-        model.layers * layer(model, mean_keys(model, seq_len, causal=causal)) + head(model)
-    )
+def decoder_flops(
+    model: ModelConfig, seq_len: int, *, causal: bool, predicted: float | None = None
+) -> float:
+    """FLOPs of forward and backward per position of a row of `seq_len`, with the head of the
+    `predicted` ones; None: of all."""
+    keys = mean_keys(model, seq_len, causal=causal)
+    return TRAINING * (model.layers * layer(model, keys) + _heads(model, seq_len, predicted))
 
 
-def prefix_flops(model: ModelConfig, seq_len: int, *, prefix: int) -> float:
+def prefix_flops(
+    model: ModelConfig, seq_len: int, *, prefix: int, predicted: float | None = None
+) -> float:
     """The same where all queries see the first `prefix` keys, and those before them."""
     keys = mean_keys(model, seq_len, causal=True)
     if prefix:
         within = [mean_keys(model, prefix, causal=causal) for causal in (False, True)]
         keys += (within[0] - within[1]) * prefix / seq_len
-    return TRAINING * (model.layers * layer(model, keys) + head(model))
+    return TRAINING * (model.layers * layer(model, keys) + _heads(model, seq_len, predicted))
 
 
 def features_flops(model: ModelConfig, seq_len: int, *, causal: bool) -> float:
@@ -87,3 +92,8 @@ def cross_attention(model: ModelConfig, keys: float) -> float:
 def head(model: ModelConfig) -> float:
     """Multiply-adds of the output head for one position."""
     return model.vocab * model.dim
+
+
+def _heads(model: ModelConfig, seq_len: int, predicted: float | None) -> float:
+    """Multiply-adds of the head for so many positions of a row, per position of it."""
+    return head(model) * (1 if predicted is None else predicted / seq_len)

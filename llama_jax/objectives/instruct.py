@@ -78,6 +78,7 @@ class InstructionTuning(TokenPrediction):
         return following(ids, weights, piece.sizes[0])
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
+        """As if every token were learnt: what share is depends on the chats."""
         return decoder_flops(model, seq_len, causal=True)
 
     def check(self, model: ModelConfig) -> None:

@@ -69,8 +69,7 @@ class MaskedLM(TokenPrediction):
         if not len(text):
             return None
         selected = np.zeros(len(text), bool)
-        n = max(1, round(self.rate * len(text)))
-        selected[rng.choice(len(text), n, replace=False)] = True
+        selected[rng.choice(len(text), self.selected(len(text)), replace=False)] = True
         hidden = hide(text, selected, tokenizer=tokenizer, rng=rng)
         if self.read_previous:
             targets, weights = np.append(text, tokenizer.pad_id), np.append(selected, 0)
@@ -108,9 +107,14 @@ class MaskedLM(TokenPrediction):
             for j in range(len(middle))
         ]
 
+    def selected(self, n: int) -> int:
+        """How many of `n` tokens are selected."""
+        return max(1, round(self.rate * n))
+
     def flops(self, model: ModelConfig, seq_len: int) -> float:
-        """The head's of every position, selected or not, for so it is computed."""
-        return decoder_flops(model, seq_len, causal=False)
+        """Of a row that one text fills."""
+        predicted = self.selected(seq_len - 1)
+        return decoder_flops(model, seq_len, causal=False, predicted=predicted)
 
     def check(self, model: ModelConfig) -> None:
         check_architecture(model, 'masked language modelling', encoder=False)

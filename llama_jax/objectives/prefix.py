@@ -62,12 +62,11 @@ class PrefixLM(TokenPrediction):
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         """Of a row that one piece fills; the mean over splits where they are drawn."""
         if self.ratio is not None:
-            prefix = self.split(seq_len, np.random.default_rng(0))
-            return prefix_flops(model, seq_len, prefix=prefix)
+            return _flops(model, seq_len, split=prefix_of(seq_len, self.ratio))
         # All splits of a short row, and as many of a long one as give the mean within a thousandth.
         n = max(1, min(seq_len - 1, 64))
         splits = [1 + int((i + 0.5) / n * (seq_len - 1)) for i in range(n)]
-        return sum(prefix_flops(model, seq_len, prefix=split) for split in splits) / n
+        return sum(_flops(model, seq_len, split=split) for split in splits) / n
 
     def check(self, model: ModelConfig) -> None:
         check_architecture(model, 'prefix language modelling', encoder=False)
@@ -82,6 +81,11 @@ def in_full_view(text: Middle, tokenizer: Any) -> Example:
     """[begin, prefix] in full view, the middle after it."""
     ids = np.concatenate([[tokenizer.bos_id], text.prefix, text.middle]).astype(np.int32)
     return split_at(ids[:-1], ids[1:], 1 + len(text.prefix))
+
+
+def _flops(model: ModelConfig, seq_len: int, *, split: int) -> float:
+    """The last position of the prefix is the first that is read."""
+    return prefix_flops(model, seq_len, prefix=split, predicted=min(seq_len - split + 1, seq_len))
 
 
 def split_at(inputs: np.ndarray, targets: np.ndarray, split: int) -> Example:

@@ -90,8 +90,7 @@ class ReplacedTokens(Base):
         if not len(text):
             return None
         masked = np.zeros(1 + len(text), bool)
-        n_masked = max(1, round(self.rate * len(text)))
-        masked[1 + rng.choice(len(text), n_masked, replace=False)] = True
+        masked[1 + rng.choice(len(text), self.masked(len(text)), replace=False)] = True
         ids = np.concatenate([[tokenizer.bos_id], text]).astype(np.int32)
         return {
             'inputs': np.where(masked, tokenizer.mask_id, ids).astype(np.int32),
@@ -166,10 +165,17 @@ class ReplacedTokens(Base):
         return int(np.count_nonzero(batch['segments']))
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
-        """Of generator and backbone; not of the generator's head when it is sampled from."""
+        """Of generator and backbone, for a row that one text fills; not of the generator's head
+        when it is sampled from."""
         backbone = features_flops(model, seq_len, causal=False) + TRAINING * model.dim
-        generator = decoder_flops(self.generator_of(model), seq_len, causal=False)
-        return backbone + generator
+        predicted = self.masked(seq_len - 1)
+        return backbone + decoder_flops(
+            self.generator_of(model), seq_len, causal=False, predicted=predicted
+        )
+
+    def masked(self, n: int) -> int:
+        """How many of `n` tokens are masked."""
+        return max(1, round(self.rate * n))
 
     def check(self, model: ModelConfig) -> None:
         check_architecture(model, 'replaced-token detection', encoder=False)

@@ -133,13 +133,14 @@ class SequenceToSequence(TokenPrediction):
         return example
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
-        """Of a row that one pair fills; the source is half of it, where it is in full view."""
+        """Of a row that one pair fills; the source is half of it."""
         if self.encoder:
             source = self._source(seq_len)
             return encoder_decoder_flops(model, source, seq_len - source)
+        predicted = seq_len - seq_len // 2
         if self.prefix:
-            return prefix_flops(model, seq_len, prefix=seq_len // 2)
-        return decoder_flops(model, seq_len, causal=True)
+            return prefix_flops(model, seq_len, prefix=seq_len // 2, predicted=predicted)
+        return decoder_flops(model, seq_len, causal=True, predicted=predicted)
 
     def check(self, model: ModelConfig) -> None:
         name = f'sequence to sequence with encoder={self.encoder}'

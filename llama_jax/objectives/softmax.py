@@ -1,9 +1,9 @@
-"""Cross-entropy over a sharded vocabulary without ever holding the logits.
+"""Cross-entropy over a sharded vocabulary, where there is loss, without ever holding the logits.
 
-Logits are formed for a chunk of tokens at a time and used at once for the loss and, when the loss
-is differentiated, for its gradient: the backward pass repeats no matrix product, and [B, T, V]
-exists nowhere. That makes three products with the head in all, like an unchunked loss, where
-rematerialised chunks make four.
+Tokens that bear loss are gathered, a chunk of them at a time. Its logits are formed and used at
+once for the loss and, when the loss is differentiated, for its gradient: the backward pass repeats
+no matrix product, and [B, T, V] exists nowhere. That makes three products with the head in all,
+like an unchunked loss, where rematerialised chunks make four.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ from jaxtyping import Array, Float, Int
 from llama_jax import layout
 
 CHUNK_TOKENS = 1024
-"""Tokens of one device whose logits exist at a time."""
+"""Tokens of one device whose logits exist at a time, at most."""
+_CHUNKS = 16
+"""Chunks in which a few tokens are cut, so that few places of the last one stay empty."""
+_SMALLEST = 128
+"""Fewest tokens per chunk."""
 
 
 class CrossEntropy(NamedTuple):
@@ -40,26 +44,30 @@ def cross_entropy(
     weight_BT: Float[Array, 'B T'],
     z_loss: float,
     padding: int = 0,
+    never_BT: Int[Array, 'B T'] | None = None,
 ) -> CrossEntropy:
     """Softmax cross-entropy of `x_BTD @ head_VD.T` with `target_BT`, plus z-loss.
 
     z-loss keeps the partition function near one (Chowdhery et al. 2022, section 5). The head comes
     as it lies at rest, in float32; products are taken in the type of `x_BTD`, the softmax in
-    float32. Tokens of weight 0 cost no accuracy but time. The last `padding` rows of the vocabulary
-    are no tokens: they have no probability, and their gradient is 0.
+    float32. Tokens of weight 0 cost next to nothing, wherever they stand: as many chunks are
+    computed as the device with most tokens of another weight has. The last `padding` rows of the
+    vocabulary are no tokens: they have no probability, and their gradient is 0; nor has the id
+    `never_BT` at its place, such as that of a mask which stands for a token.
     """
     how: dict[str, Any] = {'z_loss': z_loss, 'padding': padding}
     how |= {'with_gradient': False, 'of_head': False}
-    return _chunked(x_BTD, head_VD, target_BT, weight_BT, **how)[0]
+    return _chunked(x_BTD, head_VD, target_BT, weight_BT, never_BT, **how)[0]
 
 
 def _forward(
-    x: Any, head: Any, target: Any, weight: Any, z_loss: float, padding: int
+    x: Any, head: Any, target: Any, weight: Any, z_loss: float, padding: int, never: Any
 ) -> tuple[CrossEntropy, Any]:
     # A head that is not trained needs a product less, and no room for its gradient.
     how: dict[str, Any] = {'z_loss': z_loss, 'padding': padding}
     how |= {'with_gradient': True, 'of_head': head.perturbed}
-    sums, gradients = _chunked(x.value, head.value, target.value, weight.value, **how)
+    ids = None if never is None else never.value
+    sums, gradients = _chunked(x.value, head.value, target.value, weight.value, ids, **how)
     # dhead_VD is exchanged before the layers' backward pass begins: else the compiler may hold
     # every device's own [V, D] until after it, where memory peaks.
     return sums, jax.lax.optimization_barrier(gradients)
@@ -71,7 +79,7 @@ def _backward(
     dx_BTD, dhead_VD = gradients
     scale = cotangent.total
     dhead_VD = None if dhead_VD is None else dhead_VD * scale
-    return (dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD, None, None)
+    return (dx_BTD * scale.astype(dx_BTD.dtype), dhead_VD, None, None, None)
 
 
 cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
@@ -82,6 +90,7 @@ def _chunked(
     head_VD: Any,
     target_BT: Any,
     weight_BT: Any,
+    never_BT: Any,
     *,
     z_loss: float,
     padding: int,
@@ -89,17 +98,17 @@ def _chunked(
     of_head: bool,
 ) -> tuple[CrossEntropy, Any]:
     """Each device takes its own rows and its own part of the vocabulary."""
-    batch_P, head_P = layout.act('BTD'), layout.param('VD')
+    batch_P, tokens_P, head_P = layout.act('BTD'), layout.act('BT'), layout.param('VD')
     return jax.shard_map(
         functools.partial(
             _local, z_loss=z_loss, padding=padding, with_gradient=with_gradient, of_head=of_head
         ),
-        in_specs=(batch_P, head_P, layout.act('BT'), layout.act('BT')),
+        in_specs=(batch_P, head_P, tokens_P, tokens_P, None if never_BT is None else tokens_P),
         out_specs=(
             jax.sharding.PartitionSpec(),
             (batch_P, head_P if of_head else None) if with_gradient else None,
         ),
-    )(x_BTD, head_VD, target_BT, weight_BT)
+    )(x_BTD, head_VD, target_BT, weight_BT, never_BT)
 
 
 def _local(
@@ -107,22 +116,25 @@ def _local(
     head_VD: Any,
     target_BT: Any,
     weight_BT: Any,
+    never_BT: Any,
     *,
     z_loss: float,
     padding: int,
     with_gradient: bool,
     of_head: bool,
 ) -> tuple[CrossEntropy, Any]:
-    B, T, D = x_BTD.shape
     batch, vocab = layout.BATCH_AXES, layout.VOCAB_AXIS
     head_VD = in_use(head_VD, x_BTD.dtype)
-    V = head_VD.shape[0]
-    tokens = Chunks(B, T)
+    V, D = head_VD.shape
+    gather = Gathered.of(weight_BT)
 
-    def step(carry, chunk):
-        sums, dhead_VD = carry
-        x_CD, target_C, weight_C = chunk
-        scores = scored(logits_of(x_CD, head_VD, padding), target_C)
+    def step(i: jax.Array, carry: Any) -> Any:
+        sums, dx_BTD, dhead_VD = carry
+        x_CD, target_C, weight_C = (gather.chunk(x, i) for x in (x_BTD, target_BT, weight_BT))
+        logit_CV = logits_of(x_CD, head_VD, padding)
+        if never_BT is not None:
+            logit_CV = _without(logit_CV, gather.chunk(never_BT, i, fill=-1))
+        scores = scored(logit_CV, target_C)
         log_z_C = scores.softmax.log_z_C
         sums = CrossEntropy(
             sums.total + jnp.sum(weight_C * (scores.nll_C + z_loss * jnp.square(log_z_C))),
@@ -130,26 +142,61 @@ def _local(
             sums.correct + jnp.sum(weight_C * scores.correct_C),
         )
         if not with_gradient:
-            return (sums, None), None
+            return sums, None, None
         dlogit_CV = scores.dlogits(weight_C, z_loss).astype(x_CD.dtype)
         dx_CD = jax.lax.psum(jnp.einsum('CV,VD->CD', dlogit_CV, head_VD), vocab)
+        dx_BTD = gather.put(dx_BTD, dx_CD, i)
         if of_head:
             dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
-        return (sums, dhead_VD), dx_CD
+        return sums, dx_BTD, dhead_VD
 
-    zero = jax.lax.pcast(jnp.zeros(()), batch, to='varying')
-    dhead_VD = None
-    if of_head:
-        dhead_VD = jax.lax.pcast(jnp.zeros((V, D)), (*batch, vocab), to='varying')
-    (sums, dhead_VD), dx = jax.lax.scan(
-        step,
-        (CrossEntropy(zero, zero, zero), dhead_VD),
-        tuple(map(tokens.cut, (x_BTD, target_BT, weight_BT))),
+    varying = functools.partial(jax.lax.pcast, to='varying')
+    zero = varying(jnp.zeros(()), batch)
+    dx_BTD = varying(jnp.zeros(x_BTD.shape, x_BTD.dtype), batch) if with_gradient else None
+    dhead_VD = varying(jnp.zeros((V, D)), (*batch, vocab)) if of_head else None
+    sums, dx_BTD, dhead_VD = jax.lax.fori_loop(
+        0, gather.n, step, (CrossEntropy(zero, zero, zero), dx_BTD, dhead_VD)
     )
     sums = jax.tree.map(lambda value: jax.lax.psum(value, batch), sums)
     if not with_gradient:
         return sums, None
-    return sums, (tokens.joined(dx), at_rest(dhead_VD) if of_head else None)
+    return sums, (dx_BTD, at_rest(dhead_VD) if of_head else None)
+
+
+class Gathered(NamedTuple):
+    """The tokens of one device whose weight is not 0, in their order, in chunks. How many chunks
+    there are is known at run time only, so that none is ever left out."""
+
+    at_N: jax.Array
+    """Places of the tokens among all of the device, [chunks x size]; behind the last a place that
+    does not exist."""
+    n: jax.Array
+    """Chunks to compute, int32 []. The same on all devices, for they compute them together."""
+    size: int
+    """Tokens of a chunk."""
+
+    @classmethod
+    def of(cls, weight_BT: jax.Array) -> Gathered:
+        tokens = weight_BT.size
+        size = min(CHUNK_TOKENS, max(_SMALLEST, -(-tokens // _CHUNKS)), tokens)
+        bears_N = weight_BT.reshape(-1) != 0
+        most = jax.lax.pmax(jnp.sum(bears_N, dtype=jnp.int32), layout.BATCH_AXES)
+        room = -(-tokens // size) * size
+        at_N = jnp.flatnonzero(bears_N, size=room, fill_value=tokens)
+        return cls(at_N, -(-most // size), size)
+
+    def chunk(self, array: jax.Array, i: jax.Array, fill: int = 0) -> jax.Array:
+        """Chunk i of [B, T, ...]: [C, ...], with `fill` where it is not full."""
+        flat = array.reshape(-1, *array.shape[2:])
+        return flat.at[self._places(i)].get(mode='fill', fill_value=fill)
+
+    def put(self, array: jax.Array, chunk: jax.Array, i: jax.Array) -> jax.Array:
+        """[B, T, ...] with chunk i [C, ...] in its places."""
+        flat = array.reshape(-1, *array.shape[2:])
+        return flat.at[self._places(i)].set(chunk, mode='drop').reshape(array.shape)
+
+    def _places(self, i: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(self.at_N, i * self.size, self.size)
 
 
 class Chunks(NamedTuple):
@@ -196,6 +243,13 @@ def logits_of(x_CD: jax.Array, head_VD: jax.Array, padding: int) -> jax.Array:
     V, vocab = head_VD.shape[0], layout.VOCAB_AXIS
     id_V = jax.lax.axis_index(vocab) * V + jnp.arange(V)
     return jnp.where(id_V < jax.lax.axis_size(vocab) * V - padding, logit_CV, -jnp.inf)
+
+
+def _without(logit_CV: jax.Array, id_C: jax.Array) -> jax.Array:
+    """The logits, -inf for one id of each token."""
+    V = logit_CV.shape[1]
+    local_C = id_C - jax.lax.axis_index(layout.VOCAB_AXIS) * V
+    return jnp.where(local_C[:, None] == jnp.arange(V), -jnp.inf, logit_CV)
 
 
 class Normalised(NamedTuple):

@@ -123,7 +123,7 @@ class SpanCorruption(TokenPrediction):
         inputs = self._inputs(seq_len)
         if self.encoder:
             return encoder_decoder_flops(model, inputs, seq_len - inputs)
-        return prefix_flops(model, seq_len, prefix=inputs)
+        return prefix_flops(model, seq_len, prefix=inputs, predicted=seq_len - inputs)
 
     def check(self, model: ModelConfig) -> None:
         name = f'span corruption with encoder={self.encoder}'

@@ -153,8 +153,12 @@ class UL2(TokenPrediction):
         """Mean over the mixture, of rows that one text fills."""
         if self.encoder:
             return encoder_decoder_flops(model, *self.lengths(seq_len).values())
-        prefixes = [round(share * seq_len) for share in self._shares(seq_len)]
-        counts = [prefix_flops(model, seq_len, prefix=prefix) for prefix in prefixes]
+        counts = []
+        for denoiser, share in zip(self.denoisers, self._shares(seq_len), strict=True):
+            prefix = round(share * seq_len)
+            # The sequential denoiser's first target is read off the last input.
+            predicted = seq_len - prefix + (denoiser.mean_span is None)
+            counts.append(prefix_flops(model, seq_len, prefix=prefix, predicted=predicted))
         return sum(counts) / len(counts)
 
     def check(self, model: ModelConfig) -> None:

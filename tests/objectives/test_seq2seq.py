@@ -141,9 +141,9 @@ def test_architectures():
         DECODER.check(both)
     with pytest.raises(UserError, match='no room for an encoder and a decoder'):
         ENCODER.lengths(1)
-    assert DECODER.flops(decoder, 8) == decoder_flops(decoder, 8, causal=True)
+    assert DECODER.flops(decoder, 8) == decoder_flops(decoder, 8, causal=True, predicted=4)
     prefix = SequenceToSequence(prefix=True)
-    assert prefix.flops(decoder, 8) == prefix_flops(decoder, 8, prefix=4)
+    assert prefix.flops(decoder, 8) == prefix_flops(decoder, 8, prefix=4, predicted=4)
     assert ENCODER.flops(both, 8) == encoder_decoder_flops(both, 4, 4)
     assert (DECODER.causal, prefix.causal) == (True, False)
     different = {SequenceToSequence(**s).encoding for s in ({}, {'chat': True}, {'between': 'x'})}

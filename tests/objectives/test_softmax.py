@@ -36,10 +36,12 @@ def inputs(B=8, T=5, D=16, V=104, dtype=np.float32):
     return x_BTD, head_VD, target_BT, weight_BT
 
 
-def oracle(x_BTD, head_VD, target_BT, weight_BT, z_loss):
+def oracle(x_BTD, head_VD, target_BT, weight_BT, z_loss, never_BT=None):
     """total, nll, correct, d total / d x, d total / d head: whole logits, float64."""
     x_BTD, head_VD = x_BTD.astype(np.float64), head_VD.astype(np.float64)
     logit_BTV = x_BTD @ head_VD.T
+    if never_BT is not None:
+        np.put_along_axis(logit_BTV, never_BT[..., None], -1e30, axis=-1)
     log_z_BT = np.log(np.exp(logit_BTV).sum(-1))
     one_hot_BTV = np.eye(head_VD.shape[0])[target_BT]
     nll_BT = log_z_BT - (logit_BTV * one_hot_BTV).sum(-1)
@@ -58,7 +60,7 @@ def oracle(x_BTD, head_VD, target_BT, weight_BT, z_loss):
 
 def placed(arrays, devices):
     """Features, head, targets and weights as a training step has them."""
-    specs = layout.act('BTD'), layout.param('VD'), layout.act('BT'), layout.act('BT')
+    specs = layout.act('BTD'), layout.param('VD'), *[layout.act('BT')] * (len(arrays) - 2)
     return [
         jax.device_put(array, NamedSharding(devices, spec))
         for array, spec in zip(arrays, specs, strict=True)
@@ -68,10 +70,14 @@ def placed(arrays, devices):
 def compute(arrays, devices, z_loss):
     """Sums of the evaluation path; sums and gradients of the training path."""
     arrays = placed(arrays, devices)
+
+    def loss(*args):
+        return cross_entropy(*args[:4], z_loss, 0, *args[4:])
+
     with jax.set_mesh(devices):
-        sums = jax.jit(cross_entropy, static_argnums=4)(*arrays, z_loss)
+        sums = jax.jit(loss)(*arrays)
         gradient = jax.value_and_grad(
-            lambda *args: (lambda s: (s.total, s))(cross_entropy(*args, z_loss)),
+            lambda *args: (lambda s: (s.total, s))(loss(*args)),
             argnums=(0, 1),
             has_aux=True,
         )
@@ -96,6 +102,40 @@ def test_equals_the_unchunked_loss_in_float64(name, monkeypatch):
     np.testing.assert_array_equal(sums, trained)
     assert_near(got_dx, dx_BTD, 1e-6)
     assert_near(got_dhead, dhead_VD, 1e-6)
+
+
+@pytest.mark.parametrize('name', ['one device', 'data 2 fsdp 2 tensor 2'])
+def test_only_tokens_that_bear_loss_are_computed(name, monkeypatch):
+    """One device has many of them and others none; what the rest holds is never looked at."""
+    monkeypatch.setattr(softmax, 'CHUNK_TOKENS', 7)
+    x_BTD, head_VD, target_BT, weight_BT = inputs()
+    weight_BT[:] = 0
+    weight_BT[3], weight_BT[2, 4], weight_BT[6, 1] = [3, 1, 0.25, 1, 2], 1, -0.5
+    never_BT = (target_BT + 1 + np.arange(5)) % 104
+    arrays = x_BTD, head_VD, target_BT, weight_BT
+    *wanted, dx_BTD, dhead_VD = oracle(*arrays, 0.1, never_BT)
+    x_BTD[weight_BT == 0] = np.nan
+    sums, trained, got_dx, got_dhead = compute((*arrays, never_BT), make_mesh(name), 0.1)
+    np.testing.assert_allclose(sums, wanted, rtol=2e-6)
+    np.testing.assert_array_equal(sums, trained)
+    assert_near(got_dx, dx_BTD, 1e-6)
+    assert_near(got_dhead, dhead_VD, 1e-6)
+    assert not got_dx[weight_BT == 0].any()
+
+
+def test_chunks_are_as_many_as_the_device_with_most_needs(monkeypatch):
+    monkeypatch.setattr(softmax, 'CHUNK_TOKENS', 4)
+    weight_BT = np.zeros((8, 12), np.float32)
+    weight_BT[5, 2:12] = weight_BT[4, :3] = 1  # on one of four devices: 13 tokens of 24
+    devices = make_mesh('fsdp 4 tensor 2')
+
+    @jax.shard_map(in_specs=layout.act('BT'), out_specs=jax.P(), mesh=devices)
+    def n(weight_BT):
+        return softmax.Gathered.of(weight_BT).n
+
+    with jax.set_mesh(devices):
+        (weight_BT,) = placed([None, None, weight_BT], devices)[2:]
+        assert jax.jit(n)(weight_BT) == 4
 
 
 @pytest.mark.parametrize(
