@@ -68,47 +68,31 @@ def result(value: float, low: float, high: float, n: int) -> Result:
     return {'value': value, 'low': low, 'high': high, 'n': n}
 
 
-def bold(
-    means: Sequence[float | None],
-    stds: Sequence[float | None],
-    *,
-    higher_is_better: bool,
-) -> list[bool]:
-    """Which arms are within two sigma of the best one.
-
-    Sigma is the standard deviation over seeds pooled over the arms (the root of the mean variance):
-    that of one arm, from three seeds, would be mostly chance. Without any (one seed) only the best
-    are. None is an arm for which the metric is n/a.
-    """
-    known = [mean for mean in means if mean is not None]
-    if not known:
-        return [False] * len(means)
-    variances = [
-        std**2
-        for mean, std in zip(means, stds, strict=True)
-        if mean is not None and std is not None
-    ]
-    sigma = math.sqrt(sum(variances) / len(variances)) if variances else 0.0
-    best = max(known) if higher_is_better else min(known)
-    return [mean is not None and abs(mean - best) <= 2 * sigma for mean in means]
-
-
 def win_matrix(
-    arms: Sequence[Mapping[str, float | None]], higher_is_better: Mapping[str, bool]
+    arms: Sequence[Mapping[str, float | None]], tasks: Mapping[str, Mapping[str, bool]]
 ) -> list[list[float | None]]:
-    """Row i, column j: the share of metrics in which arm i is better than arm j, a tie half.
+    """Row i, column j: the share of tasks that arm i wins over arm j.
 
-    Counted are the metrics of `higher_is_better` that both arms have; None where there is none, and
-    on the diagonal.
+    A task has one vote, however many metrics measure it (`tasks`: task to metric to whether higher
+    is better): the share of its metrics in which arm i is better, a tie half. Counted are metrics
+    that both arms have; None where there is none, and on the diagonal.
     """
 
-    def share(mine: Mapping[str, float | None], other: Mapping[str, float | None]) -> float | None:
+    def vote(
+        mine: Mapping[str, float | None],
+        other: Mapping[str, float | None],
+        metrics: Mapping[str, bool],
+    ) -> list[float]:
         won = []
-        for name, higher in higher_is_better.items():
+        for name, higher in metrics.items():
             a, b = mine.get(name), other.get(name)
             if a is not None and b is not None:
                 won.append(0.5 if a == b else float((a > b) == higher))
-        return sum(won) / len(won) if won else None
+        return [sum(won) / len(won)] if won else []
+
+    def share(mine: Mapping[str, float | None], other: Mapping[str, float | None]) -> float | None:
+        votes = [v for metrics in tasks.values() for v in vote(mine, other, metrics)]
+        return sum(votes) / len(votes) if votes else None
 
     return [
         [None if i == j else share(a, b) for j, b in enumerate(arms)] for i, a in enumerate(arms)

@@ -13,6 +13,7 @@ from pathlib import Path
 from llama_jax import installed
 from llama_jax.report import accounts, scores
 from llama_jax.report.grid import GridRecords, read_grid
+from llama_jax.report.judged import Judged
 from llama_jax.report.page import document
 from llama_jax.report.pictures import Picture, sections
 from llama_jax.report.png import MISSING, write_pngs
@@ -22,9 +23,16 @@ from llama_jax.report.text import escape, visible
 from llama_jax.train.records import write_atomically
 
 FIGURES = 'figures'
-_SIGMA = (
-    'Mean ± standard deviation over seeds. Bold: within two sigma of the best arm, sigma being the '
-    'deviation over seeds pooled over the arms.'
+_BOLD = (
+    'Mean ± standard deviation over seeds. Bold: no arm is shown to be better, and it is shown to '
+    'be better than some, by intervals of paired differences corrected (Holm) over all pairs of '
+    'arms; where nothing is shown nothing is bold. ▽: not above a baseline.'
+)
+_DIFFERENCES = (
+    'Each arm less the first, on the same seeds and the same texts; in brackets the interval (95%, '
+    'hierarchical bootstrap over seeds and documents, corrected by Holm over the arms). Bold: the '
+    'interval leaves 0 out. What is smaller than the noise floor (the half-width of the same '
+    'interval between the first arm and itself under other seeds) may be seeds and texts alone.'
 )
 
 
@@ -70,25 +78,41 @@ def content(grid: GridRecords) -> list[Section]:
     """All that the report tells, in order."""
     may_differ = grid.facts.get('may_differ')
     differ = ', '.join(map(str, may_differ)) if isinstance(may_differ, list) else 'not recorded'
+    judged = Judged(grid)
+    others = scores.measured(grid, scores.OTHERS)
+    differences = [
+        table
+        for metrics in (scores.measured(grid, scores.HEADLINE), others)
+        if (table := scores.differences(judged, metrics))
+    ]
     found = [
         Section(
             'Common metrics',
-            f'{_SIGMA} These metrics apply to every objective.',
+            f'{_BOLD} These metrics apply to every objective.',
             [
-                scores.scores(grid, scores.HEADLINE),
+                scores.scores(judged, scores.measured(grid, scores.HEADLINE)),
                 Fold('Every seed, with 95% intervals over its examples', scores.intervals(grid)),
             ],
         ),
         Section(
             'Metrics of some objectives',
-            f'{_SIGMA} n/a: the metric does not apply to the objective.',
-            [scores.others(grid)],
+            f'{_BOLD} n/a: the metric does not apply to the objective. A bound or a '
+            'pseudo-likelihood is never bold beside an exact value.',
+            [scores.scores(judged, others)],
         ),
+        *([Section('Differences', _DIFFERENCES, differences)] if differences else []),
         Section(
             'Win matrix',
-            f'The share of the {len(scores.HEADLINE)} common metrics in which the arm of the row '
-            'has the better mean than the arm of the column; a tie counts half.',
+            f'The share of the {len(scores.tasks())} common tasks that the arm of the row wins '
+            'over the arm of the column, by means over seeds. A task has one vote, however many '
+            'metrics it has; a tie counts half. Differences say which of it is more than chance.',
             [scores.wins(grid)],
+        ),
+        Section(
+            'Geometry',
+            'Alignment and uniformity describe representations and rank nothing: either alone is '
+            'best where vectors are worthless.',
+            [scores.scores(judged, scores.GEOMETRY)],
         ),
         *(Section(*section) for section in sections(grid)),
         Section(

@@ -1,24 +1,34 @@
 """Reads the records of a comparison, whole or not: arms may be missing, running, killed or broken.
 
 WORKDIR/grid.json says what was planned; WORKDIR/ARM/seed-K/ is a run directory with evaluation.json
-beside its records, and so is WORKDIR/ARM/lr-RATE/seed-K/ of a sweep of learning rates.
+beside its records, and so are WORKDIR/ARM/lr-RATE/seed-K/ of a sweep of learning rates and
+WORKDIR/ARM/again/seed-K/ of the base arm under other seeds (the A/A arm).
 """
 
 from __future__ import annotations
 
+import functools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llama_jax.errors import UserError
+from llama_jax.evaluate import per_text
+from llama_jax.evaluate.paired import Sample
+from llama_jax.evaluate.per_text import PerText
+from llama_jax.report.baselines import Baseline, read_baselines
 from llama_jax.report.read import Line, RunRecords, last, number, read, read_object
 
+EVALUATION = 'evaluation.json'
 LOG = 'log.txt'
 """What the process of a run prints, beside its records."""
 _LONGEST = 200
 """Characters of what is shown of a failure."""
 
+AGAIN = 'again'
+"""The folder of an arm's runs under other seeds."""
 FINISHED = 'finished'
 TRAINED = 'trained, not evaluated'
 
@@ -34,6 +44,12 @@ class SeedRun:
     """None where no run was begun."""
     evaluation: Line = field(default_factory=dict)
     """evaluation.json; empty when there is none."""
+    path: Path | None = None
+
+    @functools.cached_property
+    def texts(self) -> dict[str, PerText]:
+        """What each text adds to the metrics, of those that are a mean over texts."""
+        return per_text.read(self.path / EVALUATION) if self.path and self.evaluation else {}
 
     def metric(self, name: str) -> float | None:
         """Value of a metric; None where it was not measured or does not apply."""
@@ -71,10 +87,20 @@ class ArmRecords:
     runs: list[SeedRun]
     sweep: list[SeedRun] = field(default_factory=list)
     """Runs at other learning rates."""
+    again: list[SeedRun] = field(default_factory=list)
+    """Runs under other seeds, to compare the arm with itself."""
 
     def values(self, metric: str) -> list[float]:
         """The metric of every seed that has it."""
         return [x for x in (run.metric(metric) for run in self.runs) if x is not None]
+
+    def sample(self, metric: str) -> Sample:
+        """The metric over the seeds, with what each text adds to it."""
+        return _sample(self.runs, metric)
+
+    def sample_again(self, metric: str) -> Sample:
+        """The same under the other seeds."""
+        return _sample(self.again, metric)
 
     @property
     def done(self) -> bool:
@@ -91,10 +117,25 @@ class GridRecords:
     arms: list[ArmRecords]
     problems: list[str] = field(default_factory=list)
     """Sentences about what could not be read."""
+    baselines: list[Baseline] = field(default_factory=list)
 
     @property
     def runs(self) -> Iterator[tuple[ArmRecords, SeedRun]]:
         return ((arm, run) for arm in self.arms for run in arm.runs)
+
+
+def _sample(runs: list[SeedRun], metric: str) -> Sample:
+    values, texts = {}, {}
+    for run in runs:
+        value = run.metric(metric)
+        if value is None:
+            continue
+        values[run.seed] = value
+        kept = run.texts.get(metric)
+        # Not those of an evaluation that was written over.
+        if kept is not None and math.isclose(kept.value, value, rel_tol=1e-6, abs_tol=1e-9):
+            texts[run.seed] = kept
+    return Sample(values, texts)
 
 
 def read_grid(workdir: Path) -> GridRecords:
@@ -115,7 +156,8 @@ def read_grid(workdir: Path) -> GridRecords:
     if not arms:
         problems.append('grid.json names no arm.')
     title = facts.get('title') or facts.get('name') or workdir.resolve().name
-    return GridRecords(str(title), facts, arms, problems)
+    baselines = read_baselines(workdir, facts, problems)
+    return GridRecords(str(title), facts, arms, problems, baselines)
 
 
 def _seeds(facts: Line) -> int:
@@ -138,7 +180,8 @@ def _arm(
         for rate in sorted(_folders(folder, r'lr-(.+)'))
         for seed, path in _seed_dirs(folder / rate).items()
     ]
-    return ArmRecords(name, index, facts, runs, sweep)
+    again = [_run(path, seed, problems) for seed, path in _seed_dirs(folder / AGAIN).items()]
+    return ArmRecords(name, index, facts, runs, sweep, again)
 
 
 def _seed_dirs(folder: Path) -> dict[int, Path]:
@@ -155,7 +198,7 @@ def _folders(folder: Path, pattern: str) -> list[str]:
 def _run(path: Path, seed: int, problems: list[str]) -> SeedRun:
     if not (path / 'run.json').exists():
         return SeedRun(seed, _failure(path) or 'not started')
-    where = f'{path.parent.name}/{path.name}'
+    where = '/'.join(path.parts[-3 if path.parent.name == AGAIN else -2 :])
     try:
         records = read(path)
     except UserError as error:
@@ -163,14 +206,14 @@ def _run(path: Path, seed: int, problems: list[str]) -> SeedRun:
         return SeedRun(seed, 'unreadable')
     problems += [f'{where}: {text}' for text in records.problems]
     try:
-        evaluation = read_object(path / 'evaluation.json') or {}
+        evaluation = read_object(path / EVALUATION) or {}
     except UserError as error:
         problems.append(f'{where}: {error}')
         return SeedRun(seed, 'evaluation unreadable', records)
     state = _state(records, evaluation)
     if state != FINISHED and (failure := _failure(path)):
         state = f'{state}, {failure}'
-    return SeedRun(seed, state, records, evaluation)
+    return SeedRun(seed, state, records, evaluation, path)
 
 
 def _failure(path: Path) -> str | None:

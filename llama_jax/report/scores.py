@@ -1,73 +1,121 @@
-"""The tables of a comparison's results: means over seeds, intervals, wins."""
+"""The tables of a comparison's results: means over seeds, differences, baselines, wins."""
 
 from __future__ import annotations
 
+import math
+
 from llama_jax.evaluate import stats
 from llama_jax.evaluate.metrics import METRICS
+from llama_jax.evaluate.paired import Difference
+from llama_jax.report.baselines import Baseline
 from llama_jax.report.grid import ArmRecords, GridRecords, SeedRun
+from llama_jax.report.judged import EXACT, Judged
 from llama_jax.report.read import inside, number
 from llama_jax.report.tables import NOT_APPLICABLE, NOT_YET, Cell, Row, Table
 from llama_jax.report.units import arrow, spoken, told
 
-HEADLINE = tuple(name for name, about in METRICS.items() if about.headline)
+HEADLINE = tuple(name for name, about in METRICS.items() if about.headline and about.task)
+GEOMETRY = tuple(name for name, about in METRICS.items() if about.headline and not about.task)
 OTHERS = tuple(name for name, about in METRICS.items() if not about.headline)
 
-
-def others(grid: GridRecords) -> Table:
-    """The metrics that some arms do not have; those that no evaluation names are left out."""
-    metrics = [run.evaluation.get('metrics') for _, run in grid.runs]
-    named = {name for x in metrics if isinstance(x, dict) for name in x}
-    return scores(grid, tuple(name for name in OTHERS if name in named) or OTHERS)
+BELOW = '▽'
+"""Behind a value that a baseline reaches."""
+NOISE = 'noise floor: A/A half-width'
 
 
-def scores(grid: GridRecords, metrics: tuple[str, ...]) -> Table:
-    """Mean +- standard deviation over seeds; in bold what is within two sigma of the best."""
-    columns = [_column(grid, metric) for metric in metrics]
+def measured(grid: GridRecords, metrics: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that some evaluation names; all where there is none."""
+    found = [run.evaluation.get('metrics') for _, run in grid.runs]
+    named = {name for x in found if isinstance(x, dict) for name in x}
+    return tuple(name for name in metrics if name in named) or metrics
+
+
+def scores(judged: Judged, metrics: tuple[str, ...]) -> Table:
+    """Mean +- standard deviation over seeds, the noise floor, and the baselines below."""
+    grid = judged.grid
     rows = [
-        Row(arm.name, [column[arm.index] for column in columns], arm.index, not arm.done)
+        Row(
+            arm.name,
+            [_score(judged, arm, metric) for metric in metrics],
+            arm.index,
+            not arm.done,
+        )
         for arm in grid.arms
     ]
+    rows += _noise(judged, metrics)
+    rows += [
+        Row(baseline.name, [_baseline(baseline, metric) for metric in metrics], beside=True)
+        for baseline in grid.baselines
+        if any(baseline.value(metric) is not None for metric in metrics)
+    ]
     return Table(['arm', *(_head(metric) for metric in metrics)], rows)
+
+
+def differences(judged: Judged, metrics: tuple[str, ...]) -> Table | None:
+    """Every arm less the base on the same seeds and texts, with the corrected interval; None for a
+    grid of one arm."""
+    base = judged.base
+    if base is None or len(judged.grid.arms) < 2:
+        return None
+    columns = [(metric, judged.differences(metric)) for metric in metrics]
+    rows = [
+        Row(arm.name, [_difference(m, found.get(arm.name)) for m, found in columns], arm.index)
+        for arm in judged.grid.arms[1:]
+    ]
+    rows += _noise(judged, metrics)
+    return Table([f'less {base.name}', *(_head(metric) for metric in metrics)], rows)
 
 
 def intervals(grid: GridRecords) -> Table:
     """Every seed by itself, with the bootstrap interval over its examples."""
     shown = [m for m in METRICS if any(run.metric(m) is not None for _, run in grid.runs)]
+    runs = [
+        (f'{arm.name}{", again" * again}, seed {run.seed}', arm.index, run)
+        for arm in grid.arms
+        for again, of in ((False, arm.runs), (True, arm.again))
+        for run in of
+    ]
     rows = [
-        Row(
-            f'{arm.name}, seed {run.seed}',
-            [Cell(_interval(run, metric)) for metric in shown],
-            arm.index,
-            not run.done,
-        )
-        for arm, run in grid.runs
+        Row(name, [Cell(_interval(run, metric)) for metric in shown], index, not run.done)
+        for name, index, run in runs
     ]
     return Table(['run', *(_head(metric) for metric in shown)], rows)
 
 
 def wins(grid: GridRecords) -> Table:
-    """The share of the common metrics in which the row's arm is better than the column's.
-
-    Means over seeds are compared; a tie counts half.
-    """
+    """The share of the tasks that the row's arm wins over the column's, by means over seeds."""
     means = [{metric: mean_std(arm, metric)[0] for metric in HEADLINE} for arm in grid.arms]
-    matrix = stats.win_matrix(means, {m: METRICS[m].higher_is_better for m in HEADLINE})
     rows = [
         Row(arm.name, [_wins(share) for share in line], arm.index)
-        for arm, line in zip(grid.arms, matrix, strict=True)
+        for arm, line in zip(grid.arms, stats.win_matrix(means, tasks()), strict=True)
     ]
     return Table(['wins of', *(f'over\n{arm.name}' for arm in grid.arms)], rows)
 
 
+def tasks() -> dict[str, dict[str, bool]]:
+    """Task to its metrics, and whether higher is better."""
+    found: dict[str, dict[str, bool]] = {}
+    for name in HEADLINE:
+        found.setdefault(METRICS[name].task, {})[name] = METRICS[name].higher_is_better
+    return found
+
+
+def below(grid: GridRecords, arm: ArmRecords, metric: str) -> list[str]:
+    """Names of the baselines that the arm's mean does not surpass."""
+    mean, _ = mean_std(arm, metric)
+    if mean is None or not METRICS[metric].task and METRICS[metric].headline:
+        return []
+    sign = 1 if METRICS[metric].higher_is_better else -1
+    found = []
+    for baseline in grid.baselines:
+        value = baseline.value(metric) if baseline.applies(arm.name) else None
+        if value is not None and sign * (mean - value) <= 0:
+            found.append(baseline.name)
+    return found
+
+
 def _wins(share: float | None) -> Cell:
-    return Cell('') if share is None else Cell(f'{share:.0%}', best=share > 0.5)
-
-
-def _column(grid: GridRecords, metric: str) -> list[Cell]:
-    found = [mean_std(arm, metric) for arm in grid.arms]
-    means, stds = zip(*found, strict=True) if found else ((), ())
-    best = stats.bold(means, stds, higher_is_better=METRICS[metric].higher_is_better)
-    return [_score(arm, metric, bold) for arm, bold in zip(grid.arms, best, strict=True)]
+    return Cell('') if share is None else Cell(f'{share:.0%}')
 
 
 def mean_std(arm: ArmRecords, metric: str) -> tuple[float | None, float | None]:
@@ -76,15 +124,56 @@ def mean_std(arm: ArmRecords, metric: str) -> tuple[float | None, float | None]:
     return stats.mean_std(values) if values else (None, None)
 
 
-def _score(arm: ArmRecords, metric: str, best: bool) -> Cell:
+def _score(judged: Judged, arm: ArmRecords, metric: str) -> Cell:
     mean, std = mean_std(arm, metric)
     if mean is None:
         return Cell(_absent(arm.runs, metric))
     values = arm.values(metric)
     spread = '' if std is None else f' ± {told(metric, std)}'
     of = f' ({len(values)} of {len(arm.runs)})' if len(values) < len(arm.runs) else ''
-    seeds = ', '.join(told(metric, value, more=2) for value in values)
-    return Cell(f'{told(metric, mean)}{spread}{of}', best, f'seeds: {seeds}')
+    kind = judged.kind(arm, metric)
+    label = '' if kind == EXACT else f' {kind}'
+    under = below(judged.grid, arm, metric)
+    text = f'{told(metric, mean)}{spread}{of}{label}{f" {BELOW}" if under else ""}'
+    about = f'seeds: {", ".join(told(metric, value, more=2) for value in values)}'
+    about += f'; not above {", ".join(under)}' if under else ''
+    return Cell(text, arm.name in judged.bold(metric), about)
+
+
+def _noise(judged: Judged, metrics: tuple[str, ...]) -> list[Row]:
+    """A row, where there is an A/A arm."""
+    found = [judged.noise(metric) for metric in metrics]
+    if not any(found):
+        return []
+    cells = [
+        Cell(NOT_APPLICABLE if x is None or math.isnan(x.half) else f'± {told(metric, x.half)}')
+        for metric, x in zip(metrics, found, strict=True)
+    ]
+    return [Row(NOISE, cells, beside=True)]
+
+
+def _baseline(baseline: Baseline, metric: str) -> Cell:
+    value = baseline.value(metric)
+    return Cell(NOT_APPLICABLE if value is None else told(metric, value))
+
+
+def _difference(metric: str, found: Difference | None) -> Cell:
+    if found is None:
+        return Cell(NOT_APPLICABLE)
+    value = told(metric, found.value, sign=True)
+    if math.isnan(found.half):
+        return Cell(value, told='one seed: no interval')
+    low, high = (told(metric, x, sign=True) for x in (found.low, found.high))
+    about = f'{_counted(found.seeds, "seed")}, {_counted(found.texts, "text")}'
+    if math.isnan(found.p):
+        about += '; of other texts, not of other seeds'
+    else:
+        about += f'; p {found.p:.2g}, corrected {found.corrected:.2g}'
+    return Cell(f'{value} [{low}, {high}]', found.shown, about)
+
+
+def _counted(n: int, what: str) -> str:
+    return f'{n} {what}{"s" * (n != 1)}'
 
 
 def _absent(runs: list[SeedRun], metric: str) -> str:

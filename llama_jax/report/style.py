@@ -170,7 +170,8 @@ TABLE_CSS = """
 .data .none { color: var(--soft); }
 .data .code { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, 'DejaVu Sans Mono',
   'Noto Sans Mono CJK SC', monospace; font-size: 12px; }
-.data tr.open th, .data tr.open td { color: var(--soft); }
+.data tr.open th, .data tr.open td, .data tr.beside th, .data tr.beside td { color: var(--soft); }
+.data tr.beside th { font-style: italic; }
 .data b { font-weight: 700; }
 .tables .card + .card { margin-top: 12px; }
 @media (max-width: 800px) {

@@ -34,6 +34,8 @@ class Row:
     arm: int | None = None
     open: bool = False
     """True where the runs are not finished: the row is pale."""
+    beside: bool = False
+    """True of what is no arm: a baseline, or the noise floor."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Table:
             f'<th{_classes(side if self.right else "")}>{escape(text)}</th>' for text in others
         )
         rows = ''.join(
-            f'<tr{_classes("open" if row.open else "")}>'
+            f'<tr{_classes("open" if row.open else "", "beside" if row.beside else "")}>'
             f'<th>{_swatch(row.arm)}{escape(row.name)}</th>'
             f'{"".join(_cell(cell, side) for cell in row.cells)}</tr>'
             for row in self.rows

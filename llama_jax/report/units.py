@@ -10,10 +10,11 @@ def factor(metric: str) -> float:
     return 100.0 if METRICS[metric].unit == 'share' else 1.0
 
 
-def told(metric: str, value: float, *, more: int = 0) -> str:
-    """A value of `metric`, or a deviation of it, with `more` decimals than a table has."""
+def told(metric: str, value: float, *, more: int = 0, sign: bool = False) -> str:
+    """A value of `metric`, or a deviation of it, with `more` decimals than a table has; with its
+    sign where it is a difference."""
     scaled = factor(metric)
-    text = f'{scaled * value:.{(1 if scaled == 100 else 3) + more}f}'
+    text = f'{scaled * value:{"+" if sign else ""}.{(1 if scaled == 100 else 3) + more}f}'
     return text.replace('-', '−')
 
 

@@ -51,27 +51,18 @@ def test_interval_is_the_same_for_a_seed():
     assert stats.of_mean(x, seed=3) != stats.of_mean(x, seed=4)
 
 
-def test_bold_by_hand():
-    # Pooled sigma: sqrt((0.01^2 + 0.03^2 + 0.02^2) / 3) = 0.0216; two of them are 0.0432.
-    means, sigmas = [0.50, 0.46, 0.45, None], [0.01, 0.03, 0.02, None]
-    assert stats.bold(means, sigmas, higher_is_better=True) == [True, True, False, False]
-    assert stats.bold(means, sigmas, higher_is_better=False) == [False, True, True, False]
-    one_seed = stats.bold([0.5, 0.5, 0.499], [None] * 3, higher_is_better=True)
-    assert one_seed == [True, True, False]
-    assert stats.bold([None, None], [None, None], higher_is_better=True) == [False, False]
-
-
 def test_win_matrix_by_hand():
     arms = [
-        {'up': 0.9, 'down': 1.0, 'even': 1.0},
-        {'up': 0.5, 'down': 2.0, 'even': 1.0},
+        {'up': 0.9, 'up too': 0.1, 'down': 1.0, 'even': 1.0},
+        {'up': 0.5, 'up too': 0.2, 'down': 2.0, 'even': 1.0},
         {'up': 0.7, 'down': None},
         {'down': None},
     ]
-    better = {'up': True, 'down': False, 'even': True}
-    wins = stats.win_matrix(arms, better)
-    assert wins[0] == [None, pytest.approx(2.5 / 3), 1.0, None]
-    assert wins[1] == [pytest.approx(0.5 / 3), None, 0.0, None]
+    tasks = {'one': {'up': True, 'up too': True}, 'two': {'down': False}, 'three': {'even': True}}
+    wins = stats.win_matrix(arms, tasks)
+    # Two metrics of one task have one vote together.
+    assert wins[0] == [None, pytest.approx((0.5 + 1 + 0.5) / 3), 1.0, None]
+    assert wins[1] == [pytest.approx((0.5 + 0 + 0.5) / 3), None, 0.0, None]
     assert wins[2] == [0.0, 1.0, None, None]
     assert wins[3] == [None] * 4
 
@@ -82,6 +73,9 @@ def test_the_table_of_metrics():
         *('recall_span_1', 'recall_span_5', 'recall_span_10', 'alignment', 'uniformity'),
     ]
     assert set(CURVES) <= set(METRICS)
+    # Geometry is told and ranks nothing.
+    ranked = {name for name, metric in METRICS.items() if metric.task}
+    assert 'alignment' not in ranked and 'uniformity' not in ranked and len(ranked) == 8
     assert all(metric.higher_is_better == (metric.unit == 'share') for metric in METRICS.values())
 
 

@@ -6,14 +6,18 @@ import re
 import shutil
 import sys
 
+import numpy as np
 import pytest
 
 import experiments.report
 from experiments import cli
 from llama_jax.errors import UserError
+from llama_jax.evaluate import per_text
 from llama_jax.evaluate.metrics import METRICS
+from llama_jax.evaluate.per_text import Identity, PerText
 from llama_jax.report import accounts, comparison, scores
 from llama_jax.report.grid import read_grid
+from llama_jax.report.judged import Judged
 from llama_jax.report.pictures import sections
 from tests.report import compared
 from tests.report.test_report import Page, figures, read_off
@@ -63,40 +67,136 @@ def three(tmp_path):
     return compared.write(tmp_path / 'three', arms=THREE)
 
 
+def judged(workdir):
+    return Judged(read_grid(workdir))
+
+
+def table_of(workdir):
+    return scores.scores(judged(workdir), scores.HEADLINE)
+
+
 def test_scores_by_hand(three):
-    # Means 62, 60, 57; deviations 2.83, 1.41, 0.71; pooled sigma sqrt(10.5 / 3) = 1.87.
     set_metric(three, 'causal', 'probe_accuracy', [0.60, 0.64])
-    set_metric(three, 'masked', 'probe_accuracy', [0.59, 0.61])
-    set_metric(three, 'contrastive', 'probe_accuracy', [0.565, 0.575])
-    # Lower is better: means 0.5, 0.6, 0.4 with sigma 0.0141 / sqrt(3).
-    set_metric(three, 'causal', 'alignment', [0.5, 0.5])
-    set_metric(three, 'masked', 'alignment', [0.59, 0.61])
-    set_metric(three, 'contrastive', 'alignment', [0.4, 0.4])
-    table = scores.scores(read_grid(three), scores.HEADLINE)
+    set_metric(three, 'masked', 'probe_accuracy', [0.59, 0.63])
+    set_metric(three, 'contrastive', 'probe_accuracy', [0.40, 0.44])
+    table = table_of(three)
+    # Seeds move all arms alike: no more than chance sets causal and masked apart, and both are
+    # above the third.
     assert column(table, 'Linear probe') == (
-        ['62.0 ± 2.8', '60.0 ± 1.4', '57.0 ± 0.7'],
+        ['62.0 ± 2.8', '61.0 ± 2.8', '42.0 ± 2.8'],
         [True, True, False],
     )
-    assert column(table, 'Alignment') == (
-        ['0.500 ± 0.000', '0.600 ± 0.014', '0.400 ± 0.000'],
-        [False, False, True],
-    )
-    assert table.head[1] == 'Linear probe, best layer\n% ↑' and 'Alignment\n ↓' in table.head
-    assert '<b>62.0 ± 2.8</b>' in table.html() and '<b>57.0' not in table.html()
-    assert '| **62.0 ± 2.8** |' in table.markdown() and '| 57.0 ± 0.7 |' in table.markdown()
+    assert table.head[1] == 'Linear probe, best layer\n% ↑'
+    assert '<b>62.0 ± 2.8</b>' in table.html() and '<b>42.0' not in table.html()
+    assert '| **62.0 ± 2.8** |' in table.markdown() and '| 42.0 ± 2.8 |' in table.markdown()
+
+
+def test_nothing_is_bold_that_no_interval_carries(three):
+    # Best by far under one seed and last under the other.
+    set_metric(three, 'causal', 'probe_accuracy', [0.90, 0.10])
+    set_metric(three, 'masked', 'probe_accuracy', [0.20, 0.30])
+    set_metric(three, 'contrastive', 'probe_accuracy', [0.21, 0.25])
+    assert not any(column(table_of(three), 'Linear probe')[1])
+    # Geometry ranks nothing, whatever the figures.
+    for arm, value in zip(THREE, (0.1, 0.5, 0.9), strict=True):
+        set_metric(three, arm, 'alignment', [value, value + 0.001])
+    table = scores.scores(judged(three), scores.GEOMETRY)
+    assert not any(column(table, 'Alignment')[1])
+    assert 'Alignment' not in ' '.join(table_of(three).head)
+
+
+def test_a_bound_is_not_bold_beside_an_exact_value(three):
+    for seed in (0, 1):
+        set_metric(three, 'causal', 'bits_per_byte', [1.0, 1.001])
+        set_metric(three, 'masked', 'bits_per_byte', [0.5, 0.501])
+        set_metric(three, 'contrastive', 'bits_per_byte', [2.0, 2.001])
+    path = three / 'masked/seed-0/evaluation.json'
+    made = json.loads(path.read_text('utf-8'))
+    made['metrics']['bits_per_byte']['kind'] = 'bound'
+    path.write_text(json.dumps(made))
+    texts, bold = column(scores.scores(judged(three), scores.OTHERS), 'Likelihood')
+    assert texts[1] == '0.500 ± 0.001 bound' and bold == [True, False, False]
+    found = judged(three).differences('bits_per_byte')
+    assert list(found) == ['contrastive']
+
+
+def keep_texts(path, name, over, document):
+    """Into evaluation.npz, and the value into evaluation.json."""
+    of = Identity(np.arange(len(over), dtype=np.uint64), document.astype(np.uint64))
+    kept = PerText(over, np.ones(len(over)), of)
+    made = json.loads(path.read_text('utf-8'))
+    made['metrics'][name] = {'value': kept.value, 'low': 0.1, 'high': 0.9, 'n': len(over)}
+    per_text.write(path, {**made, 'texts': {name: kept}})
+
+
+def test_differences_are_those_of_paired_texts(three):
+    rng = np.random.default_rng(0)
+    document = np.repeat(np.arange(30), 4)
+    hard = rng.normal(0.5, 0.3, 120)
+    for arm, above in zip(THREE, (0.0, 0.05, 0.0), strict=True):
+        for seed in (0, 1):
+            over = hard + above + 0.01 * rng.normal(size=120) + 0.002 * seed
+            keep_texts(
+                three / f'{arm}/seed-{seed}/evaluation.json', 'recall_span_1', over, document
+            )
+    for seed in (0, 1):
+        path = three / f'causal/again/seed-{1000 + seed}'
+        compared.write_run(path, 'causal', seed)
+        over = hard + 0.01 * rng.normal(size=120)
+        keep_texts(path / 'evaluation.json', 'recall_span_1', over, document)
+    table = scores.differences(judged(three), scores.HEADLINE)
+    texts, bold = column(table, 'Span to span, recall@1')
+    assert bold == [True, False, False]  # masked, contrastive, the noise floor
+    value, low, high = map(float, re.findall(r'[+-][\d.]+', texts[0].replace('−', '-')))
+    assert value == pytest.approx(5, abs=0.3) and 4 < low < value < high < 6
+    floor = float(texts[2].removeprefix('± '))
+    assert table.rows[2].name == scores.NOISE and 0 < floor < 1
+    cell = table.rows[0].cells[table.head.index('Span to span, recall@1\n% ↑') - 1]
+    assert '2 seeds, 120 texts; p ' in cell.told
+    html = page(three)
+    assert 'causal, again, seed 1001' in Page(html).text and scores.NOISE in Page(html).text
+
+
+def test_baselines_are_rows_and_an_arm_below_one_is_marked(three):
+    rows = {'TF-IDF': {'probe_accuracy': {'value': 0.61}}, 'chance': {}}
+    for name, result in (
+        ('counts/seed-0', {'rows': rows}),
+        ('untrained/seed-0', {'metrics': {'recall_span_1': {'value': 0.99}}}),
+        ('untrained/seed-1', {'metrics': {'recall_span_1': {'value': 0.97}}}),
+    ):
+        path = three / 'baselines' / name
+        path.mkdir(parents=True)
+        (path / 'evaluation.json').write_text(json.dumps(result))
+    facts = compared.grid(THREE) | {'baselines': {'counts': [], 'untrained': ['causal']}}
+    (three / 'grid.json').write_text(json.dumps(facts))
+    set_metric(three, 'causal', 'probe_accuracy', [0.60, 0.60])
+    set_metric(three, 'masked', 'probe_accuracy', [0.62, 0.62])
+    set_metric(three, 'contrastive', 'probe_accuracy', [0.61, 0.61])
+    table = table_of(three)
+    assert column(table, 'Linear probe')[0] == [
+        *('60.0 ± 0.0 ▽', '62.0 ± 0.0', '61.0 ± 0.0 ▽', '61.0', 'n/a'),
+    ]
+    assert [row.name for row in table.rows[3:]] == ['TF-IDF', 'untrained']
+    assert cells(table, 'causal')['Linear probe, best layer\n% ↑'].told.endswith('not above TF-IDF')
+    spans = column(table, 'Span to span, recall@1')[0]
+    assert '▽' in spans[0] and '▽' not in spans[1] and spans[-1] == '98.0'
 
 
 def test_one_seed_has_no_deviation(tmp_path):
     workdir = compared.write(tmp_path / 'one', arms=THREE, seeds=1)
     set_metric(workdir, 'causal', 'uniformity', [-1.5])
-    table = scores.scores(read_grid(workdir), scores.HEADLINE)
+    table = scores.scores(judged(workdir), scores.GEOMETRY)
     assert column(table, 'Uniformity')[0][0] == '−1.500'
     assert '±' not in table.markdown()
-    assert sum(column(table, 'Uniformity')[1]) == 1
+    # One seed says nothing of others.
+    set_metric(workdir, 'causal', 'probe_accuracy', [0.99])
+    assert not any(column(table_of(workdir), 'Linear probe')[1])
+    table = scores.differences(judged(workdir), scores.HEADLINE)
+    assert {cell.told for row in table.rows for cell in row.cells} == {'one seed: no interval'}
 
 
 def test_what_does_not_apply_is_never_a_number(three):
-    table = scores.others(read_grid(three))
+    table = scores.scores(judged(three), scores.OTHERS)
     assert {cell.text for cell in cells(table, 'contrastive').values()} == {'n/a'}
     assert not any(cell.best for cell in cells(table, 'contrastive').values())
     assert table.markdown().count(' n/a |') == 2 + 3 + 5  # causal, masked, contrastive
@@ -104,11 +204,12 @@ def test_what_does_not_apply_is_never_a_number(three):
     set_metric(three, 'contrastive', 'infill_exact', [math.nan, math.nan])
     for seed in (0, 1):
         (three / 'masked' / f'seed-{seed}' / 'evaluation.json').unlink()
-    table = scores.others(read_grid(three))
+    table = scores.scores(judged(three), scores.OTHERS)
     assert column(table, 'Infill')[0] == ['n/a', '—', 'not finite']
     # A zero that was measured is one.
     set_metric(three, 'contrastive', 'infill_exact', [0.0, 0.0])
-    assert column(scores.others(read_grid(three)), 'Infill')[0][2] == '0.0 ± 0.0'
+    table = scores.scores(judged(three), scores.OTHERS)
+    assert column(table, 'Infill')[0][2] == '0.0 ± 0.0'
 
 
 def test_intervals_over_examples(three):
@@ -121,7 +222,7 @@ def test_intervals_over_examples(three):
 
 
 def test_wins_by_hand(three):
-    # All common metrics by their means: causal wins 2 of 10, ties 1, loses 7 against masked.
+    """Of four tasks: both metrics of topics, three recalls each of docstrings and of spans."""
     for arm in THREE:
         for name in scores.HEADLINE:
             set_metric(
@@ -130,12 +231,11 @@ def test_wins_by_hand(three):
     for name in ('recall_doc_1', 'recall_doc_5'):
         set_metric(three, 'masked', name, [0.4, 0.4])
     set_metric(three, 'masked', 'recall_doc_10', [0.5, 0.5])
-    set_metric(three, 'masked', 'alignment', [0.7, 0.7])  # lower is better
     table = scores.wins(read_grid(three))
-    # 2 recalls, alignment and uniformity are causal's, one is a tie.
-    assert [c.text for c in table.rows[0].cells] == ['', '45%', '50%']
-    assert [c.text for c in table.rows[1].cells][0] == '55%'
-    assert [c.best for c in table.rows[1].cells][0]
+    # Causal wins two recalls of docstrings and ties the third, and loses all else.
+    assert [c.text for c in table.rows[0].cells] == ['', f'{100 * (2.5 / 3) / 4:.0f}%', '50%']
+    assert [c.text for c in table.rows[1].cells][0] == '79%'
+    assert not any(c.best for row in table.rows for c in row.cells)
 
 
 def test_budget_and_cost(three):
@@ -273,7 +373,7 @@ def test_unfinished_and_broken_arms(three):
         'evaluation.json is no JSON object',
     ):
         assert sentence in text and sentence in told(three).replace('\\_', '_')
-    table = scores.scores(read_grid(three), scores.HEADLINE)
+    table = table_of(three)
     probes = column(table, 'Linear probe')[0]
     own = compared.metrics('causal', 0)['probe_accuracy']['value']
     assert probes == [f'{100 * own:.1f} (1 of 2)', '—', '—']
@@ -333,7 +433,8 @@ def test_names_that_lead_elsewhere_are_not_read(three):
 
 
 def test_all_metrics_are_in_one_of_the_tables():
-    assert sorted(scores.HEADLINE + scores.OTHERS) == sorted(METRICS)
+    shown = scores.HEADLINE + scores.GEOMETRY + scores.OTHERS
+    assert sorted(shown) == sorted(METRICS)
 
 
 def test_no_comparison(tmp_path):

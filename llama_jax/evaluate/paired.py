@@ -1,0 +1,251 @@
+"""Differences between arms on the same seeds and the same texts: what a comparison may say.
+
+A metric of an arm varies with the seed it was trained under and with the texts it was measured on.
+The hierarchical bootstrap resamples both (seeds crossed with documents, since every run is measured
+on the same texts), and the difference of two arms under the same draws is paired. Few seeds
+understate how much seeds vary: the part of the variance that is theirs is put right (S draws of S
+values vary by (S - 1) / S too little), is no less than what the seeds of all arms show together,
+and intervals are those of Student's t. Over several arms Holm's procedure (1979) keeps the chance
+of any false claim at 5%.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from scipy import special
+
+from llama_jax.evaluate.per_text import PerText
+
+RESAMPLES = 1000
+ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A metric of one arm."""
+
+    values: Mapping[int, float]
+    """By seed."""
+    texts: Mapping[int, PerText] = field(default_factory=dict)
+    """By seed; where one has none, texts count as given."""
+
+
+class Difference(NamedTuple):
+    """An arm less another."""
+
+    value: float
+    se: float
+    """Standard error; nan where it is not known: one seed, and nothing per text."""
+    df: float
+    """Degrees of freedom of t."""
+    seeds: int
+    texts: int
+    p: float
+    """Two-sided, that there is no difference; nan with one seed, which says nothing of others."""
+    corrected: float
+    """`p` by Holm's procedure over the family."""
+    half: float
+    """Half-width of the interval at the corrected level: it leaves 0 out where `corrected` < 5%.
+    With one seed it is of other texts alone, and not corrected."""
+
+    @property
+    def low(self) -> float:
+        return self.value - self.half
+
+    @property
+    def high(self) -> float:
+        return self.value + self.half
+
+    @property
+    def shown(self) -> bool:
+        """Whether the corrected interval carries that there is a difference."""
+        return self.corrected < ALPHA
+
+
+def holm(p: Sequence[float]) -> tuple[list[float], list[float]]:
+    """p values corrected by Holm's procedure, and the level at which each is tested: ALPHA over the
+    number of hypotheses that are left, down to the first that stands. nan is no hypothesis."""
+    order = [i for i in np.argsort(p, kind='stable') if not math.isnan(p[i])]
+    corrected, levels = [math.nan] * len(p), [ALPHA] * len(p)
+    highest, level = 0.0, ALPHA
+    for rank, i in enumerate(order):
+        left = len(order) - rank
+        if highest < ALPHA:  # behind the first that stands all others are tested at its level
+            level = ALPHA / left
+        highest = max(highest, min(1.0, left * p[i]))
+        corrected[i], levels[i] = highest, level
+    return corrected, levels
+
+
+def differences(
+    arms: Mapping[str, Sample], pairs: Iterable[tuple[str, str]]
+) -> dict[tuple[str, str], Difference]:
+    """The first arm of each pair less the second, one family of hypotheses. Pairs of which one arm
+    has no value under a seed of the other are left out."""
+    pooled, pooled_df = seed_variance(arms)
+    draws = _Draws()
+    found = {}
+    for pair in pairs:
+        one, other = (arms[name] for name in pair)
+        seeds = sorted(one.values.keys() & other.values.keys())
+        if seeds:
+            found[pair] = _difference(one, other, seeds, pooled, pooled_df, draws)
+    corrected, levels = holm([x.p for x in found.values()])
+    return {
+        pair: x._replace(corrected=c, half=_half(x, level))
+        for (pair, x), c, level in zip(found.items(), corrected, levels, strict=True)
+    }
+
+
+def noise(base: Sample, again: Sample) -> Difference | None:
+    """The A/A comparison: the base arm under other seeds, less itself. The half-width of its
+    interval (95%) is the noise floor: what is smaller may be seeds and texts alone."""
+    seeds = dict(zip(sorted(base.values), sorted(again.values), strict=False))
+    if not seeds:
+        return None
+    moved = Sample(
+        {seed: again.values[other] for seed, other in seeds.items()},
+        {seed: again.texts[other] for seed, other in seeds.items() if other in again.texts},
+    )
+    x_AS = np.array([[s.values[seed] for seed in seeds] for s in (base, moved)])
+    n = len(seeds)
+    # The seeds are no pairs here: each arm varies by itself.
+    within, df = (2 * x_AS.var(axis=1, ddof=1).mean(), 2 * (n - 1)) if n > 1 else (math.nan, 0)
+    found = _difference(moved, base, list(seeds), within, df, _Draws(), own=False)
+    return found._replace(corrected=found.p, half=_half(found, ALPHA))
+
+
+def seed_variance(arms: Mapping[str, Sample]) -> tuple[float, float]:
+    """Variance of the difference of two arms under one seed, pooled over the arms, and its degrees
+    of freedom: twice the residual of the analysis of variance of arms by seeds. (nan, 0) for a
+    single seed or arm."""
+    most = max((len(arm.values) for arm in arms.values()), default=0)
+    whole = [arm for arm in arms.values() if len(arm.values) == most]
+    seeds = sorted(whole[0].values) if whole else []
+    whole = [arm for arm in whole if sorted(arm.values) == seeds]
+    if len(whole) < 2 or most < 2:
+        return math.nan, 0.0
+    x_AS = np.array([[arm.values[seed] for seed in seeds] for arm in whole])
+    rest_AS = x_AS - x_AS.mean(0) - x_AS.mean(1, keepdims=True) + x_AS.mean()
+    df = (len(whole) - 1) * (most - 1)
+    return 2 * float((rest_AS**2).sum()) / df, float(df)
+
+
+def seeds_needed(
+    difference: float, *, variance: float, rest: float = 0.0, arms: int = 1, power: float = 0.8
+) -> int | None:
+    """How many seeds show `difference` with the chance `power`, in the worst case of Holm's
+    procedure over `arms` others than the base. None: no number does, for the texts are too few.
+
+    Args:
+      variance: of the difference of two runs under one seed.
+      rest: variance of the difference that more seeds do not lessen, that of the texts.
+    """
+    level = ALPHA / arms
+    for n in range(2, 1000):
+        se = math.sqrt(variance / n + rest)
+        # Student's t has the quantile, the normal distribution the chance to be beyond it.
+        t = float(special.stdtrit(arms * (n - 1), 1 - level / 2))
+        if special.ndtr(abs(difference) / se - t) >= power:
+            return n
+    return None
+
+
+def _difference(
+    one: Sample,
+    other: Sample,
+    seeds: list[int],
+    pooled: float,
+    pooled_df: float,
+    draws: _Draws,
+    *,
+    own: bool = True,
+) -> Difference:
+    S = len(seeds)
+    delta_S = np.array([one.values[seed] - other.values[seed] for seed in seeds])
+    mine = float(delta_S.var(ddof=1)) if S > 1 else 0.0
+    both = [draws.values(arm, seeds) for arm in (one, other)]
+    if both[0] is not None and both[1] is not None and draws.same(one, other, seeds):
+        resampled = float(np.var(both[0] - both[1]))
+        documents = draws.documents(one, seeds)
+        n_texts = len(one.texts[seeds[0]].over_N)
+    else:
+        resampled, documents, n_texts = mine * (S - 1) / S**2, 0, 0
+    value = float(delta_S.mean())
+    if S < 2:
+        se = math.sqrt(resampled) if n_texts else math.nan
+        df = float(max(documents - 1, 1))
+        return Difference(value, se, df, S, n_texts, math.nan, math.nan, math.nan)
+    if not own:
+        seed_part, seed_df = pooled, pooled_df
+    elif mine > pooled or math.isnan(pooled):
+        # Seeds that vary more in these arms than in all: the more, the less the others say of them.
+        share = 0.0 if math.isnan(pooled) or not mine else (pooled / mine) ** 2
+        seed_part, seed_df = mine, (S - 1) + share * (pooled_df - (S - 1))
+    else:
+        seed_part, seed_df = pooled, pooled_df
+    rest = max(resampled - mine * (S - 1) / S**2, 0.0)
+    parts = [(seed_part / S, seed_df), (rest, max(documents - 1, 1))]
+    variance = sum(part for part, _ in parts)
+    # Welch & Satterthwaite.
+    spread = sum(part**2 / df for part, df in parts)
+    df = variance**2 / spread if spread else seed_df
+    se = math.sqrt(variance)
+    p = 2 * float(special.stdtr(df, -abs(value) / se)) if se else float(value == 0)
+    return Difference(value, se, df, S, n_texts, p, math.nan, math.nan)
+
+
+def _half(found: Difference, level: float) -> float:
+    return found.se * float(special.stdtrit(found.df, 1 - level / 2))
+
+
+class _Draws:
+    """Bootstrap replicates of arms, all under the same draws of seeds and documents."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, tuple[int, ...]], np.ndarray | None] = {}
+        self._weights: dict[tuple[int, int], np.ndarray] = {}
+
+    def values(self, arm: Sample, seeds: list[int]) -> np.ndarray | None:
+        """The metric of each resample [R]; None where a run has nothing per text."""
+        key = (id(arm), tuple(seeds))
+        if key not in self._kept:
+            self._kept[key] = self._values(arm, seeds)
+        return self._kept[key]
+
+    def documents(self, arm: Sample, seeds: list[int]) -> int:
+        return len(np.unique(arm.texts[seeds[0]].of.document_N))
+
+    def same(self, one: Sample, other: Sample, seeds: list[int]) -> bool:
+        """Whether both were measured on the same texts."""
+        first, *rest = [arm.texts[seed].of.text_N for arm in (one, other) for seed in seeds]
+        return all(np.array_equal(first, texts) for texts in rest)
+
+    def _values(self, arm: Sample, seeds: list[int]) -> np.ndarray | None:
+        if any(seed not in arm.texts for seed in seeds):
+            return None
+        runs = [arm.texts[seed] for seed in seeds]
+        if any(not np.array_equal(run.of.text_N, runs[0].of.text_N) for run in runs):
+            return None
+        _, place_N = np.unique(runs[0].of.document_N, return_inverse=True)
+        D = int(place_N.max()) + 1
+        over_SD, under_SD = (
+            np.array([np.bincount(place_N, weights=x, minlength=D) for x in of])
+            for of in ([run.over_N for run in runs], [run.under_N for run in runs])
+        )
+        w_RS, w_RD = self._weight(len(seeds), 0), self._weight(D, 1)
+        over_R, under_R = (((w_RD @ x.T) * w_RS).sum(axis=1) for x in (over_SD, under_SD))
+        return over_R / np.maximum(under_R, 1e-300)
+
+    def _weight(self, n: int, stream: int) -> np.ndarray:
+        """How often each of n was drawn [R, n]; seeds and documents by streams of their own."""
+        if (n, stream) not in self._weights:
+            rng = np.random.default_rng((n, stream))
+            drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+            self._weights[n, stream] = drawn.astype(np.float64)
+        return self._weights[n, stream]
