@@ -22,6 +22,7 @@ CORE = [
     'etils>=1.14',
     'ml_dtypes>=0.6',
     'absl-py>=2.5',
+    'matplotlib>=3.11',
 ]
 
 SERVE = ['starlette>=1.10', 'uvicorn>=0.54', 'llguidance>=1.9']
@@ -42,8 +43,8 @@ EXTRAS = {
     'serve': SERVE,
     # Tasks, and lm-eval itself.
     'eval': ['lm-eval>=0.4.13', *SCORES],
-    # Comparing objectives: probes, and pictures as PNG.
-    'compare': ['scikit-learn>=1.9', 'matplotlib>=3.11'],
+    # Comparing objectives: probes and baselines.
+    'compare': ['scikit-learn>=1.9'],
     'formats': FORMATS,
     'weights': WEIGHTS,
     # The exact release: goldens name it, and it decides which build of torch pip takes.

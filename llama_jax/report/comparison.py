@@ -5,18 +5,17 @@ Made of the records alone: grid.json and the records of its runs.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama_jax import installed
-from llama_jax.report import accounts, scores
+from llama_jax.report import accounts, difference_pictures, draw, scores
 from llama_jax.report.grid import GridRecords, read_grid
 from llama_jax.report.judged import Judged
 from llama_jax.report.page import document
-from llama_jax.report.pictures import Picture, sections
-from llama_jax.report.png import MISSING, write_pngs
+from llama_jax.report.picture import Picture
+from llama_jax.report.pictures import sections
 from llama_jax.report.style import COMPARISON_CSS, CSS
 from llama_jax.report.tables import Table, markdown
 from llama_jax.report.text import escape, visible
@@ -57,18 +56,13 @@ class Section:
 def write(workdir: Path) -> Path:
     """Write report.html, report.md and figures/*.png into `workdir`; returns the page's path.
 
-    Raises UserError when no comparison is there. Where matplotlib is not installed there are no
-    PNGs, and one line on standard error says so.
+    Raises UserError when no comparison is there.
     """
     grid = read_grid(workdir)
     parts = content(grid)
     pictures = [p for section in parts for p in section.parts if isinstance(p, Picture)]
-    try:
-        write_pngs(workdir / FIGURES, pictures)
-    except ImportError:
-        print(MISSING, file=sys.stderr)
-        pictures = []
-    write_atomically(workdir / 'report.md', text(grid, parts, with_pictures=bool(pictures)))
+    draw.write_pngs(workdir / FIGURES, pictures)
+    write_atomically(workdir / 'report.md', text(grid, parts))
     path = workdir / 'report.html'
     write_atomically(path, page(grid, parts))
     return path
@@ -100,7 +94,11 @@ def content(grid: GridRecords) -> list[Section]:
             'pseudo-likelihood is never bold beside an exact value.',
             [scores.scores(judged, others)],
         ),
-        *([Section('Differences', _DIFFERENCES, differences)] if differences else []),
+        *(
+            [Section('Differences', _DIFFERENCES, [*differences, *_difference_pictures(judged)])]
+            if differences
+            else []
+        ),
         Section(
             'Win matrix',
             f'The share of the {len(scores.tasks())} common tasks that the arm of the row wins '
@@ -138,6 +136,14 @@ def content(grid: GridRecords) -> list[Section]:
         ),
     ]
     return found
+
+
+def _difference_pictures(judged: Judged) -> list[Picture]:
+    metrics = scores.measured(judged.grid, (*scores.HEADLINE, *scores.OTHERS))
+    told = difference_pictures.one_a_task(metrics)
+    pictures = [difference_pictures.floor(judged, metrics)]
+    pictures += [difference_pictures.forest(judged, metric) for metric in told]
+    return [picture for picture in pictures if not picture.empty]
 
 
 def notes(grid: GridRecords) -> list[str]:
@@ -185,7 +191,7 @@ def page(grid: GridRecords, parts: Sequence[Section]) -> str:
     )
 
 
-def text(grid: GridRecords, parts: Sequence[Section], *, with_pictures: bool) -> str:
+def text(grid: GridRecords, parts: Sequence[Section]) -> str:
     """The report in Markdown; its pictures are the files in figures/."""
     blocks = [f'# {markdown(grid.title)}', markdown(lead(grid))]
     blocks += [f'> **Note.** {markdown(x)}' for x in notes(grid)]
@@ -202,15 +208,14 @@ def text(grid: GridRecords, parts: Sequence[Section], *, with_pictures: bool) ->
                 blocks.append(_code_block(part))
             else:
                 images.append(f'![{markdown(part.title)}]({FIGURES}/{part.name}.png)')
-        if images:
-            blocks.append('\n'.join(images) if with_pictures else markdown(MISSING))
+        blocks += ['\n'.join(images)] * bool(images)
     return '\n\n'.join(blocks) + '\n'
 
 
 def _section(section: Section) -> str:
     note = f'<p class="soft">{escape(section.note)}</p>' if section.note else ''
     parts = ''.join(_part(part) for part in section.parts if not isinstance(part, Picture))
-    figures = ''.join(part.html() for part in section.parts if isinstance(part, Picture))
+    figures = draw.htmls(part for part in section.parts if isinstance(part, Picture))
     charts = f'<div class="charts">{figures}</div>' if figures else ''
     anchor = _anchor(section.title)
     return f'<h2 id="{anchor}">{escape(section.title)}</h2>{note}{charts}{parts}\n'

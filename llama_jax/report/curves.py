@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from llama_jax.report.chart import Axis, Curve, Point, Rule, chart, running_median
+from llama_jax.report.draw import htmls
+from llama_jax.report.picture import Axis, Curve, Picture, Point, Rule, running_median
 from llama_jax.report.read import Line, RunRecords, last, number
 
 BASELINES = (('xz', 'xz -9'), ('zlib_per_document', 'zlib -9'))
@@ -22,7 +23,7 @@ def learning(run: RunRecords) -> str:
             log=True,
         ),
     }
-    return ''.join(
+    return htmls(
         figure(run, axis, x) for figure in (_loss, _bits_per_byte) for x, axis in axes.items()
     )
 
@@ -32,43 +33,37 @@ def training(run: RunRecords) -> str:
     seconds = [number(line, 'seconds') for line in run.train]
     size, unit = _unit_of_time(max((s for s in seconds if s is not None), default=0.0))
     time = Axis(f'training time, {unit}')
-    waited = _share_waiting(run.train, size)
-    missing = 'No training step recorded yet.'
-    return ''.join(
-        (
-            chart(
-                'Learning rate',
-                'of the update after each step',
-                tokens(run),
-                [Curve('', series(run.train, 'tokens', 'learning_rate'), 'trend')],
-                include=(0.0,),
-                missing=missing,
-            ),
-            chart(
-                'Gradient norm',
-                'before clipping',
-                tokens(run),
-                smoothed(series(run.train, 'tokens', 'grad_norm')),
-                include=(0.0,),
-                missing=missing,
-            ),
-            chart(
+    rates = Curve('', series(run.train, 'tokens', 'learning_rate'), 'trend')
+    norms = smoothed(series(run.train, 'tokens', 'grad_norm'))
+    speeds = series(run.train, 'seconds', 'tokens_per_second')
+    percent = (0.0, 10.0)  # what is next to nothing looks so
+    return htmls(
+        Picture(
+            title.lower().replace(' ', '-'),
+            title,
+            told,
+            axis,
+            curves,
+            whole=False,
+            include=include,
+            missing='No training step recorded yet.',
+        )
+        for title, told, axis, curves, include in (
+            ('Learning rate', 'of the update after each step', tokens(run), [rates], (0.0,)),
+            ('Gradient norm', 'before clipping', tokens(run), norms, (0.0,)),
+            (
                 'Speed',
                 'tokens per second',
                 time,
-                smoothed(
-                    [(x / size, y) for x, y in series(run.train, 'seconds', 'tokens_per_second')]
-                ),
-                include=(0.0,),
-                missing=missing,
+                smoothed([(x / size, y) for x, y in speeds]),
+                (0.0,),
             ),
-            chart(
+            (
                 'Waiting for data',
                 'percent of the time between records',
                 time,
-                smoothed(waited),
-                include=(0.0, 10.0),  # percent: what is next to nothing looks so
-                missing=missing,
+                smoothed(_share_waiting(run.train, size)),
+                percent,
             ),
         )
     )
@@ -79,9 +74,10 @@ def tokens(run: RunRecords) -> Axis:
     return Axis('tokens', end=last(run.train, 'tokens'))
 
 
-def _loss(run: RunRecords, axis: Axis, x: str) -> str:
+def _loss(run: RunRecords, axis: Axis, x: str) -> Picture:
     held_out = series(run.validation, x, 'loss')
-    return chart(
+    return Picture(
+        f'loss-{x}',
         'Loss',
         'nats per token',
         axis,
@@ -89,18 +85,21 @@ def _loss(run: RunRecords, axis: Axis, x: str) -> str:
             *smoothed(series(run.train, x, 'loss'), 'training'),
             Curve('validation', held_out, 'held-out', dots=len(held_out) <= 60),
         ],
+        whole=False,
         missing='No training step recorded yet.',
     )
 
 
-def _bits_per_byte(run: RunRecords, axis: Axis, x: str) -> str:
+def _bits_per_byte(run: RunRecords, axis: Axis, x: str) -> Picture:
     points = series(run.validation, x, 'bits_per_byte')
     baselines = ((field, label, number(run.baselines, field)) for field, label in BASELINES)
-    return chart(
+    return Picture(
+        f'bits-per-byte-{x}',
         'Validation',
         'bits per byte',
         axis,
         [Curve('model', points, 'held-out', dots=len(points) <= 60)],
+        whole=False,
         rules=[
             Rule(label, value, field.split('_')[0])
             for field, label, value in baselines

@@ -1,15 +1,15 @@
-"""The pictures of a comparison, told apart from how they are drawn: on the page, or as a PNG."""
+"""The pictures of a comparison."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from llama_jax.evaluate.metrics import CURVES, METRICS
-from llama_jax.report.chart import Axis, Curve, Point, chart, running_median
 from llama_jax.report.curves import series
 from llama_jax.report.grid import ArmRecords, GridRecords, SeedRun
+from llama_jax.report.picture import Axis, Curve, Picture, Point, running_median
 from llama_jax.report.read import Line, RunRecords, inside, last, number
 from llama_jax.report.style import arm_style
 from llama_jax.report.units import arrow, factor, spoken
@@ -17,35 +17,6 @@ from llama_jax.report.units import arrow, factor, spoken
 LIKELIHOODS = ('bits_per_byte', 'suffix_bits_per_byte')
 _PATH_DOTS = 40
 """Most points of a curve on which dots still help."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One figure. `name` is that of its file."""
-
-    name: str
-    title: str
-    unit: str
-    axis: Axis
-    curves: Sequence[Curve]
-    whole: bool = True
-    """False for losses, where a spike may be cut off."""
-    note: str = ''
-
-    @property
-    def empty(self) -> bool:
-        return not any(y is not None for c in self.curves for _, y in c.points)
-
-    @property
-    def include(self) -> list[float]:
-        """Values that the frame must hold."""
-        ys = [y for c in self.curves for _, y in c.points if y is not None]
-        return [max(ys)] if ys and self.whole else []
-
-    def html(self) -> str:
-        return chart(
-            self.title, self.unit, self.axis, self.curves, include=self.include, note=self.note
-        )
 
 
 Section = tuple[str, str, list[Picture]]
@@ -62,11 +33,21 @@ def sections(grid: GridRecords) -> list[Section]:
             [_common(grid, metric, x) for metric in CURVES for x in ('tokens', 'flops')],
         ),
         (
+            'Ranks during training',
+            'The place of each arm by the mean of its seeds: where lines cross, the end of the '
+            'schedule decides, not the way there.',
+            [_ranks(grid, 'recall_span_1')],
+        ),
+        (
             'Own loss',
             'Each arm is drawn with the loss that it minimises: the levels of different '
             'objectives are not comparable, the shapes are. '
             'Thin lines are seeds, the thick line is their mean.',
-            [_loss(grid, kind, x) for kind in ('train', 'validation') for x in ('tokens', 'flops')],
+            [
+                _loss(grid, kind, x)
+                for kind in ('train', 'validation')
+                for x in ('tokens', 'flops', 'seconds')
+            ],
         ),
         (
             'Likelihood against representation',
@@ -96,7 +77,7 @@ def sections(grid: GridRecords) -> list[Section]:
 def _axis(x: str) -> Axis:
     if x == 'flops':
         return Axis('training FLOPs, logarithmic', log=True)
-    return Axis('tokens')
+    return Axis('training time, seconds' if x == 'seconds' else 'tokens')
 
 
 def _loss(grid: GridRecords, kind: str, x: str) -> Picture:
@@ -123,6 +104,32 @@ def _common(grid: GridRecords, metric: str, x: str) -> Picture:
         unit,
         _axis(x),
         _by_arm(grid, lambda run: _scaled(series(run.light, x, metric), metric)),
+    )
+
+
+def _ranks(grid: GridRecords, metric: str) -> Picture:
+    means: dict[str, dict[float, float]] = {}
+    for arm in grid.arms:
+        of_seeds = [series(run.records.light, 'tokens', metric) for run in arm.runs if run.records]
+        points = _mean([points for points in of_seeds if points])
+        means[arm.name] = {x: y for x, y in points if y is not None}
+    sign = -1 if METRICS[metric].higher_is_better else 1
+    curves = []
+    for arm in grid.arms:
+        points = [
+            # Arms that are level share a place.
+            (x, 1.0 + sum(sign * of[x] < sign * y for of in means.values() if x in of))
+            for x, y in means[arm.name].items()
+        ]
+        curves.append(Curve(arm.name, points, arm_style(arm.index), dots=True))
+    names = [str(i + 1) for i in range(len(grid.arms))]
+    return Picture(
+        f'ranks-{metric.replace("_", "-")}',
+        f'Rank by {titled(metric)[0][0].lower()}{titled(metric)[0][1:]}',
+        'first above',
+        Axis('tokens'),
+        [replace(c, points=[(x, (y or 1) - 1) for x, y in c.points]) for c in curves],
+        rows=names if len(names) > 1 else (),
     )
 
 

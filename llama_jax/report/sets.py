@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from llama_jax.report.chart import Axis, Curve, chart
 from llama_jax.report.curves import series
+from llama_jax.report.draw import html
+from llama_jax.report.picture import Axis, Curve, Picture
 from llama_jax.report.read import RunRecords, last, number
 from llama_jax.report.style import arm_style
 from llama_jax.report.tables import NOT_APPLICABLE, NOT_YET, Cell, Row, Table
@@ -21,7 +22,7 @@ def by_set(run: RunRecords, axis: Axis) -> str:
                 for i, name in enumerate(names)
                 if (points := series(run.validation, 'tokens', f'{figure}/{name}'))
             ]
-            return chart('Validation by set', unit, axis, curves)
+            return html(Picture('by-set', 'Validation by set', unit, axis, curves, whole=False))
     return ''
 
 

@@ -1,18 +1,54 @@
 """The style sheets of the pages."""
 
-CSS = """
+COLOURS = {
+    'ink': ('#1c1e21', '#e6e7e9'),
+    'soft': ('#5f6670', '#9aa1ab'),
+    'line': ('#e3e4e6', '#303338'),
+    'trend': ('#1f5fbf', '#7fb0f5'),
+    'raw': ('#a9c4ea', '#35527d'),
+    'held-out': ('#c2571a', '#f0975a'),
+    'xz': ('#6b4fa0', '#b59be6'),
+    'zlib': ('#2e7d5b', '#6cc49a'),
+}
+"""On light and on dark: of text and lines, and of the curves of one run."""
+
+ARM_COLOURS = (
+    *(('#1f5fbf', '#7fb0f5'), ('#c2571a', '#f0975a'), ('#2e7d5b', '#6cc49a')),
+    *(('#8a45b8', '#c79bf0'), ('#c0284f', '#f5839d'), ('#0b7f8c', '#4fc3d0')),
+    *(('#8a6d00', '#d9b83f'), ('#b03a9e', '#ea8bdb'), ('#7a5236', '#cfa684')),
+    *(('#5b6470', '#a6aeb8'),),
+)
+"""Colours of the arms of a comparison, on light and on dark; then they begin anew, dashed."""
+
+
+def arm_style(index: int) -> str:
+    """Classes of the arm at `index` of the grid."""
+    turn, colour = divmod(index, len(ARM_COLOURS))
+    return f'arm arm-{colour}' + ' again' * bool(turn)
+
+
+def arm_colour(index: int) -> tuple[str, str]:
+    """On light and on dark."""
+    return ARM_COLOURS[index % len(ARM_COLOURS)]
+
+
+def _variables(dark: bool) -> str:
+    """Colours by name, and those of drawings by what they are on light: --c-1f5fbf."""
+    named = {f'--{name}': pair[dark] for name, pair in COLOURS.items()}
+    drawn = {f'--c-{x[0][1:]}': x[dark] for x in (*COLOURS.values(), *ARM_COLOURS)}
+    return ' '.join(f'{name}: {value};' for name, value in {**named, **drawn}.items())
+
+
+CSS = (
+    f':root {{ {_variables(False)} }}\n'
+    f'@media (prefers-color-scheme: dark) {{ :root {{ {_variables(True)} }} }}'
+    """
 :root {
   color-scheme: light dark;
-  --page: #fbfbfa; --card: #fff; --ink: #1c1e21; --soft: #5f6670; --line: #e3e4e6;
-  --model: #1f5fbf; --pale: #a9c4ea; --held-out: #c2571a; --xz: #6b4fa0; --zlib: #2e7d5b;
-  --mark: #edf2fa;
+  --page: #fbfbfa; --card: #fff; --mark: #edf2fa;
 }
 @media (prefers-color-scheme: dark) {
-  :root {
-    --page: #131416; --card: #1a1c1f; --ink: #e6e7e9; --soft: #9aa1ab; --line: #303338;
-    --model: #7fb0f5; --pale: #35527d; --held-out: #f0975a; --xz: #b59be6; --zlib: #6cc49a;
-    --mark: #222b38;
-  }
+  :root { --page: #131416; --card: #1a1c1f; --mark: #222b38; }
 }
 * { box-sizing: border-box; }
 body {
@@ -50,7 +86,7 @@ sup { line-height: 0; font-size: .75em; }
 .facts dd { margin: 0; font-size: 23px; font-weight: 600; line-height: 1.25; white-space: nowrap; }
 .facts dd small { display: block; font-size: 12px; font-weight: 400; color: var(--soft);
   white-space: normal; }
-.num, .bars, .facts dd, .plot { font-variant-numeric: tabular-nums; }
+.num, .bars, .facts dd, figure { font-variant-numeric: tabular-nums; }
 
 .charts { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 16px; }
 figure { margin: 0; min-width: 0; }
@@ -59,29 +95,11 @@ figcaption span { color: var(--soft); }
   gap: 0 14px; }
 .key::before { content: ''; display: inline-block; width: 14px; height: 0; margin-right: 5px;
   border-top: 2px solid currentColor; vertical-align: 4px; }
-.key.raw::before { border-color: var(--pale); }
-.key.trend::before { border-color: var(--model); }
+.key.raw::before { border-color: var(--raw); }
+.key.trend::before { border-color: var(--trend); }
 .key.held-out::before { border-color: var(--held-out); }
-.plot { position: relative; height: 236px; margin: 8px 14px 24px 46px; }
-.plot svg { position: absolute; inset: 0; width: 100%; height: 100%; overflow: visible;
-  clip-path: inset(0 -8px); }
-.plot path { fill: none; stroke-width: 1.8px; stroke-linejoin: round; stroke-linecap: round;
-  vector-effect: non-scaling-stroke; stroke: currentColor; }
-.plot path.grid { stroke: var(--line); stroke-width: 1px; }
-.plot path.raw { stroke: var(--pale); stroke-width: 1.2px; }
-.plot path.trend { stroke: var(--model); }
-.plot path.held-out { stroke: var(--held-out); }
-.plot path.dot { stroke-width: 6.5px; }
-.plot path.rule { stroke-width: 1.4px; stroke-dasharray: 5 4; stroke-linecap: butt; }
-.plot .xz { color: var(--xz); stroke: var(--xz); }
-.plot .zlib { color: var(--zlib); stroke: var(--zlib); }
-.plot i { position: absolute; font-size: 12px; line-height: 14px;
-  font-style: normal; white-space: nowrap; }
-.plot .y { right: 100%; margin-right: 8px; transform: translateY(-50%); color: var(--soft); }
-.plot .x { top: 100%; margin-top: 6px; transform: translateX(-50%); color: var(--soft); }
-.plot .name { right: 0; padding: 0 2px; font-weight: 600; background: var(--card); }
-.plot .above { transform: translateY(-17px); }
-.plot .below { transform: translateY(4px); }
+figure svg { display: block; width: 100%; height: auto; margin-top: 6px; overflow: visible;
+  stroke-linejoin: round; }
 .axis { font-size: 12px; text-align: center; margin-top: -2px; }
 .missing { padding: 36px 12px; text-align: center; }
 
@@ -95,7 +113,7 @@ pre, code, td { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, 'Dej
 pre { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.45; tab-size: 4;
   unicode-bidi: isolate; border-top: 1px solid var(--line); padding-top: 12px; max-height: 32em;
   overflow-y: auto; }
-pre b { background: var(--mark); color: var(--model); border-radius: 2px; }
+pre b { background: var(--mark); color: var(--trend); border-radius: 2px; }
 pre.command { border: 0; padding: 0; margin: 0; }
 table { border-collapse: collapse; width: calc(100% - 28px); }
 td, th { text-align: left; vertical-align: top; padding: 3px 12px 3px 0;
@@ -117,40 +135,23 @@ footer { margin-top: 40px; font-size: 13px; color: var(--soft); }
   h2 { margin-top: 34px; }
   th { width: 57%; }
   .card, figure { padding: 14px; }
-  .plot { height: 210px; margin-left: 42px; }
 }
 @media print {
   .top, .charts { break-inside: avoid; }
   pre { max-height: none; }
 }
 """
-
-ARM_COLOURS = (
-    *(('#1f5fbf', '#7fb0f5'), ('#c2571a', '#f0975a'), ('#2e7d5b', '#6cc49a')),
-    *(('#8a45b8', '#c79bf0'), ('#c0284f', '#f5839d'), ('#0b7f8c', '#4fc3d0')),
-    *(('#8a6d00', '#d9b83f'), ('#b03a9e', '#ea8bdb'), ('#7a5236', '#cfa684')),
-    *(('#5b6470', '#a6aeb8'),),
 )
-"""Colours of the arms of a comparison, on light and on dark; then they begin anew, dashed."""
 
 
-def arm_style(index: int) -> str:
-    """Classes of the arm at `index` of the grid."""
-    turn, colour = divmod(index, len(ARM_COLOURS))
-    return f'arm arm-{colour}' + ' again' * bool(turn)
-
-
-def _colours(dark: bool) -> str:
+def _arms(dark: bool) -> str:
     return ' '.join(f'.arm-{i} {{ --arm: {c[dark]}; }}' for i, c in enumerate(ARM_COLOURS))
 
 
 SERIES_CSS = (
-    _colours(False)
-    + f'\n@media (prefers-color-scheme: dark) {{ {_colours(True)} }}'
+    _arms(False)
+    + f'\n@media (prefers-color-scheme: dark) {{ {_arms(True)} }}'
     + """
-.plot path.arm { stroke: var(--arm); }
-.plot path.again { stroke-dasharray: 6 4; }
-.plot path.dot { stroke-dasharray: none; }
 .key.arm::before { border-color: var(--arm); }
 .key.again::before { border-top-style: dashed; }
 """
@@ -187,17 +188,8 @@ COMPARISON_CSS = (
     + """
 main { max-width: 1280px; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin-top: 18px; font-size: 13px; }
-a { color: var(--model); text-decoration: none; }
+a { color: var(--trend); text-decoration: none; }
 a:hover { text-decoration: underline; }
-.plot path.seed { stroke-width: 1px; stroke-opacity: .55; }
-.plot path.mean { stroke-width: 2.2px; }
-.plot path.absent { stroke-width: 1.4px; stroke-dasharray: 1 5; }
-.plot path.front { stroke: var(--soft); stroke-width: 1px; stroke-dasharray: 4 4; }
-.plot path.spread { stroke-width: 1px; stroke-opacity: .7; }
-.plot path.dot { stroke-dasharray: none; }
-.plot path.dot.seed { stroke-width: 5px; }
-.plot path.dot.mean { stroke-width: 10px; }
-.plot path.dot.step { stroke-width: 4px; }
 .key.front::before { border-color: var(--soft); border-top-style: dashed; }
 .key.absent::before { border-top-style: dotted; }
 .key.cloud::before { height: 9px; width: 9px; border: 0; border-radius: 50%;

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from llama_jax.report.chart import Curve, chart
 from llama_jax.report.curves import series, smoothed, tokens
+from llama_jax.report.draw import htmls
+from llama_jax.report.picture import Curve, Picture
 from llama_jax.report.read import Line, RunRecords, inside, number
 from llama_jax.report.tables import NOT_YET, Cell, Row, Table
 from llama_jax.report.text import escape, significant
@@ -36,22 +37,21 @@ def measured(run: RunRecords) -> list[str]:
 
 def charts(run: RunRecords) -> str:
     """Each of these against tokens."""
-    return ''.join(
-        chart(
-            name.replace('_', ' ').capitalize(),
-            'per unit of loss',
-            tokens(run),
-            [
-                *smoothed(series(run.train, 'tokens', name), 'training'),
-                Curve(
-                    'validation',
-                    held_out := series(run.validation, 'tokens', name),
-                    'held-out',
-                    dots=len(held_out) <= 60,
-                ),
-            ],
-        )
-        for name in measured(run)
+    return htmls(_measured(run, name) for name in measured(run))
+
+
+def _measured(run: RunRecords, name: str) -> Picture:
+    held_out = series(run.validation, 'tokens', name)
+    return Picture(
+        f'measured-{name}',
+        name.replace('_', ' ').capitalize(),
+        'per unit of loss',
+        tokens(run),
+        [
+            *smoothed(series(run.train, 'tokens', name), 'training'),
+            Curve('validation', held_out, 'held-out', dots=len(held_out) <= 60),
+        ],
+        whole=False,
     )
 
 

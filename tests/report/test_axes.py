@@ -4,38 +4,15 @@ import re
 
 import pytest
 
-from llama_jax.report.chart import (
-    Axis,
-    Curve,
-    _range_y,
-    chart,
-    log_ticks,
-    running_median,
-    thin,
-    ticks,
-)
+from llama_jax.report import draw
+from llama_jax.report.picture import Axis, Curve, Picture, running_median
 from llama_jax.report.text import compact, duration, significant, tick_labels
+from tests.report.pages import read_off
 
 
-@pytest.mark.parametrize(
-    ('low', 'high', 'wanted'),
-    [
-        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-        (1.9, 7.7, [2, 3, 4, 5, 6, 7]),
-        (0, 0.003, [0, 0.0005, 0.001, 0.0015, 0.002, 0.0025, 0.003]),
-        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
-        (999_999.5, 1_000_000.5, [999_999.6, 999_999.8, 1_000_000, 1_000_000.2, 1_000_000.4]),
-    ],
-)
-def test_ticks(low, high, wanted):
-    assert ticks(low, high) == pytest.approx(wanted, rel=1e-12)
-
-
-def test_ticks_of_a_logarithmic_axis():
-    assert log_ticks(5e12, 4e13) == pytest.approx([5e12, 1e13, 2e13])
-    assert log_ticks(1e12, 1e16) == pytest.approx([1e12, 1e13, 1e14, 1e15, 1e16])
-    assert len(log_ticks(1, 1e20)) <= 5
-    assert log_ticks(6.1e12, 6.2e12) == [6.1e12, 6.2e12]
+def picture(ys, **settings):
+    points = [(float(x), y) for x, y in enumerate(ys)]
+    return Picture('p', 't', 'u', Axis('x'), [Curve('', points, 'trend')], **settings)
 
 
 def test_numbers_as_people_write_them():
@@ -70,19 +47,17 @@ def test_numbers_as_people_write_them():
     ],
 )
 def test_lowest_and_highest_of_a_frame(ys, include, wanted):
-    curve = Curve('', [(float(x), y) for x, y in enumerate(ys)], 'trend')
-    assert _range_y([curve], include) == pytest.approx(wanted)
+    found = picture(ys, whole=False, include=include).frame_y
+    assert found == pytest.approx(wanted)
 
 
-def test_thinning_keeps_the_extremes():
-    points = [(float(i), float(i % 7)) for i in range(10_000)]
-    points[4321] = (4321.0, 99.0)
-    points[77] = (77.0, -99.0)
-    points[5000:5100] = [(x, None) for x, _ in points[5000:5100]]
-    kept = thin(points, lambda x: x / 10_000)
-    assert len(kept) <= 800 and kept == sorted(kept, key=lambda p: p[0])
-    assert {(4321.0, 99.0), (77.0, -99.0)} <= set(kept)
-    assert any(y is None for _, y in kept)
+def test_a_long_curve_is_short_and_keeps_its_extremes():
+    ys = [float(i % 7) for i in range(10_000)]
+    ys[4321], ys[77] = 99.0, -99.0
+    drawn = draw.html(picture(ys))
+    seen = [y for _, y in read_off(drawn, 'trend')]
+    assert len(seen) < 8000 and len(drawn) < 200_000
+    assert max(seen) == pytest.approx(99, abs=0.5) and min(seen) == pytest.approx(-99, abs=0.5)
 
 
 def test_running_median():
@@ -99,6 +74,29 @@ def test_running_median():
 
 
 def test_a_point_between_others_that_are_not_finite_is_seen():
-    points = [(0.0, 1.0), (1.0, None), (2.0, 3.0), (3.0, None), (4.0, 2.0)]
-    figure = chart('t', 'u', Axis('x'), [Curve('', points, 'trend')])
-    assert re.search(r'<path class="trend" d="(.*?)"', figure)[1].count('h0') == 3
+    drawn = draw.html(picture([1.0, None, 3.0, None, 2.0, 2.5]))
+    group = re.search('<g class="trend">.*?</g></g>', drawn)[0]
+    assert group.count('<use ') == 2
+
+
+def test_labels_of_a_logarithmic_axis_are_round():
+    for ends, wanted in (
+        ((5e12, 4e13), ['5\u202f×\u202f10¹²', '10¹³', '2\u202f×\u202f10¹³']),
+        ((1e-3, 1e-2), ['0.001', '0.002', '0.005', '0.01']),
+        ((1e12, 1e16), ['10¹²', '10¹³', '10¹⁴', '10¹⁵', '10¹⁶']),
+    ):
+        curves = [Curve('', [(x, 1.0) for x in ends], 'trend')]
+        drawn = draw.html(Picture('p', 't', 'u', Axis('x', log=True), curves))
+        part = drawn.split('<g class="x">')[1].split('<g class="y">')[0]
+        assert re.findall('<text[^>]*>(.*?)</text>', part) == wanted
+
+
+def test_rows_are_named_from_the_top_down():
+    curves = [Curve('', [(-1.0, 0.0), (3.0, 0.0)], 'trend'), Curve('', [(2.0, 1.0)], 'raw')]
+    shown = Picture('p', 't', 'u', Axis('x', tight=True), curves, rows=['因果', 'b<'], band=0.5)
+    drawn = draw.html(shown)
+    part = drawn.split('<g class="y">')[1].split('<g class="')[0]
+    found = re.findall('<text[^>]* y="([\\d.]+)"[^>]*>(.*?)</text>', part)
+    assert [name for _, name in found] == ['因果', 'b&lt;']
+    assert float(found[0][0]) < float(found[1][0])
+    assert shown.frame_x == pytest.approx((-1.16, 3.16))

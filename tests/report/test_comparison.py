@@ -20,7 +20,7 @@ from llama_jax.report.grid import read_grid
 from llama_jax.report.judged import Judged
 from llama_jax.report.pictures import sections
 from tests.report import compared
-from tests.report.test_report import Page, figures, read_off
+from tests.report.pages import Page, figures, read_off
 
 THREE = ('causal', 'masked', 'contrastive')
 
@@ -32,7 +32,7 @@ def page(workdir):
 
 def told(workdir):
     grid = read_grid(workdir)
-    return comparison.text(grid, comparison.content(grid), with_pictures=True)
+    return comparison.text(grid, comparison.content(grid))
 
 
 def cells(table, arm):
@@ -77,13 +77,13 @@ def table_of(workdir):
 
 def test_scores_by_hand(three):
     set_metric(three, 'causal', 'probe_accuracy', [0.60, 0.64])
-    set_metric(three, 'masked', 'probe_accuracy', [0.59, 0.63])
+    set_metric(three, 'masked', 'probe_accuracy', [0.58, 0.65])
     set_metric(three, 'contrastive', 'probe_accuracy', [0.40, 0.44])
     table = table_of(three)
     # Seeds move all arms alike: no more than chance sets causal and masked apart, and both are
     # above the third.
     assert column(table, 'Linear probe') == (
-        ['62.0 ± 2.8', '61.0 ± 2.8', '42.0 ± 2.8'],
+        ['62.0 ± 2.8', '61.5 ± 4.9', '42.0 ± 2.8'],
         [True, True, False],
     )
     assert table.head[1] == 'Linear probe, best layer\n% ↑'
@@ -106,10 +106,9 @@ def test_nothing_is_bold_that_no_interval_carries(three):
 
 
 def test_a_bound_is_not_bold_beside_an_exact_value(three):
-    for seed in (0, 1):
-        set_metric(three, 'causal', 'bits_per_byte', [1.0, 1.001])
-        set_metric(three, 'masked', 'bits_per_byte', [0.5, 0.501])
-        set_metric(three, 'contrastive', 'bits_per_byte', [2.0, 2.001])
+    set_metric(three, 'causal', 'bits_per_byte', [1.0, 1.001])
+    set_metric(three, 'masked', 'bits_per_byte', [0.5, 0.501])
+    set_metric(three, 'contrastive', 'bits_per_byte', [2.0, 2.002])
     path = three / 'masked/seed-0/evaluation.json'
     made = json.loads(path.read_text('utf-8'))
     made['metrics']['bits_per_byte']['kind'] = 'bound'
@@ -449,7 +448,7 @@ def test_no_comparison(tmp_path):
 
 
 def test_command_tells_a_comparison_from_a_run(three, monkeypatch, capsys):
-    monkeypatch.setattr(comparison, 'write_pngs', lambda folder, pictures: [])
+    monkeypatch.setattr(comparison.draw, 'write_pngs', lambda folder, pictures: [])
     for path in (three, three / 'causal' / 'seed-0'):
         monkeypatch.setattr(sys, 'argv', ['report', str(path)])
         cli.main(experiments.report.main)

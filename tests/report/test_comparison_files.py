@@ -2,18 +2,17 @@
 
 import json
 import re
-import sys
 
 import pytest
 
 from llama_jax.report import comparison
-from llama_jax.report.chart import Axis, Curve
-from llama_jax.report.pictures import Picture
-from llama_jax.report.png import write_pngs
+from llama_jax.report.draw import html as drawn
+from llama_jax.report.draw import write_pngs
+from llama_jax.report.picture import Axis, Curve, Picture
 from llama_jax.report.style import ARM_COLOURS, arm_style
 from llama_jax.report.tables import Cell, Row, Table, markdown
 from tests.report import compared
-from tests.report.test_report import Page
+from tests.report.pages import Page
 
 HOSTILE = '<b onload=alert(1)>因果|*x*_`$y$`\u202e'
 
@@ -74,9 +73,10 @@ def test_nothing_is_loaded_and_nothing_runs(written, hostile):
             }
             assert not [name for name in attributes if name.startswith('on')]
             href = attributes.get('href', 'data:,')
-            assert href == 'data:,' or re.fullmatch('#[a-z-]+', href)
-            assert 'src' not in attributes and 'url(' not in attributes.get('style', '')
-        assert '://' not in html and 'url(' not in html and '@import' not in html
+            assert href == 'data:,' or re.fullmatch('#[a-z-]+|#m[0-9a-f]+', href)
+            assert 'src' not in attributes
+        local = re.sub(r'clip-path="url\(#p[0-9a-f]+\)"', '', html)
+        assert '://' not in html and 'url(' not in local and '@import' not in html
         assert "default-src 'none'" in html
 
 
@@ -167,18 +167,26 @@ def test_any_name_and_any_points_can_be_drawn(tmp_path):
         picture = Picture(f'any-{log}', 'title $x$', 'unit', Axis('x', log=log), curves)
         (path,) = write_pngs(tmp_path / 'figures', [picture])
         assert path.stat().st_size > 5000
+        assert '&lt;b onload' in drawn(picture) and '<b onload' not in drawn(picture)
 
 
-def test_without_matplotlib_the_rest_is_written(tmp_path, monkeypatch, capsys):
-    workdir = compared.write(tmp_path / 'three', arms=('causal', 'masked'))
-    monkeypatch.setitem(sys.modules, 'matplotlib', None)
-    comparison.write(workdir)
-    said = capsys.readouterr().err
-    assert said.count('\n') == 1 and "pip install -e '.[compare]'" in said
-    assert set(files(workdir)) == {'report.html', 'report.md'}
-    text = (workdir / 'report.md').read_text('utf-8')
-    assert '![' not in text and '\\[compare\\]' in text
-    assert '<figure>' in (workdir / 'report.html').read_text('utf-8')
+def test_names_of_a_drawing_are_of_one_picture(written):
+    html = (written / 'report.html').read_text('utf-8')
+    for figure in re.findall('<svg.*?</svg>', html, re.S):
+        made = set(re.findall(' id="(.*?)"', figure))
+        assert set(re.findall(r'(?:url\(|href=")#(\w+)', figure)) <= made
+    every = re.findall(' id="([mp][0-9a-f]{10})"', html)
+    assert len(set(every)) == len(every) > 50
+
+
+def test_drawings_have_the_colours_of_either_theme(written):
+    html = (written / 'report.html').read_text('utf-8')
+    style = re.search('<style>(.*?)</style>', html, re.S)[1]
+    used = set(re.findall(r'var\(--c-(\w+)\)', html))
+    light, dark = style.split('@media (prefers-color-scheme: dark)')[:2]
+    for part in (light, dark):
+        assert used <= set(re.findall(r'--c-(\w+):', part))
+    assert not re.findall('(?:fill|stroke): #', html)
 
 
 def test_records_are_left_as_they_are(tmp_path):
@@ -199,6 +207,6 @@ def test_text_in_markdown():
 def test_a_command_cannot_end_its_code_block(tmp_path):
     workdir = compared.write(tmp_path / 'x', arms=('causal',), command='a\n```\n# b')
     grid = comparison.read_grid(workdir)
-    text = comparison.text(grid, comparison.content(grid), with_pictures=False)
+    text = comparison.text(grid, comparison.content(grid))
     assert '\n````\na\n```\n# b\n````\n' in text
     assert json.loads((workdir / 'grid.json').read_text())['command'] in text

@@ -20,7 +20,7 @@ def of_sets(lines):
 def test_sources_and_validation_sets_have_their_figures(tmp_path):
     html = report(tmp_path / 'sets', lines=of_sets(run.metrics()))
     figure = next(f for (title, _), f in figures(html).items() if title == 'Validation by set')
-    assert 'bits per byte' in figure and figure.count('<path class="arm ') == 2
+    assert 'bits per byte' in figure and figure.count('<g class="arm ') == 2
     assert '>zh</span>' in figure and '>&lt;i&gt;</span>' in figure
     text = Page(html).text
     assert 'trained on epochs documents read share of tokens' in text

@@ -10,7 +10,7 @@ from llama_jax.report.page import write_report
 from llama_jax.report.read import read
 from llama_jax.report.tables import NOT_YET
 from tests.report import run
-from tests.report.test_report import Page, figures, read_off
+from tests.report.pages import Page, figures, read_off
 
 
 def lines(*, before=0.5, after=0.9):
