@@ -144,7 +144,7 @@ def test_differences_are_those_of_paired_texts(three):
         over = hard + 0.01 * rng.normal(size=120)
         keep_texts(path / 'evaluation.json', 'recall_span_1', over, document)
     table = scores.differences(judged(three), scores.HEADLINE)
-    texts, bold = column(table, 'Span to span, recall@1')
+    texts, bold = column(table, 'Span to span, recall@1\n')
     assert bold == [True, False, False]  # masked, contrastive, the noise floor
     value, low, high = map(float, re.findall(r'[+-][\d.]+', texts[0].replace('−', '-')))
     assert value == pytest.approx(5, abs=0.3) and 4 < low < value < high < 6
@@ -177,7 +177,7 @@ def test_baselines_are_rows_and_an_arm_below_one_is_marked(three):
     ]
     assert [row.name for row in table.rows[3:]] == ['TF-IDF', 'untrained']
     assert cells(table, 'causal')['Linear probe, best layer\n% ↑'].told.endswith('not above TF-IDF')
-    spans = column(table, 'Span to span, recall@1')[0]
+    spans = column(table, 'Span to span, recall@1\n')[0]
     assert '▽' in spans[0] and '▽' not in spans[1] and spans[-1] == '98.0'
 
 
