@@ -36,7 +36,7 @@ def floor(judged: Judged, metrics: tuple[str, ...]) -> Picture:
         'noise-floor',
         'Differences over the noise floor',
         '',
-        Axis('difference to the first arm / A/A half-width'),
+        Axis('difference to the first arm / A/A half-width, logarithmic', log=True, tight=True),
         [
             Curve(arm.name, points[arm.name], f'{arm_style(arm.index)} mean cloud', line=False)
             for arm in judged.grid.arms

@@ -90,8 +90,10 @@ class Picture:
         """Ends of the x axis."""
         axis = self.axis
         xs = [x for c in self.shown for x, _ in c.points]
-        if self.rows:
-            xs += [0.0, self.band, -self.band] + [self.line] * (self.line is not None)
+        if self.rows and not axis.log:
+            xs += [0.0, self.band, -self.band]
+        if self.line is not None:
+            xs.append(self.line)
         left, right = min(xs), max(xs)
         if axis.tight:
             share = 0.04
