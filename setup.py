@@ -23,6 +23,7 @@ CORE = [
     'ml_dtypes>=0.6',
     'absl-py>=2.5',
     'matplotlib>=3.11',
+    'scipy>=1.17',
 ]
 
 SERVE = ['starlette>=1.10', 'uvicorn>=0.54', 'llguidance>=1.9']
