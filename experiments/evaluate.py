@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,13 +34,13 @@ from llama_jax.data.config import Source, labels
 from llama_jax.data.overlap import warn_of_overlap
 from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
-from llama_jax.evaluate import per_text, whole
+from llama_jax.evaluate import whole
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.own import TooLittleError, evaluate_own
 from llama_jax.evaluate.suite import Suite, evaluate_trained
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
-from llama_jax.train.records import read_run
+from llama_jax.train.records import read_run, write_atomically
 from llama_jax.train.restore import load, named
 
 
@@ -206,7 +207,7 @@ def _check(output: Path | None) -> None:
 def tell(result: dict[str, Any], path: Path | None) -> None:
     """Write a result where a path is given, and print it."""
     if path is not None:
-        per_text.write(path, result)
+        write_atomically(path, json.dumps(result, indent=1))
     if result.get('whole'):
         print(
             'whole texts: {bits_per_byte:.4f} bits per byte, {nats_per_token:.4f} nats per token '

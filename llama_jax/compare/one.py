@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import stat
 from pathlib import Path
@@ -15,11 +16,11 @@ from llama_jax.compare import record
 from llama_jax.compare.grid import FINISHED
 from llama_jax.compare.runner import leave_with_parent
 from llama_jax.data.prepare import locked
-from llama_jax.evaluate import per_text
 from llama_jax.evaluate.light import light
 from llama_jax.evaluate.suite import evaluate
 from llama_jax.train.loop import train
 from llama_jax.train.progress import say
+from llama_jax.train.records import write_atomically
 
 
 def run(workdir: Path, place: str) -> None:
@@ -40,7 +41,7 @@ def run(workdir: Path, place: str) -> None:
         say('evaluating')
         result = evaluate(directory, experiment, suite, meshes.make(experiment.mesh))
         if first:
-            per_text.write(directory / FINISHED, result)
+            write_atomically(directory / FINISHED, json.dumps(result, indent=1))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'{place} is evaluated')
         say(f'evaluated in {result["seconds"]:.0f} s')

@@ -138,16 +138,9 @@ def docstring_pairs(
 
 def windows(documents: Sequence[np.ndarray], *, n: int, length: int, seed: int) -> list[np.ndarray]:
     """Up to `n` pieces of exactly `length` tokens, spread over the documents."""
-    return [piece for _, piece in numbered_windows(documents, n=n, length=length, seed=seed)]
-
-
-def numbered_windows(
-    documents: Sequence[np.ndarray], *, n: int, length: int, seed: int
-) -> list[tuple[int, np.ndarray]]:
-    """`windows`, each behind the number of its document."""
     pieces = [
-        [(number, tokens[i : i + length]) for i in range(0, len(tokens) - length + 1, length)]
-        for number, tokens in enumerate(documents)
+        [tokens[i : i + length] for i in range(0, len(tokens) - length + 1, length)]
+        for tokens in documents
     ]
     return spread(pieces, n, np.random.default_rng(seed))
 

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
 from llama_jax.evaluate import stats
-from llama_jax.evaluate.per_text import Identity
 from llama_jax.evaluate.scores import Example, Scores
 from llama_jax.objectives.asked import Infill, Middle, Question
 from llama_jax.text.tokenizer import Tokenizer
 
-Result = stats.Result
+Result = dict[str, Any]
 Score = Callable[[Sequence[Example]], Scores]
 """A Scorer."""
 
 
 def bits_per_byte(
-    score: Score,
-    question: Question,
-    texts: Sequence[Middle],
-    tokenizer: Tokenizer,
-    *,
-    seed: int,
-    of: Identity | None = None,
+    score: Score, question: Question, texts: Sequence[Middle], tokenizer: Tokenizer, *, seed: int
 ) -> Result:
     """-log2 p of the middles per UTF-8 byte of them, its interval over texts and its 'kind'.
 
@@ -45,8 +39,7 @@ def bits_per_byte(
     bits_N = np.zeros(len(texts))
     np.add.at(bits_N, owner, -log_p_NP.sum(axis=1) / math.log(2))
     bytes_N = [tokenizer.byte_lengths[text.middle].sum() for text in texts]
-    found = stats.of_ratio(bits_N, np.array(bytes_N), seed=seed, texts=of)
-    return {**found, 'kind': question.kind}
+    return {**stats.of_ratio(bits_N, np.array(bytes_N), seed=seed), 'kind': question.kind}
 
 
 def wholes(windows: Iterable[np.ndarray]) -> list[Middle]:
@@ -70,7 +63,6 @@ def infill(
     *,
     longest: int,
     seed: int,
-    of: Identity | None = None,
 ) -> Result:
     """Share of the middles, of at most `longest` tokens, that greedy infilling gives exactly."""
     if asked.ends == 'length':
@@ -83,7 +75,6 @@ def infill(
             for tokens, text in zip(written, texts, strict=True)
         ],
         seed=seed,
-        texts=of,
     )
 
 

@@ -29,13 +29,15 @@ METRICS: dict[str, Metric] = {
     'recall_span_10': Metric('span to span, recall@10', 'share', True, True, 'spans'),
     'alignment': Metric('alignment', '', False, True),
     'uniformity': Metric('uniformity', '', False, True),
-    'bits_per_byte': Metric('likelihood', 'bits per byte', False, False),
-    'suffix_bits_per_byte': Metric('suffix given the first half', 'bits per byte', False, False),
-    'middle_bits_per_byte': Metric('middle span', 'bits per byte', False, False),
-    'middle_pseudo_bits_per_byte': Metric(
-        'middle span, pseudo-likelihood', 'bits per byte', False, False
+    'bits_per_byte': Metric('likelihood', 'bits per byte', False, False, 'likelihood'),
+    'suffix_bits_per_byte': Metric(
+        'suffix given the first half', 'bits per byte', False, False, 'suffix'
     ),
-    'infill_exact': Metric('infill, exact match', 'share', True, False),
+    'middle_bits_per_byte': Metric('middle span', 'bits per byte', False, False, 'middle'),
+    'middle_pseudo_bits_per_byte': Metric(
+        'middle span, pseudo-likelihood', 'bits per byte', False, False, 'pseudo-likelihood'
+    ),
+    'infill_exact': Metric('infill, exact match', 'share', True, False, 'infill'),
 }
 """Name in evaluation.json to what it is."""
 

@@ -102,5 +102,4 @@ def texts(name: str, documents: Documents, suite: Suite, tokenizer: Tokenizer) -
         windows=windows[: suite.windows],
         middles=examples.thirds(windows[: suite.windows], middle=suite.middle),
         infills=words.infills(windows, tokenizer, n=suite.windows, longest=suite.infill, seed=seed),
-        documents={},
     )

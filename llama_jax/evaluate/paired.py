@@ -173,7 +173,7 @@ def _difference(
     if both[0] is not None and both[1] is not None and draws.same(one, other, seeds):
         resampled = float(np.var(both[0] - both[1]))
         documents = draws.documents(one, seeds)
-        n_texts = len(one.texts[seeds[0]].over_N)
+        n_texts = len(one.texts[seeds[0]].over)
     else:
         resampled, documents, n_texts = mine * (S - 1) / S**2, 0, 0
     value = float(delta_S.mean())
@@ -219,24 +219,24 @@ class _Draws:
         return self._kept[key]
 
     def documents(self, arm: Sample, seeds: list[int]) -> int:
-        return len(np.unique(arm.texts[seeds[0]].of.document_N))
+        return len(np.unique(arm.texts[seeds[0]].documents))
 
     def same(self, one: Sample, other: Sample, seeds: list[int]) -> bool:
         """Whether both were measured on the same texts."""
-        first, *rest = [arm.texts[seed].of.text_N for arm in (one, other) for seed in seeds]
+        first, *rest = [arm.texts[seed].ids for arm in (one, other) for seed in seeds]
         return all(np.array_equal(first, texts) for texts in rest)
 
     def _values(self, arm: Sample, seeds: list[int]) -> np.ndarray | None:
         if any(seed not in arm.texts for seed in seeds):
             return None
         runs = [arm.texts[seed] for seed in seeds]
-        if any(not np.array_equal(run.of.text_N, runs[0].of.text_N) for run in runs):
+        if any(not np.array_equal(run.ids, runs[0].ids) for run in runs):
             return None
-        _, place_N = np.unique(runs[0].of.document_N, return_inverse=True)
+        _, place_N = np.unique(runs[0].documents, return_inverse=True)
         D = int(place_N.max()) + 1
         over_SD, under_SD = (
             np.array([np.bincount(place_N, weights=x, minlength=D) for x in of])
-            for of in ([run.over_N for run in runs], [run.under_N for run in runs])
+            for of in ([run.over for run in runs], [run.under for run in runs])
         )
         w_RS, w_RD = self._weight(len(seeds), 0), self._weight(D, 1)
         over_R, under_R = (((w_RD @ x.T) * w_RS).sum(axis=1) for x in (over_SD, under_SD))

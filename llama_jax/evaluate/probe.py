@@ -11,7 +11,6 @@ import numpy as np
 from llama_jax import installed
 from llama_jax.errors import UserError
 from llama_jax.evaluate import stats
-from llama_jax.evaluate.per_text import Identity
 
 
 class Part(NamedTuple):
@@ -22,8 +21,8 @@ class Part(NamedTuple):
 
 
 def probe(
-    train: Part, validation: Part, test: Part, *, seed: int, texts: Identity | None = None
-) -> tuple[stats.Result, list[float]]:
+    train: Part, validation: Part, test: Part, *, seed: int
+) -> tuple[dict[str, float | int], list[float]]:
     """Test accuracy of the layer that is best on validation, and test accuracy of every layer.
 
     A logistic regression (L2, C = 1) for each layer, on features standardised by the training part
@@ -35,8 +34,7 @@ def probe(
         validated.append(np.mean(predict(validation.x_LND[layer]) == validation.label_N))
         right_LN.append(predict(test.x_LND[layer]) == test.label_N)
     best = int(np.argmax(validated))
-    chosen = stats.of_mean(right_LN[best], seed=seed, texts=texts)
-    return chosen, [float(right.mean()) for right in right_LN]
+    return stats.of_mean(right_LN[best], seed=seed), [float(right.mean()) for right in right_LN]
 
 
 def _fit(x_ND: np.ndarray, label_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -7,9 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from llama_jax.evaluate import stats
-from llama_jax.evaluate.per_text import Identity
 
-Result = stats.Result
+Result = dict[str, float | int]
 
 
 def unit(x_ND: np.ndarray) -> np.ndarray:
@@ -36,9 +35,9 @@ def smallest_pool(document_N: np.ndarray) -> int:
     return int(len(document_N) - count.max() + 1) if len(document_N) else 0
 
 
-def recall(rank_N: np.ndarray, *, seed: int, texts: Identity | None = None) -> dict[int, Result]:
+def recall(rank_N: np.ndarray, *, seed: int) -> dict[int, Result]:
     """Share of the queries whose own key is among the first 1, 5 and 10."""
-    return {k: stats.of_mean(rank_N < k, seed=seed, texts=texts) for k in (1, 5, 10)}
+    return {k: stats.of_mean(rank_N < k, seed=seed) for k in (1, 5, 10)}
 
 
 def alignment(a_ND: np.ndarray, b_ND: np.ndarray) -> float:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-
-from llama_jax.evaluate.per_text import Identity, PerText
 
 RESAMPLES = 1000
 LEVEL = 0.95
 
-Result = dict[str, Any]
+Result = dict[str, float | int]
 
 
 def mean_std(values: Sequence[float]) -> tuple[float, float | None]:
@@ -38,32 +35,24 @@ def bootstrap(
     return _interval(statistic(*_weights((n,), seed)))
 
 
-def of_mean(
-    x: Sequence[float] | np.ndarray, *, seed: int = 0, texts: Identity | None = None
-) -> Result:
-    """The mean of `x` [n] as a result: value, interval, n; of `texts` as `of_ratio` has it."""
-    return of_ratio(x, np.ones(len(x)), seed=seed, texts=texts)
+def of_mean(x: Sequence[float] | np.ndarray, *, seed: int = 0) -> dict[str, float | int]:
+    """The mean of `x` [n] as a result: value, interval, n."""
+    return of_ratio(x, np.ones(len(x)), seed=seed)
 
 
 def of_ratio(
-    over: Sequence[float] | np.ndarray,
-    under: Sequence[float] | np.ndarray,
-    *,
-    seed: int = 0,
-    texts: Identity | None = None,
-) -> Result:
-    """sum(over) / sum(under) as a result; both [n], resampled together. Where it is known which
-    `texts` they are of, the result has a PerText under 'texts', which goes into evaluation.npz."""
+    over: Sequence[float] | np.ndarray, under: Sequence[float] | np.ndarray, *, seed: int = 0
+) -> dict[str, float | int]:
+    """sum(over) / sum(under) as a result; both [n], resampled together."""
     over, under = np.asarray(over, np.float64), np.asarray(under, np.float64)
     # A resample that drew nothing but examples of no weight has no ratio.
     low, high = bootstrap(
         lambda w: (w @ over) / np.maximum(w @ under, 1e-300), len(over), seed=seed
     )
-    found = result(float(over.sum() / under.sum()), low, high, len(over))
-    return found if texts is None else {**found, 'texts': PerText(over, under, texts)}
+    return result(float(over.sum() / under.sum()), low, high, len(over))
 
 
-def result(value: float, low: float, high: float, n: int) -> Result:
+def result(value: float, low: float, high: float, n: int) -> dict[str, float | int]:
     """One metric as it stands in evaluation.json."""
     return {'value': value, 'low': low, 'high': high, 'n': n}
 

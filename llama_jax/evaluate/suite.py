@@ -16,9 +16,8 @@ from jax.sharding import Mesh
 from llama_jax.data import sources
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
-from llama_jax.evaluate import examples, finetune, likelihood, per_text, retrieval, stats
+from llama_jax.evaluate import examples, finetune, likelihood, retrieval, stats
 from llama_jax.evaluate.metrics import METRICS
-from llama_jax.evaluate.per_text import Identity
 from llama_jax.evaluate.probe import Part, labels, probe
 from llama_jax.evaluate.represent import layer_step, vector_step, vectors
 from llama_jax.evaluate.scores import Scorer
@@ -78,14 +77,6 @@ class Texts(NamedTuple):
     """Windows [T] of text alone."""
     middles: list[examples.Middle]
     infills: list[examples.Middle]
-    documents: dict[int, str]
-    """Identity of a window to its document; one that is not there is a document by itself."""
-
-    def identify(self, texts: list[examples.Middle]) -> Identity:
-        """Of windows in parts."""
-        windows = [per_text.identity(np.concatenate(text)) for text in texts]
-        names = [self.documents.get(window, str(window)) for window in windows]
-        return per_text.identify(texts, names)
 
 
 def evaluate(
@@ -95,8 +86,7 @@ def evaluate(
 
     {'metrics': {name: {'value', 'low', 'high', 'n'}}, 'layers': {'probe': [test accuracy of the
     embedding and of every layer]}, 'topics': [names], 'examples': hash of the texts, 'step',
-    'suite', 'seconds'}, and under 'texts' a PerText for each metric that is a mean over texts, for
-    `per_text.write`. A metric that does not apply has the value None and n 0. Objective, seed
+    'suite', 'seconds'}. A metric that does not apply has the value None and n 0. Objective, seed
     and precision are those of `experiment`; texts follow from the suite and the tokenizer alone.
     """
     return evaluate_trained(load(workdir, device_mesh), experiment, suite, device_mesh)
@@ -121,7 +111,6 @@ def evaluate_texts(
     represented, layers = _representations(trained, experiment, suite, found, device_mesh)
     written = _likelihoods(trained, experiment, suite, found, device_mesh)
     metrics |= represented | written
-    kept = {name: found.pop('texts') for name, found in metrics.items() if 'texts' in found}
     return {
         'metrics': metrics,
         'layers': {'probe': layers},
@@ -130,7 +119,6 @@ def evaluate_texts(
         'step': trained.step,
         'suite': dataclasses.asdict(suite),
         'seconds': time.perf_counter() - begin,
-        'texts': kept,
     }
 
 
@@ -157,9 +145,7 @@ def _texts(suite: Suite, tokenizer: Tokenizer) -> Texts:
         for tokens in documents
     ]
     # More than are needed: not every window has a name to infill.
-    numbered = examples.numbered_windows(documents, n=4 * suite.windows, length=window, seed=seed)
-    marked = examples.numbered_windows(begun, n=suite.windows, length=window + 1, seed=seed)
-    windows = [piece for _, piece in numbered]
+    windows = examples.windows(documents, n=4 * suite.windows, length=window, seed=seed)
     found = Texts(
         topics=examples.topics(
             every,
@@ -173,15 +159,12 @@ def _texts(suite: Suite, tokenizer: Tokenizer) -> Texts:
         functions=examples.docstring_pairs(
             functions, tokenizer, n=suite.pool, length=suite.span, seed=seed
         ),
-        begun=[piece for _, piece in marked],
+        begun=examples.windows(begun, n=suite.windows, length=window + 1, seed=seed),
         windows=windows[: suite.windows],
         middles=examples.thirds(windows[: suite.windows], middle=suite.middle),
         infills=examples.infills(
             windows, tokenizer, n=suite.windows, longest=suite.infill, seed=seed
         ),
-        documents={
-            per_text.identity(piece): held[number]['module'] for number, piece in numbered + marked
-        },
     )
     if len(found.topics.names) < 2 or len(found.spans.a) < 2 or len(found.functions.a) < 2:
         raise UserError(
@@ -231,10 +214,7 @@ def _representations(
         )
         a_ND, b_ND = both[: len(pairs.a)], both[len(pairs.a) :]
         rank_N = retrieval.ranks(a_ND, b_ND, pairs.document)
-        texts = per_text.identify(
-            list(zip(pairs.a, pairs.b, strict=True)), [str(i) for i in pairs.document]
-        )
-        for k, result in retrieval.recall(rank_N, seed=seed, texts=texts).items():
+        for k, result in retrieval.recall(rank_N, seed=seed).items():
             # Among k texts the first k hold every one.
             if k < retrieval.smallest_pool(pairs.document):
                 metrics[f'recall_{kind}_{k}'] = result
@@ -265,8 +245,7 @@ def _classification(
         Part(x, labels(part)) for x, part in zip(np.split(x_LND, ends, axis=1), every, strict=True)
     ]
     metrics: dict[str, Any] = {}
-    texts = per_text.identify([c.tokens for c in topics.test], [c.module for c in topics.test])
-    metrics['probe_accuracy'], layers = probe(*parts, seed=seed, texts=texts)
+    metrics['probe_accuracy'], layers = probe(*parts, seed=seed)
 
     right = finetune.accuracy(
         config,
@@ -282,7 +261,7 @@ def _classification(
         seed=experiment.seed,
         mesh=mesh,
     )
-    metrics['finetune_accuracy'] = stats.of_mean(right, seed=seed, texts=texts)
+    metrics['finetune_accuracy'] = stats.of_mean(right, seed=seed)
     return metrics, layers
 
 
@@ -312,9 +291,7 @@ def _likelihoods(
             pseudo = question.kind == 'pseudo'
             metrics[name.replace('_bits', '_pseudo_bits') if pseudo else name] = (
                 likelihood.bits_per_byte(
-                    *(score(question.sees_all), question, texts, tokenizer),
-                    seed=seed,
-                    of=found.identify(texts),
+                    score(question.sees_all), question, texts, tokenizer, seed=seed
                 )
             )
     if asked.infill is not None and found.infills:
@@ -322,6 +299,5 @@ def _likelihoods(
             *(score(asked.infill.sees_all), asked.infill, found.infills, tokenizer),
             longest=suite.infill,
             seed=seed,
-            of=found.identify(found.infills),
         )
     return metrics

@@ -49,7 +49,12 @@ class SeedRun:
     @functools.cached_property
     def texts(self) -> dict[str, PerText]:
         """What each text adds to the metrics, of those that are a mean over texts."""
-        return per_text.read(self.path / EVALUATION) if self.path and self.evaluation else {}
+        if self.path is None or not self.evaluation:
+            return {}
+        try:
+            return per_text.load((self.path / EVALUATION).with_suffix('.npz'))
+        except UserError:
+            return {}
 
     def metric(self, name: str) -> float | None:
         """Value of a metric; None where it was not measured or does not apply."""
@@ -132,8 +137,11 @@ def _sample(runs: list[SeedRun], metric: str) -> Sample:
             continue
         values[run.seed] = value
         kept = run.texts.get(metric)
+        if kept is None:
+            continue
         # Not those of an evaluation that was written over.
-        if kept is not None and math.isclose(kept.value, value, rel_tol=1e-6, abs_tol=1e-9):
+        of_texts = float(kept.over.sum() / kept.under.sum())
+        if math.isclose(of_texts, value, rel_tol=1e-6, abs_tol=1e-9):
             texts[run.seed] = kept
     return Sample(values, texts)
 

@@ -53,9 +53,7 @@ class Judged:
         some: by intervals corrected over all pairs of arms. None where nothing is shown, and of
         what ranks nothing. What is no exact value is judged only where there is no exact one."""
         if metric not in self._bold:
-            about = METRICS[metric]
-            ranks = bool(about.task) or not about.headline
-            self._bold[metric] = self._best(metric) if ranks else set()
+            self._bold[metric] = self._best(metric) if METRICS[metric].task else set()
         return self._bold[metric]
 
     def noise(self, metric: str) -> Difference | None:

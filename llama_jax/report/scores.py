@@ -103,7 +103,7 @@ def tasks() -> dict[str, dict[str, bool]]:
 def below(grid: GridRecords, arm: ArmRecords, metric: str) -> list[str]:
     """Names of the baselines that the arm's mean does not surpass."""
     mean, _ = mean_std(arm, metric)
-    if mean is None or not METRICS[metric].task and METRICS[metric].headline:
+    if mean is None or not METRICS[metric].task:
         return []
     sign = 1 if METRICS[metric].higher_is_better else -1
     found = []

@@ -8,16 +8,16 @@ import pytest
 
 from llama_jax.evaluate import paired
 from llama_jax.evaluate.paired import Sample
-from llama_jax.evaluate.per_text import Identity, PerText
+from llama_jax.evaluate.per_text import PerText
 
 
 def sample(x_SN, document_N, under_N=None):
     """An arm whose run under seed s has x_SN[s] on each text."""
     n = x_SN.shape[1]
     under_N = np.ones(n) if under_N is None else under_N
-    of = Identity(np.arange(n, dtype=np.uint64), document_N.astype(np.uint64))
-    texts = {s: PerText(x_N, under_N, of) for s, x_N in enumerate(x_SN)}
-    return Sample({s: kept.value for s, kept in texts.items()}, texts)
+    of = np.arange(n).astype(str), np.asarray(document_N).astype(str)
+    texts = {s: PerText(*of, x_N, under_N) for s, x_N in enumerate(x_SN)}
+    return Sample({s: x.over.sum() / x.under.sum() for s, x in texts.items()}, texts)
 
 
 def drawn(rng, *, arms, seeds, documents=40, texts=4, spread=0.1, own=0.1, noise=0.5, scale=None):
@@ -99,8 +99,8 @@ def test_a_difference_is_found_and_its_interval_holds_the_truth():
         arms = drawn(rng, arms=4, seeds=3)
         better = arms['arm 3']
         arms['arm 3'] = sample(
-            np.array([better.texts[s].over_N + 0.5 for s in range(3)]),
-            better.texts[0].of.document_N,
+            np.array([better.texts[s].over + 0.5 for s in range(3)]),
+            better.texts[0].documents,
         )
         found = paired.differences(arms, [(f'arm {i}', 'arm 0') for i in (1, 2, 3)])
         one = found['arm 3', 'arm 0']
@@ -115,7 +115,7 @@ def test_what_texts_and_seeds_share_does_not_blur_a_difference():
     arms = drawn(rng, arms=2, seeds=3, noise=0.01, own=0.01, spread=0.01)
     apart = Sample(arms['arm 1'].values)
     found = paired.differences(arms, [('arm 1', 'arm 0')])['arm 1', 'arm 0']
-    spread = np.std([kept.over_N for kept in arms['arm 0'].texts.values()])
+    spread = np.std([kept.over for kept in arms['arm 0'].texts.values()])
     assert found.texts == 160 and found.half < spread / 5
     # Without results per text the seeds speak alone, of fewer degrees of freedom.
     bare = paired.differences({**arms, 'arm 1': apart}, [('arm 1', 'arm 0')])['arm 1', 'arm 0']
@@ -138,10 +138,10 @@ def test_the_noise_floor_covers_zero_as_often_as_it_says():
     for _ in range(150):
         base = drawn(rng, arms=1, seeds=3, own=0.0)['arm 0']
         texts = base.texts[0]
-        again_SN = np.array([kept.over_N for kept in base.texts.values()])
+        again_SN = np.array([kept.over for kept in base.texts.values()])
         again_SN = again_SN - again_SN.mean(1, keepdims=True) + rng.normal(0, 0.14, (3, 1))
-        again_SN += texts.over_N.mean() + 0.5 * rng.normal(size=again_SN.shape)
-        again = sample(again_SN, texts.of.document_N)
+        again_SN += texts.over.mean() + 0.5 * rng.normal(size=again_SN.shape)
+        again = sample(again_SN, texts.documents)
         again = Sample(
             {1000 + s: x for s, x in again.values.items()},
             {1000 + s: x for s, x in again.texts.items()},
