@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from llama_jax.errors import UserError
@@ -108,7 +108,7 @@ def letters_of(path: str, ndim: int) -> str:
     return 'L' * (ndim - len(letters)) + letters
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
     """NamedSharding of every leaf of `tree`: by the letters of its name, or, of a quantised one
     (`value` and `scale`), of its array; scalars replicated; whole along K where the mesh does not
     divide the key-value heads, which only generation allows.
@@ -127,6 +127,12 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, of_scales(placed, leaf.shape) if scales else placed)
 
     return map_named(place, tree)
+
+
+def at_rest(tree: Any) -> Any:
+    """Arrays of a computation moved to where `shardings` stores what has their names."""
+    placed = shardings(tree, jax.sharding.get_abstract_mesh())
+    return jax.tree.map(lambda x, to: jax.reshard(x, to.spec), tree, placed)
 
 
 def head_copies(kv_heads: int, mesh: Mesh) -> int:

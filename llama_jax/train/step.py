@@ -270,6 +270,7 @@ def train_step(
         }
         if state.carried:
             carried = objective.carry(state.carried, new_state.params, kept, state.step)
+            carried = layout.at_rest(carried)
             taken = new_state.skipped == state.skipped
             carried = jax.tree.map(
                 lambda new, old: jnp.where(taken, new, old), carried, state.carried

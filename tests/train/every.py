@@ -1,20 +1,16 @@
-"""Every objective of the house on a tiny model, for the tests that hold for all of them."""
+"""Every objective that is registered on a tiny model, for the tests that hold for all of them."""
 
 from dataclasses import replace
 
+from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.objectives.bart import Bart
+from llama_jax.objectives import REGISTRY
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.contrastive import InfoNCE
-from llama_jax.objectives.fim import FillInMiddle
-from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.masked import MaskedLM
-from llama_jax.objectives.prefix import PrefixLM
-from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.objectives.spans import SpanCorruption
-from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
 
 VOCAB = 399  # of data.tokenizer.bytes_tokenizer
@@ -31,31 +27,40 @@ DECODER = ModelConfig(
 )
 BOTH = replace(DECODER, encoder_layers=1)
 
+ELSEWHERE = {'dpo', 'reward', 'distill', 'grpo'}
+"""Those that need more than records have tests of their own, of all that is tested here."""
+
+SETTINGS = {
+    'weighted': Weighted(
+        parts=(CausalLM(), InfoNCE(bidirectional=False)),
+        weights=(1.0, 0.1),
+        shares=(0.625, 0.375),
+    ),
+    'seq2seq': SequenceToSequence(encoder=True),
+    'classify': Classification(
+        labels=('even', 'odd'), pool='mean', bidirectional=True, dropout=0.1
+    ),
+    # Further forms of some.
+    'spans encoder': SpanCorruption(encoder=True),
+    'mntp': MaskedLM(read_previous=True),
+    'contrastive dropout': InfoNCE(views='dropout', learned=True, chunks=1),
+}
+"""Where the defaults of a class are not what is tested, or not all of it."""
+
+
+def _on_a_model(objective):
+    """The objective, and the model on which it can be trained."""
+    try:
+        objective.check(DECODER)
+    except UserError:
+        objective.check(BOTH)
+        return objective, BOTH
+    return objective, DECODER
+
+
+_NAMES = dict.fromkeys([*REGISTRY, *SETTINGS])
 EVERY = {
-    'causal': (CausalLM(), DECODER),
-    'prefix': (PrefixLM(), DECODER),
-    'spans': (SpanCorruption(), DECODER),
-    'spans encoder': (SpanCorruption(encoder=True), BOTH),
-    'ul2': (UL2(), DECODER),
-    'bart': (Bart(), BOTH),
-    'masked': (MaskedLM(), DECODER),
-    'mntp': (MaskedLM(read_previous=True), DECODER),
-    'fim': (FillInMiddle(), DECODER),
-    'contrastive': (InfoNCE(), DECODER),
-    'contrastive dropout': (InfoNCE(views='dropout', learned=True, chunks=1), DECODER),
-    'rtd': (ReplacedTokens(), DECODER),
-    'causal + contrastive': (
-        Weighted(
-            parts=(CausalLM(), InfoNCE(bidirectional=False)),
-            weights=(1.0, 0.1),
-            shares=(0.625, 0.375),
-        ),
-        DECODER,
-    ),
-    'instruct': (InstructionTuning(), DECODER),
-    'seq2seq': (SequenceToSequence(encoder=True), BOTH),
-    'classify': (
-        Classification(labels=('even', 'odd'), pool='mean', bidirectional=True, dropout=0.1),
-        DECODER,
-    ),
+    name: _on_a_model(SETTINGS.get(name) or REGISTRY[name]())
+    for name in _NAMES
+    if name not in ELSEWHERE
 }
