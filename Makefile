@@ -65,7 +65,7 @@ check: $(TEST)
 	$(VENV)/bin/python -m mypy
 
 pytest: $(TEST)
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile $(SELECT) tests
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(SELECT) tests
 
 test-parity: $(PARITY)
 	.venv-parity/bin/python -m pytest -m parity tests

@@ -44,17 +44,29 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _MAPS = Path('/proc/self/maps')
 _MOST_MAPS = 15_000
 """Of the 65,530 that Linux gives a process. Each compiled program takes several, 35 tests of a
-training loop 10,000; beyond the limit LLVM ends the process."""
+training loop 10,000; beyond the limit LLVM ends the process, without a word."""
+
+
+def _give_up_programs(most: int) -> None:
+    """Where more than `most` maps are held."""
+    jax = sys.modules.get('jax')
+    if jax is not None and _MAPS.exists() and _MAPS.read_bytes().count(b'\n') > most:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope='module', autouse=True)
 def _few_programs():
     """Compiled programs are given up behind a file of tests, once there are many."""
     yield
-    jax = sys.modules.get('jax')
-    if jax is not None and _MAPS.exists() and _MAPS.read_bytes().count(b'\n') > _MOST_MAPS:
-        jax.clear_caches()
-        gc.collect()
+    _give_up_programs(_MOST_MAPS)
+
+
+@pytest.fixture(autouse=True)
+def _fewer_than_the_limit():
+    """Within a file they are given up as well before they reach the limit."""
+    yield
+    _give_up_programs(2 * _MOST_MAPS)
 
 
 @pytest.fixture(autouse=True)
