@@ -9,8 +9,11 @@ import optax
 import pytest
 
 from llama_jax import layout, mesh
+from llama_jax.data.config import DataConfig
+from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.tune import LoRA
 from llama_jax.objectives.base import EXTRA, Base, Loss
 from llama_jax.objectives.weighted import Weighted
 from llama_jax.train import run
