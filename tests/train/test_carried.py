@@ -129,7 +129,7 @@ def test_a_run_of_adapters_is_refused():
         name='ema',
         model=MODEL,
         data=DataConfig(),
-        train=TrainConfig(steps=1, batch=8, seq_len=8),
+        train=TrainConfig(steps=4000, batch=8, seq_len=8),
         objective=Ema(),
     )
     check(experiment, on(1))
