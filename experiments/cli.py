@@ -60,6 +60,7 @@ def read(
     `options.config_file` is that file.
     """
     import configs  # loads what only training and comparing need
+    from experiments import objective_option
     from llama_jax.train.experiment import Experiment
 
     if tunes:
@@ -75,7 +76,16 @@ def read(
         experiment = dataclasses.replace(experiment, data=data)
     scaling, arguments = rope_scaling.from_command_line(arguments)
     tune, arguments = tune_option.from_command_line(arguments, experiment.tune)
-    experiment = dataclasses.replace(experiment, tune=tune)
+    before = experiment.objective
+    objective, arguments = objective_option.from_command_line(arguments, before)
+    if tunes and objective.reads is not before.reads:
+        raise UserError(
+            f'--objective: the recipe {arguments[0]} is for {before.reads.__name__} records, which '
+            f'{type(objective).__name__} does not read: leave it out, or take another recipe'
+        )
+    experiment = dataclasses.replace(experiment, tune=tune, objective=objective)
+    if {'-h', '--help'} & {*arguments}:
+        description += f'\n\n{objective_option.listing()}'
     start, default = _given(arguments, '--start'), experiment
     if start is not None:  # what it is trained from says what the model is, unless overridden
         from llama_jax.train.start import settled, started
@@ -90,7 +100,7 @@ def read(
     default = dataclasses.replace(default, model=dataclasses.replace(default.model, **scaling))
     command = _parse(
         [*_fields(options), ('experiment', setting, default)],
-        [*options, *_paths(default), 'tune', *(['from'] if tunes else [])],
+        [*options, *_paths(default), 'tune', 'objective', *(['from'] if tunes else [])],
         script=script,
         description=description,
         arguments=arguments,
@@ -103,10 +113,12 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
     """The named grid, its arms with the overrides of the command line, and the script's options;
     like `read`."""
     import configs
+    from experiments import objective_option
     from llama_jax.compare.grid import common, overridden
     from llama_jax.train.experiment import Experiment
 
     arguments = _arguments(script, description, 'GRID', configs.grids())
+    objective_option.refuse(arguments)
     grid = configs.grid(arguments[0])
     settings = common(grid.arms[0].experiment)
     given, arguments = mix.from_command_line(arguments)

@@ -37,9 +37,11 @@ class Weighted(Base):
     """
 
     parts: tuple[Objective, ...]
-    weights: tuple[float, ...]
-    shares: tuple[float, ...]
-    """Shares of the positions of a row, 1 in all: positions that the backbone processes."""
+    weights: tuple[float, ...] = ()
+    """One per part; none given: 1 each."""
+    shares: tuple[float, ...] = ()
+    """Shares of the positions of a row, 1 in all: positions that the backbone processes. None
+    given: equal ones."""
 
     @property
     def marks(self) -> bool:
@@ -47,6 +49,8 @@ class Weighted(Base):
 
     def __post_init__(self) -> None:
         n = len(self.parts)
+        for name, each in (('weights', 1.0), ('shares', 1 / max(n, 1))):
+            object.__setattr__(self, name, getattr(self, name) or (each,) * n)
         if not n or n != len(self.weights) or n != len(self.shares):
             raise UserError(
                 f'a weighted sum of {n} parts with {len(self.weights)} weights and '
