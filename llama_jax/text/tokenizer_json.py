@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -142,8 +143,12 @@ class JsonTokenizer(Tokenizer):
         # A vocabulary may hold a control token as a word as well: text that spells it is cut. A
         # byte may stand for a character, and is closed to text that spells its name.
         where = [int(i) for i in np.flatnonzero(closed_n)]
-        offsets = {i: found.offsets[i] for i in where}
-        cuts = [start + 1 for start, end in offsets.values() if end > start + 1]
+        cuts = [
+            start + 1
+            for i in where
+            for start, end in [found.offsets[i]]
+            if end > start + 1 and _is_spelled(found.tokens[i], text[start:end])
+        ]
         if not cuts:
             if all(_BYTE.fullmatch(found.tokens[i]) for i in where):
                 return ids
@@ -375,6 +380,14 @@ def _entry(token: Added) -> Content:
 def _fill(settings: Content, ids: range) -> None:
     """Names ids that have no token, so that others come behind them."""
     settings['added_tokens'] += [_entry(Added(f'<row_{i}>', i)) for i in ids]
+
+
+def _is_spelled(name: str, text: str) -> bool:
+    """Whether `text` is the name of its token. Characters that the vocabulary lacks have the tokens
+    of their bytes, each of which has all of them as its text."""
+    if not _BYTE.fullmatch(name):
+        return True
+    return unicodedata.normalize('NFKC', text).casefold() == name.casefold()
 
 
 def _bytes(settings: Content) -> bytes:
