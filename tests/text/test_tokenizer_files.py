@@ -78,3 +78,16 @@ def test_file_that_is_made_of_ranks():
     assert content['decoder'] == plain | {'use_regex': False}
     assert content['pre_tokenizer'] == splitter('gpt-2')
     assert content['normalizer'] is content['truncation'] is content['padding'] is None
+
+
+def test_characters_spelled_in_bytes_do_not_cut_a_text():
+    """Where two ways to cut a text are equally likely, the rounding of their sums decides, and so
+    does where a sum begins."""
+    from tokenizers import Tokenizer, models
+
+    byte = [(f'<0x{byte:02X}>', -20.0) for byte in range(256)]
+    pieces = [('<unk>', 0.0), *byte, ('\n', -8.2), ('\n\n', -8.4)]
+    theirs = Tokenizer(models.Unigram(pieces, unk_id=0, byte_fallback=True))
+    ours = JsonTokenizer(theirs.to_str().encode())
+    assert ours.encode('你好\n\n\n').tolist()[-2:] == [257, 258]
+    assert ours.encode('好\n\n\n').tolist()[-2:] == [258, 257]

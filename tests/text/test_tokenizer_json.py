@@ -389,16 +389,3 @@ def test_vocabularies_that_are_not_whole_are_refused():
     for content in (b'{}', b'[]', b'{"model": {"type": "BPE"}}'):
         with pytest.raises(UserError, match='not a tokenizer.json'):
             JsonTokenizer(content)
-
-
-def test_characters_spelled_in_bytes_do_not_cut_a_text():
-    """Where two ways to cut a text are equally likely, the rounding of their sums decides, and so
-    does where a sum begins."""
-    theirs = json.loads(made('unigram'))
-    theirs['pre_tokenizer'] = None
-    byte = [[f'<0x{byte:02X}>', -20.0] for byte in range(256)]
-    theirs['model']['vocab'] = [['<unk>', 0.0], *byte, ['\n', -8.2], ['\n\n', -8.4]]
-    theirs['added_tokens'] = theirs['added_tokens'][:1]
-    ours = JsonTokenizer(json.dumps(theirs).encode(), Special())
-    assert ours.encode('你好\n\n\n').tolist()[-2:] == [257, 258]
-    assert ours.encode('好\n\n\n').tolist()[-2:] == [258, 257]
