@@ -12,15 +12,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
 from experiments import cli
 from llama_jax import installed, runtime
-from llama_jax.compare import fair, one, record, results, runner
-from llama_jax.compare.budget import match_flops, table
-from llama_jax.compare.grid import FACTORS, Planned, check_steps, only, runs, sweep
+from llama_jax.compare import fair, one, power, record, results, runner, tune
+from llama_jax.compare.budget import match_flops, match_text, table
+from llama_jax.compare.grid import FACTORS, Grid, Planned, check_steps, only, runs, sweep
 from llama_jax.errors import UserError
 from llama_jax.report import comparison
 from llama_jax.train.progress import say
@@ -42,8 +42,12 @@ def main() -> None:
         seeds=(int | None, None),
         jobs=(int, 1),
         only=(tuple[str, ...], ()),
-        match=(Literal['tokens', 'flops'], 'tokens'),
+        match=(Literal['tokens', 'flops', 'text'], 'tokens'),
+        tune_rates=(tuple[float, ...] | None, None),
         lr_sweep=(tuple[float, ...] | None, None),
+        power=(tuple[str, ...], ()),
+        sd=(float | None, None),
+        aa=(bool, True),
     )
     jax.config.update('jax_platforms', 'cpu')  # accelerators are for the runs
     workdir = options.workdir or Path('runs') / grid.name
@@ -51,20 +55,24 @@ def main() -> None:
         raise UserError(f'--jobs {options.jobs}: it must be 1 or more')
     if options.seeds is not None:
         grid = replace(grid, seeds=options.seeds)
+    grid = replace(grid, again=grid.again and options.aa)
+    if options.power or options.sd is not None:
+        for line in power.told(grid, workdir, options.power, options.sd):
+            print(line)
+        return
     check_steps(grid)
     grid = fair.resolved(grid)
     if options.match == 'flops':
         grid = match_flops(grid)
+    elif options.match == 'text':
+        grid = match_text(grid, fair.text_of)
+    grid, tuning = _tuned(grid, workdir, options)
     planned = runs(grid)
     if options.lr_sweep is not None:
         planned += sweep(grid, options.lr_sweep or FACTORS)
     planned = only(grid, planned, options.only)
 
-    record.check_workdir(workdir, grid)
-    proof = fair.check(grid, say)
-    say(f'{grid.title}\n{table(proof.budget)}')
-    command = f'{installed.command("compare")} {shlex.join(sys.argv[1:])}'
-    record.write(workdir, grid, proof, command, config_file=options.config_file)
+    _begin(grid, workdir, options, tuning)
     failed = runner.run_all(planned, workdir, command=_command(workdir), jobs=options.jobs)
     record.note_device(workdir)
     results.write(workdir, results.collect(workdir))
@@ -73,6 +81,53 @@ def main() -> None:
         print(f'error: {line}', file=sys.stderr)
     if failed:
         raise SystemExit(1)
+
+
+def _begin(grid: Grid, workdir: Path, options: Any, tuning: dict[str, Any] | None) -> None:
+    """Prove that the grid is fair, and record it."""
+    record.check_workdir(workdir, grid)
+    proof = fair.check(grid, say)
+    say(f'{grid.title}\n{table(proof.budget)}')
+    command = f'{installed.command("compare")} {shlex.join(sys.argv[1:])}'
+    record.write(workdir, grid, proof, command, config_file=options.config_file, tuning=tuning)
+
+
+def _tuned(grid: Grid, workdir: Path, options: Any) -> tuple[Grid, dict[str, Any] | None]:
+    """The grid with each arm at the rate that its own held-out loss chooses, and how; as it is
+    without --tune-rates."""
+    known = record.rates(workdir)
+    if options.tune_rates is None:
+        if known is not None:
+            raise UserError(f'{workdir} was begun with --tune-rates: give it again')
+        return grid, None
+    if known is None and record.read(workdir) is not None:
+        raise UserError(f'{workdir} was begun without --tune-rates: use another --workdir')
+    if options.lr_sweep is not None:
+        raise UserError('--lr-sweep and --tune-rates both try rates: give one of the two')
+    factors = options.tune_rates or tune.FACTORS
+    tune.check(grid, factors)
+    found = dict((record.read(workdir) or {}).get(record.TUNING) or {})
+    tried = only(grid, tune.runs(grid, factors), options.only)
+    missing = [run for run in tried if run.arm not in found]
+    if missing:
+        untuned = tune.at_rates(grid, known or {})
+        _begin(untuned, workdir, options, found)
+        say('trying learning rates, each arm under the first seed')
+        failed = runner.run_all(missing, workdir, command=_command(workdir), jobs=options.jobs)
+        if failed:
+            for line in failed:
+                print(f'error: {line}', file=sys.stderr)
+            raise SystemExit(1)
+        for arm, tuned in tune.chosen(missing, workdir).items():
+            found[arm] = tuned.facts()
+            edge = ', at the edge of those tried' if tuned.at_the_edge else ''
+            say(f'{arm}: learning rate {tuned.rate:g}{edge}')
+        # The rates that are chosen stand in the record before a run begins at them.
+        grid = tune.at_rates(grid, {arm: told['rate'] for arm, told in found.items()})
+        record.retune(workdir, grid, found)
+        tune.take_over(grid, workdir)
+        return grid, found
+    return tune.at_rates(grid, known or {}), found
 
 
 def _command(workdir: Path) -> Callable[[Planned], list[str]]:

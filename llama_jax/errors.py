@@ -9,6 +9,10 @@ class UserError(ValueError):
     """
 
 
+class DivergedError(UserError):
+    """A run whose loss or gradient was not finite for too many steps in a row."""
+
+
 class Stopped(BaseException):  # noqa: N818  not an error: the run did as it was told
     """The run was asked to stop by a signal, and nothing that it trained is lost.
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 
 from llama_jax import trees
-from llama_jax.compare.grid import Arm, Grid, check_steps
+from llama_jax.compare.grid import Arm, Grid, Match, check_steps
+from llama_jax.data.config import DataConfig
 from llama_jax.data.loader import Loader
 from llama_jax.data.plan import Cursor
 from llama_jax.data.sources import Corpus
@@ -22,7 +25,7 @@ from llama_jax.train.step import initial_params
 SAMPLE = 8
 """Batches of each arm that are counted."""
 MATCHED = ('train.steps', 'optimizer.schedule.warmup_steps')
-"""What `match_flops` changes."""
+"""What matching changes."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,12 @@ class Budget:
     """Tokens that bear loss: measured in the sample, for all steps."""
     unique_tokens: int
     """Tokens of raw text that are read, each counted once: measured likewise."""
+    text_seen: int
+    """Tokens of raw text that are read, as often as they are read: measured likewise."""
+    padding: float
+    """Share of the positions that no text fills: measured in the sample."""
+    cut: float
+    """Share of the documents that are longer than a row, and so are read in pieces."""
     parameters: int
     """The objective's own included."""
     flops: float
@@ -69,12 +78,18 @@ def budget(arm: Arm, text: Text) -> Budget:
         seed=experiment.seed,
         chat=chat_read(experiment),
     ) as loader:
-        loss_tokens = 0
+        loss_tokens = filled = positions = 0
         for batch in itertools.islice(loader, batches):
             cursor = batch.pop('cursor')
             loss_tokens += objective.loss_tokens(batch)
+            for name, segments in batch.items():
+                if name.endswith('segments'):
+                    filled += int((segments > 0).sum())
+                    positions += segments.size
         read = Cursor.loads(cursor).read
     share = train.steps / batches
+    text_seen = [share * (units - objective.ends * documents) for units, documents in read]
+    lengths = np.concatenate([np.diff(texts.offsets) for texts in text.texts])
     parameters = jax.eval_shape(
         lambda: initial_params(experiment.model, objective, jax.random.key(0))
     )
@@ -84,9 +99,12 @@ def budget(arm: Arm, text: Text) -> Budget:
         loss_tokens=round(share * loss_tokens),
         # No text comes twice before all of its source did.
         unique_tokens=sum(
-            round(min(share * (units - objective.ends * documents), texts.tokens))
-            for texts, (units, documents) in zip(text.texts, read, strict=True)
+            round(min(seen, texts.tokens))
+            for texts, seen in zip(text.texts, text_seen, strict=True)
         ),
+        text_seen=round(sum(text_seen)),
+        padding=1 - filled / max(positions, 1),
+        cut=float((lengths > train.seq_len).mean()) if len(lengths) else 0.0,
         parameters=trees.size(parameters),
         flops=flops(experiment),
     )
@@ -110,11 +128,22 @@ def match_flops(grid: Grid) -> Grid:
     Steps and warm-up change in proportion, so that the schedule has the same shape.
     """
     check_steps(grid)
-    goal = flops(grid.arms[0].experiment)
+    return _matched(grid, 'flops', [flops(arm.experiment) for arm in grid.arms])
+
+
+def match_text(grid: Grid, text: Callable[[DataConfig], Text]) -> Grid:
+    """The same with as many tokens of raw text: objectives fill a row by more or less of it."""
+    check_steps(grid)
+    firsts = [replace(arm, experiment=replace(arm.experiment, seed=0)) for arm in grid.arms]
+    rows = [budget(arm, text(arm.experiment.data)) for arm in firsts]
+    return _matched(grid, 'text', [float(row.text_seen) for row in rows])
+
+
+def _matched(grid: Grid, match: Match, found: list[float]) -> Grid:
     arms = []
-    for arm in grid.arms:
+    for arm, mine in zip(grid.arms, found, strict=True):
         train, optimizer = arm.experiment.train, arm.experiment.optimizer
-        ratio = goal / flops(arm.experiment)
+        ratio = found[0] / mine
         warmup = round(optimizer.schedule.warmup_steps * ratio)
         experiment = replace(
             arm.experiment,
@@ -122,16 +151,19 @@ def match_flops(grid: Grid) -> Grid:
             optimizer=replace(optimizer, schedule=replace(optimizer.schedule, warmup_steps=warmup)),
         )
         arms.append(replace(arm, experiment=experiment))
-    return replace(grid, arms=tuple(arms), may_differ=(*grid.may_differ, *MATCHED))
+    may_differ = tuple(dict.fromkeys([*grid.may_differ, *MATCHED]))
+    return replace(grid, arms=tuple(arms), may_differ=may_differ, match=match)
 
 
 def table(rows: list[Budget]) -> str:
     """The budget table for a terminal, FLOPs also over those of the first arm."""
-    head = ('arm', 'tokens', 'loss tokens', 'unique tokens', 'parameters', 'FLOPs', 'relative')
-    lines = [head] + [
+    head = ('arm', 'tokens', 'loss tokens', 'unique tokens', 'text seen', 'padding', 'parameters')
+    lines = [(*head, 'FLOPs', 'relative')] + [
         (
             row.arm,
-            *(f'{n:,}' for n in (row.tokens, row.loss_tokens, row.unique_tokens, row.parameters)),
+            *(f'{n:,}' for n in (row.tokens, row.loss_tokens, row.unique_tokens, row.text_seen)),
+            f'{row.padding:.1%}',
+            f'{row.parameters:,}',
             f'{row.flops:.3g}',
             f'{row.flops / rows[0].flops:.2f}',
         )

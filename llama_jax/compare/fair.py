@@ -13,16 +13,16 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from llama_jax import evaluate, trees
 from llama_jax import mesh as meshes
-from llama_jax.compare.budget import MATCHED, Budget, Text, budget, tokens
+from llama_jax import trees
+from llama_jax.compare.budget import Budget, Text, budget, flops, tokens
 from llama_jax.compare.grid import Arm, Grid, check_names, check_steps
+from llama_jax.compare.tune import FIELD as PEAK
 from llama_jax.data import order
 from llama_jax.data.config import DataConfig
 from llama_jax.data.load_tokenizer import check as check_tokenizer
@@ -37,6 +37,7 @@ from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Objective
 from llama_jax.train import experiment as experiments
 from llama_jax.train.checkpoint import checksum, difference
+from llama_jax.train.code import evaluation_code, training_code
 from llama_jax.train.experiment import Experiment, to_dict
 from llama_jax.train.plain import to_plain
 from llama_jax.train.step import backbone, initial_params
@@ -45,6 +46,7 @@ ORDER = 4096
 """Documents at the start of training whose order is compared; of a small corpus two epochs."""
 
 EVALUATION_CODE = 'evaluation code'
+TRAINING_CODE = 'training code'
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,14 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
         with _named(arm):
             _check_settings(arm.experiment)
             suites.check(grid.suite, arm.experiment)
-    held: dict[str, Any] = {}
-    if not set(MATCHED) <= set(grid.may_differ):
-        held['tokens'] = _same(grid, 'token budget', tokens)
+    held: dict[str, Any] = _matched(grid)
     held |= _settings(grid)
     held['evaluation suite'] = _hash(to_plain(grid.suite))
     held[EVALUATION_CODE] = evaluation_code()
+    held[TRAINING_CODE] = training_code()
 
     say('comparing tokenizer and order of documents')
-    text = functools.cache(_text)
+    text = functools.cache(text_of)
     held['tokenizer'] = _same(grid, 'tokenizer', lambda x: text(x.data).tokenizer.digest)
     for arm in grid.arms:
         with _named(arm):
@@ -95,6 +96,8 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
         with _named(arm):
             first = replace(arm.experiment, seed=0)
             rows.append(budget(replace(arm, experiment=first), text(first.data)))
+    if grid.match == 'text':
+        held['text seen'] = _same_text(grid, rows)
     return Proof(held, rows)
 
 
@@ -119,13 +122,6 @@ def resolved(grid: Grid) -> Grid:
     return replace(grid, arms=tuple(arms))
 
 
-def evaluation_code() -> str:
-    """Hash of the source of everything that evaluates."""
-    (directory,) = evaluate.__path__
-    files = sorted(Path(directory).rglob('*.py'))
-    return _hash([hashlib.sha256(file.read_bytes()).hexdigest() for file in files])
-
-
 def allowed(field: str, may_differ: Iterable[str]) -> bool:
     """Whether `may_differ` names the dotted field, or a group that it is in."""
     return any(field == name or field.startswith(name + '.') for name in may_differ)
@@ -144,6 +140,36 @@ def _check_fields(grid: Grid) -> None:
                 f'in {"; ".join(unfair)}; make them equal, or add what is compared to may_differ '
                 f'({", ".join(grid.may_differ)})'
             )
+
+
+def _matched(grid: Grid) -> dict[str, Any]:
+    """The budget that all arms have alike, whatever may differ: of text it is seen later."""
+    if grid.match == 'tokens':
+        return {'tokens': _same(grid, 'token budget', tokens)}
+    if grid.match == 'flops':
+        goal = flops(grid.arms[0].experiment)
+        for arm in grid.arms:
+            found = flops(arm.experiment)
+            _within_a_step(grid, arm, 'FLOPs', found, goal)
+        return {'FLOPs': f'{goal:.4g}, to the nearest step'}
+    return {}
+
+
+def _same_text(grid: Grid, rows: list[Budget]) -> str:
+    """The tokens of raw text that each arm reads."""
+    for arm, row in zip(grid.arms, rows, strict=True):
+        _within_a_step(grid, arm, 'tokens of text', row.text_seen, rows[0].text_seen)
+    return f'{rows[0].text_seen:,} tokens, to the nearest step'
+
+
+def _within_a_step(grid: Grid, arm: Arm, what: str, found: float, goal: float) -> None:
+    # Steps are whole; a little more, for text is measured in a sample.
+    if abs(found - goal) > 0.6 * found / arm.experiment.train.steps:
+        raise UserError(
+            f'{grid.name} is no fair comparison: the arm {arm.name} has {found:,.4g} {what}, the '
+            f'arm {grid.arms[0].name} {goal:,.4g}: set --match {grid.match}, which changes its '
+            'steps, and leave its steps to it'
+        )
 
 
 def _check_settings(experiment: Experiment) -> None:
@@ -182,8 +208,14 @@ def _settings(grid: Grid) -> dict[str, Any]:
         ('optimizer',): ('optimizer', f'AdamW {json.dumps(optimizer)}'),
         ('optimizer.schedule',): (
             'schedule',
-            f'{schedule.kind}, peak {schedule.peak:g}, '
-            f'{schedule.warmup(first.train.steps)} steps of warm-up',
+            ', '.join(
+                [
+                    schedule.kind,
+                    # Where each arm has its own it stands with the arm.
+                    *([] if allowed(PEAK, grid.may_differ) else [f'peak {schedule.peak:g}']),
+                    f'{schedule.warmup(first.train.steps)} steps of warm-up',
+                ]
+            ),
         ),
         ('compute.precision',): ('precision', first.compute.precision),
     }
@@ -205,7 +237,8 @@ def _leaves(plain: Any, path: str = '') -> Iterable[tuple[str, Any]]:
         yield from _leaves(value, f'{path}.{key}'.lstrip('.'))
 
 
-def _text(data: DataConfig) -> Text:
+def text_of(data: DataConfig) -> Text:
+    """The training text of a configuration."""
     return Text(open_sources(data, 'train'), load_tokenizer(data))
 
 

@@ -1,7 +1,8 @@
 """A grid: arms that differ in what is compared and in nothing else, under several seeds.
 
-WORKDIR/ARM/seed-K/ is the directory of a run as pretrain writes it, and WORKDIR/ARM/lr-RATE/seed-K/
-that of a sweep of learning rates.
+WORKDIR/ARM/seed-K/ is the directory of a run as pretrain writes it, WORKDIR/ARM/lr-RATE/seed-K/
+that of a learning rate that is tried, and WORKDIR/ARM/again/seed-K/ that of the first arm under
+other seeds: the A/A arm, which says what seeds alone do.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llama_jax.errors import UserError
 from llama_jax.evaluate.suite import Suite
+from llama_jax.report.baselines import FOLDER as BASELINES
 from llama_jax.train.experiment import Experiment, from_dict, to_dict
 
 FINISHED = 'evaluation.json'
@@ -26,6 +28,11 @@ LOG = 'log.txt'
 
 FACTORS = (0.5, 1.0, 2.0)
 """Of the peak learning rate, in a sweep."""
+
+AGAIN_SEED = 1000
+"""The A/A arm's runs have the seeds 1000, 1001, ..."""
+
+Match = Literal['tokens', 'flops', 'text']
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,13 @@ class Grid:
     """What is measured of every run, once it is trained."""
     may_differ: tuple[str, ...] = ('name', 'objective')
     """Fields of an experiment, or groups of them, in which arms may differ: what is compared."""
+    again: bool = True
+    """Whether the first arm is also run under other seeds, which gives the noise floor."""
+    match: Match = 'tokens'
+    """What every arm has as much of as the first. Nothing that `may_differ` names lifts it."""
+    tuned: str = ''
+    """How the learning rate of each arm was chosen, where it was not by this comparison; '' for not
+    at all: the report is then called untuned."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +86,13 @@ class Planned:
 def runs(grid: Grid) -> list[Planned]:
     """Every run of the grid: all arms under the first seed, then under the next, so that a grid
     which is cut short has something to say about every arm."""
-    return [
-        at_place(arm, f'{arm.name}/seed-{seed}') for seed in range(grid.seeds) for arm in grid.arms
-    ]
+    base = grid.arms[0]
+    planned = []
+    for seed in range(grid.seeds):
+        planned += [at_place(arm, f'{arm.name}/seed-{seed}') for arm in grid.arms]
+        if grid.again:
+            planned.append(at_place(base, f'{base.name}/again/seed-{AGAIN_SEED + seed}'))
+    return planned
 
 
 def sweep(grid: Grid, factors: Sequence[float]) -> list[Planned]:
@@ -91,8 +109,9 @@ def sweep(grid: Grid, factors: Sequence[float]) -> list[Planned]:
 
 
 def at_place(arm: Arm, place: str) -> Planned:
-    """The run of the arm whose directory is `place`: 'ARM/seed-K' or 'ARM/lr-RATE/seed-K'."""
-    found = re.fullmatch(r'[^/]+/(?:lr-([^/]+)/)?seed-(\d+)', place)
+    """The run of the arm whose directory is `place`: 'ARM/seed-K', 'ARM/again/seed-K' or
+    'ARM/lr-RATE/seed-K'."""
+    found = re.fullmatch(r'[^/]+/(?:lr-([^/]+)/|again/)?seed-(\d+)', place)
     if found is None:
         raise UserError(f'{place!r} is no run: name one as ARM/seed-K or ARM/lr-RATE/seed-K')
     rate, seed = found.groups()
@@ -130,7 +149,11 @@ def check_names(grid: Grid) -> None:
         raise UserError(f'the grid {grid.name} has no arm')
     if grid.seeds < 1:
         raise UserError(f'--seeds {grid.seeds}: a grid has one seed or more')
+    if grid.seeds > AGAIN_SEED:
+        raise UserError(f'--seeds {grid.seeds}: the A/A arm has those from {AGAIN_SEED} on')
     for arm in grid.arms:
+        if arm.name == BASELINES:
+            raise UserError(f'an arm called {BASELINES!r}: that is the directory of baselines')
         if not re.fullmatch(r'\w[\w.+-]*', arm.name):
             raise UserError(
                 f'arm {arm.name!r}: its name is that of a directory; use letters, digits and _.+-'

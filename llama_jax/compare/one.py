@@ -15,12 +15,15 @@ from llama_jax import mesh as meshes
 from llama_jax.compare import record
 from llama_jax.compare.grid import FINISHED
 from llama_jax.compare.runner import leave_with_parent
+from llama_jax.compare.tune import LOSS
 from llama_jax.data.prepare import locked
+from llama_jax.errors import DivergedError
 from llama_jax.evaluate.light import light
 from llama_jax.evaluate.suite import evaluate
+from llama_jax.train.experiment import Experiment
 from llama_jax.train.loop import train
 from llama_jax.train.progress import say
-from llama_jax.train.records import write_atomically
+from llama_jax.train.records import read_metrics, write_atomically
 
 
 def run(workdir: Path, place: str) -> None:
@@ -37,6 +40,10 @@ def run(workdir: Path, place: str) -> None:
     with locked(directory / 'lock') if first else contextlib.nullcontext():
         if planned.finished(workdir):
             return
+        record.check_here(workdir)
+        if _chooses_a_rate(workdir, place):
+            _train_alone(experiment, directory, first)
+            return
         train(experiment, directory, measure=light)
         say('evaluating')
         result = evaluate(directory, experiment, suite, meshes.make(experiment.mesh))
@@ -45,3 +52,20 @@ def run(workdir: Path, place: str) -> None:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'{place} is evaluated')
         say(f'evaluated in {result["seconds"]:.0f} s')
+
+
+def _chooses_a_rate(workdir: Path, place: str) -> bool:
+    return record.rates(workdir) is not None and '/lr-' in place
+
+
+def _train_alone(experiment: Experiment, directory: Path, first: bool) -> None:
+    """Train to see the held-out loss at the end, which is null where there is no finite one."""
+    loss = None
+    try:
+        train(experiment, directory, measure=light)
+        lines = [line for line in read_metrics(directory) if line['kind'] == 'validation']
+        loss = lines[-1]['loss'] if lines else None
+    except DivergedError as error:
+        say(str(error))
+    if first:
+        write_atomically(directory / FINISHED, json.dumps({'metrics': {}, LOSS: loss}))

@@ -10,17 +10,20 @@ from typing import Any
 
 from llama_jax import installed
 from llama_jax.compare import fair
-from llama_jax.compare.fair import EVALUATION_CODE, Proof
+from llama_jax.compare.fair import EVALUATION_CODE, TRAINING_CODE, Proof
 from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned, at_place, nearest
 from llama_jax.errors import UserError
 from llama_jax.evaluate.suite import Suite
 from llama_jax.train.checkpoint import difference
+from llama_jax.train.code import evaluation_code, training_code
 from llama_jax.train.config_file import ConfigFile
 from llama_jax.train.experiment import Experiment, digest, from_dict, to_dict
 from llama_jax.train.plain import from_plain, to_plain
 from llama_jax.train.records import read_run, versions, write_atomically
 
 NAME = 'grid.json'
+TUNING = 'tuning'
+"""In grid.json: each arm to its rates, see `tune.Tuned.facts`."""
 
 MAY_CHANGE = ('mesh', 'checkpoint', 'data.workers', 'data.prefetch', 'train.log_every')
 """Settings with which a grid may go on: they change no result. Seeds and arms may be added."""
@@ -71,9 +74,29 @@ def check_workdir(workdir: Path, grid: Grid) -> None:
             f'{workdir} holds another grid; it differs in {"; ".join(lines)}. Use another '
             '--workdir, or the settings it began with'
         )
+    _check_code(workdir, facts)
+
+
+def _check_code(workdir: Path, facts: dict[str, Any]) -> None:
+    """Raise UserError for runs made by other code or other versions than those of now."""
+    begun = sorted(workdir.glob('*/**/run.json'))
+    held = facts.get('held_fixed', {})
+    if begun and held.get(TRAINING_CODE) not in (None, training_code()):
+        raise UserError(
+            f'the code that trains has changed since {workdir} was begun, so runs would not be '
+            'trained alike: use another --workdir, or the code of then '
+            f'(git commit {(read_run(begun[0].parent) or {}).get("git_commit")})'
+        )
+    if begun and isinstance(facts.get('versions'), dict):
+        lines = difference(facts['versions'], versions())
+        if lines:
+            raise UserError(
+                f'{workdir} was begun with other versions: {"; ".join(lines)}. Use those, or '
+                'another --workdir'
+            )
     measured = sorted(workdir.glob(f'*/**/{FINISHED}'))
-    code = facts.get('held_fixed', {}).get(EVALUATION_CODE)
-    if measured and code != fair.evaluation_code():
+    code = held.get(EVALUATION_CODE)
+    if measured and code != evaluation_code():
         raise UserError(
             f'the code that evaluates has changed since {measured[0]} was written, so runs would '
             f'not be measured alike: delete every {FINISHED} in {workdir} to measure all again '
@@ -81,11 +104,31 @@ def check_workdir(workdir: Path, grid: Grid) -> None:
         )
 
 
+def check_here(workdir: Path) -> None:
+    """Raise UserError where this process runs other code or versions than those that began the
+    grid: another checkout on another host, say."""
+    facts = read(workdir) or {}
+    held = facts.get('held_fixed', {})
+    for what, code in ((TRAINING_CODE, training_code()), (EVALUATION_CODE, evaluation_code())):
+        if held.get(what) not in (None, code):
+            raise UserError(f'the {what} here is not that which began {workdir}: use that')
+    lines = difference(facts.get('versions') or {}, versions()) if facts.get('versions') else []
+    if lines:
+        raise UserError(f'{workdir} was begun with other versions: {"; ".join(lines)}. Use those')
+
+
 def write(
-    workdir: Path, grid: Grid, proof: Proof, command: str, *, config_file: ConfigFile | None = None
+    workdir: Path,
+    grid: Grid,
+    proof: Proof,
+    command: str,
+    *,
+    config_file: ConfigFile | None = None,
+    tuning: dict[str, Any] | None = None,
 ) -> None:
     """Write grid.json, and the `config_file` that defines the grid; when the grid goes on, its
-    beginning and its earlier commands stay."""
+    beginning and its earlier commands stay. `tuning` is what the choice of rates made, {} where
+    that has yet to be."""
     before = read(workdir) or {}
     commands = str(before.get('command') or '').splitlines()
     facts = {
@@ -93,6 +136,10 @@ def write(
         'seeds': max(grid.seeds, int(before.get('seeds') or 0)),
         'held_fixed': {**before.get('held_fixed', {}), **proof.held_fixed},
         'may_differ': list(grid.may_differ),
+        'match': grid.match,
+        'again': grid.again,
+        'tuned': grid.tuned,
+        **({} if tuning is None else {TUNING: tuning}),
         'budget': [asdict(row) for row in proof.budget],
         'command': '\n'.join(dict.fromkeys([*commands, command])),
         **({} if config_file is None else {'configuration': config_file.facts()}),
@@ -111,6 +158,13 @@ def write(
         ) from error
 
 
+def retune(workdir: Path, grid: Grid, tuning: dict[str, Any]) -> None:
+    """Record the rates that were chosen: the arms of `grid` have them."""
+    facts = read(workdir) or {}
+    text = json.dumps({**facts, **_plan(grid), TUNING: tuning}, indent=1, ensure_ascii=False)
+    write_atomically(workdir / NAME, text)
+
+
 def note_device(workdir: Path) -> None:
     """Record on what devices the runs were made, as they say."""
     facts = read(workdir)
@@ -120,6 +174,13 @@ def note_device(workdir: Path) -> None:
     devices = {f'{run.get("devices", 1)} x {run["device"]}' for run in found if 'device' in run}
     text = json.dumps({**facts, 'device': ', '.join(sorted(devices))}, indent=1, ensure_ascii=False)
     write_atomically(workdir / NAME, text)
+
+
+def rates(workdir: Path) -> dict[str, float] | None:
+    """The rate that was chosen for each arm; None where the grid is not tuned, {} where they have
+    yet to be chosen."""
+    tuning = (read(workdir) or {}).get(TUNING)
+    return None if tuning is None else {arm: found['rate'] for arm, found in tuning.items()}
 
 
 def planned(workdir: Path, place: str) -> tuple[Planned, Suite]:

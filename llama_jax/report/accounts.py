@@ -15,9 +15,13 @@ _BUDGET = (
     ('tokens', 'tokens'),
     ('loss_tokens', 'loss tokens'),
     ('unique_tokens', 'unique tokens'),
+    ('text_seen', 'text seen'),
+    ('padding', 'padding'),
+    ('cut', 'documents\ncut'),
     ('parameters', 'parameters'),
     ('flops', 'FLOPs'),
 )
+_SHARES = ('padding', 'cut')
 
 
 def arms(grid: GridRecords) -> Table:
@@ -56,33 +60,82 @@ def cost(grid: GridRecords) -> Table:
             NOT_YET if seconds is None else duration(seconds),
             _whole(_mean([_median(run, 'tokens_per_second') for run in arm.runs])),
             NOT_YET if mfu is None else f'{mfu:.1%}',
+            _share(_mean([_clipped(run) for run in arm.runs])),
             NOT_YET if evaluation is None else duration(evaluation),
         ]
         rows.append(Row(arm.name, [Cell(text) for text in cells], arm.index, not arm.done))
-    columns = ['parameters', 'tokens', 'FLOPs', 'training\ntime', 'tokens/s', 'MFU']
+    columns = ['parameters', 'tokens', 'FLOPs', 'training\ntime', 'tokens/s', 'MFU', 'clipped']
     return Table(['arm', *columns, 'evaluation\ntime'], rows)
 
 
 def budget(grid: GridRecords) -> Table:
-    """The plan, as it was proved before the first step; FLOPs also over those of the first arm."""
+    """The plan, as it was proved before the first step; FLOPs also over those of the first arm, and
+    the seconds that it took."""
     lines = grid.facts.get('budget')
     lines = [x for x in lines if isinstance(x, dict)] if isinstance(lines, list) else []
     places = {arm.name: arm.index for arm in grid.arms}
+    taken = {arm.name: _mean([_last(run, 'seconds') for run in arm.runs]) for arm in grid.arms}
+    seconds = {name: f'{value:,.0f}' for name, value in taken.items() if value is not None}
     first = number(lines[0], 'flops') if lines else None
     rows = []
     for line in lines:
         values = [number(line, field) for field, _ in _BUDGET]
         cells = [
-            Cell(_count(value), told='' if value is None else f'{value:,.0f}')
-            for value in values[:-1]
+            _budgeted(field, value)
+            for (field, _), value in zip(_BUDGET[:-1], values[:-1], strict=True)
         ]
         flops = values[-1]
         cells.append(Cell(NOT_YET if flops is None else significant(flops)))
         cells.append(Cell(f'{flops / first:.2f}' if flops is not None and first else NOT_YET))
         name = str(line.get('arm'))
+        cells.append(Cell(seconds.get(name, NOT_YET)))
         rows.append(Row(name, cells, places.get(name)))
     relative = f'FLOPs / {lines[0].get("arm")}' if lines else 'relative FLOPs'
-    return Table(['arm', *(label for _, label in _BUDGET), relative], rows)
+    return Table(['arm', *(label for _, label in _BUDGET), relative, 'seconds'], rows)
+
+
+def _budgeted(field: str, value: float | None) -> Cell:
+    if value is not None and field in _SHARES:
+        return Cell(f'{value:.1%}')
+    return Cell(_count(value), told='' if value is None else f'{value:,.0f}')
+
+
+def rates(grid: GridRecords) -> Table | None:
+    """The learning rate that was chosen for each arm, and the losses that chose it; None where the
+    comparison chose none."""
+    tuning = grid.facts.get('tuning')
+    if not isinstance(tuning, dict) or not tuning:
+        return None
+    tried = sorted({rate for arm in tuning.values() for rate in inside(arm, 'losses')}, key=float)
+    rows = []
+    for arm in grid.arms:
+        found = tuning.get(arm.name)
+        if not isinstance(found, dict):
+            continue
+        rate = number(found, 'rate')
+        edge = ', at the edge' if found.get('at_the_edge') else ''
+        cells = [Cell(NOT_YET if rate is None else f'{rate:g}{edge}')]
+        for text in tried:
+            loss = number(found, 'losses', text)
+            there = text in (inside(found, 'losses') or {})
+            shown = NOT_YET if not there else 'not finite' if loss is None else f'{loss:.4f}'
+            cells.append(Cell(shown, best=rate is not None and float(text) == rate))
+        rows.append(Row(arm.name, cells, arm.index))
+    return Table(['arm', 'learning rate', *(f'own loss\nat {text}' for text in tried)], rows)
+
+
+def code(grid: GridRecords) -> list[str]:
+    """Sentences on runs that were not made, or not measured, alike."""
+    told = []
+    runs = [run for arm in grid.arms for run in [*arm.runs, *arm.again]]
+    facts = [run.records.facts for run in runs if run.records]
+    for name, what in (('code', 'code'), ('versions', 'versions of packages')):
+        if len({repr(x[name]) for x in facts if name in x}) > 1:
+            told.append(f'Runs were trained by different {what}: they are not equals.')
+    texts = {run.evaluation['examples'] for run in runs if 'examples' in run.evaluation}
+    if len(texts) > 1:
+        told.append('Runs were measured on different texts: they are not equals.')
+    return told
 
 
 def held_fixed(grid: GridRecords) -> Table:
@@ -168,6 +221,19 @@ def _median(run: SeedRun, name: str) -> float | None:
     lines = run.records.train if run.records else []
     values = [x for x in (number(line, name) for line in lines) if x is not None]
     return statistics.median(values) if values else None
+
+
+def _clipped(run: SeedRun) -> float | None:
+    """The share of the recorded steps whose gradient was scaled down."""
+    if run.records is None:
+        return None
+    most = number(run.records.facts, 'experiment', 'optimizer', 'clip')
+    norms = [x for x in (number(line, 'grad_norm') for line in run.records.train) if x is not None]
+    return sum(x > most for x in norms) / len(norms) if norms and most is not None else None
+
+
+def _share(value: float | None) -> str:
+    return NOT_YET if value is None else f'{value:.0%}'
 
 
 def _mean(values: list[float | None]) -> float | None:

@@ -112,11 +112,12 @@ def content(grid: GridRecords) -> list[Section]:
             'best where vectors are worthless.',
             [scores.scores(judged, scores.GEOMETRY)],
         ),
+        *_rates(grid),
         *(Section(*section) for section in sections(grid)),
         Section(
             'Cost',
             'Means over the seeds of what was recorded; training time leaves out compilation and '
-            'evaluation.',
+            'evaluation. Clipped: the share of recorded steps whose gradient was scaled down.',
             [accounts.cost(grid)],
         ),
         Section(
@@ -124,7 +125,13 @@ def content(grid: GridRecords) -> list[Section]:
             f'Arms may differ in: {differ}.',
             [accounts.arms(grid), accounts.held_fixed(grid)],
         ),
-        Section('Budget', 'As planned before the first step.', [accounts.budget(grid)]),
+        Section(
+            'Budget',
+            'As planned before the first step, but for the seconds of training. Text seen and '
+            'unique tokens are of raw text; padding is the share of positions without text; '
+            'documents cut are longer than a row.',
+            [accounts.budget(grid)],
+        ),
         Section(
             'To make it again',
             '',
@@ -136,6 +143,17 @@ def content(grid: GridRecords) -> list[Section]:
         ),
     ]
     return found
+
+
+def _rates(grid: GridRecords) -> list[Section]:
+    table, said = accounts.rates(grid), str(grid.facts.get('tuned') or '')
+    note = (
+        'Each arm at the rate of its lowest own held-out loss under the first seed. At the edge: '
+        'no rate beyond was tried.'
+    )
+    if table is not None:
+        return [Section('Learning rates', note, [table])]
+    return [Section('Learning rates', f'Chosen before: {said}.', [])] if said else []
 
 
 def _difference_pictures(judged: Judged) -> list[Picture]:
@@ -157,7 +175,13 @@ def notes(grid: GridRecords) -> list[str]:
             f'This grid is not complete: {done} of {len(runs)} runs are finished. Tables of '
             f'metrics hold those; curves show all. Open: {", ".join(open_arms)}.'
         )
-    return [*told, *grid.problems]
+    return [*told, *accounts.code(grid), *grid.problems]
+
+
+def title(grid: GridRecords) -> str:
+    """The title, which says where arms stand at rates that nobody chose for them."""
+    tuned = grid.facts.get('tuning') or grid.facts.get('tuned')
+    return grid.title if tuned or len(grid.arms) < 2 else f'{grid.title} (untuned)'
 
 
 def lead(grid: GridRecords) -> str:
@@ -180,9 +204,9 @@ def page(grid: GridRecords, parts: Sequence[Section]) -> str:
         f'<a href="#{_anchor(section.title)}">{escape(section.title)}</a>' for section in parts
     )
     return document(
-        grid.title,
+        title(grid),
         CSS + COMPARISON_CSS,
-        f"""<h1>{escape(grid.title)}</h1><p class="lead">{escape(lead(grid))}</p>
+        f"""<h1>{escape(title(grid))}</h1><p class="lead">{escape(lead(grid))}</p>
 {warnings}
 <nav>{links}</nav>
 {''.join(map(_section, parts))}
@@ -193,7 +217,7 @@ def page(grid: GridRecords, parts: Sequence[Section]) -> str:
 
 def text(grid: GridRecords, parts: Sequence[Section]) -> str:
     """The report in Markdown; its pictures are the files in figures/."""
-    blocks = [f'# {markdown(grid.title)}', markdown(lead(grid))]
+    blocks = [f'# {markdown(title(grid))}', markdown(lead(grid))]
     blocks += [f'> **Note.** {markdown(x)}' for x in notes(grid)]
     for section in parts:
         blocks.append(f'## {section.title}')

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from llama_jax.errors import Stopped, UserError
+from llama_jax.errors import DivergedError, Stopped, UserError
 from llama_jax.train import agreement
 from llama_jax.train.config_file import ConfigFile
 from llama_jax.train.experiment import Experiment
@@ -242,7 +242,7 @@ def _failure(run: Run, what: str, error: BaseException) -> UserError:
 def _finish(run: Run, pending: Pending | None) -> Told:
     """Wait for a step and record it; what all processes know of each other by then.
 
-    Raises UserError when too many steps in a row were not finite.
+    Raises DivergedError when too many steps in a row were not finite.
     """
     if pending is None:
         return Told()
@@ -260,7 +260,7 @@ def _finish(run: Run, pending: Pending | None) -> Told:
     if in_a_row >= run.experiment.train.max_nonfinite:
         kept = run.workdir / f'nonfinite-batch-{pending.step}-process-{jax.process_index()}.npz'
         np.savez(kept, allow_pickle=False, **pending.batch)
-        raise UserError(
+        raise DivergedError(
             f'stopped at step {pending.step}: loss or gradient was not finite for {in_a_row} steps '
             f'in a row, last on {lanes} (kept in {kept}); the parameters are those of before. '
             'Lower --optimizer.schedule.peak and start again, which goes on from the newest '

@@ -17,6 +17,7 @@ import jax
 
 from llama_jax.errors import UserError
 from llama_jax.installed import typed
+from llama_jax.train.code import training_code
 from llama_jax.train.experiment import Experiment, digest, to_dict
 from llama_jax.train.tensorboard import EventFile
 from llama_jax.train.wandb import Mirror
@@ -48,6 +49,7 @@ class Records:
             'experiment': to_dict(experiment),
             'digest': digest(experiment),
             'versions': versions(),
+            'code': training_code(),
             'device': jax.devices()[0].device_kind,
             'devices': jax.device_count(),
             'processes': jax.process_count(),

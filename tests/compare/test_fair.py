@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass, replace
 
 import jax
+import numpy as np
 import optax
 import pytest
 
@@ -18,6 +19,8 @@ from llama_jax.data.order import Place, Stream
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.train import code
 from llama_jax.train.checkpoint import checksum
 from llama_jax.train.step import initial_state
 from tests.compare.tiny import changed, with_second_arm
@@ -46,7 +49,7 @@ def test_a_fair_grid_is_proved(proof):
         *('tokens', 'tokens per step', 'optimizer', 'schedule', 'precision', 'settings'),
         *('tokenizer', 'documents', 'document order, seed 0', 'document order, seed 1'),
         *('initial weights, seed 0', 'initial weights, seed 1'),
-        *('evaluation suite', 'evaluation code'),
+        *('evaluation suite', 'evaluation code', 'training code'),
     } == proof.held_fixed.keys()
     assert proof.held_fixed['tokens'] == 20 * 8 * 32
     orders = [proof.held_fixed[f'document order, seed {seed}'] for seed in (0, 1)]
@@ -94,6 +97,11 @@ def test_a_token_budget_that_differs_is_refused_even_where_it_is_named(grid):
     )
     line = refusal(grid)
     assert 'token budget (5,120 and 5,376)' in line
+    # Nor by the fields that matching changes.
+    named = replace(grid, may_differ=('name', 'objective', *budget.MATCHED))
+    assert 'token budget' in refusal(named)
+    line = refusal(replace(named, match='flops'))
+    assert 'the arm z has' in line and 'FLOPs' in line and '--match flops' in line
 
 
 def test_another_tokenizer_is_refused_even_where_it_is_named(grid):
@@ -198,16 +206,33 @@ def test_arms_of_another_shape_are_compared_among_themselves(grid):
     assert one != other
 
 
-def test_evaluation_code_is_hashed(tmp_path, monkeypatch):
-    (directory,) = fair.evaluate.__path__
-    copy = tmp_path / 'evaluate'
-    shutil.copytree(directory, copy)
-    before = fair.evaluation_code()
-    monkeypatch.setattr(fair.evaluate, '__path__', [str(copy)])
-    assert fair.evaluation_code() == before
-    with (copy / 'stats.py').open('a') as file:
-        file.write('\n')
-    assert fair.evaluation_code() != before
+def test_code_is_hashed(tmp_path):
+    for packages in (code.TRAINS, code.EVALUATES):
+        for package in packages:
+            shutil.copytree(code.ROOT / package, tmp_path / package)
+    shutil.copy(code.ROOT / 'layout.py', tmp_path)
+
+    def hashes():
+        code.digest.cache_clear()
+        return [
+            code.digest(code.TRAINS, beside=True, root=tmp_path),
+            code.digest(code.EVALUATES, root=tmp_path),
+        ]
+
+    before = hashes()
+    assert hashes() == before and code.digest(code.EVALUATES) == before[1]
+    for place, changes in (
+        ('evaluate/stats.py', [False, True]),
+        ('objectives/causal.py', [True, False]),
+        ('optim/adamw.py', [True, False]),
+        ('data/packing.py', [True, False]),
+        ('layout.py', [True, False]),
+    ):
+        with (tmp_path / place).open('a') as file:
+            file.write('\n')
+        after = hashes()
+        assert [a != b for a, b in zip(before, after, strict=True)] == changes
+        before = after
 
 
 @pytest.mark.parametrize(
@@ -251,6 +276,9 @@ def test_budget_equals_a_count_by_hand(grid, proof, text):
     assert row.arm == 'plain' and row.tokens == 20 * 8 * 32
     # Documents without end fill every row of a causal model, and each position has a target.
     assert row.loss_tokens == row.tokens
+    assert row.padding == 0
+    encoded = [tokenizer.encode(json.loads(x)['text']) for x in text.read_text().split('\n')]
+    assert row.cut == np.mean([len(x) > 32 for x in encoded]) > 0
     # Embedding and head; q, o; k, v; the three of SwiGLU; the layer's norms and the last.
     assert row.parameters == 2 * 512 * 16 + 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32 + 3 * 16
     weights = 2 * 16 * 16 + 2 * 16 * 8 + 3 * 16 * 32 + 512 * 16
@@ -261,15 +289,16 @@ def test_budget_equals_a_count_by_hand(grid, proof, text):
     marked = sum(len(x) + 1 for x in documents)  # with the end token that each predicts
     raw = row.tokens * sum(map(len, documents)) / marked
     assert row.unique_tokens == pytest.approx(min(raw, sum(map(len, documents))), rel=0.05)
+    assert row.text_seen == pytest.approx(raw, rel=0.05)
 
 
 def test_unique_tokens_of_many_epochs_are_those_of_the_corpus(grid, text):
     long = changed(grid.arms[0].experiment, 'train', steps=1000)
-    found = fair._text(long.data)
+    found = fair.text_of(long.data)
     row = budget.budget(Arm('long', long), found)
     (documents,) = found.corpus.sources
     assert row.unique_tokens == sum(len(found.tokenizer.encode(text)) for text in documents)
-    assert row.tokens > 2 * row.unique_tokens
+    assert row.tokens > 2 * row.unique_tokens and row.text_seen > 2 * row.unique_tokens
 
 
 def test_table_shows_every_row(proof):
@@ -298,4 +327,24 @@ def test_match_flops_equalises_within_half_a_step(grid):
     rows = proof.budget
     assert rows[1].tokens < rows[0].tokens
     assert rows[1].flops == pytest.approx(rows[0].flops, rel=0.5 / second.train.steps)
-    assert 'tokens' not in proof.held_fixed
+    assert 'tokens' not in proof.held_fixed and 'FLOPs' in proof.held_fixed
+
+
+def test_match_text_equalises_the_text_that_is_read(grid, proof):
+    # Two views of a text are crops of it: a row is of more text than it holds.
+    arms = [
+        replace(arm, experiment=changed(arm.experiment, 'train', steps=100)) for arm in grid.arms
+    ]
+    pairs = with_second_arm(
+        replace(grid, arms=tuple(arms), seeds=1),
+        lambda x: replace(x, objective=InfoNCE(bidirectional=False)),
+    )
+    before = fair.check(pairs).budget
+    assert before[1].text_seen > 2 * before[0].text_seen and before[1].padding > 0
+    with pytest.raises(UserError, match='tokens of text'):
+        fair._same_text(replace(pairs, match='text'), before)
+    matched = budget.match_text(pairs, fair.text_of)
+    rows = fair.check(matched).budget
+    second = matched.arms[1].experiment
+    assert 10 < second.train.steps < 50
+    assert rows[1].text_seen == pytest.approx(rows[0].text_seen, rel=1 / second.train.steps)

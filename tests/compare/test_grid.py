@@ -18,7 +18,7 @@ from llama_jax.compare import record, results
 from llama_jax.compare.grid import FINISHED, at_place, overridden, runs, sweep
 from llama_jax.errors import UserError
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.train.records import read_metrics
+from llama_jax.train.records import read_metrics, versions
 from tests.compare import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -242,9 +242,21 @@ def test_a_grid_file_that_is_broken_is_refused(refused, tmp_path):
 
 
 def test_results_measured_by_other_code_are_refused(refused, whole, monkeypatch):
-    monkeypatch.setattr(record.fair, 'evaluation_code', lambda: 'other')
+    monkeypatch.setattr(record, 'evaluation_code', lambda: 'other')
     line = refused('tiny', '--workdir', whole[0])
     assert 'code that evaluates has changed' in line and FINISHED in line
+
+
+def test_runs_of_other_code_or_versions_are_refused(refused, whole, monkeypatch):
+    with monkeypatch.context() as changed:
+        changed.setattr(record, 'training_code', lambda: 'other')
+        assert 'the code that trains has changed' in refused('tiny', '--workdir', whole[0])
+        with pytest.raises(UserError, match='the training code here is not that which began'):
+            record.check_here(whole[0])
+    monkeypatch.setattr(record, 'versions', lambda: {**versions(), 'jax': '0.0.1'})
+    assert 'was begun with other versions: jax: ' in refused('tiny', '--workdir', whole[0])
+    with pytest.raises(UserError, match='jax: '):
+        record.check_here(whole[0])
 
 
 def test_a_grid_of_an_older_version_goes_on(grid, whole, tmp_path):
@@ -320,7 +332,12 @@ def test_runs_take_their_seed_and_rate_from_their_place(grid):
     ]
     peaks = [run.experiment.optimizer.schedule.peak for run in swept]
     assert peaks == [0.005, 0.005, 0.02, 0.02]
-    for run in (*runs(grid), *swept):
+    again = runs(replace(grid, again=True))
+    assert [run.place for run in again if run not in runs(grid)] == [
+        *('plain/again/seed-1000', 'plain/again/seed-1001')
+    ]
+    assert [run.experiment.seed for run in again] == [0, 0, 1000, 1, 1, 1001]
+    for run in (*again, *swept):
         arm = next(arm for arm in grid.arms if arm.name == run.arm)
         assert at_place(arm, run.place) == run
     with pytest.raises(UserError, match='is no run'):

@@ -63,6 +63,7 @@ def grid(text, **changes):
             ),
             seeds=2,
             suite=Suite(span=16, window=32),
+            again=False,
         ),
         **changes,
     )

@@ -176,6 +176,9 @@ def grid(arms=ARMS, seeds=2, **changes):
                 'tokens': total,
                 'loss_tokens': int(total * share),
                 'unique_tokens': 913_402,
+                'text_seen': 1_500_000,
+                'padding': 0.0123,
+                'cut': 0.5,
                 'parameters': 10_231_808,
                 'flops': total * ARMS[x][1],
             }

@@ -19,6 +19,7 @@ from llama_jax.report import accounts, comparison, scores
 from llama_jax.report.grid import read_grid
 from llama_jax.report.judged import Judged
 from llama_jax.report.pictures import sections
+from llama_jax.report.tables import NOT_YET
 from tests.report import compared
 from tests.report.pages import Page, figures, read_off
 
@@ -241,14 +242,42 @@ def test_budget_and_cost(three):
     grid = read_grid(three)
     row = cells(accounts.budget(grid), 'masked')
     assert [c.text for c in row.values()] == [
-        *('1.64M', '328k', '913k', '10.2M', '4.28e13', '0.96'),
+        *('1.64M', '328k', '913k', '1.50M', '1.2%', '50.0%', '10.2M', '4.28e13', '0.96', '116'),
     ]
     row = cells(accounts.cost(grid), 'masked')
     seconds = 400 * 0.3 * 26.1 / 27
     assert row['training\ntime'].text == f'1 min {seconds - 60:.0f} s'
     assert row['tokens/s'].text == f'{4096 / 0.3 * 27 / 26.1:,.0f}'
+    assert row['clipped'].text == NOT_YET  # no record of gradients
     assert row['tokens'].text == '1.64M' and row['MFU'].text == '40.0%'
     assert row['evaluation\ntime'].text == '32.0 s'  # of 31.5 and 32.5
+
+
+def test_what_was_not_made_alike_is_said_and_clipping_is_counted(three):
+    assert 'they are not equals' not in page(three)
+    path = three / 'masked/seed-1'
+    facts = json.loads((path / 'run.json').read_text('utf-8'))
+    facts |= {'code': 'b', 'versions': {'jax': '0.0.1'}}
+    facts['experiment']['optimizer'] = {'clip': 1.0}
+    (path / 'run.json').write_text(json.dumps(facts))
+    for seed, texts in ((0, 'x'), (1, 'y')):
+        made = {**compared.evaluation('masked', seed), 'examples': texts}
+        (three / f'masked/seed-{seed}/evaluation.json').write_text(json.dumps(made))
+    first = three / 'causal/seed-0/run.json'
+    first.write_text(json.dumps(json.loads(first.read_text('utf-8')) | {'code': 'a'}))
+    lines = [
+        {'kind': 'train', 'step': i, 'tokens': i, 'loss': 1.0, 'grad_norm': norm}
+        for i, norm in enumerate((3.0, 0.5, 1.5, 0.9))
+    ]
+    (path / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in lines), 'utf-8')
+    text = Page(page(three)).text
+    for sentence in (
+        'Runs were trained by different code: they are not equals.',
+        'Runs were trained by different versions of packages: they are not equals.',
+        'Runs were measured on different texts: they are not equals.',
+    ):
+        assert sentence in text
+    assert cells(accounts.cost(read_grid(three)), 'masked')['clipped'].text == '50%'
 
 
 def test_what_was_compared_and_what_was_held(whole):

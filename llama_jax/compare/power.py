@@ -1,0 +1,68 @@
+"""How many seeds a comparison needs, before its first step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from llama_jax.compare.grid import Grid, nearest
+from llama_jax.errors import UserError
+from llama_jax.evaluate import paired
+from llama_jax.evaluate.metrics import METRICS
+from llama_jax.report.grid import read_grid
+from llama_jax.report.judged import Judged
+
+
+def told(grid: Grid, workdir: Path, asked: Sequence[str], sd: float | None) -> Iterator[str]:
+    """A line for each METRIC=DIFFERENCE of `asked`, in the units of evaluation.json.
+
+    How much seeds and texts vary is read from the records in `workdir`, those of an earlier
+    comparison; or `sd` is the standard deviation of the difference of two runs under one seed.
+    """
+    if not asked:
+        raise UserError(
+            '--sd is of --power: give --power METRIC=DIFFERENCE, such as recall_span_10=0.03'
+        )
+    arms = max(1, len(grid.arms) - 1)
+    judged = Judged(read_grid(workdir)) if sd is None else None
+    for text in asked:
+        metric, _, value = text.partition('=')
+        if metric not in METRICS:
+            raise UserError(f'--power {text}: no metric {metric!r}: {nearest(metric, [*METRICS])}')
+        try:
+            difference = float(value)
+        except ValueError:
+            difference = math.nan
+        if not difference > 0 or math.isinf(difference):
+            raise UserError(f'--power {text}: the difference is a number above 0')
+        variance, rest, source = _spread(judged, metric, sd)
+        n = paired.seeds_needed(difference, variance=variance, rest=rest, arms=arms)
+        many = 'no number of seeds: more texts' if n is None else f'{n} seeds'
+        yield (
+            f'{metric}: a difference of {difference:g} is shown by {many} (4 times in 5; {arms} '
+            f'{"arms" if arms > 1 else "arm"} against {grid.arms[0].name}; deviation of a pair of '
+            f'runs {math.sqrt(variance):.3g}, of the texts {math.sqrt(rest):.3g}, {source})'
+        )
+
+
+def _spread(judged: Judged | None, metric: str, sd: float | None) -> tuple[float, float, str]:
+    """Variance of a pair of runs, what more seeds do not lessen, and where both are from."""
+    if sd is not None:
+        if not sd > 0 or math.isinf(sd):
+            raise UserError(f'--sd {sd:g}: it is a standard deviation, above 0')
+        return sd**2, 0.0, 'as given'
+    assert judged is not None
+    noise = judged.noise(metric)
+    variance, _ = paired.seed_variance(judged.samples(metric))
+    source = 'of the paired seeds of earlier runs'
+    if math.isnan(variance) and noise is not None and noise.seeds > 1:
+        variance, source = noise.se**2 * noise.seeds, 'of the A/A arm of earlier runs'
+    if math.isnan(variance):
+        raise UserError(
+            f'--power {metric}: no two seeds of it in the records of --workdir: give --sd, or the '
+            '--workdir of an earlier comparison'
+        )
+    found = [x for x in judged.differences(metric).values() if x.seeds > 1]
+    rests = [max(x.se**2 - variance / x.seeds, 0.0) for x in found if x.texts]
+    return variance, min(rests, default=0.0), source

@@ -1,0 +1,35 @@
+"""Hashes of the source that a result follows from: what was trained by other code is no equal."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+TRAINS = ('data', 'model', 'objectives', 'optim', 'text', 'train')
+"""Packages that decide what training makes; and the modules beside them."""
+EVALUATES = ('evaluate',)
+
+
+def training_code() -> str:
+    """Of all source that trains."""
+    return digest(TRAINS, beside=True)
+
+
+def evaluation_code() -> str:
+    """Of all source that evaluates."""
+    return digest(EVALUATES)
+
+
+@functools.cache
+def digest(packages: tuple[str, ...], *, beside: bool = False, root: Path = ROOT) -> str:
+    """Of the packages' source, and of the modules of `root` itself with `beside`."""
+    files = [path for name in packages for path in (root / name).rglob('*.py')]
+    files += list(root.glob('*.py')) * beside
+    hashed = hashlib.sha256()
+    for path in sorted(files):
+        hashed.update(path.relative_to(root).as_posix().encode() + b'\0')
+        hashed.update(hashlib.sha256(path.read_bytes()).digest())
+    return hashed.hexdigest()
