@@ -34,10 +34,10 @@ from llama_jax.data.config import Source, labels
 from llama_jax.data.overlap import warn_of_overlap
 from llama_jax.data.sources import open_sources
 from llama_jax.errors import UserError
-from llama_jax.evaluate import whole
+from llama_jax.evaluate import per_text, whole
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.own import TooLittleError, evaluate_own
-from llama_jax.evaluate.suite import Suite, evaluate_trained
+from llama_jax.evaluate.suite import Evaluation, Suite, evaluate_trained
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.train.records import read_run, write_atomically
@@ -125,9 +125,9 @@ def main() -> None:
         raise UserError(f'--output is one file, and {workdir} has several sets: leave it out')
     warn_of_overlap(data)
     results = evaluate_own(trained, trained.experiment, data, options.suite, mesh)
-    for name, result in results.items():
-        print(f'{name}: {result["text"]["documents"]:,} documents')
-        tell(result, options.output or path.with_name(f'{path.stem}-on-{name}.json'))
+    for name, evaluation in results.items():
+        print(f'{name}: {evaluation.result["text"]["documents"]:,} documents')
+        tell(evaluation, options.output or path.with_name(f'{path.stem}-on-{name}.json'))
 
 
 def ask_tasks(options: Options) -> None:
@@ -190,13 +190,13 @@ def of_origin(name: str, sets: tuple[Source, ...], options: Options) -> None:
     every = open_sources(data, 'validation').sources
     for source, label, documents in zip(sets, labels(sets), every, strict=True):
         print(f'{label}: {len(documents):,} documents')
-        found = whole.likelihood_of_text(trained, documents, mesh, begin=begin)
+        likelihood = whole.likelihood_of_text(trained, documents, mesh, begin=begin)
         one = dataclasses.replace(data, validation=(source,))
         try:
-            (result,) = evaluate_own(trained, trained.experiment, one, options.suite, mesh).values()
+            (found,) = evaluate_own(trained, trained.experiment, one, options.suite, mesh).values()
         except TooLittleError as error:
-            result = {'step': trained.step, 'little': str(error)}
-        tell({**result, 'whole': found}, options.output)
+            found = Evaluation({'step': trained.step, 'little': str(error)}, {})
+        tell(Evaluation({**found.result, 'whole': likelihood}, found.texts), options.output)
 
 
 def _check(output: Path | None) -> None:
@@ -204,9 +204,11 @@ def _check(output: Path | None) -> None:
         raise UserError(f'--output {output}: there is no directory {output.parent}: make it first')
 
 
-def tell(result: dict[str, Any], path: Path | None) -> None:
-    """Write a result where a path is given, and print it."""
+def tell(evaluation: Evaluation, path: Path | None) -> None:
+    """Write a result where a path is given, with the parts of each text beside it, and print it."""
+    result = evaluation.result
     if path is not None:
+        per_text.save(path.with_suffix('.npz'), evaluation.texts)
         write_atomically(path, json.dumps(result, indent=1))
     if result.get('whole'):
         print(
@@ -224,10 +226,11 @@ def table(result: dict[str, Any]) -> Iterator[str]:
     """A line for each metric: name, value, interval, examples."""
     for name, metric in METRICS.items():
         found = result['metrics'][name]
-        shown = 'n/a'
-        if found['value'] is not None:
+        if found['value'] is None:
+            shown = f'n/a: {found["why"]}'
+        else:
             shown = '{value:7.3f}  [{low:.3f}, {high:.3f}]  n = {n}'.format(**found)
-        yield f'{metric.label:<32}{metric.unit:<15}{shown}'
+        yield f'{metric.label:<52}{metric.unit:<15}{shown}'
 
 
 if __name__ == '__main__':

@@ -24,6 +24,9 @@ from llama_jax.train.experiment import Experiment, from_dict, to_dict
 FINISHED = 'evaluation.json'
 """Written last, so that it marks a run as finished."""
 
+PER_TEXT = 'evaluation.npz'
+"""What each text contributes to the metrics (evaluate/per_text.py)."""
+
 LOG = 'log.txt'
 
 FACTORS = (0.5, 1.0, 2.0)

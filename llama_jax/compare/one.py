@@ -13,11 +13,12 @@ from jax.experimental import multihost_utils
 
 from llama_jax import mesh as meshes
 from llama_jax.compare import record
-from llama_jax.compare.grid import FINISHED
+from llama_jax.compare.grid import FINISHED, PER_TEXT
 from llama_jax.compare.runner import leave_with_parent
 from llama_jax.compare.tune import LOSS
 from llama_jax.data.prepare import locked
 from llama_jax.errors import DivergedError
+from llama_jax.evaluate import per_text
 from llama_jax.evaluate.light import light
 from llama_jax.evaluate.suite import evaluate
 from llama_jax.train.experiment import Experiment
@@ -46,12 +47,13 @@ def run(workdir: Path, place: str) -> None:
             return
         train(experiment, directory, measure=light)
         say('evaluating')
-        result = evaluate(directory, experiment, suite, meshes.make(experiment.mesh))
+        evaluation = evaluate(directory, experiment, suite, meshes.make(experiment.mesh))
         if first:
-            write_atomically(directory / FINISHED, json.dumps(result, indent=1))
+            per_text.save(directory / PER_TEXT, evaluation.texts)
+            write_atomically(directory / FINISHED, json.dumps(evaluation.result, indent=1))
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f'{place} is evaluated')
-        say(f'evaluated in {result["seconds"]:.0f} s')
+        say(f'evaluated in {evaluation.result["seconds"]:.0f} s')
 
 
 def _chooses_a_rate(workdir: Path, place: str) -> bool:

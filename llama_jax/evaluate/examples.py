@@ -11,26 +11,42 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from llama_jax.evaluate.near import Near
 from llama_jax.objectives.asked import Middle
 from llama_jax.text.tokenizer import Tokenizer
 
-Record = dict[str, str]  # text, module, package, docstring, body, as data/python_corpus.py has them
-
-PARTS = ('train', 'validation', 'test')
 _SHARES = (0.6, 0.15, 0.25)
+"""Of the groups, and of the chunks, to fit on, to choose by, and to measure on."""
 _BLOCK = 8
 """Characters per token of a block: more than any text needs, so that a block fills a chunk."""
+_LEAST = 4
+"""Groups of a topic that are needed for three parts."""
+_RUN = 4
+"""Tokens that are shuffled among themselves."""
+_TRIED = 8
+"""Chunks that are looked at for each that is wanted: a corpus that repeats itself has an end."""
 _NAME = re.compile(r' ?[^\W\d]\w{2,}')
+
+
+class Record(NamedTuple):
+    """A document that was held out of training."""
+
+    text: str
+    group: str
+    """What it is a part of, such as a module or a book: no group is in two parts of a probe."""
+    label: str = ''
+    pair: tuple[str, str] = ('', '')
+    """Two texts that belong together."""
 
 
 class Chunk(NamedTuple):
     tokens: np.ndarray
     label: int
-    module: str
+    group: str
 
 
-class Topics(NamedTuple):
-    """Classification: of which package is this piece of source code?"""
+class Labelled(NamedTuple):
+    """Classification: chunks to fit on, to choose by, and to measure on."""
 
     names: tuple[str, ...]
     train: list[Chunk]
@@ -44,7 +60,13 @@ class Pairs(NamedTuple):
     a: list[np.ndarray]
     b: list[np.ndarray]
     document: np.ndarray
-    """Number of the document of each pair [n]: the other pairs of one are no wrong answers."""
+    """Name of the document of each pair, text [n]: the other pairs of one are no wrong answers."""
+
+
+class Window(NamedTuple):
+    tokens: np.ndarray
+    document: str
+    """Name of the document that it is of."""
 
 
 def topics(
@@ -55,53 +77,135 @@ def topics(
     per_topic: int,
     length: int,
     seed: int,
-) -> Topics:
-    """Chunks of the packages with most modules; every module stands in one part only.
+) -> Labelled:
+    """Chunks of the labels with most groups; every group stands in one part only, and no chunk
+    nearly repeats another.
 
     Args:
-      records: one per module.
       per_topic: most chunks of a topic over all parts: 60% to train, 15% to validation (to choose
         the layer), 25% to test.
       length: most tokens of a chunk.
     """
-    modules: dict[str, list[Record]] = defaultdict(list)
+    of_label: dict[str, list[Record]] = defaultdict(list)
     for record in records:
-        modules[record['package']].append(record)
-    # A package of few modules cannot be in three parts.
-    names = [name for name, n in _ranked(modules) if n >= 4][:n_topics]
+        of_label[record.label].append(record)
+    groups = Counter({name: len({r.group for r in mine}) for name, mine in of_label.items()})
+    ranked = sorted(groups.items(), key=lambda item: (-item[1], item[0]))
     rng = np.random.default_rng(seed)
-    parts: dict[str, list[Chunk]] = {part: [] for part in PARTS}
-    for label, name in enumerate(sorted(names)):
-        mine = sorted(modules[name], key=lambda record: record['module'])
-        mine = [mine[i] for i in rng.permutation(len(mine))]
-        n_test = max(1, round(_SHARES[2] * len(mine)))
-        n_validation = max(1, round(_SHARES[1] * len(mine)))
-        cut = {
-            'test': mine[:n_test],
-            'validation': mine[n_test : n_test + n_validation],
-            'train': mine[n_test + n_validation :],
-        }
-        for part, share in zip(PARTS, _SHARES, strict=True):
-            blocks = [
-                [(record['module'], block) for block in _blocks(record['text'], length * _BLOCK)]
-                for record in cut[part]
-            ]
-            for module, block in spread(blocks, round(share * per_topic), rng):
-                parts[part].append(Chunk(tokenizer.encode(block)[:length], label, module))
-    return Topics(tuple(sorted(names)), **parts)
+    seen = Near()
+    chosen: dict[str, list[list[Chunk]]] = {}
+    for name, n in ranked:
+        if n < _LEAST or not name or len(chosen) == n_topics:
+            continue
+        parts = [
+            _chunks(part, round(share * per_topic), tokenizer, length, seen, rng)
+            for part, share in zip(_parted(of_label[name], rng), _SHARES, strict=True)
+        ]
+        if all(parts):
+            chosen[name] = parts
+    names = tuple(sorted(chosen))
+    found: tuple[list[Chunk], ...] = ([], [], [])
+    for label, name in enumerate(names):
+        for whole, part in zip(found, chosen[name], strict=True):
+            whole.extend(chunk._replace(label=label) for chunk in part)
+    return Labelled(names, *found)
 
 
-def span_pairs(documents: Sequence[np.ndarray], *, n: int, length: int, seed: int) -> Pairs:
-    """Two spans that do not overlap, of each of up to `n` pieces of `documents` (token arrays).
+def order(
+    records: Sequence[Record], tokenizer: Tokenizer, *, n: int, length: int, seed: int
+) -> Labelled:
+    """Up to `n` chunks of `length` tokens, each once as it is (label 0) and once with every four
+    tokens in a row shuffled (label 1): the same tokens, so that what tells them apart is their
+    order. No group is in two parts, and no chunk nearly repeats another."""
+    rng = np.random.default_rng(seed)
+    seen = Near()
+    found = []
+    for part, share in zip(_parted(records, rng), _SHARES, strict=True):
+        chunks = _chunks(part, round(share * n), tokenizer, length, seen, rng)
+        whole = [chunk for chunk in chunks if len(chunk.tokens) == length]
+        found.append(
+            [each for c in whole for each in (c, Chunk(_shuffled(c.tokens, rng), 1, c.group))]
+        )
+    return Labelled(('as it is', 'shuffled'), *found)
 
-    A piece is at most four spans long; one span comes from its first half, one from the other.
+
+def _shuffled(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Each run of four tokens in another order, where they are not all the same."""
+    tokens = tokens.copy()
+    for start in range(0, len(tokens) - _RUN + 1, _RUN):
+        run = tokens[start : start + _RUN].copy()
+        while len(set(run.tolist())) > 1 and (tokens[start : start + _RUN] == run).all():
+            tokens[start : start + _RUN] = rng.permutation(run)
+    return tokens
+
+
+def _parted(records: Sequence[Record], rng: np.random.Generator) -> list[list[Record]]:
+    """The records of 60, 15 and 25% of the groups, at least one each."""
+    groups: dict[str, list[Record]] = defaultdict(list)
+    for record in records:
+        groups[record.group].append(record)
+    names = sorted(groups)
+    names = [names[i] for i in rng.permutation(len(names))]
+    n_test = max(1, round(_SHARES[2] * len(names)))
+    n_validation = max(1, round(_SHARES[1] * len(names)))
+    cut = (
+        names[n_test + n_validation :],
+        names[n_test : n_test + n_validation],
+        names[:n_test],
+    )
+    return [sorted(record for name in part for record in groups[name]) for part in cut]
+
+
+def _chunks(
+    records: Sequence[Record],
+    n: int,
+    tokenizer: Tokenizer,
+    length: int,
+    seen: Near,
+    rng: np.random.Generator,
+) -> list[Chunk]:
+    """Up to `n` chunks with label 0, in turn one of each record."""
+    blocks = [
+        [(record.group, block) for block in _blocks(record.text, length * _BLOCK)]
+        for record in records
+    ]
+    chunks: list[Chunk] = []
+    for group, block in spread(blocks, _TRIED * n, rng):
+        if len(chunks) == n:
+            break
+        tokens = tokenizer.encode(block)[:length]
+        if not seen.repeats(tokens):
+            chunks.append(Chunk(tokens, 0, group))
+    return chunks
+
+
+def span_pairs(
+    documents: Sequence[np.ndarray],
+    *,
+    n: int,
+    length: int,
+    seed: int,
+    names: Sequence[str] | None = None,
+) -> Pairs:
+    """Two spans that do not overlap, of each of up to `n` pieces of `documents` (token arrays),
+    whose names are numbers where none are given.
+
+    A piece is at most four spans long; one span comes from its first half, one from the other. No
+    piece nearly repeats another: its span would be a right answer too.
     """
     rng = np.random.default_rng(seed)
+    names = [str(i) for i in range(len(documents))] if names is None else names
     pieces = [
-        [(i, piece) for piece in _pieces(tokens, 4 * length, least=16)]
-        for i, tokens in enumerate(documents)
+        [(name, piece) for piece in _pieces(tokens, 4 * length, least=16)]
+        for name, tokens in zip(names, documents, strict=True)
     ]
-    chosen = spread(pieces, n, rng)
+    seen = Near()
+    chosen: list[tuple[str, np.ndarray]] = []
+    for name, piece in spread(pieces, _TRIED * n, rng):
+        if len(chosen) == n:
+            break
+        if not seen.repeats(piece):
+            chosen.append((name, piece))
 
     def span(half: np.ndarray) -> np.ndarray:
         start = int(rng.integers(max(len(half) - length, 0) + 1))
@@ -109,38 +213,48 @@ def span_pairs(documents: Sequence[np.ndarray], *, n: int, length: int, seed: in
 
     halves = [np.array_split(piece, 2) for _, piece in chosen]
     a, b = [span(h[0]) for h in halves], [span(h[1]) for h in halves]
-    return Pairs(a, b, np.array([i for i, _ in chosen], np.int32))
+    return Pairs(a, b, np.array([name for name, _ in chosen], str))
 
 
-def docstring_pairs(
+def text_pairs(
     records: Iterable[Record], tokenizer: Tokenizer, *, n: int, length: int, seed: int
 ) -> Pairs:
-    """Docstrings of up to `n` functions and the bodies, the first `length` tokens of each.
+    """Up to `n` pairs of texts that belong together, such as docstrings of functions and bodies,
+    the first `length` tokens of each.
 
-    Of functions with equal docstrings or equal bodies the first is taken: no other can be told.
+    Of pairs with equal first or equal second texts the first is taken: no other can be told.
     """
     seen: set[str] = set()
-    functions = []
+    pairs: list[tuple[str, str]] = []
     for record in records:
-        docstring, body = record['docstring'], record['body']
-        if len(docstring) < 20 or not body.strip() or docstring in seen or body in seen:
+        one, other = record.pair
+        if len(one.encode()) < 20 or not other.strip() or one in seen or other in seen:
             continue
-        seen |= {docstring, body}
-        functions.append(record)
-    order = np.random.default_rng(seed).permutation(len(functions))[:n]
+        seen |= {one, other}
+        pairs.append((one, other))
+    order = np.random.default_rng(seed).permutation(len(pairs))[:n]
 
-    def tokens(name: str) -> list[np.ndarray]:
-        texts = [functions[i][name][: length * _BLOCK] for i in order]
+    def tokens(side: int) -> list[np.ndarray]:
+        texts = [pairs[i][side][: length * _BLOCK] for i in order]
         return [tokenizer.encode(text)[:length] for text in texts]
 
-    return Pairs(tokens('docstring'), tokens('body'), np.arange(len(order), dtype=np.int32))
+    return Pairs(tokens(0), tokens(1), np.array([str(i) for i in range(len(order))], str))
 
 
-def windows(documents: Sequence[np.ndarray], *, n: int, length: int, seed: int) -> list[np.ndarray]:
-    """Up to `n` pieces of exactly `length` tokens, spread over the documents."""
+def windows(
+    documents: Sequence[np.ndarray],
+    *,
+    n: int,
+    length: int,
+    seed: int,
+    names: Sequence[str] | None = None,
+) -> list[Window]:
+    """Up to `n` pieces of exactly `length` tokens, spread over the documents, whose names are
+    numbers where none are given."""
+    names = [str(i) for i in range(len(documents))] if names is None else names
     pieces = [
-        [tokens[i : i + length] for i in range(0, len(tokens) - length + 1, length)]
-        for tokens in documents
+        [Window(tokens[i : i + length], name) for i in range(0, len(tokens) - length + 1, length)]
+        for name, tokens in zip(names, documents, strict=True)
     ]
     return spread(pieces, n, np.random.default_rng(seed))
 
@@ -180,8 +294,10 @@ def digest(examples: Any) -> str:
             hashed.update(f'[{len(value)}'.encode())
             for item in value:
                 add(item)
-        elif isinstance(value, np.ndarray):
+        elif isinstance(value, np.ndarray) and value.dtype.kind in 'iub':
             hashed.update(f'{value.shape}'.encode() + value.astype('<i8').tobytes())
+        elif isinstance(value, np.ndarray):
+            add(value.tolist())
         else:
             hashed.update(repr(value).encode())
 
@@ -198,12 +314,6 @@ def spread(groups: Sequence[Sequence[Any]], n: int, rng: np.random.Generator) ->
             if queues[i] and len(taken) < n:
                 taken.append(queues[i].pop())
     return taken
-
-
-def _ranked(modules: dict[str, list[Record]]) -> list[tuple[str, int]]:
-    """(package, modules), most first, ties by name."""
-    counts = Counter({name: len(found) for name, found in modules.items()})
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _blocks(text: str, size: int) -> Iterator[str]:

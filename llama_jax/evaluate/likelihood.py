@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,30 +16,83 @@ from llama_jax.text.tokenizer import Tokenizer
 Result = dict[str, Any]
 Score = Callable[[Sequence[Example]], Scores]
 """A Scorer."""
+_BINS = 15
+"""Of the calibration error."""
 
 
-def bits_per_byte(
+class Bits(NamedTuple):
+    """Of each text [n]; bits per byte are the sum of bits over the sum of bytes."""
+
+    bits: np.ndarray
+    """-log2 p of the middle. Control tokens in it count and have no bytes, as in
+    train/validate.py."""
+    ordinary: np.ndarray
+    """The same among the tokens that are no control tokens: what a model spends on the marks of its
+    own form is not charged."""
+    bytes: np.ndarray
+    """UTF-8 bytes of the middle."""
+
+
+class Answer(NamedTuple):
+    """What came of a question."""
+
+    examples: list[Example]
+    owner: np.ndarray
+    """Number of the text that each example is of."""
+    scores: Scores
+
+
+def ask(
     score: Score, question: Question, texts: Sequence[Middle], tokenizer: Tokenizer, *, seed: int
-) -> Result:
-    """-log2 p of the middles per UTF-8 byte of them, its interval over texts and its 'kind'.
-
-    Control tokens count in the likelihood and have no bytes, as in train/validate.py. What a
-    question draws follows from `seed` and the number of the text.
-    """
+) -> Answer:
+    """Put a question about each text. What it draws follows from `seed` and the number of the
+    text."""
     examples: list[Example] = []
     owner: list[int] = []
     for number, text in enumerate(texts):
         made = question.examples(text, tokenizer, np.random.default_rng([seed, number]))
         examples += made
         owner += [number] * len(made)
-    log_p_NP = score(examples).log_p.astype(np.float64)
-    for log_p_P, example in zip(log_p_NP, examples, strict=True):
-        weights = example['weights'][example['weights'] > 0]
-        log_p_P[: len(weights)] *= weights
-    bits_N = np.zeros(len(texts))
-    np.add.at(bits_N, owner, -log_p_NP.sum(axis=1) / math.log(2))
-    bytes_N = [tokenizer.byte_lengths[text.middle].sum() for text in texts]
-    return {**stats.of_ratio(bits_N, np.array(bytes_N), seed=seed), 'kind': question.kind}
+    return Answer(examples, np.array(owner), score(examples))
+
+
+def bits(answer: Answer, texts: Sequence[Middle], byte_lengths: np.ndarray) -> Bits:
+    """Bits and bytes of each text that was asked about."""
+    weights = np.zeros(answer.scores.log_p.shape)
+    for row, example in zip(weights, answer.examples, strict=True):
+        of = example['weights'][example['weights'] > 0]
+        row[: len(of)] = of
+
+    def of_texts(log_p_NP: np.ndarray) -> np.ndarray:
+        bits_N = -(log_p_NP * weights).sum(axis=1) / math.log(2)
+        return np.bincount(answer.owner, bits_N, minlength=len(texts))
+
+    bytes_N = [byte_lengths[text.middle].sum() for text in texts]
+    scores = answer.scores
+    return Bits(of_texts(scores.log_p), of_texts(scores.ordinary), np.array(bytes_N, np.float64))
+
+
+def calibration_error(answer: Answer, documents: Sequence[str]) -> Result:
+    """Expected calibration error (Naeini et al. 2015): of 15 bins with equally many tokens, by the
+    probability of the most likely token, the mean distance between that probability and how often
+    that token is the right one. `documents`: of each text; the interval leaves some of them out."""
+    _, document_N = np.unique(documents, return_inverse=True)
+    targets = [e['targets'][e['weights'] > 0] for e in answer.examples]
+    n_N = [len(target) for target in targets]
+    there_NP = np.arange(answer.scores.log_p.shape[1]) < np.array(n_N)[:, None]
+    confidence = np.exp(answer.scores.confidence[there_NP].astype(np.float64))
+    right = answer.scores.chosen[there_NP] == np.concatenate(targets)
+    edges = np.quantile(confidence, np.linspace(0, 1, _BINS + 1)[1:-1])
+    bin_K = np.searchsorted(edges, confidence, side='right')
+    owner_K = np.repeat(document_N[answer.owner], n_N)
+    gap_MC = np.zeros((document_N.max() + 1, _BINS))
+    np.add.at(gap_MC, (owner_K, bin_K), confidence - right)
+    tokens_M = np.bincount(owner_K, minlength=len(gap_MC))
+
+    def statistic(w_RM: np.ndarray) -> np.ndarray:
+        return np.abs(w_RM @ gap_MC).sum(axis=1) / np.maximum(w_RM @ tokens_M, 1)
+
+    return {**stats.jackknife(statistic, len(gap_MC)), 'n': len(documents)}
 
 
 def wholes(windows: Iterable[np.ndarray]) -> list[Middle]:
@@ -56,26 +109,16 @@ def halves(windows: Iterable[np.ndarray]) -> list[Middle]:
 
 
 def infill(
-    score: Score,
-    asked: Infill,
-    texts: Sequence[Middle],
-    tokenizer: Tokenizer,
-    *,
-    longest: int,
-    seed: int,
-) -> Result:
-    """Share of the middles, of at most `longest` tokens, that greedy infilling gives exactly."""
+    score: Score, asked: Infill, texts: Sequence[Middle], tokenizer: Tokenizer, *, longest: int
+) -> list[bool]:
+    """Whether greedy infilling gives each middle, of at most `longest` tokens, exactly."""
     if asked.ends == 'length':
         written = _most_certain_first(score, asked, texts, tokenizer)
     else:
         written = _left_to_right(score, asked, texts, tokenizer, longest + 1)
-    return stats.of_mean(
-        [
-            exact(tokens, text, asked, tokenizer)
-            for tokens, text in zip(written, texts, strict=True)
-        ],
-        seed=seed,
-    )
+    return [
+        exact(tokens, text, asked, tokenizer) for tokens, text in zip(written, texts, strict=True)
+    ]
 
 
 def exact(tokens: np.ndarray, text: Middle, asked: Infill, tokenizer: Tokenizer) -> bool:

@@ -14,30 +14,52 @@ class Metric(NamedTuple):
     """Common to all arms, whatever their objective: no arm is n/a."""
     task: str = ''
     """What it measures; each task has one vote when arms are ranked. '' ranks nothing."""
+    needs: tuple[str, ...] = ()
+    """Texts that not every corpus has: names of `Texts.absent`."""
+
+
+def _share(label: str, task: str, *needs: str, headline: bool = True) -> Metric:
+    return Metric(label, 'share', True, headline, task, needs)
+
+
+def _bits(label: str, task: str) -> Metric:
+    return Metric(label, 'bits per byte', False, False, task)
 
 
 METRICS: dict[str, Metric] = {
-    'probe_accuracy': Metric('linear probe, best layer', 'share', True, True, 'topics, frozen'),
-    'finetune_accuracy': Metric(
-        'fine-tuned classification', 'share', True, True, 'topics, fine-tuned'
+    'probe_accuracy': _share('order of tokens, linear probe', 'order, frozen', 'order'),
+    'finetune_accuracy': _share('order of tokens, fine-tuned', 'order, fine-tuned', 'order'),
+    'topics_accuracy': _share('topics, linear probe', 'topics', 'topics', headline=False),
+    'topics_embedding_accuracy': _share(
+        'topics, linear probe of the embedding', '', 'topics', headline=False
     ),
-    'recall_doc_1': Metric('docstring to body, recall@1', 'share', True, True, 'docstrings'),
-    'recall_doc_5': Metric('docstring to body, recall@5', 'share', True, True, 'docstrings'),
-    'recall_doc_10': Metric('docstring to body, recall@10', 'share', True, True, 'docstrings'),
-    'recall_span_1': Metric('span to span, recall@1', 'share', True, True, 'spans'),
-    'recall_span_5': Metric('span to span, recall@5', 'share', True, True, 'spans'),
-    'recall_span_10': Metric('span to span, recall@10', 'share', True, True, 'spans'),
+    **{
+        f'recall_{kind}{white}_{k}': _share(
+            f'{label}, {"whitened, " if white else ""}recall@{k}', task, *needs
+        )
+        for kind, label, task, of in (
+            ('doc', 'docstring to body', 'docstrings', ('pairs',)),
+            ('span', 'span to span', 'spans', ()),
+        )
+        for white, needs in (('', of), ('_white', (*of, 'whitening')))
+        for k in (1, 5, 10)
+    },
     'alignment': Metric('alignment', '', False, True),
     'uniformity': Metric('uniformity', '', False, True),
-    'bits_per_byte': Metric('likelihood', 'bits per byte', False, False, 'likelihood'),
-    'suffix_bits_per_byte': Metric(
-        'suffix given the first half', 'bits per byte', False, False, 'suffix'
+    'effective_rank': Metric('effective rank', '', True, True),
+    'bits_per_byte': _bits('likelihood', 'likelihood'),
+    'suffix_bits_per_byte': _bits('suffix given the first half', 'suffix'),
+    'suffix_ordinary_bits_per_byte': _bits(
+        'suffix given the first half, ordinary tokens alone', 'suffix'
     ),
-    'middle_bits_per_byte': Metric('middle span', 'bits per byte', False, False, 'middle'),
-    'middle_pseudo_bits_per_byte': Metric(
-        'middle span, pseudo-likelihood', 'bits per byte', False, False, 'pseudo-likelihood'
+    'middle_bits_per_byte': _bits('middle span', 'middle'),
+    'middle_ordinary_bits_per_byte': _bits('middle span, ordinary tokens alone', 'middle'),
+    'middle_pseudo_bits_per_byte': _bits('middle span, pseudo-likelihood', 'pseudo-likelihood'),
+    'middle_pseudo_ordinary_bits_per_byte': _bits(
+        'middle span, pseudo-likelihood, ordinary tokens alone', 'pseudo-likelihood'
     ),
-    'infill_exact': Metric('infill, exact match', 'share', True, False, 'infill'),
+    'calibration_error': Metric('calibration error of the suffix', 'share', False, False),
+    'infill_exact': _share('infill, exact match', 'infill', 'infills', headline=False),
 }
 """Name in evaluation.json to what it is."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -70,13 +71,13 @@ def load(path: Path) -> dict[str, PerText]:
     if not path.exists():
         return {}
     try:
-        with np.load(path) as file:
-            metrics = dict.fromkeys(name.rpartition('/')[0] for name in file.files)
+        with path.open('rb') as file, np.load(file) as arrays:
+            metrics = dict.fromkeys(name.rpartition('/')[0] for name in arrays.files)
             return {
-                metric: PerText(*(file[f'{metric}/{name}'] for name in PerText._fields))
+                metric: PerText(*(arrays[f'{metric}/{name}'] for name in PerText._fields))
                 for metric in metrics
             }
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(
             f'{path} cannot be read ({error}): delete it and evaluation.json beside it, and the '
             'run is measured again'

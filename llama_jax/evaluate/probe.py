@@ -10,7 +10,6 @@ import numpy as np
 
 from llama_jax import installed
 from llama_jax.errors import UserError
-from llama_jax.evaluate import stats
 
 
 class Part(NamedTuple):
@@ -20,21 +19,41 @@ class Part(NamedTuple):
     label_N: np.ndarray
 
 
-def probe(
-    train: Part, validation: Part, test: Part, *, seed: int
-) -> tuple[dict[str, float | int], list[float]]:
-    """Test accuracy of the layer that is best on validation, and test accuracy of every layer.
+class Probed(NamedTuple):
+    right_LN: np.ndarray
+    """Whether each test example is classified rightly, from each layer; the embedding is first."""
+    validation_L: np.ndarray
+    """Accuracy on the validation part."""
 
-    A logistic regression (L2, C = 1) for each layer, on features standardised by the training part
-    (Alain & Bengio 2017). Among layers that are equally good the lowest is taken.
-    """
+    @property
+    def layer(self) -> int:
+        """The layer that is best on validation, the lowest of those that are equally good. 0: the
+        embedding, of which every token has the same vector in every text."""
+        return int(np.argmax(self.validation_L))
+
+    @property
+    def contextual(self) -> int:
+        """The same among the layers that see the other tokens."""
+        return 1 + int(np.argmax(self.validation_L[1:]))
+
+    def chosen(self) -> dict[str, object]:
+        """For the record: the layers that validation chose, and by what."""
+        return {
+            'best': self.layer,
+            'contextual': self.contextual,
+            'validation': self.validation_L.tolist(),
+        }
+
+
+def probe(train: Part, validation: Part, test: Part) -> Probed:
+    """A logistic regression (L2, C = 1) for each layer, on features standardised by the training
+    part (Alain & Bengio 2017)."""
     right_LN, validated = [], []
     for layer in range(len(train.x_LND)):
         predict = _fit(train.x_LND[layer], train.label_N)
         validated.append(np.mean(predict(validation.x_LND[layer]) == validation.label_N))
         right_LN.append(predict(test.x_LND[layer]) == test.label_N)
-    best = int(np.argmax(validated))
-    return stats.of_mean(right_LN[best], seed=seed), [float(right.mean()) for right in right_LN]
+    return Probed(np.array(right_LN), np.array(validated))
 
 
 def _fit(x_ND: np.ndarray, label_N: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from llama_jax import installed
+from llama_jax.errors import UserError
 from llama_jax.evaluate import stats
 
 Result = dict[str, float | int]
@@ -35,19 +37,14 @@ def smallest_pool(document_N: np.ndarray) -> int:
     return int(len(document_N) - count.max() + 1) if len(document_N) else 0
 
 
-def recall(rank_N: np.ndarray, *, seed: int) -> dict[int, Result]:
-    """Share of the queries whose own key is among the first 1, 5 and 10."""
-    return {k: stats.of_mean(rank_N < k, seed=seed) for k in (1, 5, 10)}
-
-
 def alignment(a_ND: np.ndarray, b_ND: np.ndarray) -> float:
     """E |f(x) - f(x+)|^2 of unit vectors (Wang & Isola 2020, section 4.1, alpha 2): 0 is best."""
-    return float(_distance(a_ND, b_ND).mean())
+    return float(distance(a_ND, b_ND).mean())
 
 
-def alignment_result(a_ND: np.ndarray, b_ND: np.ndarray, *, seed: int) -> Result:
-    """`alignment` with its interval."""
-    return stats.of_mean(_distance(a_ND, b_ND), seed=seed)
+def distance(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
+    """|f(x) - f(x+)|^2 of each pair [n]."""
+    return ((unit(a_ND) - unit(b_ND)) ** 2).sum(axis=-1)
 
 
 def uniformity(x_ND: np.ndarray) -> float:
@@ -60,10 +57,6 @@ def uniformity_result(x_ND: np.ndarray, *, seed: int) -> Result:
     """`uniformity` with its interval."""
     low, high = stats.bootstrap(_uniformity(x_ND), len(x_ND), seed=seed)
     return stats.result(uniformity(x_ND), low, high, len(x_ND))
-
-
-def _distance(a_ND: np.ndarray, b_ND: np.ndarray) -> np.ndarray:
-    return ((unit(a_ND) - unit(b_ND)) ** 2).sum(axis=-1)
 
 
 def _uniformity(x_ND: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -79,3 +72,38 @@ def _uniformity(x_ND: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         return np.log(over_R / under_R)
 
     return statistic
+
+
+def whitening(x_ND: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """A map under which vectors such as `x_ND` have mean 0 and the same variance in all directions
+    (Su et al. 2021, section 3), fitted on texts that nothing is looked for in. The covariance is
+    shrunk as Ledoit & Wolf (2004) say, so that directions in which few texts differ do not rule."""
+    try:
+        from sklearn.covariance import ledoit_wolf
+    except ImportError as error:
+        raise UserError(f'whitening needs scikit-learn: {installed.extra("compare")}') from error
+    x_ND = unit(x_ND)
+    mean_D = x_ND.mean(axis=0)
+    covariance_DD, _ = ledoit_wolf(x_ND - mean_D, assume_centered=True)
+    value_D, vector_DD = np.linalg.eigh(covariance_DD)
+    # Equal vectors have no variance, and no direction that could be scaled.
+    scale_D = np.where(value_D > 1e-12, 1 / np.sqrt(np.maximum(value_D, 1e-12)), 0.0)
+    return lambda x_ND: (unit(x_ND) - mean_D) @ (vector_DD * scale_D)
+
+
+def effective_rank(x_ND: np.ndarray) -> float:
+    """exp of the entropy of the singular values of the centred unit vectors (Roy & Vetterli 2007):
+    in how many directions texts differ; 0 where they are all equal."""
+    x_ND = unit(x_ND)
+    value_K = np.linalg.svd(x_ND - x_ND.mean(axis=0), compute_uv=False)
+    if value_K.sum() < 1e-9:
+        return 0.0
+    p_K = value_K / value_K.sum()
+    return float(np.exp(-(p_K * np.log(np.maximum(p_K, 1e-300))).sum()))
+
+
+def effective_rank_result(x_ND: np.ndarray) -> Result:
+    """`effective_rank` with its interval."""
+    return stats.jackknife(
+        lambda w_RN: np.array([effective_rank(x_ND[w_N > 0]) for w_N in w_RN]), len(x_ND)
+    )

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.evaluate.represent import host, place, round_up
@@ -40,6 +40,8 @@ class Scores(NamedTuple):
     """The most likely token."""
     confidence: np.ndarray
     """Its log-probability."""
+    ordinary: np.ndarray
+    """log p(target) among the tokens that are no control tokens."""
 
 
 class Scorer:
@@ -53,8 +55,11 @@ class Scorer:
         sees_all: bool,
         compute: Compute,
         mesh: Mesh,
+        byte_lengths: np.ndarray,
     ):
+        """`byte_lengths` [V]: of each token of the vocabulary; those of 0 are control tokens."""
         self._params, self._mesh, self._longest = params, mesh, config.context
+        self._ordinary_V = byte_lengths > 0
         self._precision = compute.precision
         self._step = _score_step(config, sees_all=sees_all, compute=compute)
 
@@ -70,14 +75,19 @@ class Scorer:
         }
         read = [np.flatnonzero(example['weights'] > 0) for example in examples]
         P = max(len(places) for places in read)
-        out = Scores(*(np.zeros((len(examples), P), t) for t in (np.float32, np.int32, np.float32)))
+        types = (np.float32, np.int32, np.float32, np.float32)
+        out = Scores(*(np.zeros((len(examples), P), kind) for kind in types))
         with jax.set_mesh(self._mesh):
             for start in range(0, len(examples), rows):
                 part = slice(start, start + rows)
                 batch, read_BP, target_BP = _batch(examples[part], read[part], rows, lengths, P)
                 arrays = {key: place(array, self._mesh) for key, array in batch.items()}
                 values = self._step(
-                    self._params, arrays, place(read_BP, self._mesh), place(target_BP, self._mesh)
+                    self._params,
+                    arrays,
+                    place(read_BP, self._mesh),
+                    place(target_BP, self._mesh),
+                    self._ordinary_V,
                 )
                 for whole, value in zip(out, values, strict=True):
                     whole[part] = host(value)[: len(whole[part])]
@@ -96,6 +106,7 @@ def _score_step(config: ModelConfig, *, sees_all: bool, compute: Compute) -> Any
         batch: dict[str, jax.Array],
         read_BP: Int[Array, 'B P'],
         target_BP: Int[Array, 'B P'],
+        ordinary_V: Bool[Array, ' V'],
     ) -> tuple[jax.Array, ...]:
         model = layers.bind(config, params)
         with precision.matmuls(compute.precision):
@@ -105,11 +116,17 @@ def _score_step(config: ModelConfig, *, sees_all: bool, compute: Compute) -> Any
             logit_BPV = model.logits(x_BPD)
         # The vocabulary whole on the devices of each row.
         log_p_BPV = jax.nn.log_softmax(jax.reshard(logit_BPV, layout.rows()))
-        is_target_BPV = target_BP[:, :, None] == jnp.arange(log_p_BPV.shape[-1])
+        V = log_p_BPV.shape[-1]
+        is_target_BPV = target_BP[:, :, None] == jnp.arange(V)
+        log_p_BP = jnp.sum(jnp.where(is_target_BPV, log_p_BPV, 0), axis=-1)
+        # Rows of the embedding beyond the vocabulary are no ordinary tokens.
+        whole_V = jnp.pad(ordinary_V, (0, V - len(ordinary_V)))
+        among_BP = jax.nn.logsumexp(jnp.where(whole_V, log_p_BPV, -jnp.inf), axis=-1)
         found = (
-            jnp.sum(jnp.where(is_target_BPV, log_p_BPV, 0), axis=-1),
+            log_p_BP,
             jnp.argmax(log_p_BPV, axis=-1),
             jnp.max(log_p_BPV, axis=-1),
+            log_p_BP - among_BP,
         )
         return jax.tree.map(lambda x_BP: jax.reshard(x_BP, PartitionSpec()), found)
 

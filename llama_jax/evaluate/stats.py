@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -33,6 +34,18 @@ def bootstrap(
       n: number of examples.
     """
     return _interval(statistic(*_weights((n,), seed)))
+
+
+def jackknife(statistic: Callable[[np.ndarray], np.ndarray], n: int, *, groups: int = 20) -> Result:
+    """A statistic as `bootstrap` takes it, as a result: its value, and the interval of a jackknife
+    over groups of examples. For what resampling distorts: examples that are drawn twice add no
+    direction to a rank, and noise to a distance that has no sign."""
+    groups = min(groups, n)
+    kept = 1.0 - (np.arange(n) % groups == np.arange(groups)[:, None])
+    value, without = float(statistic(np.ones((1, n)))[0]), statistic(kept)
+    error = math.sqrt((groups - 1) / groups * ((without - without.mean()) ** 2).sum())
+    half = NormalDist().inv_cdf((1 + LEVEL) / 2) * error
+    return result(value, value - half, value + half, n)
 
 
 def of_mean(x: Sequence[float] | np.ndarray, *, seed: int = 0) -> dict[str, float | int]:

@@ -3,9 +3,8 @@ arm of a comparison."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,16 +12,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from llama_jax.data import sources
-from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
-from llama_jax.evaluate import examples, finetune, likelihood, retrieval, stats
+from llama_jax.evaluate import examples, finetune, held, likelihood, per_text, retrieval
+from llama_jax.evaluate import texts as of_suite
+from llama_jax.evaluate.examples import Labelled
 from llama_jax.evaluate.metrics import METRICS
-from llama_jax.evaluate.probe import Part, labels, probe
+from llama_jax.evaluate.per_text import PerText, text_id
+from llama_jax.evaluate.probe import Part, Probed, labels, probe
 from llama_jax.evaluate.represent import layer_step, vector_step, vectors
 from llama_jax.evaluate.scores import Scorer
-from llama_jax.text.tokenizer import Tokenizer
+from llama_jax.evaluate.texts import Texts
 from llama_jax.train.experiment import Experiment
+from llama_jax.train.plain import to_plain
 from llama_jax.train.restore import Trained, load
 
 MARKS = 16
@@ -31,20 +32,29 @@ MARKS = 16
 
 @dataclass(frozen=True)
 class Suite:
-    """Sizes of an evaluation: about 30 s on two CPU cores for 5M parameters.
+    """Texts and sizes of an evaluation: about a minute on two CPU cores for 5M parameters.
 
-    Fewer examples are taken where the data has no more; every result says its n.
+    Fewer examples are taken where the data has no more; every result says its n. What the data has
+    no fields for is n/a, and the result says why.
     """
 
-    text: str = 'python_corpus/stdlib_code'
-    """Data set with `text`, `module` and `package`: topics (all splits), spans and likelihood (held
-    out)."""
-    pairs: str = 'python_corpus/stdlib_docs'
-    """Data set with `docstring` and `body`; the held-out ones are taken."""
+    text: str = held.OWN
+    """Data set of whose held-out splits the texts are, or `own`: what the run was trained on."""
+    pairs: str = held.OWN
+    """Data set of pairs; `own`: fields of the text itself, of python_corpus/stdlib_code the
+    docstrings of the same modules. '' for none."""
+    topics_field: str = 'package'
+    """Field of the text that names its topic; of files `file`."""
+    group_field: str = 'module'
+    """Documents that are alike in this field are in one part of a probe; others stand alone."""
+    pairs_fields: tuple[str, str] = ('docstring', 'body')
+    """Fields of two texts that belong together."""
     topics: int = 8
-    """Classes of the probe and of fine-tuning: the packages of most modules."""
+    """Classes of the second probe: the topics of most groups."""
     per_topic: int = 100
     """Chunks of each: 60 to train, 15 to choose the layer, 25 to test."""
+    order: int = 400
+    """Texts that a probe, and fine-tuning, tell from themselves with their tokens shuffled."""
     span: int = 64
     """Most tokens of a text that is made into one vector."""
     pool: int = 256
@@ -56,248 +66,259 @@ class Suite:
     """Tokens of the middle span."""
     infill: int = 4
     """Most tokens of a name that is infilled."""
-    steps: int = 60
-    """Of fine-tuning."""
+    steps: int = 120
+    """Of fine-tuning, at most."""
     batch: int = 8
-    rate: float = 1e-3
-    """Peak learning rate of fine-tuning."""
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    """Learning rates of fine-tuning, of which validation chooses."""
+    tuned_seeds: int = 3
+    """Fine-tunings at that rate."""
     seed: int = 0
     """Of the choice of texts."""
 
 
-class Texts(NamedTuple):
-    """All that a suite measures on."""
+class Evaluation(NamedTuple):
+    """What was measured."""
 
-    topics: examples.Topics
-    spans: examples.Pairs
-    functions: examples.Pairs
-    begun: list[np.ndarray]
-    """Windows [T + 1] of documents with begin and end tokens: likelihood of plain text."""
-    windows: list[np.ndarray]
-    """Windows [T] of text alone."""
-    middles: list[examples.Middle]
-    infills: list[examples.Middle]
+    result: dict[str, Any]
+    """As evaluation.json holds it."""
+    texts: dict[str, PerText]
+    """Of each metric that is a mean over texts what each contributes: evaluation.npz."""
 
 
-def evaluate(
-    workdir: Path, experiment: Experiment, suite: Suite, device_mesh: Mesh
-) -> dict[str, Any]:
-    """Every metric of the newest checkpoint in `workdir`, as evaluation.json holds it.
+def evaluate(workdir: Path, experiment: Experiment, suite: Suite, device_mesh: Mesh) -> Evaluation:
+    """Every metric of the newest checkpoint in `workdir`.
 
-    {'metrics': {name: {'value', 'low', 'high', 'n'}}, 'layers': {'probe': [test accuracy of the
-    embedding and of every layer]}, 'topics': [names], 'examples': hash of the texts, 'step',
-    'suite', 'seconds'}. A metric that does not apply has the value None and n 0. Objective, seed
-    and precision are those of `experiment`; texts follow from the suite and the tokenizer alone.
+    The result: {'metrics': {name: {'value', 'low', 'high', 'n'}}, 'layers': {'probe', 'topics':
+    [test accuracy of the embedding and of every layer]}, 'chosen_layers': {'probe', 'topics':
+    Probed.chosen()}, 'finetuning': Tuned.about(), 'topics': [names], 'text': where the texts are
+    from, 'examples': their hash, 'step', 'suite', 'seconds'}. A metric that does not apply has the
+    value None, n 0 and 'why'. Objective, seed and precision are those of `experiment`; texts follow
+    from the suite, the run's data and the tokenizer.
     """
     return evaluate_trained(load(workdir, device_mesh), experiment, suite, device_mesh)
 
 
 def evaluate_trained(
     trained: Trained, experiment: Experiment, suite: Suite, device_mesh: Mesh
-) -> dict[str, Any]:
+) -> Evaluation:
     """`evaluate` of parameters in memory."""
     check(suite, experiment)
-    found = texts(suite, trained.tokenizer)
+    found = of_suite.of_run(suite, experiment, trained.tokenizer)
     return evaluate_texts(trained, experiment, suite, found, device_mesh)
 
 
 def evaluate_texts(
     trained: Trained, experiment: Experiment, suite: Suite, found: Texts, device_mesh: Mesh
-) -> dict[str, Any]:
-    """`evaluate` on given texts. Without topics or functions, what needs them is n/a."""
+) -> Evaluation:
+    """`evaluate` on given texts."""
     begin = time.perf_counter()
-    absent = {'value': None, 'low': None, 'high': None, 'n': 0}
-    metrics: dict[str, Any] = {name: dict(absent) for name in METRICS}
-    represented, layers = _representations(trained, experiment, suite, found, device_mesh)
-    written = _likelihoods(trained, experiment, suite, found, device_mesh)
-    metrics |= represented | written
-    return {
+    measuring = _Measuring(trained, experiment, suite, found, device_mesh)
+    measuring.representations()
+    measuring.likelihoods()
+    metrics = {
+        name: measuring.metrics.get(name)
+        or {'value': None, 'low': None, 'high': None, 'n': 0, 'why': _why(name, found)}
+        for name in METRICS
+    }
+    result = {
         'metrics': metrics,
-        'layers': {'probe': layers},
+        **measuring.about,
         'topics': list(found.topics.names),
-        'examples': examples.digest(found),
+        'text': found.about,
+        'examples': examples.digest(found[:-2]),
         'step': trained.step,
-        'suite': dataclasses.asdict(suite),
+        'suite': to_plain(suite),
         'seconds': time.perf_counter() - begin,
     }
-
-
-def texts(suite: Suite, tokenizer: Tokenizer) -> Texts:
-    """The texts of a suite under a tokenizer, kept for the next arm."""
-    key = (suite, tokenizer.digest)
-    if key not in _KEPT:
-        _KEPT.clear()
-        _KEPT[key] = _texts(suite, tokenizer)
-    return _KEPT[key]
-
-
-_KEPT: dict[Any, Texts] = {}
-
-
-def _texts(suite: Suite, tokenizer: Tokenizer) -> Texts:
-    seed, window = suite.seed, suite.window
-    every = [r for split in examples.PARTS for r in _records(suite.text, split)]
-    held = [r for split in examples.PARTS[1:] for r in _records(suite.text, split)]
-    functions = [r for split in examples.PARTS[1:] for r in _records(suite.pairs, split)]
-    documents = [tokenizer.encode(record['text']) for record in held]
-    begun = [
-        np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(np.int32)
-        for tokens in documents
-    ]
-    # More than are needed: not every window has a name to infill.
-    windows = examples.windows(documents, n=4 * suite.windows, length=window, seed=seed)
-    found = Texts(
-        topics=examples.topics(
-            every,
-            tokenizer,
-            n_topics=suite.topics,
-            per_topic=suite.per_topic,
-            length=suite.span,
-            seed=seed,
-        ),
-        spans=examples.span_pairs(documents, n=suite.pool, length=suite.span, seed=seed),
-        functions=examples.docstring_pairs(
-            functions, tokenizer, n=suite.pool, length=suite.span, seed=seed
-        ),
-        begun=examples.windows(begun, n=suite.windows, length=window + 1, seed=seed),
-        windows=windows[: suite.windows],
-        middles=examples.thirds(windows[: suite.windows], middle=suite.middle),
-        infills=examples.infills(
-            windows, tokenizer, n=suite.windows, longest=suite.infill, seed=seed
-        ),
-    )
-    if len(found.topics.names) < 2 or len(found.spans.a) < 2 or len(found.functions.a) < 2:
-        raise UserError(
-            f'{suite.text} and {suite.pairs} have too few packages, held-out documents or '
-            'functions to measure on: use python_corpus'
-        )
-    return found
-
-
-@functools.lru_cache(maxsize=8)
-def _records(name: str, split: str) -> list[examples.Record]:
-    # `train_split` names the split to open, whichever it is.
-    config = DataConfig(sources=(Source(name),), train_split=split)
-    (documents,) = sources.open_sources(config, 'train').sources
-    stored = (documents.records[i] for i in range(len(documents)))
-    return [
-        {key: value.decode('utf-8', errors='replace') for key, value in record.items()}
-        for record in stored
-    ]
+    return Evaluation(result, measuring.texts)
 
 
 def check(suite: Suite, experiment: Experiment) -> None:
-    """Raise UserError for a suite that reads more at once than the model can. Costs nothing."""
+    """Raise UserError for a suite that reads more at once than the model can, and for settings that
+    are no numbers to measure by. Costs nothing."""
     longest = max(suite.span, suite.window + MARKS)
     if longest > experiment.model.context:
         raise UserError(
             f'the evaluation reads {longest} tokens at once, the model context is '
             f'{experiment.model.context}: make suite.window and suite.span smaller'
         )
+    if not suite.rates or min(suite.rates) <= 0 or len(set(suite.rates)) < len(suite.rates):
+        raise UserError(f'suite.rates {suite.rates}: give one rate or more above 0, each once')
+    if suite.tuned_seeds < 1 or suite.steps < 1:
+        raise UserError('suite.tuned_seeds and suite.steps are 1 or more')
 
 
-def _representations(
-    trained: Trained, experiment: Experiment, suite: Suite, found: Texts, mesh: Mesh
-) -> tuple[dict[str, Any], list[float]]:
-    """The metrics that are common to all objectives, and the probe of every layer."""
-    metrics: dict[str, Any] = {}
-    layers: list[float] = []
-    if found.topics.names:
-        metrics, layers = _classification(trained, experiment, suite, found.topics, mesh)
-    config, seed = experiment.model, suite.seed
-    last = vector_step(config, causal=experiment.objective.causal, compute=experiment.compute)
-    for kind, pairs in (('doc', found.functions), ('span', found.spans)):
-        if not pairs.a:
-            continue
-        both = vectors(
-            last, trained.params, [*pairs.a, *pairs.b], longest=config.context, mesh=mesh
-        )
-        a_ND, b_ND = both[: len(pairs.a)], both[len(pairs.a) :]
-        rank_N = retrieval.ranks(a_ND, b_ND, pairs.document)
-        for k, result in retrieval.recall(rank_N, seed=seed).items():
-            # Among k texts the first k hold every one.
-            if k < retrieval.smallest_pool(pairs.document):
-                metrics[f'recall_{kind}_{k}'] = result
-        if kind == 'span':
-            metrics['alignment'] = retrieval.alignment_result(a_ND, b_ND, seed=seed)
-            metrics['uniformity'] = retrieval.uniformity_result(a_ND, seed=seed)
-    return metrics, layers
+def _why(name: str, found: Texts) -> str:
+    """What to say of a metric that is n/a."""
+    needs = METRICS[name].needs
+    return next((found.absent[what] for what in needs if what in found.absent), _OBJECTIVE)
 
 
-def _classification(
-    trained: Trained,
-    experiment: Experiment,
-    suite: Suite,
-    topics: examples.Topics,
-    mesh: Mesh,
-) -> tuple[dict[str, Any], list[float]]:
-    """The probe, whose accuracy is also that of every layer, and fine-tuning."""
-    config, compute, seed = experiment.model, experiment.compute, suite.seed
-    causal = experiment.objective.causal
-    by_layer = layer_step(config, causal=causal, compute=compute)
-    every = [topics.train, topics.validation, topics.test]
-    chunks = [chunk for part in every for chunk in part]
-    x_LND = vectors(
-        by_layer, trained.params, [c.tokens for c in chunks], longest=config.context, mesh=mesh
-    )
-    ends = np.cumsum([len(part) for part in every])[:-1]
-    parts = [
-        Part(x, labels(part)) for x, part in zip(np.split(x_LND, ends, axis=1), every, strict=True)
-    ]
-    metrics: dict[str, Any] = {}
-    metrics['probe_accuracy'], layers = probe(*parts, seed=seed)
-
-    right = finetune.accuracy(
-        config,
-        trained.params,
-        [chunk.tokens for chunk in topics.train],
-        labels(topics.train),
-        [chunk.tokens for chunk in topics.test],
-        labels(topics.test),
-        n_classes=len(topics.names),
-        budget=finetune.Budget(suite.steps, suite.batch, suite.rate),
-        causal=causal,
-        compute=compute,
-        seed=experiment.seed,
-        mesh=mesh,
-    )
-    metrics['finetune_accuracy'] = stats.of_mean(right, seed=seed)
-    return metrics, layers
+_OBJECTIVE = 'the objective cannot be asked for it, or there are too few texts'
 
 
-def _likelihoods(
-    trained: Trained, experiment: Experiment, suite: Suite, found: Texts, mesh: Mesh
-) -> dict[str, Any]:
-    """The metrics that the objective can be asked for."""
-    tokenizer, seed = trained.tokenizer, suite.seed
-    asked = experiment.objective.reading
+class _Measuring:
+    """The metrics of one model, as they are found."""
 
-    def score(sees_all: bool) -> Scorer:
-        return Scorer(
-            experiment.model,
-            trained.params,
-            sees_all=sees_all,
-            compute=experiment.compute,
-            mesh=mesh,
-        )
-
-    metrics: dict[str, Any] = {}
-    for name, question, texts in (
-        ('bits_per_byte', asked.whole, likelihood.wholes(found.begun)),
-        ('suffix_bits_per_byte', asked.rest, likelihood.halves(found.windows)),
-        ('middle_bits_per_byte', asked.middle, found.middles),
+    def __init__(
+        self, trained: Trained, experiment: Experiment, suite: Suite, found: Texts, mesh: Mesh
     ):
-        if question is not None and texts:
-            pseudo = question.kind == 'pseudo'
-            metrics[name.replace('_bits', '_pseudo_bits') if pseudo else name] = (
-                likelihood.bits_per_byte(
-                    score(question.sees_all), question, texts, tokenizer, seed=seed
-                )
-            )
-    if asked.infill is not None and found.infills:
-        metrics['infill_exact'] = likelihood.infill(
-            *(score(asked.infill.sees_all), asked.infill, found.infills, tokenizer),
-            longest=suite.infill,
-            seed=seed,
+        self._trained, self._experiment, self._suite = trained, experiment, suite
+        self._found, self._mesh = found, mesh
+        self._causal = experiment.objective.causal
+        self.metrics: dict[str, Any] = {}
+        self.texts: dict[str, PerText] = {}
+        self.about: dict[str, Any] = {'layers': {}, 'chosen_layers': {}}
+
+    def representations(self) -> None:
+        """What is common to all objectives."""
+        found = self._found
+        if found.order.names:
+            self._probe('probe', found.order)
+            self._finetune(found.order)
+        if found.topics.names:
+            probed = self._probe('topics', found.topics)
+            self._mean('topics_embedding_accuracy', probed.right_LN[0], *_of(found.topics))
+        last = vector_step(
+            self._experiment.model, causal=self._causal, compute=self._experiment.compute
         )
-    return metrics
+        white = None
+        if found.whitening:
+            white = retrieval.whitening(self._vectors(last, found.whitening))
+        for kind, pairs in (('doc', found.pairs), ('span', found.spans)):
+            if not pairs.a:
+                continue
+            ids = [text_id(a, b) for a, b in zip(pairs.a, pairs.b, strict=True)]
+            documents = pairs.document.tolist()
+            both = self._vectors(last, [*pairs.a, *pairs.b])
+            a_ND, b_ND = both[: len(ids)], both[len(ids) :]
+            self._recall(f'recall_{kind}', a_ND, b_ND, pairs.document, ids)
+            if white is not None:
+                name = f'recall_{kind}_white'
+                self._recall(name, white(a_ND), white(b_ND), pairs.document, ids)
+            if kind == 'span':
+                self._mean('alignment', retrieval.distance(a_ND, b_ND), ids, documents)
+                seed = self._suite.seed
+                self.metrics['uniformity'] = retrieval.uniformity_result(a_ND, seed=seed)
+                self.metrics['effective_rank'] = retrieval.effective_rank_result(a_ND)
+
+    def likelihoods(self) -> None:
+        """What the objective can be asked for."""
+        found, tokenizer, seed = self._found, self._trained.tokenizer, self._suite.seed
+        asked = self._experiment.objective.reading
+        for name, question, asked_of in (
+            ('bits_per_byte', asked.whole, likelihood.wholes(found.begun)),
+            ('suffix_bits_per_byte', asked.rest, likelihood.halves(found.windows)),
+            ('middle_bits_per_byte', asked.middle, found.middles),
+        ):
+            if question is None or not asked_of:
+                continue
+            if question.kind == 'pseudo':
+                name = name.replace('_bits', '_pseudo_bits')
+            answer = likelihood.ask(
+                self._scorer(question.sees_all), question, asked_of, tokenizer, seed=seed
+            )
+            bits = likelihood.bits(answer, asked_of, tokenizer.byte_lengths)
+            of = self._documents(asked_of)
+            self._ratio(name, bits.bits, bits.bytes, *of, kind=question.kind)
+            # The end of a whole text is a control token: it has no likelihood among the others.
+            ordinary = name.replace('_bits', '_ordinary_bits')
+            if ordinary in METRICS:
+                self._ratio(ordinary, bits.ordinary, bits.bytes, *of, kind=question.kind)
+            if question is asked.rest:
+                self.metrics['calibration_error'] = likelihood.calibration_error(answer, of[1])
+        if asked.infill is not None and found.infills:
+            right = likelihood.infill(
+                *(self._scorer(asked.infill.sees_all), asked.infill, found.infills, tokenizer),
+                longest=self._suite.infill,
+            )
+            self._mean('infill_exact', np.array(right), *self._documents(found.infills))
+
+    def _scorer(self, sees_all: bool) -> Scorer:
+        return Scorer(
+            self._experiment.model,
+            self._trained.params,
+            sees_all=sees_all,
+            compute=self._experiment.compute,
+            mesh=self._mesh,
+            byte_lengths=self._trained.tokenizer.byte_lengths,
+        )
+
+    def _documents(self, windows: Sequence[tuple[np.ndarray, ...]]) -> tuple[list[str], list[str]]:
+        """Ids and documents of whole windows, or of those in three parts."""
+        ids = [text_id(*window) for window in windows]
+        return ids, [self._found.document[each] for each in ids]
+
+    def _recall(
+        self, name: str, a_ND: np.ndarray, b_ND: np.ndarray, document_N: np.ndarray, ids: list[str]
+    ) -> None:
+        rank_N = retrieval.ranks(a_ND, b_ND, document_N)
+        for k in (1, 5, 10):
+            # Among k texts the first k hold every one.
+            if k < retrieval.smallest_pool(document_N):
+                self._mean(f'{name}_{k}', rank_N < k, ids, document_N.tolist())
+
+    def _probe(self, name: str, parts: Labelled) -> Probed:
+        """The metric is the test accuracy of the best layer that sees other tokens."""
+        config, compute = self._experiment.model, self._experiment.compute
+        step = layer_step(config, causal=self._causal, compute=compute)
+        every = [parts.train, parts.validation, parts.test]
+        x_LND = self._vectors(step, [chunk.tokens for part in every for chunk in part])
+        ends = np.cumsum([len(part) for part in every])[:-1]
+        probed = probe(
+            *(
+                Part(x, labels(part))
+                for x, part in zip(np.split(x_LND, ends, axis=1), every, strict=True)
+            )
+        )
+        self.about['layers'][name] = probed.right_LN.mean(axis=1).tolist()
+        self.about['chosen_layers'][name] = probed.chosen()
+        self._mean(f'{name}_accuracy', probed.right_LN[probed.contextual], *_of(parts))
+        return probed
+
+    def _finetune(self, parts: Labelled) -> None:
+        suite, experiment = self._suite, self._experiment
+        texts = (
+            finetune.Texts([chunk.tokens for chunk in part], labels(part))
+            for part in (parts.train, parts.validation, parts.test)
+        )
+        tuned = finetune.finetune(
+            experiment.model,
+            self._trained.params,
+            *texts,
+            n_classes=len(parts.names),
+            budget=finetune.Budget(suite.steps, suite.batch, suite.rates, suite.tuned_seeds),
+            causal=self._causal,
+            compute=experiment.compute,
+            seed=experiment.seed,
+            mesh=self._mesh,
+        )
+        self.about['finetuning'] = tuned.about()
+        self._mean('finetune_accuracy', tuned.right_SN.mean(axis=0), *_of(parts))
+
+    def _vectors(self, step: Any, tokens: list[np.ndarray]) -> np.ndarray:
+        longest = self._experiment.model.context
+        return vectors(step, self._trained.params, tokens, longest=longest, mesh=self._mesh)
+
+    def _mean(self, name: str, over: np.ndarray, ids: list[str], documents: list[str]) -> None:
+        self._ratio(name, over, None, ids, documents)
+
+    def _ratio(
+        self,
+        name: str,
+        over: np.ndarray,
+        under: np.ndarray | None,
+        ids: list[str],
+        documents: list[str],
+        **about: Any,
+    ) -> None:
+        found, self.texts[name] = per_text.measured(
+            over, under=under, ids=ids, documents=documents, seed=self._suite.seed
+        )
+        self.metrics[name] = {**found, **about}
+
+
+def _of(parts: Labelled) -> tuple[list[str], list[str]]:
+    """Ids and documents of the test part."""
+    return [text_id(c.tokens) for c in parts.test], [c.group for c in parts.test]

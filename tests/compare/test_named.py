@@ -10,7 +10,7 @@ import pytest
 import configs
 from llama_jax.compare import fair, one, record
 from llama_jax.compare.fair import Proof
-from llama_jax.compare.grid import FINISHED, check_names, check_steps, runs
+from llama_jax.compare.grid import FINISHED, PER_TEXT, check_names, check_steps, runs
 from llama_jax.data.prepare import locked
 from llama_jax.errors import UserError
 from llama_jax.evaluate import suite as suites
@@ -71,7 +71,7 @@ def calls(monkeypatch):
 
     def evaluate(path, experiment, suite, mesh):
         found.append(suite)
-        return {'metrics': {}, 'seconds': 1.0}
+        return suites.Evaluation({'metrics': {}, 'seconds': 1.0}, {})
 
     monkeypatch.setattr(one, 'evaluate', evaluate)
     return found
@@ -82,6 +82,7 @@ def test_a_run_is_trained_evaluated_and_marked_once(grid, workdir, calls):
     planned = next(run for run in runs(grid) if run.place == 'z/seed-1')
     assert calls == [(planned.experiment, workdir / 'z/seed-1', light), grid.suite]
     assert json.loads((workdir / 'z/seed-1' / FINISHED).read_text())['metrics'] == {}
+    assert (workdir / 'z/seed-1' / PER_TEXT).is_file()
     one.run(workdir, 'z/seed-1')
     assert len(calls) == 2
 

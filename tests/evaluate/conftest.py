@@ -15,7 +15,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import Experiment, TrainConfig
 
-PACKAGES = ('asyncio', 'email', 'xml')
+PACKAGES = ('email', 'idlelib', 'xml')
 MODEL = ModelConfig(
     vocab=512, dim=16, layers=2, heads=2, kv_heads=2, head_dim=8, ffn=32, context=64
 )

@@ -166,7 +166,7 @@ def scripted(rule):
 
     def score(examples):
         P = max(int((e['weights'] > 0).sum()) for e in examples)
-        out = Scores(*(np.zeros((len(examples), P)) for _ in range(3)))
+        out = Scores(*(np.zeros((len(examples), P)) for _ in range(4)))
         for i, example in enumerate(examples):
             for j, place in enumerate(np.flatnonzero(example['weights'] > 0)):
                 token, p = rule(example['inputs'], int(place))
@@ -177,8 +177,8 @@ def scripted(rule):
 
 
 def infilled(objective, rule):
-    args = objective.reading.infill, [TEXT], IDS
-    return likelihood.infill(scripted(rule), *args, longest=2, seed=0)['value']
+    (right,) = likelihood.infill(scripted(rule), objective.reading.infill, [TEXT], IDS, longest=2)
+    return right
 
 
 @pytest.mark.parametrize('objective', [FillInMiddle(), SpanCorruption(), UL2(), Bart()])
@@ -225,20 +225,23 @@ def by_halves(examples):
     """A score that gives every target the probability 1/2."""
     n = [int((e['weights'] > 0).sum()) for e in examples]
     log_p = np.array([[-np.log(2) * (j < k) for j in range(max(n))] for k in n])
-    return Scores(log_p, log_p, log_p)
+    return Scores(log_p, log_p, log_p, log_p / 2)
 
 
-class Sized(Ids):
-    byte_lengths = np.arange(100)
+BYTES = np.arange(100)
+
+
+def asked_about(score, question, texts):
+    """Bits of each text, those among ordinary tokens, and bytes."""
+    return likelihood.bits(likelihood.ask(score, question, texts, IDS, seed=0), texts, BYTES)
 
 
 def test_bits_per_byte_by_hand():
     texts = likelihood.wholes([np.array([9, 4, 1]), np.array([9, 7])])
     (example,) = LEFT_TO_RIGHT.whole.examples(texts[0], IDS, np.random.default_rng(0))
     assert shown(example) == [(9, 4), (4, 1)]
-    found = likelihood.bits_per_byte(by_halves, LEFT_TO_RIGHT.whole, texts, Sized(), seed=0)
-    assert found['value'] == pytest.approx((2 + 1) / (4 + 1 + 7))
-    assert found['n'] == 2 and found['kind'] == 'exact'
+    found = asked_about(by_halves, LEFT_TO_RIGHT.whole, texts)
+    assert [x.tolist() for x in found] == [[2, 1], [1, 0.5], [4 + 1, 7]]
     (half,) = likelihood.halves([np.arange(7)])
     assert [part.tolist() for part in half] == [[0, 1, 2], [3, 4, 5, 6], []]
 
@@ -254,8 +257,26 @@ def test_a_bound_is_the_weighted_sum_over_what_it_draws():
 
     texts = likelihood.halves([np.array([9, 4]), np.array([9, 9, 4, 1])])
     question = Question('bound', draws)
-    found = likelihood.bits_per_byte(by_halves, question, texts, Sized(), seed=0)
-    assert found['value'] == pytest.approx((3.5 + 2 * 3.5) / (4 + 4 + 1))
-    assert found['kind'] == 'bound' and found['n'] == 2
-    likelihood.bits_per_byte(by_halves, question, texts[::-1], Sized(), seed=0)
+    found = asked_about(by_halves, question, texts)
+    assert [x.tolist() for x in found] == [[3.5, 2 * 3.5], [1.75, 3.5], [4, 4 + 1]]
+    asked_about(by_halves, question, texts[::-1])
     assert drawn[:2] == drawn[2:] and drawn[0] != drawn[1]
+
+
+def test_calibration_error_is_the_gap_between_probability_and_accuracy():
+    texts = likelihood.halves([np.arange(2 * n) + 1 for n in (30, 30, 60)])
+
+    def score(examples):
+        """Right in half of the places, sure of 0.9 in the first quarter of them and of 0.5 else."""
+        n = [int(e['weights'].sum()) for e in examples]
+        out = Scores(*(np.zeros((len(n), max(n))) for _ in range(4)))
+        for i, (k, e) in enumerate(zip(n, examples, strict=True)):
+            right = np.arange(k) % 2 == 0
+            out.chosen[i, :k] = np.where(right, e['targets'][e['weights'] > 0], 0)
+            out.confidence[i, :k] = np.log(np.where(np.arange(k) < k / 4, 0.9, 0.5))
+        return out
+
+    answer = likelihood.ask(score, LEFT_TO_RIGHT.rest, texts, IDS, seed=0)
+    found = likelihood.calibration_error(answer, ['a', 'b', 'b'])
+    assert found['value'] == pytest.approx(0.4 / 4, abs=0.02)
+    assert found['low'] <= found['value'] <= found['high'] and found['n'] == 3

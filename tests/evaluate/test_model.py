@@ -71,6 +71,7 @@ def test_scores_equal_the_loss_of_training(objective, tokens, tokenizer, mesh, p
         sees_all=objective.sees_all,
         compute=COMPUTE,
         mesh=mesh,
+        byte_lengths=tokenizer.byte_lengths,
     )
     scores = score(examples)
     batch = packed(examples, objective, tokenizer, rows=8)
@@ -84,10 +85,32 @@ def test_scores_equal_the_loss_of_training(objective, tokens, tokenizer, mesh, p
     ]
     assert sum(right) == float(loss.metrics['accuracy'])
     assert (scores.log_p <= scores.confidence + 1e-6).all()
+    if isinstance(objective, CausalLM):  # of whom the whole distribution is at hand
+        (alone,) = examples[:1]
+        tokens_T = alone['inputs'][None]
+        with jax.set_mesh(meshes.make(MeshConfig(), jax.devices()[:1])):
+            model = layers.bind(config, jax.device_get(weights))
+            x_BTD, _ = model.features(tokens_T, compute=COMPUTE)
+            p_TV = np.exp(np.asarray(jax.nn.log_softmax(model.logits(x_BTD)[0])), dtype=np.float64)
+        ordinary = np.flatnonzero(tokenizer.byte_lengths > 0)
+        T = len(alone['targets'])
+        expected = p_TV[np.arange(T), alone['targets']] / p_TV[:, ordinary].sum(axis=1)
+        np.testing.assert_allclose(scores.ordinary[0, :T], np.log(expected), rtol=1e-3)
 
 
 def plain(window):
     return as_it_stands(Middle(window[:1], window[1:], window[:0]), None)
+
+
+def scorer(params, mesh, tokenizer):
+    return Scorer(
+        MODEL,
+        params,
+        sees_all=False,
+        compute=COMPUTE,
+        mesh=mesh,
+        byte_lengths=tokenizer.byte_lengths,
+    )
 
 
 def test_bits_per_byte_equal_those_of_validation(tokenizer, mesh, params):
@@ -105,19 +128,20 @@ def test_bits_per_byte_equal_those_of_validation(tokenizer, mesh, params):
             byte_lengths=tokenizer.byte_lengths,
         )
         expected = figures(sums)
-    score = Scorer(MODEL, params, sees_all=False, compute=COMPUTE, mesh=mesh)
-    found = likelihood.bits_per_byte(
-        score, CausalLM().reading.whole, likelihood.wholes(windows), tokenizer, seed=0
+    score = scorer(params, mesh, tokenizer)
+    texts = likelihood.wholes(windows)
+    answer = likelihood.ask(score, CausalLM().reading.whole, texts, tokenizer, seed=0)
+    found = likelihood.bits(answer, texts, tokenizer.byte_lengths)
+    assert expected['bytes'] == found.bytes.sum() == 61 * 9
+    assert found.bits.sum() / found.bytes.sum() == pytest.approx(
+        expected['bits_per_byte'], rel=1e-5
     )
-    assert expected['bytes'] == 61 * 9
-    assert found['value'] == pytest.approx(expected['bits_per_byte'], rel=1e-5)
-    assert found['low'] < found['value'] < found['high']
-    assert found['n'] == len(windows)
+    assert len(found.bits) == len(windows) and (found.ordinary < found.bits).all()
 
 
-def test_a_model_that_computes_no_numbers_is_not_measured(tokens, mesh, params):
+def test_a_model_that_computes_no_numbers_is_not_measured(tokens, tokenizer, mesh, params):
     broken = {**params, 'norm': jax.tree.map(lambda x: x * np.nan, params['norm'])}
-    score = Scorer(MODEL, broken, sees_all=False, compute=COMPUTE, mesh=mesh)
+    score = scorer(broken, mesh, tokenizer)
     with pytest.raises(NotFiniteError, match='the model gives NaN.*norm.scale_D'):
         score([plain(tokens[:SEQ_LEN])])
     step = vector_step(MODEL, causal=True, compute=COMPUTE)
@@ -162,16 +186,17 @@ def test_vectors_of_an_encoder_decoder_are_the_encoders(tokens, mesh, encoder_de
     assert vectors(by_layer, encoder_decoder, texts, longest=64, mesh=mesh).shape == (2, 2, 16)
 
 
-def tuned(texts, labels, mesh, params):
-    return finetune.accuracy(
+def tuned(texts, labels, mesh, params, rates=(1e-2,), seeds=1):
+    parts = (
+        finetune.Texts(texts[part], labels[part])
+        for part in (slice(0, 48), slice(48, 64), slice(64, None))
+    )
+    return finetune.finetune(
         MODEL,
         params,
-        texts[:48],
-        labels[:48],
-        texts[48:],
-        labels[48:],
+        *parts,
         n_classes=2,
-        budget=finetune.Budget(steps=20, batch=8, rate=1e-2),
+        budget=finetune.Budget(steps=40, batch=8, rates=rates, seeds=seeds, every=10),
         causal=True,
         compute=COMPUTE,
         seed=0,
@@ -179,18 +204,27 @@ def tuned(texts, labels, mesh, params):
     )
 
 
-def test_finetuning_learns_what_can_be_learnt(mesh, params):
+def test_finetuning_learns_what_can_be_learnt_and_stops_by_validation(mesh, params):
     rng = np.random.default_rng(0)
-    labels = rng.integers(2, size=98)
+    labels = rng.integers(2, size=114)
     # Which of two tokens stands among the others.
     texts = [rng.integers(10, 200, 12).astype(np.int32) for _ in labels]
     for text, label in zip(texts, labels, strict=True):
         text[3:6] = 7 + label
     before = jax.device_get(params)
-    right = tuned(texts, labels, mesh, params)
-    assert right.shape == (50,) and right.mean() == 1.0
-    np.testing.assert_array_equal(right, tuned(texts, labels, mesh, params))
-    # Nothing to learn: chance, 3 sigma of 50 draws.
+    found = tuned(texts, labels, mesh, params, rates=(1e-6, 1e-2), seeds=2)
+    assert found.right_SN.shape == (2, 50) and found.right_SN.all()
+    # The rate that learns is chosen, by validation; it is the highest that was tried.
+    assert found.rate == 1e-2 and found.validation[1e-2] < 0.1 < found.validation[1e-6]
+    about = found.about()
+    assert about['edge'] and about['accuracy_of_seeds'] == [1, 1]
+    alone = tuned(texts, labels, mesh, params)
+    np.testing.assert_array_equal(alone.right_SN[0], found.right_SN[0])
+    assert alone.steps == found.steps[:1] and not alone.about()['edge']
+    # Nothing to learn: chance, 3 sigma of 50 draws, and the best step is an early one.
     noise = tuned(texts, rng.permutation(labels), mesh, params)
-    assert 0.29 < noise.mean() < 0.71
+    assert 0.29 < noise.right_SN.mean() < 0.71 and noise.steps[0] < 40
+    # A rate that leaves the numbers is not the best one.
+    wild = tuned(texts, labels, mesh, params, rates=(1e30, 1e-2))
+    assert wild.rate == 1e-2
     jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(params))

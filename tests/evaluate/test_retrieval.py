@@ -27,10 +27,7 @@ def test_recall_equals_brute_force(pairs):
         others = [j for j in range(40) if document[j] != document[i]]
         ranks.append(sum(cosine(a[i], b[j]) >= cosine(a[i], b[i]) for j in others))
     assert retrieval.ranks(a, b, document).tolist() == ranks
-    found = retrieval.recall(np.array(ranks), seed=0)
-    for k in (1, 5, 10):
-        assert found[k]['value'] == np.mean([rank < k for rank in ranks])
-    assert 0.1 < found[1]['value'] < found[5]['value'] < found[10]['value'] < 1
+    assert 0.1 < np.mean(np.array(ranks) < 1) < np.mean(np.array(ranks) < 10) < 1
 
 
 def test_recall_equals_nearest_neighbours_of_scikit_learn(pairs):
@@ -65,12 +62,10 @@ def test_alignment_and_uniformity_equal_loops(pairs):
         for j in range(40)
         if i != j
     ]
-    aligned = retrieval.alignment_result(a, b, seed=0)
     uniform = retrieval.uniformity_result(a, seed=0)
-    assert aligned['value'] == pytest.approx(align)
+    assert retrieval.alignment(a, b) == pytest.approx(align)
     assert uniform['value'] == pytest.approx(math.log(np.mean(near)))
-    for found in (aligned, uniform):
-        assert found['low'] < found['value'] < found['high']
+    assert uniform['low'] < uniform['value'] < uniform['high']
     assert retrieval.uniformity(np.ones((5, 3))) == pytest.approx(0)
     assert retrieval.alignment(a, 7 * a) == pytest.approx(0, abs=1e-12)
 
@@ -81,6 +76,34 @@ def test_interval_of_uniformity_has_no_pairs_of_a_text_with_itself():
     x = np.concatenate([np.eye(20), -np.eye(20)])
     found = retrieval.uniformity_result(x, seed=0)
     assert found['low'] <= found['value'] <= found['high'] < -3.9
+
+
+def test_whitening_equals_scikit_learn_and_undoes_a_common_direction():
+    from sklearn.decomposition import PCA
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 5)) * [9, 1, 1, 1, 1] + [20, 0, 0, 0, 0]
+    white = retrieval.whitening(x)(x)
+    # Of so many texts the shrinkage is small.
+    np.testing.assert_allclose(np.cov(white.T), np.eye(5), atol=0.05)
+    reference = PCA(whiten=True).fit_transform(retrieval.unit(x))
+    gap = white @ white[:50].T - reference @ reference[:50].T
+    assert np.abs(gap).mean() < 0.05
+    # Few texts: no direction is scaled up without bound, and equal vectors stay together.
+    few = retrieval.whitening(x[:3])(x)
+    assert np.isfinite(few).all() and np.abs(few).max() < 100
+    assert (retrieval.whitening(np.ones((4, 3)))(np.ones((2, 3))) == 0).all()
+
+
+def test_effective_rank_counts_directions():
+    x = np.concatenate([np.eye(8)[:4], -np.eye(8)[:4]])  # centred, in 4 of 8 directions
+    found = retrieval.effective_rank_result(x)
+    assert found['value'] == pytest.approx(4) and found['low'] <= 4 <= found['high']
+    assert retrieval.effective_rank(np.ones((5, 3))) == 0
+    p = np.array([3, 1]) / 4  # two directions, one of them weak
+    of_two = np.array([[3.0, 1], [3, -1], [-3, 1], [-3, -1]])
+    expected = np.exp(-(p * np.log(p)).sum())
+    assert retrieval.effective_rank(of_two) == pytest.approx(expected)
 
 
 def parts(x_LND, label_N):
@@ -96,11 +119,11 @@ def test_probe_finds_the_layer_with_the_label_and_chance_in_noise():
     told_ND = noise_ND.copy()
     told_ND[:, :4] = 5 * np.eye(4)[label_N] + 100  # needs standardising
     flat_ND = np.ones((600, 8))
-    found, layers = probe(*parts(np.stack([noise_ND, told_ND, flat_ND]), label_N), seed=0)
-    assert found['value'] == 1.0 and layers[1] == 1.0
-    assert found['n'] == 200
-    assert layers[0] == pytest.approx(0.25, abs=0.1)  # 3 sigma of 200 draws
-    assert layers[2] == pytest.approx(0.25, abs=0.1)
+    found = probe(*parts(np.stack([noise_ND, told_ND, flat_ND]), label_N))
+    test_L = found.right_LN.mean(axis=1)
+    assert found.right_LN.shape == (3, 200) and found.layer == found.contextual == 1
+    assert test_L[1] == 1.0
+    assert test_L[[0, 2]] == pytest.approx(0.25, abs=0.1)  # 3 sigma of 200 draws
 
 
 def test_probe_chooses_on_validation_and_reports_on_test():
@@ -111,8 +134,13 @@ def test_probe_chooses_on_validation_and_reports_on_test():
     good = told + rng.normal(size=told.shape)
     lucky = told.copy()
     lucky[400:] = rng.normal(size=(200, 2))
-    found, layers = probe(*parts(np.stack([good, lucky]), label_N), seed=0)
-    assert found['value'] == layers[1] < 0.7 < layers[0]
+    found = probe(*parts(np.stack([good, lucky]), label_N))
+    test_L = found.right_LN.mean(axis=1)
+    assert found.layer == 1 and test_L[1] < 0.7 < test_L[0]
+    # The best of those that see other tokens, where the embedding is better still.
+    found = probe(*parts(np.stack([told, good, rng.normal(size=told.shape)]), label_N))
+    assert (found.layer, found.contextual) == (0, 1)
+    assert found.chosen() == {'best': 0, 'contextual': 1, 'validation': found.validation_L.tolist()}
 
 
 def test_probe_equals_a_pipeline_of_scikit_learn():
@@ -125,8 +153,8 @@ def test_probe_equals_a_pipeline_of_scikit_learn():
     x_ND = rng.normal(size=(300, 10)) + np.eye(10)[label_N] * 2
     x_ND = x_ND * np.logspace(-3, 2, 10) + 50  # C = 1 is another penalty unless standardised
     train, validation, test = parts(x_ND[None], label_N)
-    found, _ = probe(train, validation, test, seed=0)
+    found = probe(train, validation, test).right_LN[0].mean()
     pipeline = make_pipeline(StandardScaler(), LogisticRegression())
     pipeline.fit(train.x_LND[0], train.label_N)
-    assert found['value'] == pipeline.score(test.x_LND[0], test.label_N)
-    assert 0.4 < found['value'] < 1
+    assert found == pipeline.score(test.x_LND[0], test.label_N)
+    assert 0.4 < found < 1

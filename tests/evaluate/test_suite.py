@@ -2,18 +2,19 @@
 
 import json
 import math
+import types
 from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
+from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
-from llama_jax.evaluate import retrieval, suite
-from llama_jax.evaluate.examples import PARTS
+from llama_jax.evaluate import examples, held, per_text, retrieval, texts
 from llama_jax.evaluate.light import light
 from llama_jax.evaluate.metrics import CURVES, METRICS
-from llama_jax.evaluate.suite import Suite, evaluate_trained
+from llama_jax.evaluate.suite import Suite, check, evaluate_trained
 from llama_jax.objectives.base import EXTRA
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
@@ -22,13 +23,26 @@ from llama_jax.train.restore import Trained
 from tests.evaluate.conftest import MODEL, experiment
 
 SMALL = Suite(
-    topics=3, per_topic=20, span=16, pool=24, window=48, windows=8, middle=3, infill=8, steps=2
+    topics=3,
+    per_topic=20,
+    order=60,
+    span=16,
+    pool=24,
+    window=48,
+    windows=8,
+    middle=3,
+    infill=8,
+    steps=2,
+    rates=(1e-3,),
+    tuned_seeds=2,
 )
 HEADLINE = {name for name, metric in METRICS.items() if metric.headline}
+TOPICS = {'topics_accuracy', 'topics_embedding_accuracy'}
+WITHOUT_PARTS = {'uniformity', 'effective_rank', 'calibration_error'}
 
 
 @pytest.fixture(scope='module')
-def measured(params, tokenizer, mesh):
+def evaluations(params, tokenizer, mesh):
     def run(objective, seed=0):
         setting = replace(experiment(objective), seed=seed)
         trained = Trained(setting, params, {}, tokenizer, step=7)
@@ -44,6 +58,11 @@ def measured(params, tokenizer, mesh):
     }
 
 
+@pytest.fixture(scope='module')
+def measured(evaluations):
+    return {name: one.result for name, one in evaluations.items()}
+
+
 def present(result):
     return {name for name, found in result['metrics'].items() if found['value'] is not None}
 
@@ -51,10 +70,15 @@ def present(result):
 def test_what_is_measured_of_whom(measured):
     for result in measured.values():
         assert list(result['metrics']) == list(METRICS)
-    assert present(measured['contrastive']) == HEADLINE
-    likelihoods = {'bits_per_byte', 'suffix_bits_per_byte', 'middle_bits_per_byte'}
-    assert present(measured['causal']) == HEADLINE | likelihoods
-    assert present(measured['masked']) == HEADLINE | {'middle_pseudo_bits_per_byte', 'infill_exact'}
+    common = HEADLINE | TOPICS
+    assert present(measured['contrastive']) == common
+    likelihoods = {
+        *('bits_per_byte', 'suffix_bits_per_byte', 'suffix_ordinary_bits_per_byte'),
+        *('middle_bits_per_byte', 'middle_ordinary_bits_per_byte', 'calibration_error'),
+    }
+    assert present(measured['causal']) == common | likelihoods
+    pseudo = {'middle_pseudo_bits_per_byte', 'middle_pseudo_ordinary_bits_per_byte'}
+    assert present(measured['masked']) == common | pseudo | {'infill_exact'}
 
 
 def test_values_are_sound(measured):
@@ -62,6 +86,7 @@ def test_values_are_sound(measured):
         assert json.loads(json.dumps(result)) == result
         for name, found in result['metrics'].items():
             if found['value'] is None:
+                assert found.pop('why')
                 assert found == {'value': None, 'low': None, 'high': None, 'n': 0}
                 continue
             assert found['low'] <= found['value'] <= found['high'], name
@@ -71,51 +96,119 @@ def test_values_are_sound(measured):
             if METRICS[name].unit == 'bits per byte':
                 # As wide as the vocabulary, over 1 to 4 bytes a token: it was never trained.
                 assert math.log2(MODEL.vocab) / 5 < found['value'] < 2 * math.log2(MODEL.vocab)
-        assert len(result['layers']['probe']) == MODEL.layers + 1
+        for name in ('probe', 'topics'):
+            assert len(result['layers'][name]) == MODEL.layers + 1
+            assert 1 <= result['chosen_layers'][name]['contextual'] <= MODEL.layers
+        # Order cannot be told from the mean of embeddings, and is not by chance.
+        assert result['layers']['probe'][0] == 0.5
+        assert len(result['finetuning']['accuracy_of_seeds']) == 2
         assert result['step'] == 7 and result['seconds'] > 0
-        assert result['topics'] == ['asyncio', 'email', 'xml']
+        assert result['topics'] == ['email', 'idlelib']
         assert result['suite']['pool'] == 24
+
+
+def test_every_mean_is_that_of_its_texts(evaluations, tmp_path):
+    for evaluation in evaluations.values():
+        found = evaluation.result['metrics']
+        assert set(evaluation.texts) == present(evaluation.result) - WITHOUT_PARTS
+        for name, of in evaluation.texts.items():
+            value = found[name]['value']
+            assert of.over.sum() / of.under.sum() == pytest.approx(value), name
+            assert len(of.ids) == len(of.documents) == len(of.over) == found[name]['n']
+    one, other = evaluations['causal'].texts, evaluations['contrastive'].texts
+    assert one['recall_span_1'].ids.tolist() == other['recall_span_1'].ids.tolist()
+    path = tmp_path / 'evaluation.npz'
+    per_text.save(path, one)
+    again = per_text.load(path)
+    assert list(again) == list(one)
+    for name, of in again.items():
+        for array, before in zip(of, one[name], strict=True):
+            np.testing.assert_array_equal(array, before)
+    assert per_text.load(tmp_path / 'other.npz') == {}
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match='evaluation.npz cannot be read .* delete it'):
+        per_text.load(path)
+
+
+def test_intervals_resample_documents():
+    """Texts of one document are no independent draws: 4 documents of 100 equal texts say as much
+    as 4 texts."""
+    over = np.repeat([0.0, 1, 1, 0], 100)
+    found, _ = per_text.measured(
+        over, ids=list(map(str, range(400))), documents=list(np.repeat(list('abcd'), 100)), seed=0
+    )
+    assert found['value'] == 0.5 and found['n'] == 400
+    assert found['low'] == 0 and found['high'] == 1
 
 
 def test_arms_are_measured_on_the_same_texts(measured, tokenizer):
     assert len({result['examples'] for result in measured.values()}) == 1
     # Two arms that look alike at the same weights, under other objectives, agree in what is common.
     causal, contrastive = measured['causal'], measured['contrastive']
-    for name in HEADLINE:
+    for name in HEADLINE | TOPICS:
         assert causal['metrics'][name] == contrastive['metrics'][name]
     assert causal['layers'] == contrastive['layers']
     assert measured['masked']['metrics']['alignment'] != causal['metrics']['alignment']
-    again = suite._texts(replace(SMALL), tokenizer)
-    assert suite.examples.digest(again) == causal['examples']
-    other = suite._texts(replace(SMALL, seed=1), tokenizer)
-    assert suite.examples.digest(other) != causal['examples']
+    digests = [
+        examples.digest(texts.of_run(replace(SMALL, seed=seed), setting, tokenizer)[:-2])
+        for seed, setting in ((0, experiment(MaskedLM())), (1, experiment(CausalLM())))
+    ]
+    assert digests[0] == causal['examples'] != digests[1]
 
 
-def test_held_out_texts_are_of_held_out_modules(tokenizer):
-    found = suite.texts(SMALL, tokenizer)
-    trained_on, held = (
-        [r for split in splits for r in suite._records(SMALL.text, split)]
-        for splits in (PARTS[:1], PARTS[1:])
+def test_texts_are_of_held_out_modules(tokenizer):
+    found = texts.of_run(SMALL, experiment(CausalLM()), tokenizer)
+    sets = held.of_name('python_corpus/stdlib_code')
+    train, validation, test = (
+        {record.group for record in held.records(part, group='module')}
+        for part in (sets.train, sets.validation, sets.test)
     )
-    assert not {r['module'] for r in held} & {r['module'] for r in trained_on}
-    text = '\0'.join(r['text'] for r in held)
+    assert not (train & validation or train & test or validation & test)
+    for parts in (found.topics, found.order):
+        groups = [{chunk.group for chunk in part} for part in parts[1:]]
+        assert all(groups) and set.union(*groups) <= validation | test
+        assert sum(map(len, groups)) == len(set.union(*groups))
+    # Figures are of the split that no choice has seen.
+    text = '\0'.join(record.text for record in held.records(sets.test, group='module'))
     windows = [tokenizer.decode(window) for window in found.windows]
     assert windows and all(window in text for window in windows)
-    # Short windows of notices that many modules open with may stand in training modules too.
-    seen = '\0'.join(r['text'] for r in trained_on)
-    assert sum(window in seen for window in windows) < len(windows) / 4
-    names = {chunk.module for chunk in found.topics.train}
-    assert not names & {chunk.module for chunk in found.topics.test}
-    trained_docs = {r['docstring'] for r in suite._records(SMALL.pairs, 'train')}
-    assert not {tokenizer.decode(a) for a in found.functions.a} & trained_docs
-    assert {len(pair) for pair in (found.functions.a, found.functions.b)} == {24}
+    docs = held.of_name('python_corpus/stdlib_docs')
+    docstrings = [
+        {r.pair[0] for r in held.records(part, group='', pair=SMALL.pairs_fields)}
+        for part in (docs.train, docs.test)
+    ]
+    starts = [tokenizer.decode(a) for a in found.pairs.a]
+    assert all(any(full.startswith(a) for full in docstrings[1]) for a in starts)
+    assert found.about['pairs'] == 'python_corpus/stdlib_docs' and not found.absent
 
 
-def test_a_short_context_is_refused_in_one_line(params, tokenizer, mesh):
+def test_a_set_of_ones_own_is_measured_by_its_fields(tokenizer, tmp_path):
+    """Files have no topics but their names, and no pairs: that is said, and is no error."""
+    for name in 'abcd':
+        lines = (json.dumps({'text': f'{name} {i} ' * 40}) + '\n' for i in range(60))
+        (tmp_path / f'{name}.jsonl').write_text(''.join(lines))
+    data = DataConfig(sources=(Source('text_files', files=(str(tmp_path),)),))
+    setting = types.SimpleNamespace(data=data, objective=CausalLM())
+    found = texts.of_run(SMALL, setting, tokenizer)
+    assert 'text_files has no field package: set --suite.topics-field' in found.absent['topics']
+    assert 'no fields docstring and body' in found.absent['pairs'] and not found.topics.names
+    assert found.order.names and found.whitening and found.spans.a
+    named = texts.of_run(replace(SMALL, topics_field='file', topics=4), setting, tokenizer)
+    assert named.topics.names == tuple(f'{name}.jsonl' for name in 'abcd')
+    with pytest.raises(UserError, match='topics-field genre: text_files has no document with'):
+        texts.of_run(replace(SMALL, topics_field='genre'), setting, tokenizer)
+    with pytest.raises(UserError, match='pairs-fields q and a: text_files has no document with'):
+        texts.of_run(replace(SMALL, pairs_fields=('q', 'a')), setting, tokenizer)
+    none = texts.of_run(replace(SMALL, pairs=''), setting, tokenizer)
+    assert none.absent['pairs'] == 'no data set of pairs is named'
+
+
+def test_a_suite_that_does_not_fit_is_refused_in_one_line():
     setting = experiment(CausalLM())
-    trained = Trained(setting, params, {}, tokenizer, step=7)
     with pytest.raises(UserError, match='the model context is 64: make suite.window'):
-        evaluate_trained(trained, setting, replace(SMALL, window=64), mesh)
+        check(replace(SMALL, window=64), setting)
+    with pytest.raises(UserError, match='suite.rates .* each once'):
+        check(replace(SMALL, rates=(1e-3, 1e-3)), setting)
 
 
 def test_light_is_the_same_as_by_hand(params, tokenizer, mesh):

@@ -11,7 +11,7 @@ import pytest
 from experiments import cli, evaluate, generate, models, serve, tasks
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
-from llama_jax.evaluate.suite import Suite
+from llama_jax.evaluate.suite import Evaluation, Suite
 from llama_jax.generate.quantized import Quantization
 from llama_jax.generate.speculative.draft import Lookup
 from llama_jax.model.config import Compute, ModelConfig
@@ -222,7 +222,7 @@ def evaluating(monkeypatch, run_script, tmp_path):
     names = ('trained', 'experiment', 'suite', 'mesh')
     monkeypatch.setattr(evaluate, 'evaluate_trained', measured('suite', *names, found={}))
     names = ('trained', 'experiment', 'data', 'suite', 'mesh')
-    of_sets = {'a': {'text': {'documents': 1}}}
+    of_sets = {'a': Evaluation({'text': {'documents': 1}}, {})}
     monkeypatch.setattr(evaluate, 'evaluate_own', measured('own', *names, found=of_sets))
 
     def evaluating(*arguments):
@@ -234,7 +234,7 @@ def evaluating(monkeypatch, run_script, tmp_path):
     return evaluating
 
 
-OF_SUITE = Suite('a', 'b', *range(2, 12), rate=0.5, seed=3)
+OF_SUITE = Suite('a', 'b', 'c', 'd', ('e', 'f'), *range(2, 13), (0.5, 0.25), 4, seed=3)
 
 
 def test_evaluate(evaluating, run_script, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import math
 import random
 
+from llama_jax.evaluate.metrics import METRICS
 from tests.report import run
 
 STEPS = 400
@@ -59,22 +60,29 @@ def metrics(arm, seed):
     """The metrics of evaluation.json."""
     end = ARMS[arm][-1]
     recalls = {
-        f'recall_{kind}_{k}': min(1.0, end[kind] * factor)
-        for kind in ('doc', 'span')
+        f'recall_{kind}_{k}': min(1.0, end[kind.partition('_')[0]] * factor)
+        for kind in ('doc', 'span', 'doc_white', 'span_white')
         for k, factor in ((1, 1.0), (5, 1.3), (10, 1.4))
     }
     values = {
         'probe_accuracy': end['probe'],
         'finetune_accuracy': end['finetune'],
+        'topics_accuracy': end['probe'] - 0.1,
+        'topics_embedding_accuracy': end['probe'] - 0.05,
         **recalls,
         'alignment': end['alignment'],
         'uniformity': end['uniformity'],
+        'effective_rank': 50 + end['alignment'],
         'bits_per_byte': end.get('bits'),
-        'suffix_bits_per_byte': end.get('suffix'),
-        'middle_bits_per_byte': end.get('middle'),
-        'middle_pseudo_bits_per_byte': end.get('pseudo'),
+        **{
+            f'{name}{of}_bits_per_byte': end.get(name.removeprefix('middle_'))
+            for name in ('suffix', 'middle', 'middle_pseudo')
+            for of in ('', '_ordinary')
+        },
+        'calibration_error': None if 'suffix' not in end else 0.02,
         'infill_exact': end.get('infill'),
     }
+    assert values.keys() == METRICS.keys()
     return {name: metric(value, arm, seed, name) for name, value in values.items()}
 
 

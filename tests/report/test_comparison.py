@@ -83,11 +83,11 @@ def test_scores_by_hand(three):
     table = table_of(three)
     # Seeds move all arms alike: no more than chance sets causal and masked apart, and both are
     # above the third.
-    assert column(table, 'Linear probe') == (
+    assert column(table, 'Order of tokens, linear probe') == (
         ['62.0 ± 2.8', '61.5 ± 4.9', '42.0 ± 2.8'],
         [True, True, False],
     )
-    assert table.head[1] == 'Linear probe, best layer\n% ↑'
+    assert table.head[1] == 'Order of tokens, linear probe\n% ↑'
     assert '<b>62.0 ± 2.8</b>' in table.html() and '<b>42.0' not in table.html()
     assert '| **62.0 ± 2.8** |' in table.markdown() and '| 42.0 ± 2.8 |' in table.markdown()
 
@@ -97,7 +97,7 @@ def test_nothing_is_bold_that_no_interval_carries(three):
     set_metric(three, 'causal', 'probe_accuracy', [0.90, 0.10])
     set_metric(three, 'masked', 'probe_accuracy', [0.20, 0.30])
     set_metric(three, 'contrastive', 'probe_accuracy', [0.21, 0.25])
-    assert not any(column(table_of(three), 'Linear probe')[1])
+    assert not any(column(table_of(three), 'Order of tokens, linear probe')[1])
     # Geometry ranks nothing, whatever the figures.
     for arm, value in zip(THREE, (0.1, 0.5, 0.9), strict=True):
         set_metric(three, arm, 'alignment', [value, value + 0.001])
@@ -173,11 +173,13 @@ def test_baselines_are_rows_and_an_arm_below_one_is_marked(three):
     set_metric(three, 'masked', 'probe_accuracy', [0.62, 0.62])
     set_metric(three, 'contrastive', 'probe_accuracy', [0.61, 0.61])
     table = table_of(three)
-    assert column(table, 'Linear probe')[0] == [
+    assert column(table, 'Order of tokens, linear probe')[0] == [
         *('60.0 ± 0.0 ▽', '62.0 ± 0.0', '61.0 ± 0.0 ▽', '61.0', 'n/a'),
     ]
     assert [row.name for row in table.rows[3:]] == ['TF-IDF', 'untrained']
-    assert cells(table, 'causal')['Linear probe, best layer\n% ↑'].told.endswith('not above TF-IDF')
+    assert cells(table, 'causal')['Order of tokens, linear probe\n% ↑'].told.endswith(
+        'not above TF-IDF'
+    )
     spans = column(table, 'Span to span, recall@1\n')[0]
     assert '▽' in spans[0] and '▽' not in spans[1] and spans[-1] == '98.0'
 
@@ -190,16 +192,17 @@ def test_one_seed_has_no_deviation(tmp_path):
     assert '±' not in table.markdown()
     # One seed says nothing of others.
     set_metric(workdir, 'causal', 'probe_accuracy', [0.99])
-    assert not any(column(table_of(workdir), 'Linear probe')[1])
+    assert not any(column(table_of(workdir), 'Order of tokens, linear probe')[1])
     table = scores.differences(judged(workdir), scores.HEADLINE)
     assert {cell.told for row in table.rows for cell in row.cells} == {'one seed: no interval'}
 
 
 def test_what_does_not_apply_is_never_a_number(three):
     table = scores.scores(judged(three), scores.OTHERS)
-    assert {cell.text for cell in cells(table, 'contrastive').values()} == {'n/a'}
+    of_likelihood = list(cells(table, 'contrastive').values())[2:]  # after the topics
+    assert {cell.text for cell in of_likelihood} == {'n/a'}
     assert not any(cell.best for cell in cells(table, 'contrastive').values())
-    assert table.markdown().count(' n/a |') == 2 + 3 + 5  # causal, masked, contrastive
+    assert table.markdown().count(' n/a |') == 3 + 6 + 9  # causal, masked, contrastive
     # Not measured, and measured as what is no number, are other things.
     set_metric(three, 'contrastive', 'infill_exact', [math.nan, math.nan])
     for seed in (0, 1):
@@ -217,22 +220,22 @@ def test_intervals_over_examples(three):
     table = scores.intervals(read_grid(three))
     assert len(table.rows) == 6
     row = cells(table, 'causal, seed 1')
-    assert row['Fine-tuned classification\n% ↑'].text == '70.0 [10.0, 90.0]'
+    assert row['Order of tokens, fine-tuned\n% ↑'].text == '70.0 [10.0, 90.0]'
     assert row['Infill, exact match\n% ↑'].text == 'n/a'
 
 
 def test_wins_by_hand(three):
-    """Of four tasks: both metrics of topics, three recalls each of docstrings and of spans."""
+    """Of four tasks: order frozen and fine-tuned, six recalls each of docstrings and of spans."""
     for arm in THREE:
         for name in scores.HEADLINE:
             set_metric(
                 three, arm, name, {'causal': [0.5] * 2, 'masked': [0.6] * 2}.get(arm, [1, 0])
             )
-    for name in ('recall_doc_1', 'recall_doc_5'):
-        set_metric(three, 'masked', name, [0.4, 0.4])
-    set_metric(three, 'masked', 'recall_doc_10', [0.5, 0.5])
+    for kind in ('recall_doc', 'recall_doc_white'):
+        for k, value in ((1, 0.4), (5, 0.4), (10, 0.5)):
+            set_metric(three, 'masked', f'{kind}_{k}', [value, value])
     table = scores.wins(read_grid(three))
-    # Causal wins two recalls of docstrings and ties the third, and loses all else.
+    # Causal wins two of three recalls of docstrings and ties the third, and loses all else.
     assert [c.text for c in table.rows[0].cells] == ['', f'{100 * (2.5 / 3) / 4:.0f}%', '50%']
     assert [c.text for c in table.rows[1].cells][0] == '79%'
     assert not any(c.best for row in table.rows for c in row.cells)
@@ -402,7 +405,7 @@ def test_unfinished_and_broken_arms(three):
     ):
         assert sentence in text and sentence in told(three).replace('\\_', '_')
     table = table_of(three)
-    probes = column(table, 'Linear probe')[0]
+    probes = column(table, 'Order of tokens, linear probe')[0]
     own = compared.metrics('causal', 0)['probe_accuracy']['value']
     assert probes == [f'{100 * own:.1f} (1 of 2)', '—', '—']
     # The mean is drawn as far as both seeds go.

@@ -1,0 +1,98 @@
+"""What a synthetic task is: a generator of examples, and what guessing reaches."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from llama_jax.data import splits
+
+_SEED = 13
+_DRAWS = 400
+"""For each example that is wanted, at most, until a generator has no others."""
+
+
+class Made(NamedTuple):
+    """One example: a document that is trained on, of which a part is asked for."""
+
+    key: str
+    """Examples of one key are in one split: it is what there is to know of an example, in one
+    spelling."""
+    prompt: str
+    answer: str
+    choices: tuple[str, ...] = ()
+    """The answer among others; without them the answer is to be written."""
+    after: str = ''
+    """The rest of the document."""
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.answer + self.after
+
+
+Draw = Callable[[np.random.Generator], Made]
+Every = Callable[[], Iterable[tuple[str, Made]]]
+
+
+class Synthetic(NamedTuple):
+    """A task. One of `draw` and `every` is given."""
+
+    about: str
+    chance: float
+    """Share of right answers of one who does not read the prompt."""
+    draw: Draw | None = None
+    """One of any number of examples; its split follows from its key."""
+    every: Every | None = None
+    """All examples, with their splits."""
+
+    def examples(self, name: str, split: str, n: int) -> Iterator[Made]:
+        """Up to `n` different examples of a split: the same at every call, the first `m` of more
+        those of fewer."""
+        if self.every is not None:
+            found = (made for of, made in self.every() if of == split)
+            yield from (made for made, _ in zip(found, range(n), strict=False))
+            return
+        assert self.draw is not None
+        seed = [_SEED, zlib.crc32(name.encode()), splits.NAMES.index(split)]
+        rng = np.random.default_rng(seed)
+        seen: set[str] = set()
+        for _ in range(_DRAWS * n):
+            if len(seen) == n:
+                return
+            made = self.draw(rng)
+            if made.key not in seen and splits.by_hash(made.key) == split:
+                seen.add(made.key)
+                yield made
+
+
+def shuffled(rng: np.random.Generator, choices: Iterable[str]) -> tuple[str, ...]:
+    """In another order."""
+    listed = list(choices)
+    return tuple(listed[i] for i in rng.permutation(len(listed)))
+
+
+def some(rng: np.random.Generator, of: Iterable[str], n: int) -> list[str]:
+    """`n` different ones."""
+    listed = list(of)
+    return [listed[i] for i in rng.choice(len(listed), n, replace=False)]
+
+
+def one(rng: np.random.Generator, of: tuple[str, ...] | list[str]) -> str:
+    return of[int(rng.integers(len(of)))]
+
+
+def words(text: str) -> list[str]:
+    """The words of a line."""
+    return text.split()
+
+
+_ONSETS = words('b d f g k l m n p r s t v z br dr kl pl st tr')
+
+
+def word(rng: np.random.Generator, syllables: int) -> str:
+    """A name that nobody bears."""
+    text = ''.join(one(rng, _ONSETS) + one(rng, list('aeiou')) for _ in range(syllables))
+    return (text + one(rng, list('nlrsx'))).capitalize()

@@ -1,0 +1,141 @@
+"""The documents that a suite is measured on: held out of the run's training, whatever it reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from llama_jax.data.config import FILES, DataConfig, Source
+from llama_jax.data.documents import Documents, RecordDocuments
+from llama_jax.data.record import Record as Reads
+from llama_jax.data.record import Text
+from llama_jax.data.sources import builder, open_sources
+from llama_jax.errors import UserError
+from llama_jax.evaluate.examples import Record
+
+OWN = 'own'
+"""What a run itself was trained on, instead of the name of a data set."""
+
+_PAIRS_OF = {
+    f'python_corpus/{where}_code': f'python_corpus/{where}_docs'
+    for where in ('stdlib', 'installed')
+}
+"""Where the pairs of a data set of plain text are: the docstrings of the same held-out modules."""
+_DOCUMENTS = 4096
+_CHARACTERS = 1 << 16
+"""Of a set and of a document, at most: what is read does not grow with the corpus."""
+
+
+class Held(NamedTuple):
+    """Opened data sets."""
+
+    test: tuple[Documents, ...]
+    """What figures are taken on."""
+    validation: tuple[Documents, ...] = ()
+    """Held out as well, and seen by choices, such as that of the learning rate."""
+    train: tuple[Documents, ...] = ()
+
+    @property
+    def names(self) -> str:
+        return ', '.join(dict.fromkeys(documents.name for documents in self.test))
+
+    @property
+    def digest(self) -> tuple[str, ...]:
+        """Of the contents of all."""
+        return tuple(documents.digest for part in self for documents in part)
+
+
+def of_run(data: DataConfig, reads: type[Reads]) -> Held:
+    """The sets of --data.validate where a run has some; else of each source the split 'test', and
+    where it has none the one that the run validates on."""
+    train = open_sources(data, 'train', reads).sources
+    sets = data.of('validation')
+    if data.validation:
+        return Held(open_sources(data, 'validation', reads).sources, (), train)
+    test, validation = [], []
+    for source, of_run in zip(sets, data.sources, strict=True):
+        known = builder(source, reads=reads).info.splits
+        apart = of_run.split is None and 'test' in known and known['test'].num_examples > 0
+        if apart and source.split != 'test':
+            test.append(dataclasses.replace(source, split='test'))
+            validation.append(source)
+        else:
+            test.append(source)
+    return Held(_opened(data, test, reads), _opened(data, validation, reads), train)
+
+
+def of_name(name: str) -> Held:
+    """The splits of a data set."""
+    known = builder(Source(name)).info.splits
+    held = [split for split in ('test', 'validation') if split in known]
+    if not held:
+        raise UserError(
+            f'{name!r} has neither a split test nor validation ({", ".join(known)}): nothing of it '
+            'is held out; name another data set, or own'
+        )
+    first, *other = ((_open(name, split),) for split in held)
+    train = (_open(name, 'train'),) if 'train' in known else ()
+    return Held(first, other[0] if other else (), train)
+
+
+def pairs_name(text: str, pairs: str, data: DataConfig) -> str:
+    """The data set of pairs, `own` for the fields of the text itself, '' for none."""
+    if pairs != OWN:
+        return pairs
+    names = [text] if text != OWN else [source.name for source in data.sources]
+    beside = {_PAIRS_OF[name] for name in names if name in _PAIRS_OF}
+    return beside.pop() if len(beside) == 1 and not data.validation else OWN
+
+
+def records(
+    sets: Sequence[Documents], *, group: str, label: str = '', pair: Sequence[str] = ()
+) -> list[Record]:
+    """Documents as records, at most 4096, spread evenly over each set, and of each the beginning.
+
+    `group`, `label` and `pair` are names of fields; one that a document lacks is ''. Without a
+    group each document is one by itself.
+    """
+    found = []
+    for number, documents in enumerate(sets):
+        n = min(len(documents), _DOCUMENTS // len(sets))
+        for i in np.linspace(0, len(documents), n, endpoint=False).astype(int).tolist():
+            fields = _fields(documents, i)
+            found.append(
+                Record(
+                    documents[i][:_CHARACTERS],
+                    fields.get(group) or f'{number}:{i}',
+                    fields.get(label, ''),
+                    (fields.get(pair[0], ''), fields.get(pair[1], '')) if pair else ('', ''),
+                )
+            )
+    return found
+
+
+def _fields(documents: Documents, index: int) -> dict[str, str]:
+    """The fields of a document that are texts, or numbers of classes; of files also `file`."""
+    stored = documents.stored(index)
+    if isinstance(documents, RecordDocuments):
+        fields = documents.fields(index)
+    else:
+        fields = {
+            name: x.decode('utf-8', 'replace') if isinstance(x, bytes) else x
+            for name, x in stored.items()
+        }
+    found = {name: str(x) for name, x in fields.items() if isinstance(x, str | int | np.integer)}
+    if documents.name in FILES and isinstance(stored.get('origin'), bytes):
+        found['file'] = stored['origin'].decode('utf-8', 'replace').rpartition(':')[0]
+    return found
+
+
+def _open(name: str, split: str) -> Documents:
+    (documents,) = _opened(DataConfig(), [Source(name, split=split)], Text)
+    return documents
+
+
+def _opened(data: DataConfig, sets: Sequence[Source], reads: type[Reads]) -> tuple[Documents, ...]:
+    if not sets:
+        return ()
+    return open_sources(dataclasses.replace(data, sources=tuple(sets)), 'train', reads).sources

@@ -1,0 +1,222 @@
+"""All texts that a suite measures on, from held-out documents, the same for every arm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from llama_jax.errors import UserError
+from llama_jax.evaluate import examples, held, words
+from llama_jax.evaluate.examples import Labelled, Middle, Pairs, Record
+from llama_jax.evaluate.held import Held
+from llama_jax.evaluate.per_text import text_id
+from llama_jax.text.tokenizer import Tokenizer
+from llama_jax.train.experiment import Experiment
+
+if TYPE_CHECKING:
+    from llama_jax.evaluate.suite import Suite
+
+_CHARACTERS = 8192
+"""Of a document on average, at most: what is encoded does not grow with the corpus."""
+_LEAST = 16
+"""Tokens of a document that gives a pair of spans."""
+_WHITENING = 512
+"""Training texts that a whitening is fitted on, at most."""
+
+
+class TooLittleError(UserError):
+    """There is not enough text to choose from."""
+
+
+class Texts(NamedTuple):
+    topics: Labelled
+    order: Labelled
+    spans: Pairs
+    pairs: Pairs
+    whitening: list[np.ndarray]
+    """Training texts, as long as spans."""
+    begun: list[np.ndarray]
+    """Windows [T + 1] of documents with begin and end tokens: likelihood of plain text."""
+    windows: list[np.ndarray]
+    """Windows [T] of text alone."""
+    middles: list[Middle]
+    infills: list[Middle]
+    document: dict[str, str]
+    """`text_id` of a window to the name of its document."""
+    absent: dict[str, str]
+    """Name of what is not there ('topics', 'order', 'pairs', 'whitening', 'infills') to why."""
+    about: dict[str, str | int]
+    """Where the texts are from, for the record."""
+
+
+NO_LABELS = Labelled((), [], [], [])
+NO_PAIRS = Pairs([], [], np.zeros(0, str))
+
+
+def of_run(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> Texts:
+    """The texts of a suite, kept for the next arm. Raises UserError where a data set or a field is
+    not there, or has too little."""
+    data, reads = experiment.data, experiment.objective.reads
+    sets = held.of_run(data, reads) if suite.text == held.OWN else held.of_name(suite.text)
+    name = held.pairs_name(suite.text, suite.pairs, data)
+    pairs = sets if name == held.OWN else held.of_name(name) if name else Held(())
+    key = (suite, sets.digest, pairs.digest, tokenizer.digest)
+    if key not in _KEPT:
+        _KEPT.clear()
+        _KEPT[key] = collect(suite, sets, pairs, tokenizer)
+    return _KEPT[key]
+
+
+_KEPT: dict[object, Texts] = {}
+
+
+def collect(suite: Suite, sets: Held, pairs: Held, tokenizer: Tokenizer) -> Texts:
+    """The texts of a suite from opened data sets. What needs more than text is absent where there
+    is none of it; raises TooLittleError where there is too little text."""
+    seed = suite.seed
+    absent: dict[str, str] = {}
+    every = held.records(
+        [*sets.validation, *sets.test], group=suite.group_field, label=suite.topics_field
+    )
+    topics = examples.topics(
+        every,
+        tokenizer,
+        n_topics=suite.topics,
+        per_topic=suite.per_topic,
+        length=suite.span,
+        seed=seed,
+    )
+    if len(topics.names) < 2:
+        absent['topics'] = _no_topics(suite, every, sets.names)
+        topics = NO_LABELS
+    order = examples.order(every, tokenizer, n=suite.order, length=suite.span, seed=seed)
+    if min(map(len, order[1:])) < 2:
+        absent['order'] = (
+            f'{sets.names} has too few held-out texts of {suite.span} tokens for three parts'
+        )
+        order = NO_LABELS
+    belong = examples.text_pairs(
+        held.records(pairs.test, group='', pair=suite.pairs_fields),
+        tokenizer,
+        n=suite.pool,
+        length=suite.span,
+        seed=seed,
+    )
+    if len(belong.a) < 2:
+        absent['pairs'] = _no_pairs(suite, pairs)
+        belong = NO_PAIRS
+
+    names, documents = _encoded(suite, sets.test, tokenizer)
+    begun = [
+        np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]]).astype(np.int32)
+        for tokens in documents
+    ]
+    spans = examples.span_pairs(documents, n=suite.pool, length=suite.span, seed=seed, names=names)
+    if len(set(spans.document.tolist())) < 2:
+        raise TooLittleError(
+            f'{sets.names} has too little text: no two documents of {_LEAST} tokens (there are '
+            f'{sum(map(len, sets.test))} documents): give more'
+        )
+    # More than are needed: not every window has a word to infill.
+    more = examples.windows(
+        documents, n=4 * suite.windows, length=suite.window, seed=seed, names=names
+    )
+    if len(more) < 2:
+        longest = max(map(len, documents))
+        raise TooLittleError(
+            f'{sets.names} has too little text: no two texts of {suite.window} tokens (the longest '
+            f'document has {longest}): give more, or set --suite.window lower'
+        )
+    plain = examples.windows(
+        begun, n=suite.windows, length=suite.window + 1, seed=seed, names=names
+    )
+    windows = [window.tokens for window in more]
+    whitening = _training_spans(suite, sets.train, tokenizer)
+    if len(whitening) < 2:
+        absent['whitening'] = 'a whitening is fitted on training texts, and there are none'
+    python = all(documents.name.startswith('python_corpus/') for documents in sets.test)
+    infill = examples.infills if python else words.infills
+    infills = infill(windows, tokenizer, n=suite.windows, longest=suite.infill, seed=seed)
+    if not infills:
+        absent['infills'] = (
+            f'no word of at most {suite.infill} tokens stands twice in a window: raise '
+            '--suite.infill'
+        )
+    return Texts(
+        topics=topics,
+        order=order,
+        spans=spans,
+        pairs=belong,
+        whitening=whitening if len(whitening) > 1 else [],
+        begun=[window.tokens for window in plain],
+        windows=windows[: suite.windows],
+        middles=examples.thirds(windows[: suite.windows], middle=suite.middle),
+        infills=infills,
+        document={text_id(one.tokens): one.document for one in [*more, *plain]},
+        absent=absent,
+        about={
+            'name': sets.names,
+            'documents': sum(map(len, sets.test)),
+            'pairs': pairs.names if belong.a else '',
+        },
+    )
+
+
+def _encoded(
+    suite: Suite, sets: Sequence, tokenizer: Tokenizer
+) -> tuple[list[str], list[np.ndarray]]:
+    """Names and tokens of some documents of each set, spread evenly over it, and of a long one the
+    beginning."""
+    most = max(suite.pool, suite.windows)
+    rng = np.random.default_rng(suite.seed)
+    names, documents = [], []
+    for number, of_set in enumerate(sets):
+        n = min(len(of_set), max(most // len(sets), 1))
+        characters = _CHARACTERS * most // (n * len(sets))
+        places = (np.arange(n) + rng.random(n)) * (len(of_set) / n)
+        for place in places.astype(int).tolist():
+            names.append(f'{number}:{place}')
+            documents.append(tokenizer.encode(of_set[place][:characters]))
+    return names, documents
+
+
+def _training_spans(suite: Suite, sets: Sequence, tokenizer: Tokenizer) -> list[np.ndarray]:
+    """The first span of training documents, spread evenly over them."""
+    found = []
+    for of_set in sets:
+        n = min(len(of_set), _WHITENING // len(sets))
+        for i in np.linspace(0, len(of_set), n, endpoint=False).astype(int).tolist():
+            # From the middle: many documents begin alike.
+            text = of_set[i][:_CHARACTERS]
+            tokens = tokenizer.encode(text[len(text) // 2 :][: 8 * suite.span])[: suite.span]
+            if len(tokens) >= _LEAST:
+                found.append(tokens)
+    return found
+
+
+def _no_topics(suite: Suite, records: Iterable[Record], name: str) -> str:
+    """Why there are none. Raises UserError where a field was asked for that is not there."""
+    if any(record.label for record in records):
+        return f'{name} has no two values of {suite.topics_field} with enough held-out documents'
+    _refuse_asked(suite, 'topics_field', name)
+    return f'{name} has no field {suite.topics_field}: set --suite.topics-field to one that it has'
+
+
+def _no_pairs(suite: Suite, pairs: Held) -> str:
+    fields = ' and '.join(suite.pairs_fields)
+    if not pairs.test:
+        return 'no data set of pairs is named'
+    _refuse_asked(suite, 'pairs_fields', pairs.names)
+    return f'{pairs.names} has no fields {fields}: set --suite.pairs-fields to those that it has'
+
+
+def _refuse_asked(suite: Suite, setting: str, name: str) -> None:
+    usual, asked = getattr(type(suite)(), setting), getattr(suite, setting)
+    if asked != usual:
+        fields = asked if isinstance(asked, str) else ' and '.join(asked)
+        raise UserError(
+            f'--suite.{setting.replace("_", "-")} {fields}: {name} has no document with that: give '
+            'fields that it has, or leave it out'
+        )
