@@ -18,6 +18,7 @@ from llama_jax.model.tune import Frozen, LoRA
 from llama_jax.objectives.base import Objective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
+from llama_jax.objectives.dense_retrieval import DenseRetrieval
 from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.grpo import GRPO
 from llama_jax.objectives.instruct import InstructionTuning
@@ -169,6 +170,22 @@ def probe() -> Experiment:
     objective = Classification(pool='mean')
     recipe = _full('probe', objective, peak=1e-3, epochs=10, weight_decay=0.0)
     return replace(recipe, tune=Frozen())
+
+
+def retrieval() -> Experiment:
+    """Queries with the passages that answer them (`query`, `positive`, and perhaps hard
+    `negative`s): vectors by which a query finds its passage.
+
+    Rate, epochs: E5's (Wang et al. 2022, section 4.3: 2e-5 for its base model, 3 epochs).
+    """
+    objective = DenseRetrieval()
+    recipe = _full('retrieval', objective, peak=2e-5, epochs=3, weight_decay=0.01, examples=0)
+    return replace(recipe, train=replace(recipe.train, batch=32))
+
+
+def retrieval_lora() -> Experiment:
+    """The same with adapters."""
+    return _lora(retrieval(), 'retrieval_lora')
 
 
 def dpo() -> Experiment:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,10 @@ class Pretrained:
     """How it is asked for the text before a suffix, where it was trained to."""
     step: int | None = None
     """Of the training, where it was a run of this project."""
+    causal: bool = True
+    """Whether a token of a text that is read for its vector sees only those before it."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """What stands before a 'query' and a 'document' that are read for their vectors."""
 
     @property
     def pad_id(self) -> int:
@@ -78,6 +83,7 @@ class Pretrained:
             end_ids=self.end_ids,
             pad_id=self.pad_id,
             quantization=quantization,
+            causal=self.causal,
         )
 
     def without_params(self) -> Pretrained:
@@ -141,7 +147,18 @@ def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> 
         end_ids=end_ids(chat, tokenizer),
         infill=trained_to_infill(objective, tokenizer),
         step=run.step,
+        causal=objective.causal,
+        prompts=prompts_of(objective),
     )
+
+
+def prompts_of(objective: Objective) -> dict[str, str]:
+    """What an objective was trained to read before a query and a document."""
+    from llama_jax.objectives.dense_retrieval import DenseRetrieval
+
+    if not isinstance(objective, DenseRetrieval):
+        return {}
+    return {'query': objective.query_prefix, 'document': objective.passage_prefix}
 
 
 def from_weights(name_or_path: str, mesh: Mesh, what: str = '--weights') -> Pretrained:

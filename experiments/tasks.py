@@ -60,6 +60,7 @@ def subject_of(name: str, mesh: Mesh, compute: Compute, what: str) -> Subject:
         model.begin,
         model.chat,
         classifier,
+        model.prompts,
     )
 
 

@@ -2,8 +2,9 @@
 
 Letters: B batch, T query position, S key position, D model, N query heads, K key-value heads,
 G query heads per key-value head, H head, F hidden, V vocabulary, C position of the context, L
-layers, J parts of a matrix that lie together, R rank of an adapter. An array's name ends in its
-letters (`q_DNH`, `x_BTD`), and its placement is computed from them, never written beside it.
+layers, J parts of a matrix that lie together, R rank of an adapter, Q places of a queue. An
+array's name ends in its letters (`q_DNH`, `x_BTD`), and its placement is computed from them, never
+written beside it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ QUANTIZED = ('value', 'scale')
 """Arrays that stand for a quantised one; see model/quantized.py."""
 
 _STORED: dict[str, str | None] = {
-    **dict.fromkeys('LGHCJR', None),
+    **dict.fromkeys('LGHCJRQ', None),
     'D': 'fsdp',
     **dict.fromkeys('NKFV', 'tensor'),
 }
 _IN_USE: dict[str, str | tuple[str, ...] | None] = {
-    **dict.fromkeys('LTSDGHCJR', None),
+    **dict.fromkeys('LTSDGHCJRQ', None),
     'B': BATCH_AXES,
     **dict.fromkeys('NKFV', 'tensor'),
 }

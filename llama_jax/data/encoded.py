@@ -43,7 +43,7 @@ class Records(Texts):
     """Records as token ids: the parts of each stand one after another as if they were a text."""
 
     n_parts: int
-    """Parts of each record."""
+    """Parts of each record; those that have fewer end in empty ones."""
     bad: int
     """Records that the objective cannot learn from."""
 
@@ -97,13 +97,11 @@ class Records(Texts):
     @staticmethod
     def gathered(tasks: Sequence[Part], directory: Path) -> dict[str, Any]:
         found = [np.load(task.path.with_suffix('.facts.npz')) for task in tasks]
-        n_parts = _width(x['lengths'].shape[1] for x in found)
+        n_parts = max((x['lengths'].shape[1] for x in found), default=0)
         with (directory / _LENGTHS).open('wb') as lengths, (directory / _NUMBERS).open('wb') as n:
             for facts in found:
-                shape = (len(facts['numbers']), n_parts)
-                (facts['lengths'] if facts['lengths'].size else np.zeros(shape, np.int32)).tofile(
-                    lengths
-                )
+                missing = n_parts - facts['lengths'].shape[1]
+                np.pad(facts['lengths'], ((0, 0), (0, missing))).tofile(lengths)
                 facts['numbers'].tofile(n)
         bad: dict[str, str] = {}
         for task in tasks:
@@ -146,8 +144,8 @@ class RecordPart(Part):
                 numbers[i] = encoded.number
                 rows[i] = sum(lengths[-1]), _identity(encoded), each
                 seen(each)
-        n_parts = _width(map(len, lengths))
-        filled = [of_parts or (0,) * n_parts for of_parts in lengths]
+        n_parts = max(map(len, lengths), default=0)
+        filled = [(*of_parts, *(0,) * (n_parts - len(of_parts))) for of_parts in lengths]
         np.savez(
             self.path.with_suffix('.facts.npz'),
             lengths=np.array(filled, np.int32).reshape(len(filled), n_parts),
@@ -167,16 +165,10 @@ class RecordPart(Part):
         return encoded
 
 
-def _width(parts: Iterable[int]) -> int:
-    """How many parts all records have, but for bad ones, which have none."""
-    widths = {*parts} - {0}
-    if len(widths) > 1:
-        raise ValueError(f'records of {sorted(widths)} parts from one objective')
-    return max(widths, default=0)
-
-
 def _identity(encoded: Encoded) -> int:
-    ids = np.concatenate([*encoded.parts, np.array([*map(len, encoded.parts)], np.int32)])
+    lengths = np.array([*map(len, encoded.parts)], np.int32)
+    lengths = lengths[: int(np.flatnonzero(lengths).max(initial=-1)) + 1]  # see `n_parts`
+    ids = np.concatenate([*encoded.parts, lengths])
     more = [weights.astype('<f4').tobytes() for weights in encoded.weights]
     return identity_of(ids, b''.join([*more, np.float64(encoded.number).tobytes()]))
 

@@ -2,7 +2,7 @@
 
 An objective names the type that it `reads`; a source that yields another one is refused by name.
 Files as people have them (messages, ShareGPT, Alpaca, prompt and completion, pairs of answers, text
-and label) become records in data/schemas.py.
+and label, queries and passages) become records in data/schemas.py.
 """
 
 from __future__ import annotations
@@ -76,7 +76,18 @@ class Problem:
     """What else the record has, for the function to see."""
 
 
-Record = Text | Labelled | Pair | Chat | Preference | Problem
+@dataclass(frozen=True)
+class QueryPassages:
+    """A query, passages that answer it, and others that look as if they did."""
+
+    query: str
+    positives: tuple[str, ...]
+    """One or more, each of which is right."""
+    negatives: tuple[str, ...] = ()
+    """Hard negatives, none of them among the positives."""
+
+
+Record = Text | Labelled | Pair | Chat | Preference | Problem | QueryPassages
 
 
 class BadRecordError(ValueError):

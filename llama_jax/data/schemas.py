@@ -21,6 +21,7 @@ from llama_jax.data.messages import (
     user,
     weights_of,
 )
+from llama_jax.data.passages import query_passages
 from llama_jax.data.record import (
     BadRecordError,
     Chat,
@@ -29,6 +30,7 @@ from llama_jax.data.record import (
     Preference,
     Problem,
     Prompt,
+    QueryPassages,
     Record,
     Text,
 )
@@ -45,6 +47,7 @@ NAMES: dict[type[Record], str] = {
     Chat: 'chats',
     Preference: 'preferences',
     Problem: 'problems with answers',
+    QueryPassages: 'queries with passages',
 }
 _MESSAGES = ('messages', 'conversations', 'conversation', 'data')
 _SYSTEM = ('system', 'system_prompt')
@@ -373,4 +376,5 @@ _READERS: dict[type[Record], Callable[[Fields], Record]] = {
     Chat: _chat,
     Preference: _preference,
     Problem: _problem,
+    QueryPassages: query_passages,
 }

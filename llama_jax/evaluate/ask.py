@@ -319,7 +319,9 @@ class _Asker:
         """recall@k and the mean reciprocal rank of each query's own document among all, by the
         cosine of mean features; equal documents are one."""
         items = self._loaded.items
-        texts = [item.prompt for item in items] + [item.answers[0] for item in items]
+        before = {name: self._subject.prompts.get(name, '') for name in ('query', 'document')}
+        texts = [before['query'] + item.prompt for item in items]
+        texts += [before['document'] + item.answers[0] for item in items]
         lengths = [
             (item, len(self._subject.encode(text)))
             for item, text in zip([*items, *items], texts, strict=True)

@@ -21,11 +21,13 @@ class Encoder:
     """
 
     def __init__(self, subject: Subject, *, prompts: Mapping[str, str] | None = None):
-        """`prompts`: what is put in front of a 'query' or a 'document'; default: nothing."""
+        """`prompts`: what is put in front of a 'query' or a 'document'; default: what the model was
+        trained with, or nothing."""
         unknown = sorted({*(prompts or {})} - {'query', 'document'})
         if unknown:
             raise UserError(f'prompts: there is no kind {unknown[0]!r}: give query, document')
-        self._subject, self._prompts = subject, dict(prompts or {})
+        self._subject = subject
+        self._prompts = dict(subject.prompts if prompts is None else prompts)
         self.truncated = 0
 
     def encode(

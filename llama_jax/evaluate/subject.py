@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,6 +51,9 @@ class Subject:
     chat: ChatFormat | None = None
     classifier: Classifier | None = None
     """Of a run of Classification."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """What stands before a 'query' and a 'document' that are read for their vectors, where the
+    model was trained with it."""
     _made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property

@@ -126,6 +126,8 @@ def features(
     length_B: Int[Array, ' B'] | None = None,
     position_BT: Int[Array, 'B T'] | None = None,
     until_BS: Int[Array, 'B S'] | None = None,
+    segment_BT: Int[Array, 'B T'] | None = None,
+    causal: bool = True,
     compute: Compute,
 ) -> tuple[Float[Array, 'B T D'], Cache | None]:
     """As those of a Transformer: T more tokens of each row, one document or a tree of texts, from
@@ -136,8 +138,12 @@ def features(
     if place_BT is None:
         place_BT = jnp.broadcast_to(start + jnp.arange(T), (B, T))
     if cache is None or at_B is None:
-        segment_BT = jnp.ones_like(token_BT)
-        visible = Visibility(segment_BT, segment_BT, pattern=config.pattern, whole=True)
+        whole = segment_BT is None
+        segment_BT = jnp.ones_like(token_BT) if segment_BT is None else segment_BT
+        segment_BT = jax.reshard(segment_BT, layout.act('BT'))
+        visible = Visibility(
+            *(segment_BT, segment_BT), causal=causal, pattern=config.pattern, whole=whole
+        )
     else:
         visible = cache.visible(at_B, T, pattern=config.pattern, until_BS=until_BS)
     place_BT = jax.reshard(place_BT, layout.act('BT'))

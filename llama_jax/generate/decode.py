@@ -84,17 +84,20 @@ def features(
     length_B: Int[Array, ' B'] | None = None,
     position_BT: Int[Array, 'B T'] | None = None,
     until_BS: Int[Array, 'B S'] | None = None,
+    segment_BT: Int[Array, 'B T'] | None = None,
+    causal: bool = True,
 ) -> tuple[Float[Array, 'B T D'], Cache | None]:
     """What the head reads, of tokens from place `at_B` on (None: the first), and the cache with
     them.
 
     Rows stand at the left: what a row has after its last token is padding, which nothing sees and
     later tokens overwrite. `length_B`: without it, where no cache says it. `position_BT` and
-    `until_BS`: of trees, see Transformer.features.
+    `until_BS`: of trees, see Transformer.features. Not `causal`, every token sees its segment.
     """
     with precision.matmuls(model.compute.precision):
         how: dict[str, Any] = {'cache': cache, 'at_B': at_B, 'length_B': length_B}
         how |= {'position_BT': position_BT, 'until_BS': until_BS, 'compute': model.compute}
+        how |= {'segment_BT': segment_BT, 'causal': causal}
         if model.in_columns:
             return columns.features(model.config, params, token_BT, **how)
         return layers.bind(model.config, params).features(token_BT, **how)

@@ -27,7 +27,7 @@ class Embedder:
 
     def __init__(self, programs: Programs):
         self._programs = programs
-        self._step = jax.jit(functools.partial(_embed, programs.model))
+        self._step = jax.jit(functools.partial(_embed, programs.model, causal=programs.causal))
 
     def __call__(self, texts: Sequence[Sequence[int]]) -> np.ndarray:
         """Float32 [n, D] of token ids, in their order. Texts of like length go together, padded to
@@ -63,12 +63,21 @@ class Embedder:
 
 
 def _embed(
-    model: Model, params: Params, token_BT: Int[Array, 'B T'], length_B: Int[Array, ' B']
+    model: Model,
+    params: Params,
+    token_BT: Int[Array, 'B T'],
+    length_B: Int[Array, ' B'],
+    *,
+    causal: bool,
 ) -> Float[Array, 'B D']:
     real_BT = jnp.arange(token_BT.shape[1]) < length_B[:, None]
     if model.config.encoder_layers:
         x_BTD = decode.understood(model, params, token_BT, length_B).x_BSD
     else:
-        x_BTD, _ = decode.features(model, params, token_BT, length_B=length_B)
+        # Under a causal mask no token sees the padding behind it.
+        segment_BT = None if causal else real_BT.astype(jnp.int32)
+        x_BTD, _ = decode.features(
+            *(model, params, token_BT), length_B=length_B, segment_BT=segment_BT, causal=causal
+        )
     sum_BD = jnp.where(real_BT[:, :, None], x_BTD.astype(jnp.float32), 0).sum(axis=1)
     return sum_BD / jnp.maximum(jnp.linalg.norm(sum_BD, axis=-1, keepdims=True), 1e-12)

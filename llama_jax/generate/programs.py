@@ -38,6 +38,7 @@ class Programs:
         params: parameters as they take them.
         quantization: what has fewer bits.
         end_ids: ids that end a text.
+        causal: whether a token sees only those before it where a text is read for its vector.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Programs:
         end_ids: tuple[int, ...],
         pad_id: int,
         quantization: Quantization = NOTHING,
+        causal: bool = True,
     ):
         """`params` may be stacked or not, placed anywhere or `Unread`; a copy for decoding is made,
         and none of them is kept.
@@ -81,7 +83,7 @@ class Programs:
             log.info('on a CPU generation computes in float32, and keeps matrices in %s', kept)
             matrices = precision.dtype(kept)
             compute = replace(compute, precision='float32')
-        self.mesh, self.end_ids = mesh, tuple(end_ids)
+        self.mesh, self.end_ids, self.causal = mesh, tuple(end_ids), causal
         self.model = model = Model(config, compute, in_columns, pad_id)
         self.dtype = precision.dtype(compute.precision)
         self.quantization = quantization

@@ -8,13 +8,17 @@ from llama_jax.objectives.bart import Bart
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.dense_retrieval import DenseRetrieval
 from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.fim import FillInMiddle
 from llama_jax.objectives.grpo import GRPO
 from llama_jax.objectives.instruct import InstructionTuning
+from llama_jax.objectives.latent import LatentPrediction
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.moco import MomentumContrast
 from llama_jax.objectives.preference import DPO
 from llama_jax.objectives.prefix import PrefixLM
+from llama_jax.objectives.retromae import RetroMAE
 from llama_jax.objectives.reward import RewardModel
 from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.seq2seq import SequenceToSequence
@@ -32,10 +36,14 @@ REGISTRY: dict[str, type[Any]] = {
     'fim': FillInMiddle,
     'contrastive': InfoNCE,
     'rtd': ReplacedTokens,
+    'moco': MomentumContrast,
+    'retromae': RetroMAE,
+    'latent': LatentPrediction,
     'weighted': Weighted,
     'instruct': InstructionTuning,
     'seq2seq': SequenceToSequence,
     'classify': Classification,
+    'retrieval': DenseRetrieval,
     'dpo': DPO,
     'reward': RewardModel,
     'distill': Distillation,

@@ -189,27 +189,52 @@ class InfoNCE(Base):
         key: jax.Array | None,
     ) -> Float[Array, 'B M D']:
         """Unit vectors of one view; 0 where a row has no pair."""
-
-        def encode(rows: tuple[jax.Array, ...], key: jax.Array | None) -> jax.Array:
-            token_BT, position_BT, segment_BT = rows
-            x_BTD, _ = model.features(
-                token_BT,
-                position_BT=position_BT,
-                segment_BT=segment_BT,
-                causal=self.causal,
-                compute=compute,
-                key=key,
-            )
-            return pooled(x_BTD, places(segment_BT))
-
-        rows = tuple(batch[f'{view}/{name}'] for name in ('inputs', 'positions', 'segments'))
-        if self.chunks == 1:
-            return encode(rows, key)
-        keys = None if key is None else jax.random.split(key, self.chunks)
-        pieces = tuple(_cut(x_BT, self.chunks) for x_BT in rows)
-        return layout.joined(
-            jax.lax.map(lambda piece: jax.checkpoint(encode)(*piece), (pieces, keys))
+        token_BT, position_BT, segment_BT = (
+            batch[f'{view}/{name}'] for name in ('inputs', 'positions', 'segments')
         )
+        return text_vectors(
+            *(model, token_BT, position_BT, segment_BT),
+            n=places_in(segment_BT.shape[1]),
+            causal=self.causal,
+            chunks=self.chunks,
+            compute=compute,
+            key=key,
+        )
+
+
+def text_vectors(
+    model: Transformer,
+    token_BT: Int[Array, 'B T'],
+    position_BT: Int[Array, 'B T'],
+    segment_BT: Int[Array, 'B T'],
+    *,
+    n: int,
+    causal: bool,
+    chunks: int,
+    compute: Compute,
+    key: jax.Array | None,
+) -> Float[Array, 'B M D']:
+    """Unit vectors of the texts 1 to `n` of each row, of which M = n; 0 for one that is not there.
+    `chunks`: see InfoNCE."""
+
+    def encode(rows: tuple[jax.Array, ...], key: jax.Array | None) -> jax.Array:
+        token_BT, position_BT, segment_BT = rows
+        x_BTD, _ = model.features(
+            token_BT,
+            position_BT=position_BT,
+            segment_BT=segment_BT,
+            causal=causal,
+            compute=compute,
+            key=key,
+        )
+        return pooled(x_BTD, places(segment_BT, n))
+
+    rows = token_BT, position_BT, segment_BT
+    if chunks == 1:
+        return encode(rows, key)
+    keys = None if key is None else jax.random.split(key, chunks)
+    pieces = tuple(_cut(x_BT, chunks) for x_BT in rows)
+    return layout.joined(jax.lax.map(lambda piece: jax.checkpoint(encode)(*piece), (pieces, keys)))
 
 
 def crop(text: np.ndarray, length: int, rng: np.random.Generator) -> np.ndarray:
@@ -223,9 +248,10 @@ def places_in(length: int) -> int:
     return max(PLACES, length // PLACE)
 
 
-def places(segment_BT: Int[Array, 'B T']) -> Bool[Array, 'B M T']:
-    """Which tokens belong to the pair of each place: segment m + 1 is that of place m."""
-    segment_M = jnp.arange(1, places_in(segment_BT.shape[1]) + 1)
+def places(segment_BT: Int[Array, 'B T'], n: int | None = None) -> Bool[Array, 'B M T']:
+    """Which tokens belong to the pair of each place: segment m + 1 is that of place m. `n`: places,
+    as `places_in` says by default."""
+    segment_M = jnp.arange(1, (n or places_in(segment_BT.shape[1])) + 1)
     return segment_BT[:, None] == segment_M[:, None]
 
 

@@ -10,7 +10,8 @@ for each place of the global batch; P blocks of all devices.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,8 @@ BLOCK = 1024
 """Rows of one device whose cosines exist at a time."""
 NEVER = -1e30
 """Logit of what is no candidate: finite, so that a place without a pair has a gradient of 0."""
+
+Table = TypeVar('Table')
 
 
 class Sums(NamedTuple):
@@ -141,20 +144,8 @@ def _table(
             jnp.sum(apart_RC, dtype=jnp.float32),
         )
 
-    n_blocks = -(-n_rows // BLOCK)
-    missing = -n_rows % n_blocks
-
-    def blocks(x_BM: jax.Array) -> jax.Array:  # padded by rows without a pair
-        flat = x_BM.reshape(n_rows, *x_BM.shape[2:])
-        flat = jnp.pad(flat, [(0, missing)] + [(0, 0)] * (flat.ndim - 1))
-        return flat.reshape(n_blocks, -1, *flat.shape[1:])
-
-    index_BM = first + jnp.arange(n_rows)
-    rows = tuple(map(blocks, (a_BMD, document_BM, valid_BM, index_BM.reshape(B, M))))
-    if n_blocks == 1:  # no loop, and nothing is computed twice
-        table = jax.tree.map(lambda x: x[None], block(tuple(x[0] for x in rows)))
-    else:
-        table = jax.lax.map(jax.checkpoint(block), rows)
+    index_BM = (first + jnp.arange(n_rows)).reshape(B, M)
+    table = in_blocks(block, (a_BMD, document_BM, valid_BM, index_BM))
 
     def by_row(x: jax.Array) -> jax.Array:
         return x.reshape(-1)[:n_rows].reshape(B, M)
@@ -164,3 +155,24 @@ def _table(
         row_log_z_BM=by_row(table.row_log_z_BM),
         row_max_BM=by_row(table.row_max_BM),
     )
+
+
+def in_blocks(
+    block: Callable[[tuple[jax.Array, ...]], Table], rows_BM: tuple[jax.Array, ...]
+) -> Table:
+    """What `block` makes of arrays [R, ...], in blocks of at most BLOCK of the rows [B, M, ...] of
+    a device: the results of all blocks, one after another in front. The last block is filled up
+    with zeros."""
+    B, M = rows_BM[0].shape[:2]
+    n_blocks = -(-B * M // BLOCK)
+    missing = -(B * M) % n_blocks
+
+    def cut(x_BM: jax.Array) -> jax.Array:
+        flat = x_BM.reshape(B * M, *x_BM.shape[2:])
+        flat = jnp.pad(flat, [(0, missing)] + [(0, 0)] * (flat.ndim - 1))
+        return flat.reshape(n_blocks, -1, *flat.shape[1:])
+
+    rows = tuple(map(cut, rows_BM))
+    if n_blocks == 1:  # no loop, and nothing is computed twice
+        return jax.tree.map(lambda x: x[None], block(tuple(x[0] for x in rows)))
+    return jax.lax.map(jax.checkpoint(block), rows)

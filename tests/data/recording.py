@@ -135,7 +135,7 @@ class Pairs(Causal):
 
 
 class Uneven(Pairs):
-    """A mistake: one record has a part less than others."""
+    """One record has a part less than others."""
 
     def encoded(self, record, **context):
         made = super().encoded(record, **context)

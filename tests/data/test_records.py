@@ -293,10 +293,22 @@ def test_what_is_kept_is_what_the_objective_encodes(tmp_path, own_cache, monkeyp
                 np.testing.assert_array_equal(one, other)
         loss_tokens += sum(map(len, wanted.parts))
     assert kept.loss_tokens == kept.tokens == loss_tokens
-    with open(path, 'a', encoding='utf-8') as file:
-        file.write(json.dumps({'source': 'odd', 'target': 'b'}) + '\n')
-    with pytest.raises(ValueError, match=r'records of \[1, 2\] parts from one objective'):
-        load(config, Uneven())
+
+
+def test_records_of_fewer_parts_end_in_empty_ones(tmp_path, own_cache):
+    records = [{'source': name, 'target': 'b'} for name in ('odd', 'even', 'even so')]
+    config = files(written(tmp_path / 'p.jsonl', records))
+    with load(config, Uneven()) as loader:
+        (kept,) = loader.texts
+        held = loader.documents[0]
+    assert sorted(map(tuple, kept.lengths.tolist())) == [(3, 0), (4, 1), (7, 1)]
+    for i in range(3):
+        found = kept.encoded(i)
+        wanted = Uneven().encoded(held.record(i, Pair), vocabulary=TOKENIZER, chat=None)
+        assert len(found.parts) == 2
+        for one, other in zip(found.parts, wanted.parts, strict=False):
+            np.testing.assert_array_equal(one, other)
+        kept.check(i)  # it is whole
 
 
 @pytest.mark.parametrize('name', ['00000.weights', '00000.tokens', 'lengths', 'numbers'])

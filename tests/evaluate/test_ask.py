@@ -201,14 +201,19 @@ def test_windows_of_lm_eval():
     assert list(windows([], [99], window=4)) == []
 
 
-def test_retrieval(tmp_path, subject):
+@pytest.mark.parametrize('prompts', [{}, {'query': 'asked: ', 'document': 'there is: '}])
+def test_retrieval(tmp_path, subject, prompts):
+    subject = replace(subject, prompts=prompts)
     items = [
         {'query': f'{word} thing number {i}', 'document': f'{word} thing {i}'}
         for i, word in enumerate(WORDS * 2)
     ]
     items.append({'query': 'red again', 'document': items[0]['document']})  # one document, twice
     found = ask.ask(subject, loaded(tmp_path, items, kind='retrieval'))
-    q_ND, d_ND = (subject.vectors([item[key] for item in items]) for key in ('query', 'document'))
+    q_ND, d_ND = (
+        subject.vectors([prompts.get(key, '') + item[key] for item in items])
+        for key in ('query', 'document')
+    )
     for i, example in enumerate(found.examples):
         own = q_ND[i] @ d_ND[i]
         others = [

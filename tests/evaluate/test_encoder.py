@@ -1,5 +1,6 @@
 """The encoder that mteb asks; a real task of mteb where it is installed."""
 
+import dataclasses
 import importlib.util
 from types import SimpleNamespace
 
@@ -26,6 +27,9 @@ def test_batches_in_their_order_with_prompts(subject):  # noqa: F811
     query = SimpleNamespace(value='query')
     (asked_D,) = encode.encode([{'text': TEXTS[:1]}], prompt_type=query, **about)
     np.testing.assert_allclose(asked_D, Encoder(subject).encode(['Q: ' + TEXTS[0]])[0], atol=1e-5)
+    trained = dataclasses.replace(subject, prompts={'query': 'Q: '})
+    (own_D,) = Encoder(trained).encode([{'text': TEXTS[:1]}], prompt_type=query, **about)
+    np.testing.assert_array_equal(own_D, asked_D)
     assert encode.encode([]).shape == (0, subject.programs.config.dim)
 
 

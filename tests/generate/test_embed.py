@@ -18,7 +18,7 @@ from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of
 BOTH = replace(CONFIG, layers=1, encoder_layers=2)
 
 
-def embedder(n_devices=1, config=CONFIG, **axes):
+def embedder(n_devices=1, config=CONFIG, causal=True, **axes):
     return Embedder(
         Programs(
             *(config, weights(config)),
@@ -26,18 +26,19 @@ def embedder(n_devices=1, config=CONFIG, **axes):
             compute=COMPUTE,
             end_ids=(),
             pad_id=0,
+            causal=causal,
         )
     )
 
 
 @functools.cache
-def alone(length, config=CONFIG):
+def alone(length, config=CONFIG, causal=True):
     """Oracle: one text without padding, pooled in numpy."""
     mesh = mesh_of()
     params = jax.device_put(weights(config), jax.NamedSharding(mesh, jax.P()))
     with jax.set_mesh(mesh):
         x_BTD, _ = layers.bind(config, params).features(
-            np.asarray([prompt_of(length)]), compute=COMPUTE
+            np.asarray([prompt_of(length)]), causal=causal, compute=COMPUTE
         )
     mean = np.asarray(x_BTD, np.float64)[0].mean(axis=0)
     return mean / np.linalg.norm(mean)
@@ -62,6 +63,13 @@ def test_padding_adds_nothing_to_the_length_of_a_text():
     expected = [alone(n, config) for n in (30, 20)]
     np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-6)
     np.testing.assert_allclose(vectors[1], alone(20), rtol=0, atol=2e-6)  # within the context
+    assert np.abs(vectors[0] - alone(30)).max() > 1e-3
+
+
+def test_a_model_that_sees_all_of_a_text_reads_it_so():
+    vectors = embedder(causal=False)([prompt_of(n) for n in (30, 5)])
+    expected = [alone(n, causal=False) for n in (30, 5)]
+    np.testing.assert_allclose(vectors, expected, rtol=0, atol=2e-6)
     assert np.abs(vectors[0] - alone(30)).max() > 1e-3
 
 

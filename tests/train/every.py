@@ -9,6 +9,7 @@ from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.moco import MomentumContrast
 from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.objectives.weighted import Weighted
@@ -40,6 +41,7 @@ SETTINGS = {
     'classify': Classification(
         labels=('even', 'odd'), pool='mean', bidirectional=True, dropout=0.1
     ),
+    'moco': MomentumContrast(queue=64, momentum=0.9),
     # Further forms of some.
     'spans encoder': SpanCorruption(encoder=True),
     'mntp': MaskedLM(read_previous=True),

@@ -14,7 +14,7 @@ import pytest
 
 from llama_jax import mesh
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.data.record import Text
+from llama_jax.data.record import QueryPassages, Text
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
@@ -52,7 +52,8 @@ def data(tmp_path_factory):
     paragraphs = (ROOT / 'LICENSE').read_text().split('\n\n')
     lines = [json.dumps({'text': text}) for text in paragraphs]
     (path / 'licence.jsonl').write_text('\n'.join(lines))
-    (path / 'records.jsonl').write_text('\n'.join(map(json.dumps, records(paragraphs))))
+    for name, made in (('records', records), ('queries', queries)):
+        (path / f'{name}.jsonl').write_text('\n'.join(map(json.dumps, made(paragraphs))))
     bytes_tokenizer().save(path / 'bytes.model')
     return DataConfig(
         sources=(Source('text_files', files=(str(path / 'licence.jsonl'),)),),
@@ -75,8 +76,16 @@ def records(paragraphs):
         }
 
 
-def of_records(data, **settings):
-    file = str(Path(data.sources[0].files[0]).with_name('records.jsonl'))
+def queries(paragraphs):
+    """Every three lines as a query, its passage and a hard negative."""
+    lines = [line.strip()[:20] for text in paragraphs for line in text.split('\n')]
+    lines = [line for line in dict.fromkeys(lines) if line]
+    for a, b, c in zip(lines[::3], lines[1::3], lines[2::3], strict=False):
+        yield {'query': a, 'positive': b, 'negative': c}
+
+
+def of_records(data, name='records.jsonl', **settings):
+    file = str(Path(data.sources[0].files[0]).with_name(name))
     return dataclasses.replace(data, sources=(Source('records', files=(file,)),), **settings)
 
 
@@ -84,7 +93,8 @@ def experiment(name, data):
     objective, model = EVERY[name]
     assert bytes_tokenizer().vocab_size == VOCAB
     if objective.reads is not Text:
-        data = of_records(data, chat='llama2' if objective.chats else None)
+        file = 'queries.jsonl' if objective.reads is QueryPassages else 'records.jsonl'
+        data = of_records(data, file, chat='llama2' if objective.chats else None)
     return Experiment(
         name=name,
         model=dataclasses.replace(model, vocab=VOCAB + 1, vocab_padding=1),  # in two parts
