@@ -6,15 +6,12 @@ import difflib
 import inspect
 import json
 import re
-import sys
-import traceback
 import types
-from pathlib import Path
 from typing import TypeVar
 
 from llama_jax.errors import UserError
 from llama_jax.paths import local
-from llama_jax.train.config_file import ConfigFile
+from llama_jax.train.config_file import ConfigFile, executed, told
 from llama_jax.train.experiment import Experiment, from_dict, to_dict
 
 Kind = TypeVar('Kind')
@@ -56,16 +53,7 @@ def load(name: str, kind: type[Kind]) -> Kind:
     file = config_file(name)
     assert file is not None, name
     path = file.path
-    module = types.ModuleType('__configuration__')
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # where dataclasses look for the names of types
-    directory = str(path.resolve().parent)
-    if directory not in sys.path:
-        sys.path.append(directory)  # what stands beside it can be imported, and hides nothing
-    try:
-        exec(compile(file.source, str(path), 'exec'), module.__dict__)
-    except (Exception, SystemExit) as error:
-        raise UserError(_told(error, path)) from error
+    module = executed(file)
     found = getattr(module, file.name, None) if file.name else None
     if found is None:
         raise UserError(f'{path} {_missing(module, file.name)}')
@@ -84,7 +72,7 @@ def load(name: str, kind: type[Kind]) -> Kind:
         try:
             found = found()
         except (Exception, SystemExit) as error:
-            raise UserError(_told(error, path)) from error
+            raise UserError(told(error, path)) from error
     if not isinstance(found, kind):
         other = type(found).__name__
         use = f'; {other} is for {_FOR[other]}' if other in _FOR else ''
@@ -119,16 +107,3 @@ def _missing(module: types.ModuleType, name: str) -> str:
         return f'has no name behind it: give {_FORM}; {there}'
     near = difflib.get_close_matches(name, names, n=1)
     return f'has no {name!r}: {f"did you mean {near[0]!r}?" if near else there}'
-
-
-def _told(error: BaseException, path: Path) -> str:
-    """An error of the file in one line, with its place there."""
-    frames = traceback.extract_tb(error.__traceback__)
-    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
-    line = lines[-1] if lines else None
-    if isinstance(error, SyntaxError) and error.filename == str(path):
-        line = error.lineno
-    place = str(path) if line is None else f'{path}:{line}'
-    text = ' '.join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-    kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
-    return f'{place}: {kind}{text[:300]}'.rstrip(': ')

@@ -16,7 +16,7 @@ from llama_jax.errors import UserError
 from llama_jax.evaluate.suite import Suite
 from llama_jax.train.checkpoint import difference
 from llama_jax.train.code import evaluation_code, training_code
-from llama_jax.train.config_file import ConfigFile
+from llama_jax.train.config_file import ConfigFile, know_objectives
 from llama_jax.train.experiment import Experiment, digest, from_dict, to_dict
 from llama_jax.train.plain import from_plain, to_plain
 from llama_jax.train.records import read_run, versions, write_atomically
@@ -188,6 +188,7 @@ def planned(workdir: Path, place: str) -> tuple[Planned, Suite]:
     facts = read(workdir)
     if facts is None:
         raise UserError(f'{workdir} holds no grid: begin one with {installed.command("compare")}')
+    know_objectives(workdir, facts, *(arm['experiment'] for arm in facts['arms']))
     experiments = _experiments(facts)
     name = place.split('/')[0]
     if name not in experiments:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import sys
+import traceback
+import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from llama_jax.errors import UserError
+from llama_jax.train import plain
 
 NAME = 'configuration.py'
 """In the run's directory: the file as it was."""
@@ -45,3 +51,61 @@ def edited(facts: dict[str, Any], config_file: ConfigFile | None) -> list[str]:
         f'{config_file} is not as it was when the run was last started (sha256 '
         f'{before["sha256"][:12]} -> {config_file.digest[:12]}); its {NAME} is written anew'
     ]
+
+
+def executed(file: ConfigFile) -> types.ModuleType:
+    """The file as a module; its objectives are known from then on to whoever reads records.
+
+    Raises UserError, with the line in that file where there is one, for whatever it raises.
+    """
+    module = types.ModuleType(plain.OWN_MODULE)
+    module.__file__ = str(file.path)
+    sys.modules[module.__name__] = module  # where dataclasses look for the names of types
+    directory = str(file.path.resolve().parent)
+    if directory not in sys.path:
+        sys.path.append(directory)  # what stands beside it can be imported, and hides nothing
+    try:
+        exec(compile(file.source, str(file.path), 'exec'), module.__dict__)
+    except (Exception, SystemExit) as error:
+        raise UserError(told(error, file.path)) from error
+    plain.know(module)
+    return module
+
+
+def know_objectives(workdir: Path, facts: dict[str, Any], *records: Any) -> None:
+    """Make the objectives known that the recorded experiments name and the project does not have:
+    those of the configuration that is kept in `workdir`, which is executed.
+
+    Raises UserError where that is not the file that `facts`, the run's record, tell of.
+    """
+    named = {name for record in records for name in plain.own_classes(record['objective'])}
+    kept = facts.get('configuration')
+    if not named or not kept:
+        return
+    path = workdir / NAME
+    try:
+        file = ConfigFile(path, kept['name'], path.read_bytes())
+    except OSError as error:
+        raise UserError(
+            f'{path} defines the objective {min(named)} and cannot be read ({error.strerror}): put '
+            f'back the copy of {kept["file"]}'
+        ) from None
+    if file.digest != kept['sha256']:
+        raise UserError(
+            f'{path} defines the objective {min(named)} and is not what the run has kept: put back '
+            f'the copy of {kept["file"]}'
+        )
+    executed(file)
+
+
+def told(error: BaseException, path: Path) -> str:
+    """An error of the file in one line, with its place there."""
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+    line = lines[-1] if lines else None
+    if isinstance(error, SyntaxError) and error.filename == str(path):
+        line = error.lineno
+    place = str(path) if line is None else f'{path}:{line}'
+    text = ' '.join(str(error.msg if isinstance(error, SyntaxError) else error).split())
+    kind = '' if isinstance(error, UserError) else f'{type(error).__name__}: '
+    return f'{place}: {kind}{text[:300]}'.rstrip(': ')

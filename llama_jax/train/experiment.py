@@ -27,7 +27,7 @@ from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import OptimizerConfig, optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.text.tokenizer import Tokenizer
-from llama_jax.train.plain import from_plain, to_plain
+from llama_jax.train.plain import from_plain, own_classes, to_plain
 from llama_jax.train.rewards import judge
 
 
@@ -167,6 +167,12 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             '--compute.remat full, or --objective.chunks of a contrastive objective'
         )
     experiment.objective.check(model)
+    own = own_classes(to_dict(experiment)['objective'])
+    if own and experiment.data.workers:
+        raise UserError(
+            f'--data.workers {experiment.data.workers}: worker processes do not have the file that '
+            f'defines {min(own)}; set --data.workers 0'
+        )
     if experiment.data.chat is not None and not experiment.objective.chats:
         raise UserError(
             f'--data.chat has no effect where {type(experiment.objective).__name__} writes no '

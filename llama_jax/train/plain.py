@@ -11,6 +11,37 @@ from llama_jax.errors import UserError
 from llama_jax.objectives import REGISTRY
 from llama_jax.objectives.base import Objective
 
+OWN_MODULE = '__configuration__'
+"""The name that a user's own file of a configuration has as a module."""
+_OWN: dict[str, type] = {}
+
+
+def know(module: types.ModuleType) -> None:
+    """Objectives that a file of a configuration defines can be written down and read back. Raises
+    UserError for one that is called like one of the project."""
+    _OWN.clear()
+    for name, cls in vars(module).items():
+        own = isinstance(cls, type) and cls.__module__ == module.__name__
+        if own and dataclasses.is_dataclass(cls) and hasattr(cls, 'loss'):
+            if name in _ours():
+                raise UserError(
+                    f'{module.__file__} defines an objective {name}, and there is one of that name '
+                    'already: give it another'
+                )
+            _OWN[name] = cls  # type: ignore[assignment]
+
+
+def own_classes(record: Any) -> set[str]:
+    """The classes that a record of an objective names and the project does not have."""
+    if isinstance(record, dict):
+        found = set().union(*map(own_classes, record.values()))
+        return found | {record['class']} - {*_ours()} if 'class' in record else found
+    return set().union(*map(own_classes, record)) if isinstance(record, list) else set()
+
+
+def _ours() -> dict[str, type]:
+    return {cls.__name__: cls for cls in REGISTRY.values()}
+
 
 def to_plain(value: Any, declared: Any = None) -> Any:
     """Dicts, lists and scalars that JSON can hold. Where several dataclasses may stand (by the
@@ -41,7 +72,8 @@ def from_plain(declared: Any, plain: Any) -> Any:
         if name not in classes:
             raise UserError(
                 f'the record names a {name!r}, which this version does not know '
-                f'(known: {", ".join(classes)}): use the version that wrote it'
+                f'(known: {", ".join(classes)}): use the version that wrote it, or define it in '
+                'the file of the configuration itself'
             )
         cls = classes[name]
         hints = typing.get_type_hints(cls)
@@ -76,7 +108,7 @@ def _options(declared: Any) -> tuple[Any, ...]:
 def _classes(declared: Any) -> dict[str, type]:
     """The dataclasses of a declared type, by name: of the protocol of objectives all of them."""
     if Objective in _options(declared):
-        return {cls.__name__: cls for cls in REGISTRY.values()}
+        return _ours() | _OWN
     return {
         option.__name__: option
         for option in _options(declared)

@@ -29,6 +29,7 @@ from llama_jax.text.files import tokenizer_of
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.base import Identity, Kept, check_identity
 from llama_jax.train.checkpoint import Checkpoints
+from llama_jax.train.config_file import know_objectives
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.records import read_run
 from llama_jax.train.step import initial_params
@@ -194,6 +195,7 @@ def experiment_of(workdir: Path) -> Experiment:
                 else 'give the --workdir of a training, such as runs/quickstart'
             )
         )
+    know_objectives(workdir, facts, facts['experiment'])
     return from_dict(facts['experiment'])
 
 

@@ -30,6 +30,7 @@ from llama_jax.text.tokenizer import Tokenizer, TokenizerConfig
 from llama_jax.train import restore
 from llama_jax.train.base import Identity, merged
 from llama_jax.train.checkpoint import difference, present
+from llama_jax.train.config_file import know_objectives
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.plain import to_plain
 from llama_jax.train.records import read_run
@@ -162,7 +163,10 @@ def settled(experiment: Experiment, default: Experiment) -> Experiment:
 def _begun(workdir: Path) -> Experiment | None:
     """The experiment of a run that has saved a checkpoint."""
     run = read_run(workdir) if present(workdir / 'checkpoints') else None
-    return None if run is None else from_dict(run['experiment'])
+    if run is None:
+        return None
+    know_objectives(workdir, run, run['experiment'])
+    return from_dict(run['experiment'])
 
 
 def check_start(experiment: Experiment) -> None:
