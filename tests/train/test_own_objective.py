@@ -104,12 +104,17 @@ def test_it_trains_goes_on_and_is_read_back_and_asked(mine, tmp_path, monkeypatc
     assert type(objective).__name__ == 'Backwards' and objective.mirror
     jax.tree.map(np.testing.assert_array_equal, found.params, state.params)
     score = Scorer(
-        found.config, found.params, sees_all=False, compute=found.experiment.compute, mesh=mesh
+        *(found.config, found.params),
+        sees_all=False,
+        compute=found.experiment.compute,
+        mesh=mesh,
+        byte_lengths=found.tokenizer.byte_lengths,
     )
     texts = likelihood.wholes([found.tokenizer.encode('def f(x):\n    return x\n')])
     asked = objective.reading.whole
-    bits = likelihood.bits_per_byte(score, asked, texts, found.tokenizer, seed=0)
-    assert 0 < bits['value'] < 20 and bits['kind'] == 'order'
+    answer = likelihood.ask(score, asked, texts, found.tokenizer, seed=0)
+    said = likelihood.bits(answer, texts, found.tokenizer.byte_lengths)
+    assert asked.kind == 'order' and 0 < said.bits.sum() / said.bytes.sum() < 20
 
     kept = workdir / config_file.NAME
     kept.write_text(kept.read_text() + '#')
