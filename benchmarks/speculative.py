@@ -3,8 +3,9 @@
 A model continues code and prose of Python itself, one row at a time, with and without drafts;
 ways take turns, and medians are compared. `int8 drafts` is the model itself with int8 weights as
 the small one: exact text at the price of drafts that are cheap, not small; that it reads the
-prompt too counts. Engines generate for all prompts of a text at once, in rows of that number, with
-drafts and without.
+prompt too counts. With --checkpoint the model is a run, and its heads draft too, which
+--objective multi-token trained; the other ways do without them. Engines generate for all prompts of
+a text at once, in rows of that number, with drafts and without.
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from llama_jax.engine.engine import Engine
 from llama_jax.engine.request import Event, Finish, Request
 from llama_jax.generate.controls import Controls
 from llama_jax.generate.generator import Completion, Generator
-from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
-from llama_jax.generate.speculative.draft import Draft, Lookup
+from llama_jax.generate.speculative.draft import Draft, Heads, Lookup
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
+from llama_jax.model.layers import Params
 
 
 @dataclass(frozen=True)
 class Options:
     weights: str = 'smollm2'
     """smollm2, a .gguf file, or the directory of a Hugging Face model."""
+    checkpoint: str | None = None
+    """A RUN in their place, whose heads draft."""
     files: tuple[Path, ...] = CODE_AND_PROSE
     prompt: int = 448
     """Tokens of each prompt."""
@@ -48,15 +51,22 @@ class Options:
     """Of the engines."""
 
 
+Way = tuple[Generator, Lookup | Heads | Draft | None]
+
+
 def main() -> None:
     options = tyro.cli(Options, prog='python -m benchmarks.speculative', description=__doc__)
     mesh = meshes.make(MeshConfig())
-    model = models.from_weights(options.weights, mesh)
+    if options.checkpoint is None:
+        model, beside = models.from_weights(options.weights, mesh), None
+    else:
+        model = models.from_run(options.checkpoint, mesh)
+        beside = models.from_run(options.checkpoint, mesh, heads=True)
 
-    def generator(how: Quantization) -> Generator:
+    def generator(how: Quantization, params: Params = model.params) -> Generator:
         return Generator(
             model.config,
-            model.params,
+            params,
             mesh=mesh,
             compute=Compute(),
             eos_ids=(),
@@ -65,12 +75,15 @@ def main() -> None:
         )
 
     ours, int8 = generator(Quantization()), generator(Quantization(weights='int8'))
-    ways = {
-        'plain': None,
-        'lookup of 4': Lookup(n_draft=4),
-        'lookup of 8': Lookup(n_draft=8),
-        'int8 drafts 4': Draft(int8.programs, n_draft=4),
+    ways: dict[str, Way] = {
+        'plain': (ours, None),
+        'lookup of 4': (ours, Lookup(n_draft=4)),
+        'lookup of 8': (ours, Lookup(n_draft=8)),
+        'int8 drafts 4': (ours, Draft(int8.programs, n_draft=4)),
     }
+    if beside is not None:
+        headed = generator(Quantization(), beside.params)
+        ways['heads'] = headed, Heads(headed.programs.heads)
     print('text | way | tokens/s | times plain | accepted | tokens a run')
     for path in options.files:
         least = options.prompt + options.prompts
@@ -80,13 +93,13 @@ def main() -> None:
         seconds: dict[str, list[float]] = {name: [] for name in ways}
         last: dict[str, list[Completion]] = {}
         for repeat in range(1 + options.repeats):  # the first compiles
-            for name, how in ways.items():
+            for name, (by, how) in ways.items():
                 first, whole = 0.0, 0.0
                 last[name] = []
                 for prompt in prompts:
-                    first += timed(lambda p=prompt: ours([p], max_tokens=1))
+                    first += timed(lambda p=prompt, by=by: by([p], max_tokens=1))
                     begin = time.perf_counter()
-                    last[name] += ours([prompt], max_tokens=1 + options.tokens, speculate=how)
+                    last[name] += by([prompt], max_tokens=1 + options.tokens, speculate=how)
                     whole += time.perf_counter() - begin
                 if repeat:
                     seconds[name].append(whole - first)
@@ -96,19 +109,26 @@ def main() -> None:
                 print(f'{name}: a text differs, by a near tie or a fault')
             report(path.name, name, seconds, last[name], len(prompts) * options.tokens)
         for rows in options.rows:
-            compare_engines(ours.programs, path.name, prompts, rows, options)
+            compare_engines(ways, path.name, prompts, rows, options)
 
 
 def compare_engines(
-    programs: Programs, text: str, prompts: list[list[int]], rows: int, options: Options
+    ways: dict[str, Way], text: str, prompts: list[list[int]], rows: int, options: Options
 ) -> None:
-    """An engine with `rows` rows, with drafts and without."""
+    """Engines with `rows` rows, without drafts and with each that an engine takes."""
     length = options.prompt + options.tokens + 1
-    hows = {'': None, ', lookup of 4': Lookup(n_draft=4)}
-    engines = {
-        name: Engine(programs, token_bytes=lambda token: b'', rows=rows, length=length, lookup=how)
-        for name, how in hows.items()
-    }
+    engines = {}
+    for name in ('plain', 'lookup of 4', 'heads'):
+        if name in ways:
+            by, how = ways[name]
+            assert not isinstance(how, Draft)
+            engines[name] = Engine(
+                by.programs,
+                token_bytes=lambda token: b'',
+                rows=rows,
+                length=length,
+                speculate=how,
+            )
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for repeat in range(1 + options.repeats):  # the first compiles, and fills rows for the others
         for name, engine in engines.items():
@@ -116,12 +136,12 @@ def compare_engines(
             whole = timed(lambda e=engine: complete(e, prompts, 1 + options.tokens))
             if repeat:
                 seconds[name].append(whole - first)
-    plain = statistics.median(seconds[''])
+    plain = statistics.median(seconds['plain'])
     for name, engine in engines.items():
         stats, took = engine.stats(), statistics.median(seconds[name])
         engine.close()
         speed = len(prompts) * options.tokens / took
-        row = f'{text} | engine of {rows}{name} | {speed:.1f} | {plain / took:.2f}'
+        row = f'{text} | engine of {rows}, {name} | {speed:.1f} | {plain / took:.2f}'
         if stats.drafted_tokens_total:
             row += f' | {stats.accepted_tokens_total / stats.drafted_tokens_total:.0%}'
         print(row, flush=True)

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import numpy as np
@@ -50,6 +50,9 @@ from llama_jax.text.chat import ChatFormat, end_ids
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.template import Template
 from llama_jax.text.tokenizer import Special, Tokenizer
+
+if TYPE_CHECKING:
+    from llama_jax.train.experiment import Experiment
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,8 @@ class Source:
     """Layers apart, each leaf to be read when it is asked for."""
     home: Path | None = None
     """The file or directory of others that the tokenizer is of."""
+    left: str = ''
+    """What the run trained beside the model, of which these files know nothing."""
 
 
 def main() -> None:
@@ -121,6 +126,8 @@ def export(options: Options) -> None:
         _gguf(source, out, options)
     else:
         _huggingface(source, out, options)
+    if source.left:
+        print(f'of the objective stays behind: {source.left}', file=sys.stderr)
 
 
 def _huggingface(source: Source, out: Path, options: Options) -> None:
@@ -246,7 +253,17 @@ def _run(checkpoint: str) -> Source:
 
     name = workdir.resolve().name + (f'@{step}' if step else '')
     chat = template_files.kept(workdir)
-    return Source(name, config, tokenizer, True, _template(chat), end_ids(chat, tokenizer), params)
+    return Source(
+        *(name, config, tokenizer, True, _template(chat), end_ids(chat, tokenizer), params),
+        left=_left(experiment),
+    )
+
+
+def _left(experiment: Experiment) -> str:
+    """Names of the objective's own parameters."""
+    objective, config = experiment.objective, experiment.model
+    extra = jax.eval_shape(lambda: objective.extra(config, jax.random.key(0)))
+    return ', '.join(sorted(extra))
 
 
 def _weights(name: str) -> Source:

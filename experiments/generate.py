@@ -18,7 +18,7 @@ from llama_jax.generate.controls import Controls
 from llama_jax.generate.generator import Generator
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
-from llama_jax.generate.speculative.draft import Draft, Lookup
+from llama_jax.generate.speculative.draft import Draft, Heads, Lookup
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.text import template_files
@@ -62,8 +62,9 @@ class Options:
     """Draft so many tokens at a time: those that followed before where the text's last ones stood.
     The text stays what it is, and comes as a whole. 0: none."""
     draft: str | None = None
-    """A smaller model with the same tokenizer, which drafts, as --checkpoint names one. Drawn
-    texts are other ones of the same distribution; they come as a whole."""
+    """heads: those of the run, which --objective multi-token trained; the text stays what it is. Or
+    a smaller model with the same tokenizer, as --checkpoint names one: drawn texts are other ones
+    of the same distribution. Either way they come as a whole."""
 
 
 def main() -> None:
@@ -101,7 +102,8 @@ def main() -> None:
     Controls(**draws).check(vocab=0)  # before the model is loaded; none of these is a token
     lookup = Lookup(n_draft=options.lookup) if options.lookup else None
     mesh = meshes.make(options.mesh)
-    model = models.load(options.checkpoint, options.weights, mesh)
+    own = options.draft == 'heads'
+    model = models.load(options.checkpoint, options.weights, mesh, heads=own)
     model = model.chatting(options.chat_template)
     if conversation is None:
         prompt, before = model.prompt(options.prompt), options.prompt
@@ -125,8 +127,10 @@ def main() -> None:
         drop_space=vocabulary.dummy_prefix and not before,
     )
     source = None if options.source is None else model.source(options.source)
-    how: Lookup | Draft | None = lookup
-    if options.draft is not None:
+    how: Lookup | Heads | Draft | None = lookup
+    if own:
+        how = Heads(generator.programs.heads)
+    elif options.draft is not None:
         how = by_model(options.draft, model, like=generator.programs)
     drafts = ''
     begin, n_tokens = time.perf_counter(), 0

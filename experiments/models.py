@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from llama_jax.errors import UserError
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.model.config import Compute, ModelConfig
-from llama_jax.model.layers import Params
+from llama_jax.model.layers import HEADS, Params
 from llama_jax.text import infill, template_files
 from llama_jax.text.chat import ChatFormat, Conversation, end_ids
 from llama_jax.text.infill import Infill
@@ -114,33 +116,50 @@ class Pretrained:
 
 
 def load(
-    checkpoint: str | Path | None, weights: str | None, mesh: Mesh, what: str = '--checkpoint'
+    checkpoint: str | Path | None,
+    weights: str | None,
+    mesh: Mesh,
+    what: str = '--checkpoint',
+    *,
+    heads: bool = False,
 ) -> Pretrained:
     """The run `checkpoint`, which the option `what` names, or `weights`: exactly one is given, else
-    UserError."""
+    UserError. With its `heads` for tokens further ahead, where these are to draft."""
     if checkpoint is not None and weights is None:
-        return from_run(checkpoint, mesh, what)
+        return from_run(checkpoint, mesh, what, heads=heads)
+    if heads and weights is not None:
+        raise UserError(
+            f'--draft heads: {weights} holds weights of others, which have no such heads'
+        )
     if weights is not None and checkpoint is None:
         return from_weights(weights, mesh)
     raise UserError('give either --checkpoint DIRECTORY or --weights NAME')
 
 
-def from_run(checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint') -> Pretrained:
-    """RUN, RUN@STEP or RUN@best; see `train.restore.load`."""
+def from_run(
+    checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint', *, heads: bool = False
+) -> Pretrained:
+    """RUN, RUN@STEP or RUN@best; see `train.restore.load`. With its `heads`: UserError where it has
+    none."""
     # These load Orbax and more, which weights of others do not need.
+    from llama_jax.objectives.multi_token import where_heads_are
     from llama_jax.train import restore
 
     workdir, step = restore.named(checkpoint, what)
+    objective = restore.experiment_of(workdir).objective
+    beside = where_heads_are(objective, str(workdir)) if heads else ()
     run = restore.load(checkpoint, mesh, shared_heads=True, what=what)
-    objective = run.experiment.objective
     if not objective.reading.text:
         name = type(objective).__name__
         log.warning('%s was trained by %s, which does not teach to continue a text', workdir, name)
+    params = run.params
+    if heads:
+        params = {**params, HEADS: functools.reduce(operator.getitem, beside, run.extra)}
     tokenizer, chat = run.tokenizer, template_files.kept(workdir)
     return Pretrained(
         name=workdir.resolve().name + (f'@{run.step}' if step else ''),
         config=run.config,
-        params=run.params,
+        params=params,
         vocabulary=tokenizer,
         begin=(tokenizer.bos_id,),
         chat=chat,

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass, field
+from typing import Literal
 
 from experiments import cli, models
 from llama_jax import installed
@@ -21,7 +22,7 @@ from llama_jax.engine.queue import open_to_one
 from llama_jax.errors import UserError
 from llama_jax.generate.programs import is_cpu
 from llama_jax.generate.quantized import Quantization
-from llama_jax.generate.speculative.draft import Lookup
+from llama_jax.generate.speculative.draft import Heads, Lookup
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.text import template_files
@@ -70,6 +71,9 @@ class Options:
     lookup: int = 0
     """Draft so many tokens at a time: those that followed before where a text's last ones stood.
     Texts stay what they are. 0: none."""
+    draft: Literal['heads'] | None = None
+    """heads: those of the run draft, which --objective multi-token trained. Texts stay as they are.
+    """
 
 
 def main() -> None:
@@ -95,16 +99,21 @@ def main() -> None:
     cors.check(options.cors)
     if options.chat_template is not None:
         template_files.chosen(options.chat_template)  # it is there
-    lookup = Lookup(n_draft=options.lookup) if options.lookup else None
+    if options.lookup and options.draft is not None:
+        raise UserError('--lookup and --draft: one of them drafts, leave the other out')
+    speculate: Lookup | Heads | None = Lookup(n_draft=options.lookup) if options.lookup else None
     given = os.environ.get(KEYS, '')
     keys = [key.strip() for key in given.split(',') if key.strip()]
     if given and not keys:
         raise UserError(f'{KEYS} is {given!r}, which holds no key: give one, or unset it')
     with run.bind(options.host, options.port) as socket:
         mesh = meshes.make(options.mesh)
-        model = models.load(options.checkpoint, options.weights, mesh)
+        own = options.draft == 'heads'
+        model = models.load(options.checkpoint, options.weights, mesh, heads=own)
         model = model.chatting(options.chat_template)
         programs = model.programs(mesh, options.compute, options.quantization)
+        if own:
+            speculate = Heads(programs.heads)
         piece = PIECE if is_cpu(mesh) else ACCELERATED
         begin = time.perf_counter()
         engine = Engine(
@@ -116,7 +125,7 @@ def main() -> None:
             queue=options.queue,
             prefill_chunk=piece,
             steps=options.steps,
-            lookup=lookup,
+            speculate=speculate,
             warm=True,
         )
         model = model.without_params()

@@ -20,7 +20,8 @@ from llama_jax.engine.slots import Slots
 from llama_jax.engine.stats import Stats
 from llama_jax.generate.embed import Embedder
 from llama_jax.generate.programs import Programs
-from llama_jax.generate.speculative.draft import Lookup
+from llama_jax.generate.speculative.draft import Heads, Lookup
+from llama_jax.generate.speculative.loop import check
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +51,15 @@ class Engine:
         queue: int = 256,
         prefill_chunk: int = 128,
         steps: int = 8,
-        lookup: Lookup | None = None,
+        speculate: Lookup | Heads | None = None,
         warm: bool = False,
     ):
         """`token_bytes` gives the UTF-8 of a token, `control` the ids of control tokens by name, as
         stop strings may name them. `queue`: requests that may wait. Prompts are read in pieces of
         `prefill_chunk` tokens (a power of two), by turns; at most `steps` tokens are drawn at a
         time, as many as the device draws in 20 ms. `source_length`: of the longest source, of an
-        encoder-decoder; default: `length`. With `lookup` tokens are drafted: rows that repeat
-        themselves need fewer steps, and whether others draft can then change the last bits of a
+        encoder-decoder; default: `length`. With `speculate` tokens are drafted: rows whose
+        drafts hold need fewer steps, and whether others draft can then change the last bits of a
         row's probabilities. `warm`: steps for every number of rows are compiled at once, not when
         they are first needed. Memory is taken at once, and logged. Raises UserError for sizes that
         cannot be.
@@ -72,6 +73,8 @@ class Engine:
             prefill_chunk=prefill_chunk,
             steps=steps,
         )
+        if speculate is not None:
+            check(programs, speculate, longest=length)
         self.programs, self.config = programs, programs.config
         self.source_length = source_length or (length if self.config.encoder_layers else 0)
         self.rows, self.length = rows, length
@@ -84,7 +87,7 @@ class Engine:
             source_length=self.source_length,
             prefill_chunk=prefill_chunk,
             steps=steps,
-            lookup=lookup,
+            speculate=speculate,
         )
         self._scheduler = Scheduler(rows=rows, steps=steps, piece=self._slots.piece)
         self._embedder = Embedder(programs)

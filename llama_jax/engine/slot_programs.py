@@ -18,7 +18,7 @@ from llama_jax.generate import decode as decode_lib
 from llama_jax.generate.controls import MOST_LOGPROBS
 from llama_jax.generate.decode import Drawn, Model, State
 from llama_jax.generate.settings import History, Settings, only
-from llama_jax.generate.speculative.draft import Lookup
+from llama_jax.generate.speculative.draft import Heads, Lookup
 from llama_jax.generate.speculative.loop import draw_some
 from llama_jax.generate.speculative.verify import Counts
 from llama_jax.model.cache import Cache, apart, joined, placed
@@ -36,8 +36,8 @@ class SlotPrograms:
     settings where these change.
     """
 
-    def __init__(self, model: Model, *, steps: int, lookup: Lookup | None = None):
-        """`steps` may be done per dispatch, each of one token a row or, with `lookup`, of some."""
+    def __init__(self, model: Model, *, steps: int, speculate: Lookup | Heads | None = None):
+        """`steps` may be done per dispatch, each of one token a row or, with drafts, of some."""
 
         def some(
             params: Params,
@@ -52,12 +52,12 @@ class SlotPrograms:
             own = replace(_some(rest, slot_B), cache=joined(caches)).without(dead_B)
             given = (params, own, _some(settings, slot_B), n)
             counts = None
-            if lookup is None:
+            if speculate is None:
                 own, drawn = decode_lib.decode(model, *given, slots=steps, n_top=MOST_LOGPROBS)
             else:
-                slots = steps * (lookup.n_draft + 1)
+                slots = steps * (speculate.n_draft + 1)
                 own, drawn, counts = draw_some(
-                    model, lookup, *given, may_draft, slots=slots, n_top=MOST_LOGPROBS
+                    model, speculate, *given, may_draft, slots=slots, n_top=MOST_LOGPROBS
                 )
             written = replace(own, cache=rest.cache)
             return apart(own.cache, caches), _put_some(rest, written, slot_B), drawn, counts
@@ -188,6 +188,9 @@ def begin_row(
         text_BS=None
         if text_BS is None
         else _put(rest.text_BS, _written(text_BS, begun.token_B, length), slot, _ROWS),
+        draft_BK=None
+        if rest.draft_BK is None
+        else _put(rest.draft_BK, jnp.full_like(rest.draft_BK[:1], -1), slot, _ROWS),
     )
     return rest, _put(settings, own, slot, _ROWS), drawn
 

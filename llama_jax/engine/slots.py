@@ -17,7 +17,7 @@ from llama_jax.generate.decode import Drawn, State
 from llama_jax.generate.prefill import padded
 from llama_jax.generate.programs import Programs, bucket, is_cpu
 from llama_jax.generate.settings import Settings, history_of, rows_of
-from llama_jax.generate.speculative.draft import Lookup
+from llama_jax.generate.speculative.draft import Heads, Lookup
 from llama_jax.generate.speculative.verify import Counts
 from llama_jax.model.cache import Cache, slots_needed
 from llama_jax.model.config import by_length
@@ -56,16 +56,16 @@ class Slots:
         source_length: int,
         prefill_chunk: int,
         steps: int,
-        lookup: Lookup | None,
+        speculate: Lookup | Heads | None,
     ):
         """Sizes are those of Engine. Memory is taken at once."""
         config = programs.config
         if not isinstance(config.pattern, Dense | Window):
             log.info('pattern %s: the cache holds whole rows', config.pattern)
         self.rows, self.length, self.source_length = rows, length, source_length
-        self._programs, self._lookup = programs, lookup
+        self._programs, self._speculate = programs, speculate
         self.piece = min(prefill_chunk, bucket(length))
-        longest = length + (lookup.n_draft if lookup else 0)  # drafts are written too
+        longest = length + (speculate.n_draft if speculate else 0)  # drafts are written too
         needed = slots_needed(config, length=longest, piece=self.piece)
         self._room = -(-needed // self.piece) * self.piece
         ring = self._room < longest
@@ -75,7 +75,7 @@ class Slots:
         self._holds = not ring
         self._part = 1 if is_cpu(programs.mesh) else rows
         self.sizes = sizes_up_to(rows) if self._part == 1 else (rows,)
-        self._on = SlotPrograms(programs.model, steps=steps, lookup=lookup)
+        self._on = SlotPrograms(programs.model, steps=steps, speculate=speculate)
         log.info(
             'engine: %d rows of %d tokens, %.0f MB of keys and values beside %.0f MB of parameters',
             *(
@@ -95,13 +95,18 @@ class Slots:
         self._allowed_BC = np.full((rows, -(-vocab // 8)), 255, np.uint8)
         zeros = np.zeros(rows, np.int32)
         nothing = history_of([], rows=rows, vocab=vocab)
-        text_BS = np.zeros((rows, self.length), np.int32) if self._lookup else None
-        self._settings, zero_B, done_B, history, text_BS = jax.tree.map(
-            programs.place, (settings, zeros, np.ones(rows, bool), nothing, text_BS)
+        text_BS = np.zeros((rows, self.length), np.int32) if self._speculate else None
+        draft_BK = None
+        if isinstance(self._speculate, Heads):
+            draft_BK = np.full((rows, self._speculate.n_draft), -1, np.int32)
+        self._settings, zero_B, done_B, history, text_BS, draft_BK = jax.tree.map(
+            programs.place, (settings, zeros, np.ones(rows, bool), nothing, text_BS, draft_BK)
         )
         with jax.set_mesh(programs.mesh):
             self._caches = [self._empty() for _ in range(rows // self._part)]
-        self._rest = State(Cache([]), zero_B, jnp.copy(zero_B), done_B, history, text_BS)
+        self._rest = State(
+            *(Cache([]), zero_B, jnp.copy(zero_B), done_B, history, text_BS), draft_BK=draft_BK
+        )
 
     def _empty(self) -> Cache:
         programs, rows = self._programs, self._part
@@ -165,7 +170,7 @@ class Slots:
         allowed_BC = self._allowed_BC[slot : slot + 1].copy()
         history = history_of([prompt], rows=1, vocab=vocab)
         text_BS = None
-        if self._lookup:
+        if self._speculate:
             text_BS, _ = padded([prompt], 1, self.length, programs.model.pad_id)
         self._rest, self._settings, drawn = self._on.begin(
             *(programs.params, self._rest, self._settings, slot, x_BTD, last, len(prompt)),

@@ -26,7 +26,7 @@ from llama_jax.model import kernels
 from llama_jax.model.adapted import product
 from llama_jax.model.cache import Cache, LayerCache
 from llama_jax.model.config import Compute, ModelConfig, by_length
-from llama_jax.model.layers import Params
+from llama_jax.model.layers import HEADS, Params
 from llama_jax.model.masks import Visibility
 from llama_jax.model.quantized import rows
 from llama_jax.model.rope import rotate_pairs, rotation_of
@@ -67,8 +67,10 @@ def arrange(params: Params, config: ModelConfig) -> Params:
             },
         }
 
-    rest = {name: value for name, value in params.items() if name != 'blocks'}
-    return {**alone(rest), 'blocks': [arranged(block) for block in params['blocks']]}
+    rest = {name: value for name, value in params.items() if name not in ('blocks', HEADS)}
+    blocks = [arranged(block) for block in params['blocks']]
+    beside = {number: arranged(block) for number, block in params.get(HEADS, {}).items()}
+    return {**alone(rest), 'blocks': blocks, **({HEADS: beside} if beside else {})}
 
 
 def tables(config: ModelConfig) -> Params:
@@ -129,9 +131,11 @@ def features(
     segment_BT: Int[Array, 'B T'] | None = None,
     causal: bool = True,
     compute: Compute,
-) -> tuple[Float[Array, 'B T D'], Cache | None]:
+    beside: Params,
+) -> tuple[Float[Array, 'J B T D'], Cache | None]:
     """As those of a Transformer: T more tokens of each row, one document or a tree of texts, from
-    place `at_B` on; None: the first. `params` arranged."""
+    place `at_B` on; None: the first. `params` arranged. Behind the features of the model are those
+    of the heads `beside` its last layer."""
     B, T = token_BT.shape
     start = 0 if at_B is None else at_B[:, None]
     place_BT = position_BT
@@ -160,13 +164,17 @@ def features(
     token_BT = jax.reshard(token_BT, layout.act('BT'))
     x_DBT = jnp.einsum('BTD->DBT', rows(params['embed_VD'], token_BT, letters='BTD', dtype=dtype))
     layer = jax.jit(functools.partial(_layer, config, compute))  # traced once for all layers
-    written = []
-    for i, block in enumerate(params['blocks']):
+    written, outputs, trunk_DBT = [], [], x_DBT
+    last = len(params['blocks']) - 1
+    for i, block in enumerate([*params['blocks'], *(beside[j] for j in sorted(beside, key=int))]):
         kept = None if cache is None else cache.layers[i]
-        x_DBT, kept = layer(block, x_DBT, kept, at_B, cos_HBT, sin_HBT, visible)
+        trunk_DBT = x_DBT if i <= last else trunk_DBT
+        x_DBT, kept = layer(block, trunk_DBT, kept, at_B, cos_HBT, sin_HBT, visible)
         written.append(kept)
-    x_DBT = _norm(x_DBT, params['norm']['scale_D'], config.norm_eps)
-    return jnp.einsum('DBT->BTD', x_DBT), cache and replace(cache, layers=written)
+        if i >= last:
+            outputs.append(_norm(x_DBT, params['norm']['scale_D'], config.norm_eps))
+    x_JBTD = jnp.stack([jnp.einsum('DBT->BTD', x_DBT) for x_DBT in outputs])
+    return x_JBTD, cache and replace(cache, layers=written)
 
 
 def _layer(

@@ -16,10 +16,10 @@ from llama_jax.generate import columns
 from llama_jax.generate.finite import NOT_FINITE, finite
 from llama_jax.generate.sampling import sample
 from llama_jax.generate.settings import History, Settings, is_end, shaped
-from llama_jax.model import layers
+from llama_jax.model import heads, layers
 from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
-from llama_jax.model.layers import Params
+from llama_jax.model.layers import HEADS, Params
 from llama_jax.model.transformer import Memory
 
 
@@ -49,7 +49,9 @@ class State:
     """The row has met an end id, has all its tokens, or holds no prompt."""
     history: History | None
     text_BS: Int[Array, 'B S'] | None = None
-    """Tokens by place, where drafts are looked up in a running batch; else None."""
+    """Tokens by place, where a running batch drafts; else None."""
+    draft_BK: Int[Array, 'B K'] | None = None
+    """What heads of the model draft behind the newest token, where they do; -1: nothing yet."""
 
     def without(self, dead_B: Bool[Array, ' B']) -> State:
         """The same, with these rows done as well."""
@@ -87,20 +89,38 @@ def features(
     segment_BT: Int[Array, 'B T'] | None = None,
     causal: bool = True,
 ) -> tuple[Float[Array, 'B T D'], Cache | None]:
-    """What the head reads, of tokens from place `at_B` on (None: the first), and the cache with
-    them.
+    """What the output head reads, of tokens from place `at_B` on (None: the first), and the cache
+    with them, that of heads which draft included.
 
     Rows stand at the left: what a row has after its last token is padding, which nothing sees and
     later tokens overwrite. `length_B`: without it, where no cache says it. `position_BT` and
     `until_BS`: of trees, see Transformer.features. Not `causal`, every token sees its segment.
     """
+    how: dict[str, Any] = {'at_B': at_B, 'length_B': length_B, 'position_BT': position_BT}
+    how |= {'until_BS': until_BS, 'segment_BT': segment_BT, 'causal': causal}
+    x_JBTD, cache = of_heads(model, params, token_BT, cache=cache, **how)
+    return x_JBTD[0], cache
+
+
+def of_heads(
+    model: Model,
+    params: Params,
+    token_BT: Int[Array, 'B T'],
+    *,
+    cache: Cache | None,
+    **where: Any,
+) -> tuple[Float[Array, 'J B T D'], Cache | None]:
+    """`features`, and behind them those of each head that drafts, where there is a cache for it;
+    one that nobody reads costs its keys and values alone."""
     with precision.matmuls(model.compute.precision):
-        how: dict[str, Any] = {'cache': cache, 'at_B': at_B, 'length_B': length_B}
-        how |= {'position_BT': position_BT, 'until_BS': until_BS, 'compute': model.compute}
-        how |= {'segment_BT': segment_BT, 'causal': causal}
+        how: dict[str, Any] = {**where, 'cache': cache, 'compute': model.compute}
+        beside = params.get(HEADS, {}) if cache is not None else {}
         if model.in_columns:
-            return columns.features(model.config, params, token_BT, **how)
-        return layers.bind(model.config, params).features(token_BT, **how)
+            return columns.features(model.config, params, token_BT, beside=beside, **how)
+        blocks = heads.bind(model.config, beside)
+        bound = layers.bind(model.config, params)
+        x, cache = bound.features(token_BT, beside=blocks, **how)
+        return x if blocks else x[None], cache
 
 
 def read(
@@ -239,6 +259,9 @@ def choose(
     if text_BS is not None:
         here_BS = (jnp.arange(text_BS.shape[1]) == position_B[:, None]) & live_B[:, None]
         text_BS = jnp.where(here_BS, token_B[:, None], text_BS)
+    draft_BK = state.draft_BK
+    if draft_BK is not None:  # what was drafted stood behind another token
+        draft_BK = jnp.where(live_B[:, None], -1, draft_BK)
     state = replace(
         state,
         token_B=token_B,
@@ -246,6 +269,7 @@ def choose(
         done_B=state.done_B | (ended_B & live_B),
         history=history,
         text_BS=text_BS,
+        draft_BK=draft_BK,
     )
     return state, jax.tree.map(lambda x: jnp.expand_dims(x, 1), one)
 

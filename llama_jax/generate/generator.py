@@ -18,7 +18,7 @@ from llama_jax.generate.prefill import Shape, check_sources, prefill, shape_of
 from llama_jax.generate.programs import Programs, bucket, check_chunk, check_prompt
 from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.settings import Settings, has_penalties, history_of, rows_of
-from llama_jax.generate.speculative.draft import Draft, Lookup
+from llama_jax.generate.speculative.draft import Draft, Heads, Lookup
 from llama_jax.generate.speculative.loop import check, draw_rest
 from llama_jax.generate.speculative.verify import Counts, Speculation
 from llama_jax.model.config import Compute, ModelConfig
@@ -91,13 +91,13 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         *,
         sources: Sequence[Sequence[int]] | None = None,
-        speculate: Lookup | Draft | None = None,
+        speculate: Lookup | Heads | Draft | None = None,
         **settings: Any,
     ) -> list[Completion]:
         """Complete each prompt, in one loop on the device. `sources`: what an encoder reads for
         each of them; an encoder-decoder needs it. `speculate`: how tokens are drafted, so that the
         model runs less often; greedy rows draw the same tokens, others from the same distribution
-        (with Lookup the same tokens too).
+        (with Lookup and Heads the same tokens too).
 
         Settings are the fields of Controls, one value for all rows or a sequence with one per row;
         the default temperature is 0. A prompt that is there several times goes on from `seed`,
@@ -121,7 +121,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         settings: dict[str, Any],
         sources: Sequence[Sequence[int]] | None = None,
-        speculate: Lookup | Draft | None = None,
+        speculate: Lookup | Heads | Draft | None = None,
     ) -> tuple[Drawn, Counts | None, list[Controls]]:
         if not len(prompts):
             raise UserError('no prompts: give at least one')
@@ -224,7 +224,7 @@ class Generator:
         prompts: Sequence[Sequence[int]],
         settings: dict[str, Any],
         sources: Sequence[Sequence[int]] | None = None,
-        speculate: Lookup | Draft | None = None,
+        speculate: Lookup | Heads | Draft | None = None,
     ) -> tuple[list[Controls], Shape]:
         controls = controls_of(len(prompts), {'temperature': 0.0, **settings})
         for i, (prompt, one) in enumerate(zip(prompts, controls, strict=True)):

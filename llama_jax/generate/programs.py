@@ -22,7 +22,7 @@ from llama_jax.generate.quantized import NOTHING, Quantization
 from llama_jax.generate.settings import END_IDS
 from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
-from llama_jax.model.layers import Params
+from llama_jax.model.layers import HEADS, Params
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class Programs:
         model: what is fixed when they are compiled.
         params: parameters as they take them.
         quantization: what has fewer bits.
+        heads: layers beside the last one, which can draft; each has a cache.
         end_ids: ids that end a text.
         causal: whether a token sees only those before it where a text is read for its vector.
     """
@@ -91,12 +92,14 @@ class Programs:
         if whole_int4:
             log.info('int4 on a CPU: matrices are rounded to it, and kept and used as float32')
         how = How(self.dtype, matrices, copies, quantization, whole_int4)
+        self.heads = len(params.get(HEADS, {}))
         self.params = prepare(model, params, how, mesh=mesh)
         self._again = functools.partial(prepared, model, how=how)
         self._prepared: jax.stages.Wrapped | None = None
+        cached = replace(config, layers=config.layers + self.heads)
         self.empty = jax.jit(
             functools.partial(
-                Cache.empty, config, dtype=jnp.dtype(quantization.cache or self.dtype)
+                Cache.empty, cached, dtype=jnp.dtype(quantization.cache or self.dtype)
             ),
             static_argnames=('batch', 'slots'),
         )
@@ -176,7 +179,8 @@ class Programs:
         per_head = config.head_dim * self.dtype.itemsize
         if self.quantization.cache:
             per_head = config.head_dim + np.dtype(np.float32).itemsize
-        return 2 * config.layers * config.kv_heads * per_head * rows * slots
+        layers = config.layers + self.heads
+        return 2 * layers * config.kv_heads * per_head * rows * slots
 
 
 def _read(

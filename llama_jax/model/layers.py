@@ -19,6 +19,8 @@ Params = dict[str, Any]
 
 STACKS = ('blocks', 'encoder_blocks')
 """Parts of the parameters that are of all layers."""
+HEADS = 'heads'
+"""Of the parameters: layers beside the last one, see heads.py. A Transformer has none."""
 TABLES = ('embed_VD', 'head_VD')
 """Parameters with a row for each id."""
 
@@ -43,7 +45,7 @@ def split(model: Transformer) -> Params:
 def bind(config: ModelConfig, params: Params) -> Transformer:
     """A model that computes with `params`, stacked or unstacked."""
     model = nnx.eval_shape(lambda: Transformer(config, key=jax.random.key(0)))
-    rest = dict(params)
+    rest = {name: value for name, value in params.items() if name != HEADS}
     for stack in STACKS:
         if not isinstance(params.get(stack), list):
             continue

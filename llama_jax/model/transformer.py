@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -14,10 +14,10 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.errors import UserError
-from llama_jax.mesh import platform_in_use
-from llama_jax.model.block import Block, drop, rematerialized
+from llama_jax.model.block import Block, drop
 from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.depth import Blocks, run_beside, stacked, through
 from llama_jax.model.initial import fan_in
 from llama_jax.model.linear import plain_in_use
 from llama_jax.model.masks import Visibility, across
@@ -25,8 +25,6 @@ from llama_jax.model.norm import norm
 from llama_jax.model.positions import sinusoidal
 from llama_jax.model.quantized import product, rows
 from llama_jax.model.rope import Rotation, rotation_of
-
-Blocks = Block | nnx.List
 
 
 class Memory(NamedTuple):
@@ -54,7 +52,7 @@ class Transformer(nnx.Module):
         self.embed_VD = nnx.Param(fan_in(embed_key, shape, config.dim))
         self.position_CD = _learned_positions(config, jax.random.fold_in(key, 1))
         self.encoder_blocks: Blocks | None = (
-            _stacked(
+            stacked(
                 config,
                 depth=config.encoder_layers,
                 cross=False,
@@ -64,7 +62,7 @@ class Transformer(nnx.Module):
             else None
         )
         self.encoder_norm = norm(config) if encodes and final_norm else None
-        self.blocks: Blocks = _stacked(config, depth=config.layers, cross=encodes, key=blocks_key)
+        self.blocks: Blocks = stacked(config, depth=config.layers, cross=encodes, key=blocks_key)
         self.norm = norm(config) if final_norm else None
         self.head_VD = None if config.tied else nnx.Param(fan_in(head_key, shape, config.dim))
 
@@ -91,7 +89,8 @@ class Transformer(nnx.Module):
         length_B: Int[Array, ' B'] | None = None,
         until_BS: Int[Array, 'B S'] | None = None,
         key: jax.Array | None = None,
-    ) -> tuple[Float[Array, 'B T D'], Cache | None]:
+        beside: Sequence[Block] = (),
+    ) -> tuple[Float[Array, '*J B T D'], Cache | None]:
         """Normalised output of the last layer, before the head.
 
         Args:
@@ -113,6 +112,9 @@ class Transformer(nnx.Module):
           until_BS: of each slot of the cache the first place that does not see it, where a row is a
             tree of texts (see Visibility); needs `at_B`, and positions by depth.
           key: turns dropout on.
+          beside: layers that read what the last layer reads, each for itself (see heads.py). Then
+            the output is [1 + n, B, T, D], the last layer's first; a cache holds them behind the
+            model's own.
         """
         config = self.config
         if cache is not None and not causal:
@@ -164,19 +166,26 @@ class Transformer(nnx.Module):
             length_B = cache.length_B
         own_BT = None if whole else segment_BT
         context['rope'] = self._rotation(position_BT, own_BT, length_B)
+        trunk_BTD = x_BTD
         if cache is None:
-            x_BTD, _ = _through(self.blocks, x_BTD, keys, **context)
+            x_BTD, trunk_BTD = through(
+                *(self.blocks, x_BTD, keys), keep='trunk' if beside else None, **context
+            )
         elif not isinstance(self.blocks, nnx.List):
             raise UserError('decoding with a cache needs unrolled layers: see layers.unstack')
         else:
             written = []
-            for i, (block, layer) in enumerate(zip(self.blocks, cache.layers, strict=True)):
+            for i, (block, layer) in enumerate(zip(self.blocks, cache.layers, strict=not beside)):
                 layer_key = None if keys is None else keys[1 + i]
                 if cross is not None:
                     context['memory'] = cross.layers[i], seen
+                trunk_BTD = x_BTD
                 x_BTD, layer = block(x_BTD, cache=layer, at_B=at_B, key=layer_key, **context)
                 written.append(layer)
-            cache = replace(cache, layers=written)
+            cache = replace(cache, layers=[*written, *cache.layers[len(written) :]])
+        if beside:
+            more, cache = run_beside(beside, trunk_BTD, cache, at_B=at_B, key=key, **context)
+            x_BTD = jnp.stack([x_BTD, *more])
         return x_BTD if self.norm is None else self.norm(x_BTD), cache
 
     def encode(
@@ -221,9 +230,9 @@ class Transformer(nnx.Module):
         whole = segment_BT is None
         position_BT, segment_BT = _places(token_BT, position_BT, segment_BT)
         x_BTD = self._embedded(token_BT, position_BT, compute, None)
-        _, x_LBTD = _through(
+        _, x_LBTD = through(
             *(self.blocks, x_BTD, None),
-            keep=True,
+            keep='each',
             rope=self._rotation(position_BT, None if whole else segment_BT),
             visible=Visibility(
                 segment_BT, segment_BT, causal=causal, pattern=self.config.pattern, whole=whole
@@ -249,9 +258,9 @@ class Transformer(nnx.Module):
         position_BS, segment_BS = _places(token_BS, position_BS, segment_BS)
         keys = None if key is None else jax.random.split(key, 1 + config.encoder_layers)
         embedded_BSD = self._embedded(token_BS, position_BS, compute, keys)
-        x_BSD, x_LBSD = _through(
+        x_BSD, x_LBSD = through(
             *(self.encoder_blocks, embedded_BSD, keys),
-            keep=keep,
+            keep='each' if keep else None,
             rope=self._rotation(position_BS, None if whole else segment_BS),
             visible=Visibility(
                 segment_BS, segment_BS, causal=False, pattern=config.pattern, whole=whole
@@ -312,11 +321,6 @@ def without_padding(
     return jnp.where(jnp.arange(config.vocab) < config.ids, logits_BTV, -jnp.inf)
 
 
-def _stacked(config: ModelConfig, *, depth: int, cross: bool, key: jax.Array) -> Block:
-    one = functools.partial(Block, config, depth=depth, cross=cross)
-    return jax.vmap(lambda key: one(key=key))(jax.random.split(key, depth))
-
-
 def _learned_positions(config: ModelConfig, key: jax.Array) -> nnx.Param | None:
     if config.positions != 'learned':
         return None
@@ -337,39 +341,3 @@ def _places(
         segment_BT = jnp.ones_like(token_BT)
     # Costs nothing where they lie so already; plain arrays are welcome too.
     return jax.reshard(position_BT, layout.act('BT')), jax.reshard(segment_BT, layout.act('BT'))
-
-
-def _through(
-    blocks: Blocks,
-    x_BTD: jax.Array,
-    keys: jax.Array | None,
-    *,
-    compute: Compute,
-    keep: bool = False,
-    **context: Any,
-) -> tuple[jax.Array, Any]:
-    """The output of all layers; with `keep`, that of each as well [L, B, T, D]. `keys`: of the
-    embedding, then of each layer."""
-    layer_keys = None if keys is None else keys[1:]
-    if isinstance(blocks, nnx.List):
-        kept = []
-        for i, block in enumerate(blocks):
-            layer_key = None if layer_keys is None else layer_keys[i]
-            x_BTD, _ = block(x_BTD, key=layer_key, compute=compute, **context)
-            kept.append(x_BTD)
-        return x_BTD, jnp.stack(kept) if keep else None
-
-    def layer(x_BTD: jax.Array, block_and_key: Any) -> tuple[jax.Array, jax.Array | None]:
-        # Cut the layer out of the stack first: else the TPU compiler gathers it with the
-        # stack's dimension of one still on, in padded tiles, and transposes the result.
-        block, key = jax.lax.optimization_barrier(block_and_key)
-        x_BTD, _ = block(x_BTD, key=key, compute=compute, **context)
-        return x_BTD, x_BTD if keep else None
-
-    layers = (blocks, layer_keys)
-    remat = rematerialized(layer, compute.remat)
-    # XLA for CPUs merges recomputed work of an unrolled scan back into the kept one.
-    unrolled = platform_in_use() == 'cpu' and compute.remat == 'none'
-    n_layers = jax.tree.leaves(blocks)[0].shape[0]
-    unroll = compute.unroll or (n_layers if unrolled else 1)
-    return jax.lax.scan(remat, x_BTD, layers, unroll=unroll)

@@ -15,7 +15,9 @@ from llama_jax.objectives.grpo import GRPO
 from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.latent import LatentPrediction
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.masked_inputs import MaskedInputs
 from llama_jax.objectives.moco import MomentumContrast
+from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.objectives.preference import DPO
 from llama_jax.objectives.prefix import PrefixLM
 from llama_jax.objectives.retromae import RetroMAE
@@ -23,6 +25,7 @@ from llama_jax.objectives.reward import RewardModel
 from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.objectives.spans import SpanCorruption
+from llama_jax.objectives.token_order import TokenOrder
 from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
 
@@ -39,6 +42,9 @@ REGISTRY: dict[str, type[Any]] = {
     'moco': MomentumContrast,
     'retromae': RetroMAE,
     'latent': LatentPrediction,
+    'multi-token': MultiToken,
+    'token-order': TokenOrder,
+    'masked-inputs': MaskedInputs,
     'weighted': Weighted,
     'instruct': InstructionTuning,
     'seq2seq': SequenceToSequence,

@@ -8,11 +8,12 @@ import pytest
 from llama_jax.engine.engine import Engine
 from llama_jax.errors import UserError
 from llama_jax.generate.controls import Controls
-from llama_jax.generate.speculative.draft import Lookup
+from llama_jax.generate.speculative.draft import Heads, Lookup
 from llama_jax.model.patterns import Window
 from tests.engine.asking import GREEDY, Only, ask, token_bytes
 from tests.generate import test_sources as sources
 from tests.generate.drafting import generator
+from tests.generate.test_heads import generator as headed
 from tests.generate.tiny import CONFIG, prompt_of
 
 LOOKUP = Lookup(n_draft=5)
@@ -41,7 +42,8 @@ def engines():
     def make(programs, **sizes):
         sizes = {'rows': 2, 'length': 128, 'prefill_chunk': 16, 'steps': 4, **sizes}
         pair = [
-            Engine(programs, token_bytes=token_bytes, lookup=how, **sizes) for how in (LOOKUP, None)
+            Engine(programs, token_bytes=token_bytes, speculate=how, **sizes)
+            for how in (LOOKUP, None)
         ]
         made.extend(pair)
         return pair
@@ -68,6 +70,22 @@ def test_mixed_requests_and_fewer_steps(engines):
     stats = drafts.stats()
     assert stats.drafted_tokens_total > stats.accepted_tokens_total > 100
     assert plain.stats().drafted_tokens_total == 0
+
+
+def test_heads_draft(engine):
+    """As in a Generator: also where the prompt is shared, and after a row that chose its tokens."""
+    drafts = engine(headed().programs, speculate=Heads(2), rows=1)
+    greedy = replace(GREEDY, max_tokens=30, ignore_end=True)
+    (whole,) = headed()([prompt_of(17)], max_tokens=30, ignore_end=True, speculate=Heads(2))
+    for n in (1, 2, 3):
+        if n == 3:
+            bound = ask(drafts, prompt_of(8), Controls(max_tokens=4), grammar=Only({11}, {60}))
+            assert bound.wait().tokens == [11, 60, 11, 60]
+        assert ask(drafts, prompt_of(17), greedy).wait().tokens == whole.tokens
+        stats = drafts.stats()
+        assert stats.drafted_tokens_total == n * whole.speculation.drafted
+        assert stats.accepted_tokens_total == n * whole.speculation.accepted > 0
+    assert stats.cached_tokens_total == 16
 
 
 def test_text_without_repetition(engines):
@@ -143,4 +161,4 @@ def test_nothing_compiles_once_it_is_warm(engines):
 
 def test_bad_numbers_of_drafts():
     with pytest.raises(UserError, match='n_draft 16: draft 1 to 15'):
-        Engine(generator().programs, token_bytes=token_bytes, lookup=Lookup(n_draft=16))
+        Engine(generator().programs, token_bytes=token_bytes, speculate=Lookup(n_draft=16))

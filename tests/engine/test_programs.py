@@ -37,7 +37,7 @@ def test_nothing_compiles_over_200_mixed_requests(engine):
 
 @pytest.mark.parametrize(('n', 'lookup'), [(2, None), (8, None), (8, Lookup(n_draft=5))])
 def test_the_cache_stays_in_place(engine, n, lookup):
-    ours = engine(length=256, rows=8, prefill_chunk=64, lookup=lookup)
+    ours = engine(length=256, rows=8, prefill_chunk=64, speculate=lookup)
     slots, place = ours._slots, ours.programs.place
     assert slots.sizes == (1, 2, 4, 8)
     slot_B = None if n == 8 else np.arange(n)

@@ -167,7 +167,7 @@ def test_serve(monkeypatch, run_script, gguf, template):
     options |= (
         {'cors': ('https://a.org', 'https://b.org'), 'lookup': 4, 'steps': 3} | MESH | COMPUTE | HOW
     )
-    all_but(serve.Options, options, ('checkpoint', 'mesh.slice'))
+    all_but(serve.Options, options, ('checkpoint', 'draft', 'mesh.slice'))
     code, _, error = run_script(serve.main, *command(options))
     assert code == 0, error
     host, port = asked['address']
@@ -175,7 +175,7 @@ def test_serve(monkeypatch, run_script, gguf, template):
     assert error[-1].startswith(f'serving mine at http://{host}:{port}, ')
     mesh, *how = asked['how']
     assert tuple(mesh.shape.values()) == (1, 4, 1, 2) and how == [OTHER, LESS]
-    engine = {'rows': 3, 'length': 50, 'queue': 5, 'lookup': Lookup(n_draft=4), 'steps': 3}
+    engine = {'rows': 3, 'length': 50, 'queue': 5, 'speculate': Lookup(n_draft=4), 'steps': 3}
     assert engine.items() <= asked['engine'].items() and asked['programs'] == 'programs'
     assert asked['engine']['warm'], 'all is compiled before it says that it serves'
     assert asked['engine']['prefill_chunk'] == asked['warm']['piece'] == serve.PIECE
@@ -190,12 +190,13 @@ def test_serve(monkeypatch, run_script, gguf, template):
     ('script', 'more'), [(generate, ('--prompt', 'a')), (serve, ('--port', 0))]
 )
 def test_a_run_is_named(monkeypatch, run_script, script, more):
-    def load(checkpoint, weights, mesh):
-        raise UserError(f'asked for {checkpoint} or {weights}')
+    def load(checkpoint, weights, mesh, *, heads):
+        raise UserError(f'asked for {checkpoint} or {weights}' + heads * ', with heads')
 
     monkeypatch.setattr(models, 'load', load)
-    code, _, error = run_script(script.main, '--checkpoint', 'runs/x@3', *more)
-    assert (code, error) == (2, ['error: asked for runs/x@3 or None'])
+    for draft, told in (((), ''), (('--draft', 'heads'), ', with heads')):
+        code, _, error = run_script(script.main, '--checkpoint', 'runs/x@3', *more, *draft)
+        assert (code, error) == (2, [f'error: asked for runs/x@3 or None{told}'])
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_what_is_served_where_nothing_is_said(monkeypatch, tmp_path):
     with pytest.raises(Made) as raised:
         serve.main()
     programs, settings = raised.value.args
-    assert (settings['rows'], settings['queue'], settings['lookup']) == (8, 256, None)
+    assert (settings['rows'], settings['queue'], settings['speculate']) == (8, 256, None)
     assert settings['length'] == MODEL.context and programs.quantization == Quantization()
 
 

@@ -10,6 +10,7 @@ from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.moco import MomentumContrast
+from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.objectives.weighted import Weighted
@@ -42,6 +43,7 @@ SETTINGS = {
         labels=('even', 'odd'), pool='mean', bidirectional=True, dropout=0.1
     ),
     'moco': MomentumContrast(queue=64, momentum=0.9),
+    'multi-token': MultiToken(heads=3, curriculum='reverse', curriculum_steps=20),
     # Further forms of some.
     'spans encoder': SpanCorruption(encoder=True),
     'mntp': MaskedLM(read_previous=True),

@@ -1,5 +1,5 @@
-"""Drafted tokens: what followed before in the same row (prompt lookup), or what a small model
-draws."""
+"""Drafted tokens: what followed before in the same row (prompt lookup), what heads of the model
+expect, or what a small model draws."""
 
 from __future__ import annotations
 
@@ -66,6 +66,19 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """Draft with the heads that the model was trained with for tokens further ahead (Stern et al.
+    2018; Gloeckle et al. 2024, section 2): each gives its likeliest token, in the same run of the
+    model that verifies the drafts before."""
+
+    n_draft: int
+    """Heads that draft, a token each: those of the nearest tokens."""
+
+    def __post_init__(self) -> None:
+        _check_n_draft(self.n_draft)
+
+
+@dataclass(frozen=True)
 class ByModel:
     """A Draft, as far as it is fixed when a program is compiled."""
 
@@ -102,6 +115,18 @@ def look_up(how: Lookup, text_BS: jax.Array, position_B: jax.Array) -> Drafted:
     place_BK = start_B1 + jnp.arange(how.n_draft) % period_B1
     token_BK = jnp.take_along_axis(text_BS, place_BK, axis=1)
     return Drafted(token_BK, jnp.where(longest_B >= how.least, how.n_draft, 0))
+
+
+def expected(
+    how: Heads, model: Model, params: Params, x_JBTD: jax.Array, last_B: jax.Array
+) -> Int[Array, 'B K']:
+    """The likeliest token of each head behind the newest token of each row, which was drawn from
+    place `last_B` of these features. The controls of the row have no say in it."""
+    T = x_JBTD.shape[2]
+    here_BT1 = (jnp.arange(T) == last_B[:, None])[..., None]
+    x_KBD = jnp.where(here_BT1, x_JBTD[1 : 1 + how.n_draft], 0).sum(axis=2)
+    logits_BKV = decode_lib.head(model, params, jnp.einsum('KBD->BKD', x_KBD))
+    return on_rows(lambda logits_BKV: jnp.argmax(logits_BKV, axis=-1), logits_BKV)
 
 
 def draft_by(

@@ -27,8 +27,10 @@ from llama_jax.generate.speculative.draft import (
     ByModel,
     Draft,
     Drafted,
+    Heads,
     Lookup,
     draft_by,
+    expected,
     look_up,
     on_rows,
 )
@@ -44,14 +46,24 @@ class _Carry:
     own: Cache | None
     """Of the small model: what the row holds before its newest token."""
     rows: Rows
+    draft_BK: jax.Array | None
+    """See State."""
 
 
-def check(programs: Programs, how: Lookup | Draft, *, longest: int) -> None:
+def check(programs: Programs, how: Lookup | Heads | Draft, *, longest: int) -> None:
     """Raise UserError when `how` cannot draft for this model and texts of `longest` tokens."""
     if isinstance(how, Lookup):
         return
+    if isinstance(how, Heads):
+        if how.n_draft > programs.heads:
+            raise UserError(
+                f'speculate: {how.n_draft} heads are to draft, and the model has {programs.heads} '
+                'beside its own: only one that MultiToken trained has any, and they are loaded '
+                'where --draft heads says so'
+            )
+        return
     if not isinstance(how, Draft):
-        raise UserError(f'speculate {how!r}: give a Lookup or a Draft')
+        raise UserError(f'speculate {how!r}: give a Lookup, Heads or a Draft')
     ours, theirs = programs.config, how.programs.config
     if theirs.encoder_layers:
         raise UserError('speculate: the small model has an encoder: use one without')
@@ -71,7 +83,7 @@ def check(programs: Programs, how: Lookup | Draft, *, longest: int) -> None:
 
 def draw_rest(
     programs: Programs,
-    how: Lookup | Draft,
+    how: Lookup | Heads | Draft,
     prompts: Sequence[Sequence[int]],
     shape: Shape,
     state: State,
@@ -90,10 +102,13 @@ def draw_rest(
     )
     row_B = np.arange(shape.rows)
     text_BT[row_B, length_B] = np.asarray(first.token_BT)[:, 0]
-    drafter: Lookup | ByModel
+    drafter: Lookup | Heads | ByModel
     params, own = None, None
-    if isinstance(how, Lookup):
+    if isinstance(how, Lookup | Heads):
         drafter = how
+        if isinstance(how, Heads):
+            nothing_BK = np.full((shape.rows, how.n_draft), -1, np.int32)
+            state = replace(state, draft_BK=programs.place(nothing_BK))
     else:
         drafter, params = ByModel(how.programs.model, how.n_draft), how.programs.params
         small = shape_of(
@@ -120,7 +135,7 @@ def draw_rest(
 )
 def _run(
     model: Model,
-    how: Lookup | ByModel,
+    how: Lookup | Heads | ByModel,
     params: Params,
     small: Params | None,
     state: State,
@@ -139,7 +154,7 @@ def _run(
 
 def draw_some(
     model: Model,
-    how: Lookup,
+    how: Lookup | Heads,
     params: Params,
     state: State,
     settings: Settings,
@@ -161,7 +176,8 @@ def draw_some(
     )
     rows = done.rows
     state = State(
-        done.cache, rows.token_B, rows.position_B, rows.done_B, rows.history, rows.text_BS
+        *(done.cache, rows.token_B, rows.position_B, rows.done_B, rows.history, rows.text_BS),
+        draft_BK=done.draft_BK,
     )
     return state, rows.drawn, rows.counts
 
@@ -176,12 +192,12 @@ def _begun(
         drawn=decode_lib.nothing(len(zero_B), slots, pad_id, n_top),
         counts=Counts(zero_B, zero_B, zero_B, zero_B),
     )
-    return _Carry(state.cache, own, rows)
+    return _Carry(state.cache, own, rows, state.draft_BK)
 
 
 def _loop(
     model: Model,
-    how: Lookup | ByModel,
+    how: Lookup | Heads | ByModel,
     params: Params,
     small: Params | None,
     carry: _Carry,
@@ -197,6 +213,10 @@ def _loop(
         rows, own = carry.rows, carry.own
         if isinstance(how, Lookup):
             draft = on_rows(functools.partial(look_up, how), rows.text_BS, rows.position_B)
+        elif isinstance(how, Heads):
+            assert carry.draft_BK is not None
+            n_B = jnp.where(carry.draft_BK[:, 0] >= 0, how.n_draft, 0)
+            draft = Drafted(jnp.maximum(carry.draft_BK, 0), n_B)
         else:
             assert small is not None and own is not None
             draft, own = draft_by(how, small, own, rows.token_B, rows.position_B, settings)
@@ -208,11 +228,19 @@ def _loop(
     def step(carry: _Carry, draft: Drafted, own: Cache | None) -> _Carry:
         rows = carry.rows
         token_BT = jnp.concatenate([rows.token_B[:, None], draft.token_BK], axis=1)
-        logits_BTV, cache = decode_lib.following(
-            model, params, carry.cache, token_BT, rows.position_B
+        x_JBTD, cache = decode_lib.of_heads(
+            model, params, token_BT, cache=carry.cache, at_B=rows.position_B
         )
+        assert cache is not None  # given a cache, a model returns one
+        logits_BTV = decode_lib.head(model, params, x_JBTD[0])
         decide = functools.partial(verify, pad_id=model.pad_id, n_top=n_top)
-        return _Carry(cache, own, on_rows(decide, logits_BTV, draft, settings, start_B, rows))
+        more = on_rows(decide, logits_BTV, draft, settings, start_B, rows)
+        draft_BK = carry.draft_BK
+        if isinstance(how, Heads):
+            # The newest token was drawn from the place before it.
+            last_B = more.position_B - rows.position_B - 1
+            draft_BK = expected(how, model, params, x_JBTD, last_B)
+        return _Carry(cache, own, more, draft_BK)
 
     def unfinished(carry: _Carry) -> jax.Array:
         goes_on = ~carry.rows.done_B.all()
@@ -237,5 +265,5 @@ def _loop(
             lambda carry: unfinished(carry) & some_draft(carry), some_tokens, carry
         )
 
-    body = as_drafted if isinstance(how, Lookup) else some_tokens
+    body = some_tokens if isinstance(how, ByModel) else as_drafted
     return jax.lax.while_loop(unfinished, body, carry)
