@@ -18,7 +18,7 @@ import jax
 
 from experiments import cli
 from llama_jax import installed, runtime
-from llama_jax.compare import fair, one, power, record, results, runner, tune
+from llama_jax.compare import baselines, fair, one, power, record, results, runner, tune
 from llama_jax.compare.budget import match_flops, match_text, table
 from llama_jax.compare.grid import FACTORS, Grid, Planned, check_steps, only, runs, sweep
 from llama_jax.errors import UserError
@@ -70,6 +70,8 @@ def main() -> None:
     planned = runs(grid)
     if options.lr_sweep is not None:
         planned += sweep(grid, options.lr_sweep or FACTORS)
+    if grid.baselines:
+        planned += baselines.runs(grid)
     planned = only(grid, planned, options.only)
 
     _begin(grid, workdir, options, tuning)

@@ -62,6 +62,8 @@ class Grid:
     """Fields of an experiment, or groups of them, in which arms may differ: what is compared."""
     again: bool = True
     """Whether the first arm is also run under other seeds, which gives the noise floor."""
+    baselines: bool = True
+    """Whether untrained backbones, counts of tokens and chance are measured beside the arms."""
     match: Match = 'tokens'
     """What every arm has as much of as the first. Nothing that `may_differ` names lifts it."""
     tuned: str = ''

@@ -12,7 +12,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from llama_jax import mesh as meshes
-from llama_jax.compare import record
+from llama_jax.compare import baselines, record
 from llama_jax.compare.grid import FINISHED, PER_TEXT
 from llama_jax.compare.runner import leave_with_parent
 from llama_jax.compare.tune import LOSS
@@ -21,6 +21,7 @@ from llama_jax.errors import DivergedError
 from llama_jax.evaluate import per_text
 from llama_jax.evaluate.light import light
 from llama_jax.evaluate.suite import evaluate
+from llama_jax.report.baselines import FOLDER
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.loop import train
 from llama_jax.train.progress import say
@@ -42,6 +43,9 @@ def run(workdir: Path, place: str) -> None:
         if planned.finished(workdir):
             return
         record.check_here(workdir)
+        if place.startswith(f'{FOLDER}/'):
+            baselines.run(planned, suite, directory, meshes.make(experiment.mesh))
+            return
         if _chooses_a_rate(workdir, place):
             _train_alone(experiment, directory, first)
             return

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax import installed
-from llama_jax.compare import fair
+from llama_jax.compare import baselines, fair
 from llama_jax.compare.fair import EVALUATION_CODE, TRAINING_CODE, Proof
 from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned, at_place, nearest
 from llama_jax.errors import UserError
 from llama_jax.evaluate.suite import Suite
+from llama_jax.report.baselines import FOLDER
 from llama_jax.train.checkpoint import difference
 from llama_jax.train.code import evaluation_code, training_code
 from llama_jax.train.config_file import ConfigFile, know_objectives
@@ -140,6 +141,7 @@ def write(
         'again': grid.again,
         'tuned': grid.tuned,
         **({} if tuning is None else {TUNING: tuning}),
+        **({FOLDER: baselines.groups(grid)} if grid.baselines else {}),
         'budget': [asdict(row) for row in proof.budget],
         'command': '\n'.join(dict.fromkeys([*commands, command])),
         **({} if config_file is None else {'configuration': config_file.facts()}),
@@ -190,10 +192,12 @@ def planned(workdir: Path, place: str) -> tuple[Planned, Suite]:
         raise UserError(f'{workdir} holds no grid: begin one with {installed.command("compare")}')
     know_objectives(workdir, facts, *(arm['experiment'] for arm in facts['arms']))
     experiments = _experiments(facts)
-    name = place.split('/')[0]
+    of_baseline = place.startswith(f'{FOLDER}/')
+    name = baselines.arm_of(place, next(iter(experiments))) if of_baseline else place.split('/')[0]
     if name not in experiments:
         raise UserError(f'{workdir} has no arm {name!r}: {nearest(name, list(experiments))}')
-    run = at_place(Arm(name, from_dict(experiments[name])), place)
+    arm = Arm(name, from_dict(experiments[name]))
+    run = baselines.at_place(arm, place) if of_baseline else at_place(arm, place)
     return run, from_plain(Suite, facts['suite'])
 
 

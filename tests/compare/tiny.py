@@ -64,6 +64,7 @@ def grid(text, **changes):
             seeds=2,
             suite=Suite(span=16, window=32),
             again=False,
+            baselines=False,
         ),
         **changes,
     )

@@ -1,0 +1,108 @@
+"""The baselines of a grid, made as runs of it: WORKDIR/baselines/NAME/seed-K."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned
+from llama_jax.data.load_tokenizer import load_tokenizer
+from llama_jax.data.sources import open_sources
+from llama_jax.data.tokens import tokenised
+from llama_jax.evaluate import baselines, texts
+from llama_jax.evaluate.suite import Suite, evaluate_trained
+from llama_jax.report.baselines import COUNTS, FOLDER
+from llama_jax.train.experiment import Experiment
+from llama_jax.train.records import write_atomically
+from llama_jax.train.restore import Trained
+from llama_jax.train.step import backbone, initial_state
+
+UNTRAINED = 'untrained-'
+"""A backbone before its first step, as the arm of this name looks at texts."""
+
+
+def groups(grid: Grid) -> dict[str, list[str]]:
+    """Name of each baseline to the arms that it is of; [] for all."""
+    found: dict[tuple[object, bool], list[str]] = {}
+    for arm in grid.arms:
+        experiment = arm.experiment
+        found.setdefault((experiment.model, experiment.objective.causal), []).append(arm.name)
+    return {COUNTS: [], **{f'{UNTRAINED}{arms[0]}': arms for arms in found.values()}}
+
+
+def runs(grid: Grid) -> list[Planned]:
+    """All of them, an untrained backbone under every seed."""
+    base, planned = grid.arms[0], []
+    for name, arms in groups(grid).items():
+        arm = next((arm for arm in grid.arms if arm.name in arms[:1]), base)
+        for seed in range(1 if name == COUNTS else grid.seeds):
+            planned.append(at_place(arm, f'{FOLDER}/{name}/seed-{seed}'))
+    return planned
+
+
+def arm_of(place: str, base: str) -> str:
+    """The name of the arm whose settings a baseline has."""
+    name = place.split('/')[1]
+    return name.removeprefix(UNTRAINED) if name.startswith(UNTRAINED) else base
+
+
+def at_place(arm: Arm, place: str) -> Planned:
+    seed = int(place.rpartition('seed-')[2])
+    return Planned(arm.name, place, replace(arm.experiment, seed=seed))
+
+
+def run(planned: Planned, suite: Suite, directory: Path, mesh: Mesh) -> None:
+    """Measure a baseline; evaluation.json is written as that of an arm."""
+    experiment = planned.experiment
+    if planned.place.split('/')[1] == COUNTS:
+        tokenizer = load_tokenizer(experiment.data)
+        found = texts.of_run(suite, experiment, tokenizer)
+        rows = baselines.counts(found, tokenizer, _read(experiment))
+        result = {'rows': rows}
+    else:
+        result = untrained(experiment, suite, mesh)
+    if jax.process_index() == 0:
+        write_atomically(directory / FINISHED, json.dumps(result, indent=1))
+
+
+def untrained(experiment: Experiment, suite: Suite, mesh: Mesh) -> dict:
+    """The suite of the backbone that training begins with, fine-tuned once at the middle rate."""
+    state = initial_state(
+        experiment.model,
+        experiment.objective,
+        optax.identity(),
+        seed=experiment.seed,
+        mesh=mesh,
+    )
+    tokenizer = load_tokenizer(experiment.data)
+    trained = Trained(experiment, backbone(state.params), {}, tokenizer, step=0)
+    rate = sorted(suite.rates)[len(suite.rates) // 2]
+    small = replace(suite, rates=(rate,), tuned_seeds=1)
+    return evaluate_trained(trained, experiment, small, mesh).result
+
+
+def _read(experiment: Experiment) -> Iterator[np.ndarray]:
+    """Documents of the training text, as many tokens as a run of the experiment has positions."""
+    train, tokenizer = experiment.train, load_tokenizer(experiment.data)
+    of_sources = tokenised(open_sources(experiment.data, 'train'), tokenizer)
+    left = train.steps * train.batch * train.seq_len
+    rng = np.random.default_rng(0)
+    places = itertools.chain.from_iterable(
+        ((texts, i) for i in range(len(texts))) for texts in of_sources
+    )
+    every = list(places)
+    for i in rng.permutation(len(every)):
+        if left <= 0:
+            return
+        of, document = every[i]
+        tokens = np.asarray(of[document])[:left]
+        left -= len(tokens)
+        yield np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]])
