@@ -6,7 +6,7 @@ import keyword
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ Row = dict[str, dict[str, float | int]]
 """Metric to its value and the number of its texts."""
 
 _NAME = re.compile(r'[^\W\d]\w{2,}')
+_PLACES = (1, 5, 10)
 ORDER = 3
 """Of the n-gram model."""
 
@@ -92,7 +93,7 @@ def _of_vectors(found: Texts, vectors: Callable[[Sequence, Sequence], Any]) -> R
         x_ND = vectors(both, both)
         x_ND = x_ND.toarray() if hasattr(x_ND, 'toarray') else x_ND
         rank_N = retrieval.ranks(x_ND[: len(pairs.a)], x_ND[len(pairs.a) :], pairs.document)
-        row |= _recalls(kind, pairs, lambda k, rank_N=rank_N: float((rank_N < k).mean()))
+        row |= _recalls(kind, pairs, {k: float((rank_N < k).mean()) for k in _PLACES})
     return row
 
 
@@ -100,13 +101,13 @@ def _pairs(found: Texts) -> list[tuple[str, Pairs]]:
     return [(kind, x) for kind, x in (('doc', found.pairs), ('span', found.spans)) if x.a]
 
 
-def _recalls(kind: str, pairs: Pairs, value: Callable[[int], float]) -> Row:
-    """Recall at 1, 5 and 10, where no pool is smaller, of whitened vectors too: they have to be
-    above the same."""
+def _recalls(kind: str, pairs: Pairs, found: Mapping[int, float]) -> Row:
+    """Recall, where no pool is smaller; of whitened vectors too, which have to be above the
+    same."""
     return {
-        f'recall_{kind}{white}_{k}': _value(value(k), len(pairs.a))
-        for k in (1, 5, 10)
+        f'recall_{kind}{white}_{k}': _value(value, len(pairs.a))
         for white in ('', '_white')
+        for k, value in found.items()
         if k < retrieval.smallest_pool(pairs.document)
     }
 
@@ -191,9 +192,8 @@ def _chance(found: Texts, tokenizer: Tokenizer) -> Row:
     for kind, pairs in _pairs(found):
         _, place_N, size = np.unique(pairs.document, return_inverse=True, return_counts=True)
         pool_N = len(pairs.a) - size[place_N] + 1
-        row |= _recalls(
-            kind, pairs, lambda k, pool_N=pool_N: float(np.minimum(1, k / pool_N).mean())
-        )
+        chance = {k: float(np.minimum(1, k / pool_N).mean()) for k in _PLACES}
+        row |= _recalls(kind, pairs, chance)
     uniform = math.log(tokenizer.vocab_size)
     row |= _of_likelihood(found, tokenizer, lambda prefix, tokens: -len(tokens) * uniform)
     return row
