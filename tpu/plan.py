@@ -3,7 +3,9 @@
     python -m tpu.plan llama1_65b --topology v4:8x16x16 [--train.batch 2048] [--json plan.json]
 
 The step is that of a training, with all overrides of its command; the TPU compiler runs on the CPU.
-It tells the memory of a chip and every exchange between chips. Needs the extra `tpu` (Linux).
+Of a grid (`python -m tpu.plan objectives_1b --topology v5e:4x8`) every arm is planned, or those
+of `--only causal masked`. It tells the memory of a chip and every exchange between chips. Needs the
+extra `tpu` (Linux).
 """
 
 from __future__ import annotations
@@ -22,9 +24,11 @@ import numpy as np
 import tyro
 from jax.sharding import Mesh, NamedSharding
 
+import configs
 from experiments import cli
 from llama_jax import layout
 from llama_jax import mesh as meshes
+from llama_jax.compare.grid import only, runs
 from llama_jax.data import packing, pieces
 from llama_jax.errors import UserError
 from llama_jax.optim.adamw import optimizer
@@ -220,13 +224,17 @@ def report(plan: Plan) -> str:
     return '\n'.join(lines)
 
 
-def _times(plan: Plan) -> list[str]:
-    train, chip = plan.experiment.train, plan.slice.chip
+def _ideal(plan: Plan) -> float:
+    """Seconds of a step at the peak of the chips."""
+    train = plan.experiment.train
     flops = plan.experiment.objective.flops(plan.experiment.model, train.seq_len)
-    ideal = flops * train.batch * train.seq_len / plan.slice.chips / chip.peak_flops
-    lines = [
-        f'model FLOPs at the peak of {chip.peak_flops / 1e12:.0f} TFLOP/s: {ideal:.2f} s a step'
-    ]
+    return flops * train.batch * train.seq_len / plan.slice.chips / plan.slice.chip.peak_flops
+
+
+def _times(plan: Plan) -> list[str]:
+    chip = plan.slice.chip
+    peak = f'{chip.peak_flops / 1e12:.0f} TFLOP/s'
+    lines = [f'model FLOPs at the peak of {peak}: {_ideal(plan):.2f} s a step']
     if chip.clock_hz:
         lines.append(
             f"the compiler's estimate without kernels and collectives: "
@@ -263,6 +271,19 @@ def to_dict(plan: Plan) -> dict[str, Any]:
     }
 
 
+def of_grid(plans: dict[str, Plan]) -> str:
+    """What the arms of a grid take, as text."""
+    width = max(map(len, plans))
+    lines = [f'{"arm":{width}}  {"GB a chip":>9}  {"of HBM":>6}  {"ideal s a step":>14}']
+    for name, found in plans.items():
+        total, chip = found.memory.total, found.slice.chip
+        lines.append(
+            f'{name:{width}}  {total / 1e9:9.2f}  {total / chip.hbm_bytes:6.0%}  '
+            f'{_ideal(found):14.2f}{"" if found.fits else "  DOES NOT FIT"}'
+        )
+    return '\n'.join(lines)
+
+
 def main() -> None:
     try:
         _main()
@@ -273,6 +294,8 @@ def main() -> None:
 
 def _main() -> None:
     jax.config.update('jax_platforms', 'cpu')
+    if sys.argv[1:2] and sys.argv[1] in configs.grids():
+        return _plan_grid()
     experiment, options = cli.read(
         'tpu.plan', __doc__, topology=(str, tyro.MISSING), json=(Path | None, None)
     )
@@ -286,6 +309,33 @@ def _main() -> None:
     if options.json:
         options.json.write_text(json.dumps(to_dict(result), indent=1), encoding='utf-8')
     if not result.fits:
+        raise SystemExit(1)
+
+
+def _plan_grid() -> None:
+    grid, options = cli.read_grid(
+        'tpu.plan',
+        __doc__,
+        topology=(str, tyro.MISSING),
+        json=(Path | None, None),
+        only=(tuple[str, ...], ()),
+    )
+    where, start = topology.parse(options.topology), time.monotonic()
+    chosen = {run.arm for run in only(grid, runs(grid), options.only)}
+    plans: dict[str, Plan] = {}
+    for arm in grid.arms:
+        if arm.name in chosen:
+
+            def say(line: str, name: str = arm.name) -> None:
+                told = f'[{time.monotonic() - start:4.0f} s] {name}: {line}'
+                print(told, file=sys.stderr, flush=True)
+
+            plans[arm.name] = plan(arm.experiment, where, say)
+    print(of_grid(plans))
+    if options.json:
+        told = {name: to_dict(found) for name, found in plans.items()}
+        options.json.write_text(json.dumps(told, indent=1), encoding='utf-8')
+    if not all(found.fits for found in plans.values()):
         raise SystemExit(1)
 
 

@@ -20,6 +20,7 @@ from llama_jax.objectives.prediction import (
     TokenPrediction,
     check_architecture,
     denoising,
+    in_lanes,
 )
 
 SPARE = 1.05
@@ -83,6 +84,7 @@ class Bart(TokenPrediction):
                 f'a row of {seq_len} positions has no room for a text and its copy: raise the '
                 'sequence length'
             )
+        inputs = in_lanes(inputs, seq_len)
         return {ENCODER: inputs, '': seq_len - inputs}
 
     def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:

@@ -19,6 +19,9 @@ from llama_jax.objectives.softmax import cross_entropy
 ENCODER = 'encoder'
 """Stream of what the encoder of an encoder-decoder reads."""
 
+_LANES = 128
+"""Of a TPU: fused attention takes lengths in multiples of it."""
+
 
 @dataclass(frozen=True)
 class TokenPrediction(Base):
@@ -125,3 +128,11 @@ def check_architecture(model: ModelConfig, objective: str, *, encoder: bool) -> 
             f'{objective} trains a decoder alone, and would leave the encoder untrained: set '
             '--model.encoder-layers 0'
         )
+
+
+def in_lanes(inputs: int, seq_len: int) -> int:
+    """Of a long row the encoder's share to the nearest 128, so that both halves have fused
+    attention; of a short one as it is."""
+    if seq_len < 8 * _LANES or seq_len % _LANES:
+        return inputs
+    return min(max(round(inputs / _LANES) * _LANES, _LANES), seq_len - _LANES)

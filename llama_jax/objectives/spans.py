@@ -21,6 +21,7 @@ from llama_jax.objectives.prediction import (
     TokenPrediction,
     check_architecture,
     denoising,
+    in_lanes,
 )
 
 SENTINELS = 128
@@ -133,7 +134,7 @@ class SpanCorruption(TokenPrediction):
         return Spans(self.density, self.mean_span)
 
     def _inputs(self, seq_len: int) -> int:
-        """Tokens of the inputs of the longest text that fits a row with its targets."""
+        """Tokens of the inputs of the longest text that fits a row with its targets, about."""
         spans = self._spans()
 
         def too_long(length: int) -> bool:
@@ -142,7 +143,8 @@ class SpanCorruption(TokenPrediction):
         longest = bisect.bisect_left(range(seq_len + 1), True, lo=2, key=too_long) - 1
         if longest < 2:
             raise no_room(seq_len)
-        return spans.sizes(longest)[0]
+        inputs = spans.sizes(longest)[0]
+        return in_lanes(inputs, seq_len) if self.encoder else inputs
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -17,6 +17,7 @@ from llama_jax.objectives.prediction import (
     TokenPrediction,
     check_architecture,
     denoising,
+    in_lanes,
 )
 from llama_jax.objectives.prefix import in_full_view, prefix_of, split_at
 from llama_jax.objectives.spans import Spans, corrupt, corrupted_sizes, no_room, one_span
@@ -120,7 +121,7 @@ class UL2(TokenPrediction):
         lengths = {'': seq_len}
         if self.encoder:
             shares = self._shares(seq_len)
-            inputs = round(sum(shares) / len(shares) * seq_len)
+            inputs = in_lanes(round(sum(shares) / len(shares) * seq_len), seq_len)
             lengths = {ENCODER: inputs, '': seq_len - inputs}
         for denoiser in self.denoisers:
             sizes = self._sizes(denoiser, 2)

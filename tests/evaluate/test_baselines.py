@@ -98,7 +98,7 @@ def test_rows(found):
 
 
 def test_ngram_by_hand():
-    # Of 0 1 2 and 0 1 3: behind (0, 1) two kinds in two, behind (1,) the same, 0 0 1 1 2 3 at large.
+    # Of 0 1 2 and 0 1 3: two kinds in two behind (0, 1) and (1,), and 0 0 1 1 2 3 at large.
     model = NGram([ids(0, 1, 2), ids(0, 1, 3)], vocab=10)
     base = 1 / 10
     one = (1 + 4 * base) / (6 + 4)
