@@ -248,7 +248,7 @@ def _run(checkpoint: str) -> Source:
 
     def params() -> Params:
         mesh = _on_host()
-        model = models.from_run(checkpoint, mesh)
+        model = models.from_run(checkpoint, mesh, any_order=True)
         return apart(jax.device_get(merged(model.params, mesh)))
 
     name = workdir.resolve().name + (f'@{step}' if step else '')

@@ -3,6 +3,7 @@
 python -m experiments.generate --checkpoint DIRECTORY --prompt "def "
 python -m experiments.generate --weights smollm2 --chat "What is the capital of France?"
 python -m experiments.generate --checkpoint ENCODER_DECODER --source "def add(a, b): <mask> a + b"
+python -m experiments.generate --checkpoint DIFFUSION --prompt "def " --order confidence --steps 16
 """
 
 from __future__ import annotations
@@ -10,11 +11,15 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jax.sharding import Mesh
 
 from experiments import cli, models
 from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.generate.controls import Controls
+from llama_jax.generate.diffusion import Order, Unmasker
 from llama_jax.generate.generator import Generator
 from llama_jax.generate.programs import Programs
 from llama_jax.generate.quantized import Quantization
@@ -65,6 +70,16 @@ class Options:
     """heads: those of the run, which --objective multi-token trained; the text stays what it is. Or
     a smaller model with the same tokenizer, as --checkpoint names one: drawn texts are other ones
     of the same distribution. Either way they come as a whole."""
+    order: Order | None = None
+    """Of a run of masked or block diffusion: which masks are filled in first, by the confidence in
+    the token, by its margin over the second, at random, or from left to right. Default: confidence;
+    a model of the dual objective continues from left to right as a causal one, unless it is given.
+    """
+    steps: int = 0
+    """Passes in which the masks of a block are filled in, equally many in each. 0: one a pass."""
+    block: int = 0
+    """Masks that are filled in before others, from left to right. 0: all are there at once; a run
+    of block diffusion has its own."""
 
 
 def main() -> None:
@@ -103,12 +118,16 @@ def main() -> None:
     lookup = Lookup(n_draft=options.lookup) if options.lookup else None
     mesh = meshes.make(options.mesh)
     own = options.draft == 'heads'
-    model = models.load(options.checkpoint, options.weights, mesh, heads=own)
+    model = models.load(options.checkpoint, options.weights, mesh, heads=own, any_order=True)
     model = model.chatting(options.chat_template)
+    fills = fills_masks(options, model)
     if conversation is None:
         prompt, before = model.prompt(options.prompt), options.prompt
     else:
         prompt, before = model.messages(conversation), ''
+    if fills:
+        write_by_unmasking(options, model, prompt, before, mesh=mesh, **draws)
+        return
     generator = Generator(
         model.config,
         model.params,
@@ -150,6 +169,77 @@ def main() -> None:
     step = '' if model.step is None else f'step {model.step}; '
     print(
         f'[{step}{drafts}{n_tokens} tokens in {seconds:.1f} s, compilation included]',
+        file=sys.stderr,
+    )
+
+
+def fills_masks(options: Options, model: models.Pretrained) -> bool:
+    """Whether the model writes by filling masks in. Raises UserError for options that the way in
+    which it writes does not have."""
+    asked = [f'--{name}' for name in ('order', 'steps', 'block') if getattr(options, name)]
+    if model.unmasks is None:
+        if asked:
+            raise UserError(
+                f'{asked[0]}: {model.name} was not trained to fill masks in, by masked or block '
+                'diffusion: leave it out'
+            )
+        return False
+    if model.left_to_right and not asked:
+        return False
+    given = {
+        '--lookup': options.lookup,
+        '--draft': options.draft,
+        '--source': options.source,
+        '--quantization': options.quantization != Quantization(),
+    }
+    for name, value in given.items():
+        if value:
+            raise UserError(f'{name} has no effect where masks are filled in: leave it out')
+    return True
+
+
+def write_by_unmasking(
+    options: Options,
+    model: models.Pretrained,
+    prompt: list[int],
+    before: str,
+    *,
+    mesh: Mesh,
+    **draws: Any,
+) -> None:
+    """Print a text whose length is given, `before` in front."""
+    assert model.unmasks is not None
+    begin = time.perf_counter()
+    unmask = Unmasker(
+        model.config,
+        model.params,
+        mesh=mesh,
+        compute=options.compute,
+        mask_id=model.vocabulary.control['<mask>'],
+        end_ids=model.end_ids,
+        pad_id=model.pad_id,
+        read_previous=model.unmasks.read_previous,
+        block=model.unmasks.block,
+    )
+    (text,) = unmask(
+        [prompt],
+        order=options.order or 'confidence',
+        steps=options.steps,
+        block=options.block,
+        **draws,
+    )
+    with cli.whole_text():
+        print(
+            before
+            + model.vocabulary.decode([*prompt, *text.tokens])[
+                len(model.vocabulary.decode(prompt)) :
+            ],
+            end='',
+            flush=True,
+        )
+    seconds = time.perf_counter() - begin
+    print(
+        f'[step {model.step}; {len(text.tokens)} tokens in {seconds:.1f} s, compilation included]',
         file=sys.stderr,
     )
 

@@ -26,6 +26,7 @@ from llama_jax.text.template import Template
 from llama_jax.text.vocabulary import Vocabulary, encode_spelled, within
 
 if TYPE_CHECKING:
+    from llama_jax.objectives.asked import Unmasking
     from llama_jax.objectives.base import Objective
 
 log = logging.getLogger(__name__)
@@ -53,6 +54,10 @@ class Pretrained:
     """Whether a token of a text that is read for its vector sees only those before it."""
     prompts: Mapping[str, str] = field(default_factory=dict)
     """What stands before a 'query' and a 'document' that are read for their vectors."""
+    unmasks: Unmasking | None = None
+    """How it fills masks in, where it was trained to."""
+    left_to_right: bool = True
+    """Whether it was trained to continue a text token by token."""
 
     @property
     def pad_id(self) -> int:
@@ -122,11 +127,13 @@ def load(
     what: str = '--checkpoint',
     *,
     heads: bool = False,
+    any_order: bool = False,
 ) -> Pretrained:
     """The run `checkpoint`, which the option `what` names, or `weights`: exactly one is given, else
-    UserError. With its `heads` for tokens further ahead, where these are to draft."""
+    UserError. With its `heads` for tokens further ahead, where these are to draft; `any_order`: see
+    `from_run`."""
     if checkpoint is not None and weights is None:
-        return from_run(checkpoint, mesh, what, heads=heads)
+        return from_run(checkpoint, mesh, what, heads=heads, any_order=any_order)
     if heads and weights is not None:
         raise UserError(
             f'--draft heads: {weights} holds weights of others, which have no such heads'
@@ -137,10 +144,16 @@ def load(
 
 
 def from_run(
-    checkpoint: str | Path, mesh: Mesh, what: str = '--checkpoint', *, heads: bool = False
+    checkpoint: str | Path,
+    mesh: Mesh,
+    what: str = '--checkpoint',
+    *,
+    heads: bool = False,
+    any_order: bool = False,
 ) -> Pretrained:
     """RUN, RUN@STEP or RUN@best; see `train.restore.load`. With its `heads`: UserError where it has
-    none."""
+    none. Raises UserError for a model that can only fill masks in, unless it is used in
+    `any_order`."""
     # These load Orbax and more, which weights of others do not need.
     from llama_jax.objectives.multi_token import where_heads_are
     from llama_jax.train import restore
@@ -149,9 +162,14 @@ def from_run(
     objective = restore.experiment_of(workdir).objective
     beside = where_heads_are(objective, str(workdir)) if heads else ()
     run = restore.load(checkpoint, mesh, shared_heads=True, what=what)
-    if not objective.reading.text:
-        name = type(objective).__name__
+    name, asked = type(objective).__name__, objective.reading
+    if not asked.text and asked.unmasks is None:
         log.warning('%s was trained by %s, which does not teach to continue a text', workdir, name)
+    if not asked.text and asked.unmasks is not None and not any_order:
+        raise UserError(
+            f'{what} {checkpoint} was trained by {name}, which fills masks in and continues no '
+            'text from left to right: ask it by experiments.generate'
+        )
     params = run.params
     if heads:
         params = {**params, HEADS: functools.reduce(operator.getitem, beside, run.extra)}
@@ -168,6 +186,8 @@ def from_run(
         step=run.step,
         causal=objective.causal,
         prompts=prompts_of(objective),
+        unmasks=asked.unmasks,
+        left_to_right=asked.text,
     )
 
 

@@ -58,10 +58,7 @@ def ask(
 
 def bits(answer: Answer, texts: Sequence[Middle], byte_lengths: np.ndarray) -> Bits:
     """Bits and bytes of each text that was asked about."""
-    weights = np.zeros(answer.scores.log_p.shape)
-    for row, example in zip(weights, answer.examples, strict=True):
-        of = example['weights'][example['weights'] > 0]
-        row[: len(of)] = of
+    weights = _weights(answer)
 
     def of_texts(log_p_NP: np.ndarray) -> np.ndarray:
         bits_N = -(log_p_NP * weights).sum(axis=1) / math.log(2)
@@ -70,6 +67,25 @@ def bits(answer: Answer, texts: Sequence[Middle], byte_lengths: np.ndarray) -> B
     bytes_N = [byte_lengths[text.middle].sum() for text in texts]
     scores = answer.scores
     return Bits(of_texts(scores.log_p), of_texts(scores.ordinary), np.array(bytes_N, np.float64))
+
+
+def standard_error(answer: Answer, of: Bits, draws: int) -> float:
+    """Of the bits per byte of a bound, by Monte Carlo alone: how far other masks of the same texts
+    would be. No less than it, for the draws of a text are stratified."""
+    bits_K = -(answer.scores.log_p * _weights(answer)).sum(axis=1) / math.log(2)
+    # Of a text the examples of a draw follow each other, and each weighs 1 / draws.
+    draw_ND = bits_K.reshape(len(of.bits), draws, -1).sum(axis=2) * draws
+    variance = draw_ND.var(axis=1, ddof=1).sum() / draws
+    return float(math.sqrt(variance) / of.bytes.sum())
+
+
+def _weights(answer: Answer) -> np.ndarray:
+    """Of each target of each example, in float64."""
+    weights = np.zeros(answer.scores.log_p.shape)
+    for row, example in zip(weights, answer.examples, strict=True):
+        of = example['weights'][example['weights'] > 0]
+        row[: len(of)] = of
+    return weights
 
 
 def calibration_error(answer: Answer, documents: Sequence[str]) -> Result:

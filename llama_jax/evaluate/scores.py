@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,9 +26,10 @@ ROWS = 16
 MULTIPLE = 32
 """Rows are padded to a multiple of this."""
 
+Read = Callable[..., jax.Array]
 Example = dict[str, np.ndarray]
-"""As an objective makes it: 'inputs', 'targets', 'weights', perhaps 'prefix' and
-'encoder/inputs'."""
+"""As an objective makes it: 'inputs', 'targets', 'weights', perhaps 'prefix' and 'encoder/inputs';
+'never', the token of each place that has no probability there; and what its own `read` takes."""
 
 
 class Scores(NamedTuple):
@@ -45,7 +46,7 @@ class Scores(NamedTuple):
 
 
 class Scorer:
-    """Scores examples under one model; `sees_all` as TokenPrediction has it."""
+    """Scores examples under one model; `sees_all` and `read` as `asked.Question` has them."""
 
     def __init__(
         self,
@@ -56,12 +57,13 @@ class Scorer:
         compute: Compute,
         mesh: Mesh,
         byte_lengths: np.ndarray,
+        read: Read | None = None,
     ):
         """`byte_lengths` [V]: of each token of the vocabulary; those of 0 are control tokens."""
         self._params, self._mesh, self._longest = params, mesh, config.context
         self._ordinary_V = byte_lengths > 0
         self._precision = compute.precision
-        self._step = _score_step(config, sees_all=sees_all, compute=compute)
+        self._step = _score_step(config, sees_all=sees_all, compute=compute, read=read)
 
     def __call__(self, examples: Sequence[Example]) -> Scores:
         """Scores of each example, in their order. All examples have the same keys. Raises
@@ -100,7 +102,7 @@ class Scorer:
 
 
 @functools.lru_cache(maxsize=8)
-def _score_step(config: ModelConfig, *, sees_all: bool, compute: Compute) -> Any:
+def _score_step(config: ModelConfig, *, sees_all: bool, compute: Compute, read: Read | None) -> Any:
     def step(
         params: Params,
         batch: dict[str, jax.Array],
@@ -110,10 +112,17 @@ def _score_step(config: ModelConfig, *, sees_all: bool, compute: Compute) -> Any
     ) -> tuple[jax.Array, ...]:
         model = layers.bind(config, params)
         with precision.matmuls(compute.precision):
-            x_BTD = _features(model, batch, sees_all=sees_all, compute=compute)
+            if read is not None:
+                x_BTD = read(model, batch, compute=compute)
+            else:
+                x_BTD = _features(model, batch, sees_all=sees_all, compute=compute)
             place_BPT = read_BP[:, :, None] == jnp.arange(x_BTD.shape[1])
             x_BPD = jnp.einsum('BPT,BTD->BPD', place_BPT.astype(x_BTD.dtype), x_BTD)
             logit_BPV = model.logits(x_BPD)
+            if 'never' in batch:
+                never_BP = jnp.einsum('BPT,BT->BP', place_BPT.astype(jnp.int32), batch['never'])
+                is_never_BPV = never_BP[:, :, None] == jnp.arange(logit_BPV.shape[-1])
+                logit_BPV = jnp.where(is_never_BPV, -jnp.inf, logit_BPV)
         # The vocabulary whole on the devices of each row.
         log_p_BPV = jax.nn.log_softmax(jax.reshard(logit_BPV, layout.rows()))
         V = log_p_BPV.shape[-1]
@@ -159,7 +168,7 @@ def _batch(
     P: int,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """What the model reads, where its predictions are read, and what is scored there."""
-    used = [key for key in examples[0] if key in ('inputs', 'prefix', f'{ENCODER}/inputs')]
+    used = [key for key in examples[0] if key not in ('targets', 'weights')]
     batch = {key: np.zeros((rows, lengths[key]), np.int32) for key in used}
     for key in [key for key in used if key.endswith('inputs')]:
         segments = key.removesuffix('inputs') + 'segments'

@@ -20,7 +20,7 @@ from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.per_text import PerText, text_id
 from llama_jax.evaluate.probe import Part, Probed, labels, probe
 from llama_jax.evaluate.represent import layer_step, vector_step, vectors
-from llama_jax.evaluate.scores import Scorer
+from llama_jax.evaluate.scores import Read, Scorer
 from llama_jax.evaluate.texts import Texts
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.plain import to_plain
@@ -216,17 +216,19 @@ class _Measuring:
                 continue
             if question.kind == 'pseudo':
                 name = name.replace('_bits', '_pseudo_bits')
-            answer = likelihood.ask(
-                self._scorer(question.sees_all), question, asked_of, tokenizer, seed=seed
-            )
+            score = self._scorer(question.sees_all, question.read)
+            answer = likelihood.ask(score, question, asked_of, tokenizer, seed=seed)
             bits = likelihood.bits(answer, asked_of, tokenizer.byte_lengths)
             of = self._documents(asked_of)
-            self._ratio(name, bits.bits, bits.bytes, *of, kind=question.kind)
+            about: dict[str, Any] = {'kind': question.kind}
+            if question.draws > 1:
+                about['standard_error'] = likelihood.standard_error(answer, bits, question.draws)
+            self._ratio(name, bits.bits, bits.bytes, *of, **about)
             # The end of a whole text is a control token: it has no likelihood among the others.
             ordinary = name.replace('_bits', '_ordinary_bits')
             if ordinary in METRICS:
                 self._ratio(ordinary, bits.ordinary, bits.bytes, *of, kind=question.kind)
-            if question is asked.rest:
+            if question is asked.rest and question.draws == 1:
                 self.metrics['calibration_error'] = likelihood.calibration_error(answer, of[1])
         if asked.infill is not None and found.infills:
             right = likelihood.infill(
@@ -235,7 +237,7 @@ class _Measuring:
             )
             self._mean('infill_exact', np.array(right), *self._documents(found.infills))
 
-    def _scorer(self, sees_all: bool) -> Scorer:
+    def _scorer(self, sees_all: bool, read: Read | None = None) -> Scorer:
         return Scorer(
             self._experiment.model,
             self._trained.params,
@@ -243,6 +245,7 @@ class _Measuring:
             compute=self._experiment.compute,
             mesh=self._mesh,
             byte_lengths=self._trained.tokenizer.byte_lengths,
+            read=read,
         )
 
     def _documents(self, windows: Sequence[tuple[np.ndarray, ...]]) -> tuple[list[str], list[str]]:

@@ -10,9 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from llama_jax.generate.settings import Settings
 
-DRAFT, TRIAL, INSTEAD = 1, 2, 3
+DRAFT, TRIAL, INSTEAD, ORDER = 1, 2, 3, 4
 """What else a row draws at a place when tokens are drafted: a draft, whether it holds, and what
-replaces one that does not."""
+replaces one that does not; and where masks are filled in, which of them come first."""
 
 
 def sample(

@@ -234,17 +234,19 @@ class Cache:
         *,
         pattern: Pattern,
         until_BS: Int[Array, 'B S'] | None = None,
+        sees_BT: Int[Array, 'B T'] | None = None,
     ) -> Visibility:
         """What `length` more tokens of each row see from place `at_B` on: those in the cache, and
         of themselves those that are not later. `until_BS`: see Visibility; by place, and no window
-        may have moved places to other slots."""
+        may have moved places to other slots. `sees_BT`: up to which place each of them sees, in
+        place of its own."""
         place_BT = at_B[:, None] + jnp.arange(length)
         last_B1, slot_S = place_BT[:, -1:], jnp.arange(self.slots)
         place_BS = last_B1 - (last_B1 - slot_S) % self.slots  # of a slot not used yet: negative
         return Visibility(
             jnp.ones_like(place_BT),
             (place_BS >= 0).astype(place_BT.dtype),
-            query_place_BT=place_BT,
+            query_place_BT=place_BT if sees_BT is None else sees_BT,
             key_place_BS=place_BS,
             until_BS=until_BS,
             pattern=pattern,

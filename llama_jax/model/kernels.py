@@ -115,7 +115,7 @@ def _cudnn_problem(T: int, S: int, H: int, dtype: str) -> str | None:
 
 
 def _blocked_problem(visible: Visibility, T: int, S: int) -> str | None:
-    if visible.key_place_BS is not None:
+    if visible.key_place_BS is not None and (T != S or visible.pattern != Dense()):
         return 'a cache holds keys at places that are not known in advance'
     if T != S and (visible.causal or visible.pattern != Dense()):
         return f'blocks skip later keys of whole sequences, not {T} queries over {S} keys'

@@ -19,7 +19,7 @@ class Visibility:
 
     Segments number the documents packed into a row, from 1; padding is segment 0, which sees only
     itself, so that no query is without a key. Queries and keys stand at places 0, 1, ... of their
-    rows, unless told otherwise, as a cache does.
+    rows, unless told otherwise, as a cache does; those of one place see each other.
     """
 
     query_segment_BT: Int[Array, 'B T']
@@ -38,8 +38,8 @@ class Visibility:
 
     @property
     def one_sided(self) -> bool:
-        """No query sees a key that comes after it."""
-        return self.causal and self.prefix_BS is None
+        """No query sees a key that stands behind it in the row."""
+        return self.causal and self.prefix_BS is None and self.key_place_BS is None
 
     def dense(self) -> Bool[Array, 'B T S']:
         """The whole mask, True where the query sees the key: the reference of all backends."""

@@ -88,6 +88,7 @@ class Transformer(nnx.Module):
         at_B: Int[Array, ' B'] | None = None,
         length_B: Int[Array, ' B'] | None = None,
         until_BS: Int[Array, 'B S'] | None = None,
+        place_BT: Int[Array, 'B T'] | None = None,
         key: jax.Array | None = None,
         beside: Sequence[Block] = (),
     ) -> tuple[Float[Array, '*J B T D'], Cache | None]:
@@ -110,7 +111,11 @@ class Transformer(nnx.Module):
           length_B: of each row's text, for rotations that go by length (config.by_length); default:
             that of the cache, else of each document.
           until_BS: of each slot of the cache the first place that does not see it, where a row is a
-            tree of texts (see Visibility); needs `at_B`, and positions by depth.
+            tree of texts (see Visibility); needs `at_B`, and positions by depth. Without a cache of
+            each token, which needs `place_BT`.
+          place_BT: of each token in the order in which tokens see each other: those of the same
+            place and of those before it. Default: its place in the row. With a cache that was read
+            before (`at_B`), the last slot that it sees.
           key: turns dropout on.
           beside: layers that read what the last layer reads, each for itself (see heads.py). Then
             the output is [1 + n, B, T, D], the last layer's first; a cache holds them behind the
@@ -128,7 +133,7 @@ class Transformer(nnx.Module):
             )
         if cache is None and at_B is not None:
             raise UserError('at_B is a place in a cache: give the cache too')
-        if until_BS is not None and at_B is None:
+        if until_BS is not None and at_B is None and place_BT is None:
             raise UserError('until_BS is of a cache that is read on: give at_B too')
         if cache is not None and segment_BT is not None:
             raise UserError('a row of a cache is one document: leave segment_BT out')
@@ -140,17 +145,23 @@ class Transformer(nnx.Module):
         position_BT, segment_BT = _places(token_BT, position_BT, segment_BT, at_B)
         if prefix_BT is not None:
             prefix_BT = jax.reshard(prefix_BT, layout.act('BT'))
+        if place_BT is not None:
+            place_BT = jax.reshard(place_BT, layout.act('BT'))
         if cache is None or at_B is None:
             visible = Visibility(
-                *(segment_BT, segment_BT),
+                *(segment_BT, segment_BT, place_BT, place_BT),
                 prefix_BS=prefix_BT,
+                until_BS=until_BS,
                 causal=causal,
                 pattern=config.pattern,
-                whole=whole,
+                whole=whole and place_BT is None,
             )
         else:
             visible = cache.visible(
-                at_B, token_BT.shape[1], pattern=config.pattern, until_BS=until_BS
+                *(at_B, token_BT.shape[1]),
+                pattern=config.pattern,
+                until_BS=until_BS,
+                sees_BT=place_BT,
             )
         context: dict[str, Any] = {'visible': visible, 'compute': compute}
         if memory is not None:

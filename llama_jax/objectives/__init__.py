@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from llama_jax.objectives.bart import Bart
+from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.dense_retrieval import DenseRetrieval
+from llama_jax.objectives.diffusion import MaskedDiffusion
 from llama_jax.objectives.distill import Distillation
+from llama_jax.objectives.dual import Dual
 from llama_jax.objectives.fim import FillInMiddle
 from llama_jax.objectives.grpo import GRPO
 from llama_jax.objectives.instruct import InstructionTuning
@@ -37,6 +40,9 @@ REGISTRY: dict[str, type[Any]] = {
     'ul2': UL2,
     'bart': Bart,
     'fim': FillInMiddle,
+    'diffusion': MaskedDiffusion,
+    'block_diffusion': BlockDiffusion,
+    'dual': Dual,
     'contrastive': InfoNCE,
     'rtd': ReplacedTokens,
     'moco': MomentumContrast,

@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import jax
 import numpy as np
 
 from llama_jax.data.pieces import Example
@@ -40,6 +41,22 @@ class Question(NamedTuple):
     """(text, tokenizer, rng) -> examples of which the sum of weight x log p(target) is it."""
     sees_all: bool = False
     """Whether every position of these sees all of its example, and not what is before it."""
+    draws: int = 1
+    """Of a bound that is drawn by Monte Carlo, how often: the first so many-th of the examples are
+    one draw, and so on, each weighted by 1 / draws."""
+    read: Callable[..., jax.Array] | None = None
+    """(model, batch, compute=) -> features [B, T, D], for an objective that says itself what a
+    token sees. None: as TokenPrediction reads."""
+
+
+class Unmasking(NamedTuple):
+    """How the model writes by filling masks in."""
+
+    read_previous: bool = False
+    """A token is read off the position before it."""
+    block: int = 0
+    """Tokens of the blocks that are written after each other, counted from the begin token; each
+    sees itself and those before it. 0: every token sees the whole text."""
 
 
 class Infill(NamedTuple):
@@ -67,6 +84,8 @@ class Reading(NamedTuple):
     """None also where `middle` does not see the suffix."""
     text: bool = True
     """Whether it teaches to continue a text from left to right."""
+    unmasks: Unmasking | None = None
+    """How it writes in another order; see generate/diffusion.py."""
 
 
 NOTHING = Reading()

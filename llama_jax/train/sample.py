@@ -17,6 +17,7 @@ from llama_jax.data.pieces import Encoded
 from llama_jax.data.record import Chat, Labelled, Text
 from llama_jax.errors import UserError
 from llama_jax.model import layers
+from llama_jax.objectives.asked import Unmasking
 from llama_jax.objectives.base import EXTRA
 from llama_jax.objectives.classify import Classification
 from llama_jax.text.chat import ChatFormat, Conversation, end_ids
@@ -99,6 +100,9 @@ def _writer(
 ) -> Sampler:
     from llama_jax.generate.generator import Generator
 
+    if (unmasks := experiment.objective.reading.unmasks) and not experiment.objective.reading.text:
+        return _unmasker(experiment, tokenizer, mesh, asked, ends, unmasks)
+
     def run(state: State) -> Iterator[Sample]:
         generator = Generator(
             experiment.model,
@@ -112,6 +116,40 @@ def _writer(
         completions = generator(
             [one.tokens for one in asked],
             sources=sources or None,
+            max_tokens=experiment.evaluation.sample_tokens,
+            temperature=[one.temperature for one in asked],
+            seed=list(range(len(asked))),
+        )
+        for one, completion in zip(asked, completions, strict=True):
+            yield Sample(one.prompt, tokenizer.decode(completion.tokens), one.reference)
+
+    return run
+
+
+def _unmasker(
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    asked: Sequence[Asked],
+    ends: tuple[int, ...],
+    unmasks: Unmasking,
+) -> Sampler:
+    """Of a model that fills masks in: one a pass, those that it is most certain of first."""
+    from llama_jax.generate.diffusion import Unmasker
+
+    def run(state: State) -> Iterator[Sample]:
+        unmask = Unmasker(
+            experiment.model,
+            backbone(state.evaluated),
+            mesh=mesh,
+            compute=experiment.compute,
+            mask_id=tokenizer.mask_id,
+            end_ids=ends,
+            pad_id=tokenizer.pad_id,
+            **unmasks._asdict(),
+        )
+        completions = unmask(
+            [one.tokens for one in asked],
             max_tokens=experiment.evaluation.sample_tokens,
             temperature=[one.temperature for one in asked],
             seed=list(range(len(asked))),

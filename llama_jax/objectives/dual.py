@@ -1,0 +1,125 @@
+"""The dual objective (Samuel and Charpentier 2025, 2512.14549): causal and masked diffusion in one
+model, each for a share of the texts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from llama_jax.data.pieces import Example, Piece
+from llama_jax.errors import UserError
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.layers import Params
+from llama_jax.model.transformer import Transformer
+from llama_jax.objectives.asked import LEFT_TO_RIGHT, Reading
+from llama_jax.objectives.base import ALONE, Batch, Context, Loss
+from llama_jax.objectives.diffusion import MaskedDiffusion
+from llama_jax.objectives.flops import decoder_flops
+from llama_jax.objectives.softmax import cross_entropy
+
+
+@dataclass(frozen=True)
+class Dual(MaskedDiffusion):
+    """Each text is either causal, which is weighted by `causal_weight`, or masked as in masked
+    diffusion and seen whole. Both are read off the position before the token, so that they share
+    head and positions.
+
+    The trained model is asked for likelihood and for text as a causal one, and for what stands
+    between two sides as a masked one.
+    """
+
+    read_previous: bool = True
+    causal_share: float = 0.5
+    """Of the texts."""
+    causal_weight: float = 2.0
+    """Of the loss of a causal token: one of a masked text is learnt half of the time."""
+
+    sees_all: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.causal_share < 1:
+            raise UserError(
+                f'a share {self.causal_share} of causal texts leaves one of the two without any: '
+                'give (0, 1), or take causal or masked diffusion alone'
+            )
+        if self.causal_weight <= 0:
+            raise UserError(f'the weight {self.causal_weight} of causal texts must be positive')
+        if not self.read_previous:
+            raise UserError('causal texts are read off the position before: leave read_previous')
+
+    @property
+    def has_likelihood(self) -> bool:
+        """Its loss is of two kinds of texts."""
+        return False
+
+    @property
+    def reading(self) -> Reading:
+        masked = MaskedDiffusion(read_previous=True).reading
+        return LEFT_TO_RIGHT._replace(
+            middle=masked.middle, infill=masked.infill, unmasks=masked.unmasks
+        )
+
+    def example(
+        self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
+    ) -> Example | None:
+        """That of masked diffusion; 'prefix' says that the text is masked and seen whole."""
+        example = super().example(piece, tokenizer=tokenizer, seq_len=seq_len, rng=rng)
+        assert example is not None
+        masked = int(piece.draw >= self.causal_share)
+        example['prefix'] = np.full(len(example['inputs']), masked, np.int32)
+        return example
+
+    def tokens(self, batch: Batch) -> jax.Array:
+        return super().tokens(batch) & (batch['prefix'] > 0)
+
+    def loss(
+        self,
+        model: Transformer,
+        batch: Batch,
+        *,
+        extra: Params,
+        compute: Compute,
+        key: jax.Array | None,
+        context: Context = ALONE,
+    ) -> Loss:
+        """Per token of any text; the negative log-likelihoods each per token of its own kind."""
+        masks, key = self.masks(batch, key)
+        shown = {**batch, 'inputs': jnp.where(masks.masked_BT, batch['hidden'], batch['inputs'])}
+        x_BTD = self.read(model, shown, compute=compute, key=key)
+        is_causal_BT = batch['prefix'] == 0
+        how = (self.z_loss, model.config.vocab_padding)
+        head, targets = model.head()[...], batch['targets']
+        # The mask has to learn that no causal text goes on with it; in a masked one it cannot.
+        causal = cross_entropy(x_BTD, head, targets, batch['weights'] * is_causal_BT, *how)
+        weight_BT, never_BT = (jnp.roll(x, -1, 1) for x in (masks.weight_BT, batch['hidden']))
+        masked = cross_entropy(x_BTD, head, targets, weight_BT, *how, never_BT)
+        tokens = batch['weights'].sum()
+        n_causal = jnp.sum(batch['weights'] * is_causal_BT)
+        per_causal = tokens / jnp.maximum(n_causal, 1)
+        per_masked = tokens / jnp.maximum(tokens - n_causal, 1)
+        return Loss(
+            total=self.causal_weight * causal.total + masked.total,
+            weight=tokens,
+            metrics={
+                'causal_nll': per_causal * causal.nll,
+                'causal_accuracy': per_causal * causal.correct,
+                'masked_nll': per_masked * masked.nll,
+                'masked_accuracy': per_masked * masked.correct,
+            },
+        )
+
+    def loss_tokens(self, batch: Batch) -> int:
+        """All of a causal text, and half of a masked one on average."""
+        masked = {**batch, 'weights': batch['weights'] * batch['prefix']}
+        masked['positions'] = np.where(batch['prefix'] > 0, batch['positions'], 0)
+        units = int(np.count_nonzero(batch['weights'] * (batch['prefix'] == 0)))
+        return units + super().loss_tokens(masked)
+
+    def flops(self, model: ModelConfig, seq_len: int) -> float:
+        """Mean over the two kinds, of rows that one text fills."""
+        causal = decoder_flops(model, seq_len, causal=True, predicted=seq_len - 1)
+        return self.causal_share * causal + (1 - self.causal_share) * super().flops(model, seq_len)
