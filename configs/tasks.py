@@ -1,8 +1,9 @@
 """Named tasks for `experiments.evaluate --tasks NAME`, and the suite of `--lm-eval local`.
 
-Their items come from installed packages and from the Python installation itself; none are kept in
-the project. A task is made at its first use, in the cache, and is the same everywhere: what is
-drawn follows from a seed. A task of your own is a file: docs/tasks.md.
+Their items come from installed packages, from the Python installation itself, and from the
+generators of llama_jax/data/synthetic; none are kept in the project. A task is made at its first
+use, in the cache, and is the same everywhere: what is drawn follows from a seed. A task of your own
+is a file: docs/tasks.md.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.data import python_files
+from llama_jax.data import python_files, synthetic
 from llama_jax.data.config import cache_dir
 from llama_jax.errors import UserError
 from llama_jax.train.records import write_atomically
 
 Items = Sequence[dict[str, Any]]
-_VERSION = 1
+_VERSION = 2
 """Of what is made here: another one is made anew."""
 N_TEST, N_TRAIN = 400, 400
 
@@ -115,11 +116,30 @@ def docstrings() -> tuple[dict[str, Any], Items, Items]:
     return {'kind': 'retrieval'}, _split(items)[0], []
 
 
+def _synthetic(name: str) -> tuple[dict[str, Any], Items, Items]:
+    """A task that is made here: held-out examples, and shots of those that may be trained on."""
+
+    def items(split: str, n: int) -> list[dict[str, Any]]:
+        return [
+            {'prompt': made.prompt, 'answer': made.answer}
+            | ({'choices': list(made.choices)} if made.choices else {})
+            for made in synthetic.examples(name, split, n)
+        ]
+
+    test = items('test', N_TEST)
+    # Of the few held-out modules of the Python installation all.
+    test += items('validation', N_TEST - len(test)) if len(test) < N_TEST else []
+    settings: dict[str, Any] = {'between': ''}
+    if 'choices' not in test[0]:
+        settings |= {'kind': 'text', 'max_tokens': 24}
+    return settings, test, items('train', N_TRAIN)
+
+
 Maker = Callable[[], tuple[dict[str, Any], Items, Items]]
 TASKS: dict[str, Maker] = {
     made.__name__: made
     for made in (bbc_topics, zh_sentiment, python_names, sums, python_prose, docstrings)
-}
+} | {name: functools.partial(_synthetic, name) for name in synthetic.TASKS}
 
 
 def made(name: str) -> Path:

@@ -135,14 +135,19 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
         settings |= {'model': model, 'data': data}
     kinds = get_type_hints(Experiment)
     command = _parse(
-        [*_fields(options), *((name, kinds[name], value) for name, value in settings.items())],
-        [*options, *_paths(settings)],
+        [
+            *_fields(options),
+            *((name, kinds[name], value) for name, value in settings.items()),
+            ('suite', type(grid.suite), grid.suite),
+        ],
+        [*options, *_paths({**settings, 'suite': grid.suite})],
         script=script,
         description=description,
         arguments=arguments,
         config_file=configs.own.config_file(arguments[0]),
     )
-    return overridden(grid, {name: getattr(command, name) for name in settings}), command
+    changed = overridden(grid, {name: getattr(command, name) for name in settings})
+    return dataclasses.replace(changed, suite=command.suite), command
 
 
 def options(kind: type[Options], script: str, description: str | None) -> Options:

@@ -61,7 +61,8 @@ class Options:
     suite: Suite = field(default_factory=Suite)
     tasks: tuple[str, ...] = ()
     """Tasks instead: .toml or .jsonl files, or bbc_topics, zh_sentiment, python_names, sums,
-    python_prose, docstrings."""
+    python_prose, docstrings, or one that is made here, such as star_graph, induction, reversal,
+    minimal_pairs_zh: docs/tasks.md."""
     against: str | None = None
     """A second model, as --from names one, that is asked the same."""
     shots: int | None = None
@@ -208,7 +209,8 @@ def tell(evaluation: Evaluation, path: Path | None) -> None:
     """Write a result where a path is given, with the parts of each text beside it, and print it."""
     result = evaluation.result
     if path is not None:
-        per_text.save(path.with_suffix('.npz'), evaluation.texts)
+        if evaluation.texts:
+            per_text.save(path.with_suffix('.npz'), evaluation.texts)
         write_atomically(path, json.dumps(result, indent=1))
     if result.get('whole'):
         print(

@@ -193,7 +193,8 @@ def table(result: dict[str, Any]) -> Iterator[str]:
             seeds = f', {one["shot_seeds"]} draws' if one['shots'] else ''
             shots = f', {one["shots"]} shots{seeds}'
         cut = f', {one["truncated"]} cut' if one.get('truncated') else ''
-        yield f'{name}: {result["model"]}, {one["items"]} items{shots}{cut}'
+        chance = f', chance {one["chance"]:.3f}' if 'chance' in one else ''
+        yield f'{name}: {result["model"]}, {one["items"]} items{shots}{cut}{chance}'
         difference: dict[str, Any] = {}
         if 'against' in result:
             difference = result['against']['tasks'][name]['difference']

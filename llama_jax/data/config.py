@@ -13,6 +13,8 @@ from llama_jax.text.tokenizer import TokenizerConfig
 
 FILES = ('text_files', 'records')
 """Sources that are files of one's own."""
+MADE_HERE = ('python_corpus', 'synthetic')
+"""Those that this package makes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +23,10 @@ class Source:
     once as `--data.mix 'web/*.jsonl=3' python_corpus/stdlib_code=1` or `--data.files 'books/*'`."""
 
     name: str
-    """`python_corpus/stdlib_code`, `text_files`, any tensorflow-datasets name such as
-    `wikipedia/20231101.en`, or a directory with a prepared builder. For an objective that reads
-    more than texts (chats, pairs, labels), `text_files` are `records`: files of JSON or Parquet."""
+    """`python_corpus/stdlib_code`, `synthetic/star_graph`, `text_files`, any tensorflow-datasets
+    name such as `wikipedia/20231101.en`, or a directory with a prepared builder. For an objective
+    that reads more than texts (chats, pairs, labels), `text_files` are `records`: files of JSON or
+    Parquet."""
     weight: float = 1.0
     """Share in the mixture, relative to the other weights; `DataConfig.share` says of what."""
     label: str = ''

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from llama_jax.data.config import Source
+from llama_jax.data.config import MADE_HERE, Source
 from llama_jax.errors import UserError
 
 OPTIONS = ('data.mix', 'data.files', 'data.validate')
@@ -109,7 +109,7 @@ def _exists(name: str) -> bool:
 
 
 def _is_files(name: str) -> bool:
-    if name.partition('/')[0] == 'python_corpus':
+    if name.partition('/')[0] in MADE_HERE:
         return False
     path = os.path.expanduser(name)
     if os.path.isdir(path):  # of files, or of a prepared data set, with or without its version

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,10 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from llama_jax.data import prepare, python_corpus, schemas
-from llama_jax.data.config import FILES, DataConfig, Source, cache_dir
+from llama_jax.data.config import FILES, MADE_HERE, DataConfig, Source, cache_dir
 from llama_jax.data.documents import Documents, RecordDocuments
 from llama_jax.data.record import Record, Text
+from llama_jax.data.synthetic import builder as synthetic_builder
 from llama_jax.data.text_files import RECORDS
 from llama_jax.errors import UserError
 
@@ -140,24 +141,32 @@ def builder(
     if source.name in FILES and reads is not Text:
         source = dataclasses.replace(source, name=RECORDS)
     name, _, config = source.name.partition('/')
-    if name == 'python_corpus':
-        return _python_corpus(source, config)
+    if name in MADE_HERE:
+        return _made_here(source, name, config)
     if name in FILES:
         return prepare.open_prepared(prepare.text_data_set(source, processes))
     return _stored(source)
 
 
-def _python_corpus(source: Source, config: str) -> tfds.core.DatasetBuilder:
-    known = [c.name for c in python_corpus.PythonCorpus.BUILDER_CONFIGS]
+_BUILDERS: dict[str, tuple[type[tfds.core.GeneratorBasedBuilder], Callable[[str], str]]] = {
+    'python_corpus': (python_corpus.PythonCorpus, python_corpus.fingerprint),
+    'synthetic': (synthetic_builder.Synthetic, synthetic_builder.fingerprint),
+}
+"""Builders of this package, and what says whether one was prepared from what is there now."""
+
+
+def _made_here(source: Source, name: str, config: str) -> tfds.core.DatasetBuilder:
+    kind, fingerprint = _BUILDERS[name]
+    known = [c.name for c in kind.BUILDER_CONFIGS]
     if config not in known:
-        raise UserError(f'no data set {source.name!r}: python_corpus/ has {", ".join(known)}')
+        raise UserError(f'no data set {source.name!r}: {name}/ has {", ".join(known)}')
     if source.data_dir is not None:  # somebody prepared it there, for every host the same
         return _stored(source)
 
     def make_builder(data_dir: str) -> tfds.core.GeneratorBasedBuilder:
-        return python_corpus.PythonCorpus(config=config, data_dir=data_dir, file_format=_FORMAT)
+        return kind(config=config, data_dir=data_dir, file_format=_FORMAT)
 
-    root = cache_dir() / 'datasets' / python_corpus.fingerprint(config) / config
+    root = cache_dir() / 'datasets' / fingerprint(config) / config
     prepare.prepared(root, source.name, functools.partial(prepare.by_builder, make_builder))
     try:
         with prepare.quiet_absl():
@@ -299,6 +308,6 @@ def _remedies(split: str, documents: int) -> Iterator[str]:
 
 
 def _damaged(source: Source, directory: str, problem: object) -> UserError:
-    if source.name.partition('/')[0] in ('python_corpus', *FILES) and not source.data_dir:
+    if source.name.partition('/')[0] in (*MADE_HERE, *FILES) and not source.data_dir:
         return prepare.damaged(Path(directory), problem)
     return UserError(f'{source.name!r} in {directory} is damaged ({problem}): prepare it again')

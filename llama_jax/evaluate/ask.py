@@ -53,6 +53,8 @@ class Outcome:
             for name, x_SN in self.scores.items()
         }
         about: dict[str, Any] = {'kind': task.kind, 'items': len(self.loaded.items)}
+        if task.kind == 'choices':
+            about['chance'] = float(np.mean([1 / len(x.choices) for x in self.loaded.items]))
         if task.kind in ('choices', 'text'):
             about |= {'shots': task.shots, 'shot_seeds': _n_seeds(task)}
         return {**about, **self.facts, 'metrics': metrics}
@@ -126,14 +128,17 @@ class _Asker:
 
     def choices(self) -> Outcome:
         """'acc': of the likeliest text; of log-probabilities by character, by byte, less those
-        without context or behind the domain's words alone; and calibrated, where all items have
-        the same choices. In a chat neither domain nor calibration."""
+        without context or behind the domain's words alone, where there are prompts; and
+        calibrated, where all items have the same choices. In a chat neither domain nor
+        calibration."""
         task, subject, items = self._task, self._subject, self._loaded.items
         domain = domain_of(task)
         requests: list[Request] = []
         places: dict[tuple[Any, ...], int] = {}
 
         draws = shots_of(self._loaded, self._seed)
+        # Without one, less those without context is nothing.
+        prompted = any(item.prompt for item in items)
 
         def ask(context: str, choice: str, turns: int | None = None) -> int:
             """Number of the request, one for equal ones. A chat after the shots of draw `turns`."""
@@ -151,11 +156,10 @@ class _Asker:
         for number, (shots, _) in enumerate(draws):
             for item in items:
                 context = (item.prompt, number) if task.chat else (shots + item.prompt, None)
-                asked = {
-                    'll': [ask(context[0], choice, context[1]) for choice in item.choices],
-                    'alone': [ask('', choice) for choice in item.choices],
-                }
-                if not task.chat:
+                asked = {'ll': [ask(context[0], choice, context[1]) for choice in item.choices]}
+                if prompted:
+                    asked['alone'] = [ask('', choice) for choice in item.choices]
+                if prompted and not task.chat:
                     asked['domain'] = [ask(domain, choice) for choice in item.choices]
                 every.append((number, item, shots, asked))
             if not isinstance(task.choices, str) and not task.chat:
@@ -177,10 +181,8 @@ class _Asker:
                 'acc': of['ll'],
                 'acc_chars': of['ll'] / [len(choice) for choice in item.choices],
                 'acc_bytes': of['ll'] / [len(choice.encode()) for choice in item.choices],
-                'acc_alone': of['ll'] - of['alone'],
+                **{f'acc_{name}': of['ll'] - x for name, x in of.items() if name != 'll'},
             }
-            if not task.chat:
-                by['acc_domain'] = of['ll'] - of['domain']
             if priors:
                 by['acc_calibrated'] = of['ll'] - priors[number]
             chosen = {name: int(np.argmax(x)) for name, x in by.items()}
@@ -190,8 +192,7 @@ class _Asker:
                     'choices': list(item.choices),
                     'gold': item.gold,
                     'log_p': of['ll'].tolist(),
-                    'log_p_alone': of['alone'].tolist(),
-                    **({} if task.chat else {'log_p_domain': of['domain'].tolist()}),
+                    **{f'log_p_{name}': x.tolist() for name, x in of.items() if name != 'll'},
                     **({'log_p_free': priors[number].tolist()} if priors else {}),
                     'chosen': chosen,
                     'scores': {name: float(i == item.gold) for name, i in chosen.items()},

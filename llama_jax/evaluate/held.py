@@ -37,6 +37,8 @@ class Held(NamedTuple):
     validation: tuple[Documents, ...] = ()
     """Held out as well, and seen by choices, such as that of the learning rate."""
     train: tuple[Documents, ...] = ()
+    splits: tuple[str, ...] = ()
+    """Of `test`, for the record."""
 
     @property
     def names(self) -> str:
@@ -45,26 +47,32 @@ class Held(NamedTuple):
     @property
     def digest(self) -> tuple[str, ...]:
         """Of the contents of all."""
-        return tuple(documents.digest for part in self for documents in part)
+        every = (*self.test, *self.validation, *self.train)
+        return tuple(documents.digest for documents in every)
 
 
 def of_run(data: DataConfig, reads: type[Reads]) -> Held:
     """The sets of --data.validate where a run has some; else of each source the split 'test', and
-    where it has none the one that the run validates on."""
+    where that has no two documents the one that the run validates on as well."""
     train = open_sources(data, 'train', reads).sources
     sets = data.of('validation')
     if data.validation:
-        return Held(open_sources(data, 'validation', reads).sources, (), train)
-    test, validation = [], []
+        splits = tuple(source.split or '' for source in sets)
+        return Held(open_sources(data, 'validation', reads).sources, (), train, splits)
+    test: list[Source] = []
+    validation: list[Source] = []
     for source, of_run in zip(sets, data.sources, strict=True):
         known = builder(source, reads=reads).info.splits
-        apart = of_run.split is None and 'test' in known and known['test'].num_examples > 0
-        if apart and source.split != 'test':
+        n = known['test'].num_examples if of_run.split is None and 'test' in known else 0
+        if n and source.split != 'test':
             test.append(dataclasses.replace(source, split='test'))
-            validation.append(source)
-        else:
-            test.append(source)
-    return Held(_opened(data, test, reads), _opened(data, validation, reads), train)
+        (validation if n > 1 else test).append(source)
+    return Held(
+        _opened(data, test, reads),
+        _opened(data, validation, reads),
+        train,
+        tuple(dict.fromkeys(source.split or '' for source in test)),
+    )
 
 
 def of_name(name: str) -> Held:
@@ -78,7 +86,7 @@ def of_name(name: str) -> Held:
         )
     first, *other = ((_open(name, split),) for split in held)
     train = (_open(name, 'train'),) if 'train' in known else ()
-    return Held(first, other[0] if other else (), train)
+    return Held(first, other[0] if other else (), train, tuple(held[:1]))
 
 
 def pairs_name(text: str, pairs: str, data: DataConfig) -> str:

@@ -23,7 +23,7 @@ def _share(label: str, task: str, *needs: str, headline: bool = True) -> Metric:
 
 
 def _bits(label: str, task: str) -> Metric:
-    return Metric(label, 'bits per byte', False, False, task)
+    return Metric(label, 'bits per byte', False, False, task, ('windows',))
 
 
 METRICS: dict[str, Metric] = {
@@ -39,14 +39,14 @@ METRICS: dict[str, Metric] = {
         )
         for kind, label, task, of in (
             ('doc', 'docstring to body', 'docstrings', ('pairs',)),
-            ('span', 'span to span', 'spans', ()),
+            ('span', 'span to span', 'spans', ('spans',)),
         )
         for white, needs in (('', of), ('_white', (*of, 'whitening')))
         for k in (1, 5, 10)
     },
-    'alignment': Metric('alignment', '', False, True),
-    'uniformity': Metric('uniformity', '', False, True),
-    'effective_rank': Metric('effective rank', '', True, True),
+    'alignment': Metric('alignment', '', False, True, needs=('spans',)),
+    'uniformity': Metric('uniformity', '', False, True, needs=('spans',)),
+    'effective_rank': Metric('effective rank', '', True, True, needs=('spans',)),
     'bits_per_byte': _bits('likelihood', 'likelihood'),
     'suffix_bits_per_byte': _bits('suffix given the first half', 'suffix'),
     'suffix_ordinary_bits_per_byte': _bits(
@@ -58,8 +58,10 @@ METRICS: dict[str, Metric] = {
     'middle_pseudo_ordinary_bits_per_byte': _bits(
         'middle span, pseudo-likelihood, ordinary tokens alone', 'pseudo-likelihood'
     ),
-    'calibration_error': Metric('calibration error of the suffix', 'share', False, False),
-    'infill_exact': _share('infill, exact match', 'infill', 'infills', headline=False),
+    'calibration_error': Metric(
+        'calibration error of the suffix', 'share', False, False, needs=('windows',)
+    ),
+    'infill_exact': _share('infill, exact match', 'infill', 'windows', 'infills', headline=False),
 }
 """Name in evaluation.json to what it is."""
 

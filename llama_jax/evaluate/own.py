@@ -40,7 +40,10 @@ def evaluate_own(
     sets = data.of('validation')
     reads = Text if data.validation else experiment.objective.reads
     documents = open_sources(data, 'validation', reads).sources
-    found = [collect(suite, Held((one,)), Held((one,)), trained.tokenizer) for one in documents]
+    found = [
+        collect(suite, Held((one,)), Held((one,)), trained.tokenizer, strict=True)
+        for one in documents
+    ]
     for name in _OF_TOPICS:
         changed = getattr(suite, name) != getattr(usual, name)
         if changed and not any(texts.topics.names for texts in found):

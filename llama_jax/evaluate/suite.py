@@ -155,7 +155,7 @@ def _why(name: str, found: Texts) -> str:
     return next((found.absent[what] for what in needs if what in found.absent), _OBJECTIVE)
 
 
-_OBJECTIVE = 'the objective cannot be asked for it, or there are too few texts'
+_OBJECTIVE = 'the objective cannot be asked for it, or the pool is too small'
 
 
 class _Measuring:
@@ -204,7 +204,7 @@ class _Measuring:
                 self.metrics['effective_rank'] = retrieval.effective_rank_result(a_ND)
 
     def likelihoods(self) -> None:
-        """What the objective can be asked for."""
+        """What the objective can be asked for, and there are texts for."""
         found, tokenizer, seed = self._found, self._trained.tokenizer, self._suite.seed
         asked = self._experiment.objective.reading
         for name, question, asked_of in (

@@ -46,7 +46,8 @@ class Texts(NamedTuple):
     document: dict[str, str]
     """`text_id` of a window to the name of its document."""
     absent: dict[str, str]
-    """Name of what is not there ('topics', 'order', 'pairs', 'whitening', 'infills') to why."""
+    """Name of what is not there ('topics', 'order', 'pairs', 'spans', 'windows', 'whitening',
+    'infills') to why."""
     about: dict[str, str | int]
     """Where the texts are from, for the record."""
 
@@ -72,9 +73,12 @@ def of_run(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> Texts:
 _KEPT: dict[object, Texts] = {}
 
 
-def collect(suite: Suite, sets: Held, pairs: Held, tokenizer: Tokenizer) -> Texts:
-    """The texts of a suite from opened data sets. What needs more than text is absent where there
-    is none of it; raises TooLittleError where there is too little text."""
+def collect(
+    suite: Suite, sets: Held, pairs: Held, tokenizer: Tokenizer, *, strict: bool = False
+) -> Texts:
+    """The texts of a suite from opened data sets. What the data is too little for, or has no fields
+    for, is absent. Raises TooLittleError where there is nothing to measure on; if `strict` also
+    where two spans or windows are missing."""
     seed = suite.seed
     absent: dict[str, str] = {}
     every = held.records(
@@ -115,22 +119,31 @@ def collect(suite: Suite, sets: Held, pairs: Held, tokenizer: Tokenizer) -> Text
     ]
     spans = examples.span_pairs(documents, n=suite.pool, length=suite.span, seed=seed, names=names)
     if len(set(spans.document.tolist())) < 2:
-        raise TooLittleError(
+        absent['spans'] = (
             f'{sets.names} has too little text: no two documents of {_LEAST} tokens (there are '
             f'{sum(map(len, sets.test))} documents): give more'
         )
+        spans = NO_PAIRS
     # More than are needed: not every window has a word to infill.
     more = examples.windows(
         documents, n=4 * suite.windows, length=suite.window, seed=seed, names=names
     )
     if len(more) < 2:
         longest = max(map(len, documents))
-        raise TooLittleError(
+        absent['windows'] = (
             f'{sets.names} has too little text: no two texts of {suite.window} tokens (the longest '
             f'document has {longest}): give more, or set --suite.window lower'
         )
-    plain = examples.windows(
-        begun, n=suite.windows, length=suite.window + 1, seed=seed, names=names
+        more = []
+    lacks = [absent[what] for what in ('spans', 'windows') if what in absent]
+    if lacks and (strict or len(lacks) == 2):
+        raise TooLittleError(lacks[0])
+    plain = (
+        []
+        if 'windows' in absent
+        else examples.windows(
+            begun, n=suite.windows, length=suite.window + 1, seed=seed, names=names
+        )
     )
     windows = [window.tokens for window in more]
     whitening = _training_spans(suite, sets.train, tokenizer)
@@ -139,7 +152,7 @@ def collect(suite: Suite, sets: Held, pairs: Held, tokenizer: Tokenizer) -> Text
     python = all(documents.name.startswith('python_corpus/') for documents in sets.test)
     infill = examples.infills if python else words.infills
     infills = infill(windows, tokenizer, n=suite.windows, longest=suite.infill, seed=seed)
-    if not infills:
+    if not infills and windows:
         absent['infills'] = (
             f'no word of at most {suite.infill} tokens stands twice in a window: raise '
             '--suite.infill'
@@ -158,6 +171,7 @@ def collect(suite: Suite, sets: Held, pairs: Held, tokenizer: Tokenizer) -> Text
         absent=absent,
         about={
             'name': sets.names,
+            'split': '+'.join(sets.splits),
             'documents': sum(map(len, sets.test)),
             'pairs': pairs.names if belong.a else '',
         },

@@ -140,7 +140,7 @@ def running_median(points: Sequence[Point], reach: int) -> list[Point]:
     """
     every = math.ceil(2 * len(points) / _MOST_POINTS)
     last = len(points) - 1
-    factors = (int(last**share) for share in (i / 200 for i in range(200)))
+    factors = (min(last, int(last**share)) for share in (i / 200 for i in range(200)))
     medians: list[Point] = []
     for i in sorted({*range(0, last, every), *factors, last}):
         x, y = points[i]

@@ -108,7 +108,7 @@ def opened(path):
 
 
 def of(path, suite, tokenizer):
-    return texts.collect(suite, Held((opened(path),)), Held(()), tokenizer)
+    return texts.collect(suite, Held((opened(path),)), Held(()), tokenizer, strict=True)
 
 
 def test_long_documents_are_cut_and_texts_come_from_all_over(tokenizer, tmp_path):

@@ -199,6 +199,12 @@ def test_a_set_of_ones_own_is_measured_by_its_fields(tokenizer, tmp_path):
         texts.of_run(replace(SMALL, topics_field='genre'), setting, tokenizer)
     with pytest.raises(UserError, match='pairs-fields q and a: text_files has no document with'):
         texts.of_run(replace(SMALL, pairs_fields=('q', 'a')), setting, tokenizer)
+    one = Source('text_files', files=(str(tmp_path / 'a.jsonl'),))
+    few = setting.data.sources[0], replace(one, split='test[:1]')
+    setting.data = DataConfig(sources=few[1:])
+    little = texts.of_run(replace(SMALL, window=48), setting, tokenizer)
+    assert 'no two documents of 16 tokens' in little.absent['spans'] and not little.spans.a
+    setting.data = DataConfig(sources=few[:1])
     none = texts.of_run(replace(SMALL, pairs=''), setting, tokenizer)
     assert none.absent['pairs'] == 'no data set of pairs is named'
 

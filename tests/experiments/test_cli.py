@@ -15,6 +15,7 @@ from experiments import cli, evaluate, pretrain
 from llama_jax.data.config import DataConfig, Source, labels
 from llama_jax.errors import Stopped
 from llama_jax.evaluate.metrics import METRICS
+from llama_jax.evaluate.suite import Evaluation, Suite
 from llama_jax.model.config import LongRope
 from llama_jax.train.experiment import Experiment, digest, from_dict, to_dict
 
@@ -252,9 +253,11 @@ cli.main(script)
 
 def test_overrides_reach_every_arm_of_a_grid(monkeypatch):
     command = ['compare', 'fim', '--evaluation.every', '5', '--train.steps', '7', '--jobs', '2']
+    command += ['--suite.pool', '9', '--suite.rates', '0.1', '0.2']
     monkeypatch.setattr('sys.argv', command)
     grid, options = cli.read_grid('compare', 'Compares.', jobs=(int, 1))
     assert options.jobs == 2 and len(grid.arms) == 2
+    assert grid.suite == Suite(pool=9, rates=(0.1, 0.2))
     for arm, before in zip(grid.arms, configs.grid('fim').arms, strict=True):
         changed = dataclasses.replace(
             before.experiment,
@@ -262,6 +265,9 @@ def test_overrides_reach_every_arm_of_a_grid(monkeypatch):
             train=dataclasses.replace(before.experiment.train, steps=7),
         )
         assert arm.experiment == changed
+
+
+ABSENT = {name: {'value': None, 'why': 'of a test'} for name in METRICS}
 
 
 @pytest.mark.parametrize(
@@ -273,7 +279,8 @@ def test_an_evaluation_of_a_named_step_leaves_that_of_the_newest_alone(
 ):
     asked = []
     trained = types.SimpleNamespace(step=60, experiment=None)
-    found = {'step': 60, 'seconds': 0.0, 'metrics': {m: {'value': None} for m in METRICS}}
+    result = {'step': 60, 'seconds': 0.0, 'metrics': ABSENT}
+    found = Evaluation(result, {})
     monkeypatch.setattr(evaluate, 'load', lambda run, mesh, **how: asked.append(run) or trained)
     monkeypatch.setattr(evaluate, 'evaluate_trained', lambda *given: found)
     (tmp_path / 'run').mkdir()
@@ -295,8 +302,8 @@ def test_an_evaluation_of_a_named_step_leaves_that_of_the_newest_alone(
 def test_own_text_has_results_of_its_own(run_script, monkeypatch, tmp_path, arguments, names):
     data = DataConfig(validation=(Source('python_corpus/stdlib_code', label='run'),))
     trained = types.SimpleNamespace(step=60, experiment=types.SimpleNamespace(data=data))
-    metrics = {m: {'value': None} for m in METRICS}
-    found = {'step': 60, 'seconds': 0.0, 'metrics': metrics, 'text': {'documents': 1234}}
+    result = {'step': 60, 'seconds': 0.0, 'metrics': ABSENT, 'text': {'documents': 1234}}
+    found = Evaluation(result, {})
     monkeypatch.setattr(evaluate, 'load', lambda run, mesh, **how: trained)
     monkeypatch.setattr(
         evaluate,
