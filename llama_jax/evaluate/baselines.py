@@ -15,6 +15,7 @@ from llama_jax import installed
 from llama_jax.errors import UserError
 from llama_jax.evaluate import likelihood, retrieval
 from llama_jax.evaluate.examples import Labelled, Pairs
+from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.probe import labels
 from llama_jax.evaluate.texts import Texts
 from llama_jax.objectives.asked import Middle
@@ -151,6 +152,9 @@ def _of_likelihood(
     for name, asked in _asked(found).items():
         bits = sum(-log_p(text.prefix, text.middle) for text in asked) / math.log(2)
         row[name] = _value(bits / _bytes(asked, tokenizer), len(asked))
+        # There are no control tokens among these: of ordinary ones alone it is the same.
+        ordinary = name.replace('_bits', '_ordinary_bits')
+        row |= {ordinary: row[name]} if ordinary in METRICS else {}
     return row
 
 

@@ -27,6 +27,12 @@ _BOLD = (
     'be better than some, by intervals of paired differences corrected (Holm) over all pairs of '
     'arms; where nothing is shown nothing is bold. ▽: not above a baseline.'
 )
+_BELOW = (
+    'Metrics in which no arm is above every baseline: at this size and budget training has not '
+    'helped in them, so that they are no headline. They rank arms by something else than what is '
+    'learned.'
+)
+_NONE = 'no arm is above every baseline in any common metric'
 _DIFFERENCES = (
     'Each arm less the first, on the same seeds and the same texts; in brackets the interval (95%, '
     'hierarchical bootstrap over seeds and documents, corrected by Holm over the arms). Bold: the '
@@ -74,20 +80,21 @@ def content(grid: GridRecords) -> list[Section]:
     differ = ', '.join(map(str, may_differ)) if isinstance(may_differ, list) else 'not recorded'
     judged = Judged(grid)
     others = scores.measured(grid, scores.OTHERS)
+    carried, rest = scores.headline(grid)
+    ranked = carried or rest
     differences = [
         table
-        for metrics in (scores.measured(grid, scores.HEADLINE), others)
-        if (table := scores.differences(judged, metrics))
+        for metrics in (carried, rest, others)
+        if metrics and (table := scores.differences(judged, metrics))
     ]
+    seeds = Fold('Every seed, with 95% intervals over its examples', scores.intervals(grid))
     found = [
         Section(
             'Common metrics',
             f'{_BOLD} These metrics apply to every objective.',
-            [
-                scores.scores(judged, scores.measured(grid, scores.HEADLINE)),
-                Fold('Every seed, with 95% intervals over its examples', scores.intervals(grid)),
-            ],
+            [*([scores.scores(judged, carried)] if carried else [_NONE]), seeds],
         ),
+        *([Section('Below a baseline', _BELOW, [scores.scores(judged, rest)])] if rest else []),
         Section(
             'Metrics of some objectives',
             f'{_BOLD} n/a: the metric does not apply to the objective. A bound or a '
@@ -101,10 +108,10 @@ def content(grid: GridRecords) -> list[Section]:
         ),
         Section(
             'Win matrix',
-            f'The share of the {len(scores.tasks())} common tasks that the arm of the row wins '
-            'over the arm of the column, by means over seeds. A task has one vote, however many '
-            'metrics it has; a tie counts half. Differences say which of it is more than chance.',
-            [scores.wins(grid)],
+            f'The share of the {len(scores.tasks(ranked))} common tasks that the arm of the row '
+            'wins over the arm of the column, by means over seeds. A task has one vote, however '
+            'many metrics it has; a tie counts half. Differences say what is more than chance.',
+            [scores.wins(grid, ranked)],
         ),
         Section(
             'Geometry',

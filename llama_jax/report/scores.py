@@ -24,10 +24,24 @@ NOISE = 'noise floor: A/A half-width'
 
 
 def measured(grid: GridRecords, metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that some evaluation names; all where there is none."""
+    """Those that some run has, or has as no number; all where there is none."""
     found = [run.evaluation.get('metrics') for _, run in grid.runs]
-    named = {name for x in found if isinstance(x, dict) for name in x}
+    every = [x for x in found if isinstance(x, dict)]
+    named = {name for x in every for name, of in x.items() if inside(of, 'value') is not None}
     return tuple(name for name in metrics if name in named) or metrics
+
+
+def headline(grid: GridRecords) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The common metrics in which some arm is above every baseline of it, and the others: of them a
+    comparison says how well its arms do what no training is needed for."""
+    common = measured(grid, HEADLINE)
+
+    def helped(metric: str) -> bool:
+        arms = [arm for arm in grid.arms if arm.values(metric)]
+        return not arms or any(not below(grid, arm, metric) for arm in arms)
+
+    carried = tuple(metric for metric in common if helped(metric))
+    return carried, tuple(metric for metric in common if metric not in carried)
 
 
 def scores(judged: Judged, metrics: tuple[str, ...]) -> Table:
@@ -82,20 +96,20 @@ def intervals(grid: GridRecords) -> Table:
     return Table(['run', *(_head(metric) for metric in shown)], rows)
 
 
-def wins(grid: GridRecords) -> Table:
+def wins(grid: GridRecords, metrics: tuple[str, ...] = HEADLINE) -> Table:
     """The share of the tasks that the row's arm wins over the column's, by means over seeds."""
-    means = [{metric: mean_std(arm, metric)[0] for metric in HEADLINE} for arm in grid.arms]
+    means = [{metric: mean_std(arm, metric)[0] for metric in metrics} for arm in grid.arms]
     rows = [
         Row(arm.name, [_wins(share) for share in line], arm.index)
-        for arm, line in zip(grid.arms, stats.win_matrix(means, tasks()), strict=True)
+        for arm, line in zip(grid.arms, stats.win_matrix(means, tasks(metrics)), strict=True)
     ]
     return Table(['wins of', *(f'over\n{arm.name}' for arm in grid.arms)], rows)
 
 
-def tasks() -> dict[str, dict[str, bool]]:
+def tasks(metrics: tuple[str, ...]) -> dict[str, dict[str, bool]]:
     """Task to its metrics, and whether higher is better."""
     found: dict[str, dict[str, bool]] = {}
-    for name in HEADLINE:
+    for name in metrics:
         found.setdefault(METRICS[name].task, {})[name] = METRICS[name].higher_is_better
     return found
 

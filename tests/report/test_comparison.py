@@ -182,6 +182,16 @@ def test_baselines_are_rows_and_an_arm_below_one_is_marked(three):
     )
     spans = column(table, 'Span to span, recall@1\n')[0]
     assert '▽' in spans[0] and '▽' not in spans[1] and spans[-1] == '98.0'
+    # What training does not help in is no headline, and has no vote.
+    rows['TF-IDF'] |= {f'recall_doc_{k}': {'value': 0.999} for k in (1, 5, 10)}
+    (three / 'baselines/counts/seed-0/evaluation.json').write_text(json.dumps({'rows': rows}))
+    grid = read_grid(three)
+    carried, rest = scores.headline(grid)
+    assert rest == ('recall_doc_1', 'recall_doc_5', 'recall_doc_10')
+    assert set(carried) | set(rest) == set(scores.measured(grid, scores.HEADLINE))
+    html = page(three)
+    assert 'Below a baseline' in html and f'The share of the {len(scores.tasks(carried))} ' in html
+    assert "'recall_doc_1'" not in str(scores.tasks(carried))
 
 
 def test_one_seed_has_no_deviation(tmp_path):
