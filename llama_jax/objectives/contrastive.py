@@ -154,6 +154,7 @@ class InfoNCE(Base):
             'accuracy': sums.correct,
             'alignment': sums.alignment,
             'uniformity': sums.weight * sums.uniformity,
+            'candidates': sums.candidates,
         }
         if self.learned:
             metrics['temperature'] = sums.weight * temperature

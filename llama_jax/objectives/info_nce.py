@@ -41,6 +41,8 @@ class Sums(NamedTuple):
     """Squared distance of the two views."""
     uniformity: jax.Array
     """Not a sum: log E exp(-2 |a - b|^2) over views of different documents (Wang & Isola 2020)."""
+    candidates: jax.Array
+    """Texts among which each view's other is looked for, the mean of both directions."""
 
 
 def info_nce(
@@ -85,6 +87,7 @@ def info_nce(
         correct=total((right_a_BM.astype(jnp.float32) + right_b_BM) / 2),
         alignment=total(jnp.sum(jnp.square(a_BMD - b_BMD), axis=-1)),
         uniformity=jnp.where(n_apart > 0, jnp.log(mean_near), 0),
+        candidates=total(jnp.ones_like(log_z_a_BM)) + n_apart,
     )
 
 

@@ -32,12 +32,12 @@ def figures(batch: HostBatch) -> dict[str, float]:
     return {name: x for name, x in batch.items() if isinstance(x, float)}
 
 
-def rows_here(experiment: Experiment, mesh: Mesh) -> list[int] | None:
-    """Which of the rows that a step reads are read by this process; None: all of them, prompts to
-    which one process alone writes completions."""
+def rows_here(experiment: Experiment, mesh: Mesh, rows: int = 0) -> list[int] | None:
+    """Which of the rows of a batch are read by this process; None: all of them, prompts to which
+    one process alone writes completions. `rows`: of the batch; 0: as many as a step reads."""
     if experiment.objective.rollout is not None:
         return None
-    return local_rows(mesh, experiment.train.batch)
+    return local_rows(mesh, rows or experiment.train.batch)
 
 
 def local_rows(mesh: Mesh, batch: int) -> list[int]:

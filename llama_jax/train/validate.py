@@ -38,6 +38,9 @@ class LossStep(Protocol):
 
 Stop = Callable[[], bool]
 """Whether to stop here; all processes ask equally often, and are told the same."""
+POOL = 1 << 16
+"""Positions of a batch, where the loss of a text depends on those that are read with it: no fewer,
+whatever a batch of training has, and as many at each validation."""
 SEED = 0
 """Of the sample and of its corruption: the same for all runs and at every validation."""
 
@@ -73,6 +76,11 @@ class Validation:
     batches are used, a sample that is shared out by the tokens of the sets, one batch each at
     least. A batch is of one set, so that each has figures of its own.
 
+    Of an objective whose loss is no sum over rows, such as a contrastive one, several batches are
+    read as one, a pool of texts that is always the same: a batch of training has few wrong answers
+    where its texts are of few documents. What does not fill the last pool of a set is left out, and
+    a set that fills none is one.
+
     Of an objective that is on policy, rewards are measured of what the parameters write to the
     prompts: the same draws at every validation, and the loss is less the mean reward.
     """
@@ -97,7 +105,10 @@ class Validation:
         for index in range(len(self._sources)):
             with self.open(index) as loader:
                 tokens.append(sum(text.tokens for text in loader.texts))
-        self.batches = shared_out(experiment.evaluation.batches, tokens)
+        at_once = self.rows // rows_read(experiment)
+        self.batches = shared_out(-(-experiment.evaluation.batches // at_once), tokens)
+        if at_once > 1 and not experiment.evaluation.batches:
+            self.batches = [self._pools(index) for index in range(len(self._sources))]
         self.tokens = sum(tokens)
         self._step = loss_step(
             experiment.model,
@@ -137,6 +148,21 @@ class Validation:
                 result |= {f'{name}/{label}': value for name, value in of_set.items()}
         return result
 
+    @property
+    def rows(self) -> int:
+        """Rows that are read at once."""
+        experiment = self._experiment
+        rows, batches = rows_read(experiment), experiment.evaluation.batches
+        if experiment.objective.accumulates:
+            return rows
+        at_once = max(1, POOL // (rows * experiment.train.seq_len))
+        return rows * (min(at_once, batches) if batches else at_once)
+
+    def _pools(self, index: int) -> int:
+        """Pools that a set fills, or one."""
+        with self.open(index) as loader:
+            return max(1, loader.filled()[0] // self.rows)
+
     def open(self, index: int) -> Loader:
         """One of the sets, from its beginning."""
         experiment = self._experiment
@@ -148,10 +174,10 @@ class Validation:
             split='validation',
             tokenizer=self._tokenizer,
             maker=experiment.objective,
-            batch=rows_read(experiment),
+            batch=self.rows,
             seq_len=experiment.train.seq_len,
             seed=SEED,
-            rows=rows_here(experiment, self._mesh),
+            rows=rows_here(experiment, self._mesh, self.rows),
             epochs=1,
             chat=self._chat,
             given=None if self.given is None else self.given[index],

@@ -48,6 +48,7 @@ def oracle(a_PD, b_PD, documents, temperature):
         'correct': correct,
         'alignment': np.sum((a_PD - b_PD) ** 2),
         'uniformity': np.log(np.mean(near)),
+        'candidates': candidate.sum(),
         'da': dlogit @ b_PD / temperature,
         'db': dlogit.T @ a_PD / temperature,
         'dlog_temperature': -(dlogit * np.where(candidate, cos, 0)).sum() / temperature,

@@ -105,6 +105,7 @@ def test_loss_of_a_packed_batch_equals_loops_over_its_pairs():
     assert loss.weight == objective.loss_tokens(batch) == len(ids)
     np.testing.assert_allclose(loss.total, want['total'], rtol=1e-5)
     np.testing.assert_allclose(loss.metrics['accuracy'], want['correct'], rtol=1e-6)
+    assert loss.metrics['candidates'] == want['candidates']
     np.testing.assert_allclose(loss.metrics['alignment'], want['alignment'], rtol=1e-5)
     np.testing.assert_allclose(
         loss.metrics['uniformity'] / loss.weight, want['uniformity'], rtol=1e-5

@@ -21,6 +21,7 @@ from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import DOCUMENT, InfoNCE
+from llama_jax.train import validate
 from llama_jax.train.place import place
 from llama_jax.train.progress import Progress
 from llama_jax.train.records import Records
@@ -186,6 +187,39 @@ def test_microbatches_save_the_memory_that_they_save_in_training(mesh):
     )
     assert parts < whole / 4
     assert parts < in_training
+
+
+@pytest.mark.parametrize(('batches', 'pools', 'rows'), [(5, 3, 16), (1, 1, 8), (0, 0, 16)])
+def test_a_contrastive_loss_is_measured_in_pools_of_a_fixed_size(
+    sets, tokenizer, mesh, params, monkeypatch, batches, pools, rows
+):
+    """Two batches at once, all of them full; each text is told from all others of its pool."""
+    monkeypatch.setattr(validate, 'POOL', 2 * 8 * sets.train.seq_len)
+    sets = changed(sets, 'data', validation=sets.data.validation[2:])
+    config = changed(replace(sets, objective=InfoNCE()), 'evaluation', batches=batches)
+    with jax.set_mesh(mesh):
+        validation = Validation(config, tokenizer, mesh)
+        assert validation.rows == rows
+        with validation.open(0) as loader:
+            in_all = loader.filled()[0]
+        (read,) = validation.batches
+        assert read == (pools or in_all // 16) > 0
+        if batches == 5:
+            figures = validation(params)
+            with validation.open(0) as loader:
+                texts = [pairs(batch) for batch in itertools.islice(loader, pools)]
+            told = [1 + sum(other != one for other in ids) for ids in texts for one in ids]
+            assert figures['candidates'] == pytest.approx(np.mean(told))
+
+
+def pairs(batch):
+    """The document of each pair."""
+    segment_BT = batch['a/segments']
+    return [
+        int(batch[f'a/{DOCUMENT}'][row][segment_BT[row] == m + 1][0])
+        for row in range(len(segment_BT))
+        for m in range(segment_BT[row].max())
+    ]
 
 
 def test_contrastive_batches_hold_as_many_documents_as_in_training(
