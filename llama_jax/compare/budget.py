@@ -18,6 +18,7 @@ from llama_jax.data.plan import Cursor
 from llama_jax.data.sources import Corpus
 from llama_jax.data.tokens import Texts, tokenised
 from llama_jax.text.tokenizer import Tokenizer
+from llama_jax.train import teacher
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.start import chat_read
 from llama_jax.train.step import initial_params
@@ -117,9 +118,10 @@ def tokens(experiment: Experiment) -> int:
 
 
 def flops(experiment: Experiment) -> float:
-    """FLOPs of all steps of a run."""
+    """FLOPs of all steps of a run, those of a teacher that runs in them included."""
     seq_len = experiment.train.seq_len
-    return tokens(experiment) * experiment.objective.flops(experiment.model, seq_len)
+    own = experiment.objective.flops(experiment.model, seq_len)
+    return tokens(experiment) * (own + teacher.flops(experiment))
 
 
 def match_flops(grid: Grid) -> Grid:

@@ -36,6 +36,7 @@ from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.objectives.base import Objective
 from llama_jax.train import experiment as experiments
+from llama_jax.train import teacher
 from llama_jax.train.checkpoint import checksum, difference
 from llama_jax.train.code import evaluation_code, training_code
 from llama_jax.train.experiment import Experiment, to_dict
@@ -81,8 +82,8 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
     held['tokenizer'] = _same(grid, 'tokenizer', lambda x: text(x.data).tokenizer.digest)
     for arm in grid.arms:
         with _named(arm):
-            vocab = text(arm.experiment.data).tokenizer.vocab_size
-            experiments.resolved(arm.experiment, vocab)
+            tokenizer = text(arm.experiment.data).tokenizer
+            teacher.check(experiments.resolved(arm.experiment, tokenizer.vocab_size), tokenizer)
     held['documents'] = _same(grid, 'documents', lambda x: text(x.data).corpus.digest)
     for seed in range(grid.seeds):
         held[f'document order, seed {seed}'] = _same(

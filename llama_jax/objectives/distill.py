@@ -183,7 +183,7 @@ class Distillation(Base):
         return self.task.loss_tokens(batch)
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
-        """Of the student alone, whose speed it is."""
+        """Of the student alone; train/teacher.py knows those of the teacher."""
         return self.task.flops(model, seq_len)
 
     def check(self, model: ModelConfig) -> None:

@@ -20,7 +20,7 @@ from llama_jax import trees
 from llama_jax.data.config import cache_dir
 from llama_jax.errors import UserError
 from llama_jax.optim.schedule import ScheduleConfig
-from llama_jax.train import agreement, resume
+from llama_jax.train import agreement, resume, teacher
 from llama_jax.train.checkpoint import Checkpoints, present
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.records import read_run
@@ -138,6 +138,7 @@ def _training(run: Run) -> list[str]:
     a_step = train.batch * train.seq_len
     micro = f' in {train.accumulate} microbatches' if train.accumulate > 1 else ''
     flops = run.experiment.objective.flops(run.experiment.model, train.seq_len)
+    flops += teacher.flops(run.experiment)
     return [
         f'{train.steps:,} steps of {train.batch} x {train.seq_len} = {a_step:,} tokens{micro}: '
         f'{train.steps * a_step:,} tokens, {train.steps * a_step * flops:.3g} FLOPs'

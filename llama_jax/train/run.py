@@ -27,7 +27,7 @@ from llama_jax.optim.adamw import optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.text import template_files
 from llama_jax.text.tokenizer import Tokenizer
-from llama_jax.train import agreement, reading, resume
+from llama_jax.train import agreement, reading, resume, teacher
 from llama_jax.train.checkpoint import Checkpoints, Items, Restored
 from llama_jax.train.config_file import ConfigFile, edited
 from llama_jax.train.experiment import Experiment, check, to_dict
@@ -50,7 +50,6 @@ from llama_jax.train.step import (
     train_step,
 )
 from llama_jax.train.teacher import Taught
-from llama_jax.train.teacher import check as check_teacher
 from llama_jax.train.validate import Stop, Validation
 from llama_jax.train.wandb import package
 from llama_jax.train.workdir import forget_unsaved, held, holder
@@ -192,7 +191,7 @@ def _prepare(
     chat = chat_read(experiment, workdir)
     if experiment.objective.reads is not Text:  # what it refuses, before weights are read
         reading.training_loader(experiment, tokenizer, device_mesh, None, chat).close()
-    check_teacher(experiment, tokenizer)
+    teacher.check(experiment, tokenizer)
     validates = experiment.evaluation.every > 0
     rollouts = None
     if experiment.objective.rollout is not None:
@@ -257,7 +256,7 @@ def _prepare(
         resume.check_data(restored.metadata, loader.digest, experiment, workdir)
         references.check(given, restored.metadata.get('reference'), workdir)
     flops = experiment.objective.flops(experiment.model, train.seq_len)
-    flops *= flops_share(experiment.tune)
+    flops = flops * flops_share(experiment.tune) + teacher.flops(experiment)
     peak, peak_source = peak_flops(device_mesh.devices.flat[0])
     records = Records(
         workdir,

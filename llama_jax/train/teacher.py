@@ -73,6 +73,17 @@ def check(experiment: Experiment, tokenizer: Tokenizer) -> None:
         )
 
 
+def flops(experiment: Experiment) -> float:
+    """FLOPs per position of a row of a teacher that runs in each step, which are those of a forward
+    pass; 0 without one. Reads no parameters."""
+    objective = experiment.objective
+    if not isinstance(objective, Distillation) or objective.top_k:
+        return 0.0
+    found = origin(objective.teacher, '--objective.teacher').model
+    model = dataclasses.replace(found, vocab=experiment.model.vocab)
+    return objective.task.flops(model, experiment.train.seq_len) / 3
+
+
 class Taught:
     """The teacher of a run, where its objective has one.
 

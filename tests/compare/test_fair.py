@@ -20,6 +20,7 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.distill import Distillation
 from llama_jax.train import code
 from llama_jax.train.checkpoint import checksum
 from llama_jax.train.step import initial_state
@@ -249,6 +250,11 @@ def test_settings_that_do_not_fit_are_refused_with_the_arm(grid, change, words):
     arms = tuple(replace(arm, experiment=change(arm.experiment)) for arm in grid.arms)
     line = refusal(replace(grid, arms=arms))
     assert words in line and line.startswith('arm plain: ')
+
+
+def test_a_teacher_that_is_not_there_is_told_before_the_first_step(grid):
+    line = refusal(with_second_arm(grid, lambda x: replace(x, objective=Distillation('nowhere'))))
+    assert line.startswith('arm z: nowhere holds no run')
 
 
 @pytest.mark.parametrize(

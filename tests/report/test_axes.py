@@ -67,6 +67,7 @@ def test_running_median():
     assert smooth[8] == (8.0, 13.0)  # of 10, 12, 14, 16
     spike = [*line[:4], (4.0, 1e9), *line[5:]]
     assert running_median(spike, 3)[4] == (4.0, 10.0)
+    assert running_median(spike[:1], 0) == spike[:1]
     holed = [(0.0, 1.0), (1.0, None), (2.0, 5.0), (3.0, 7.0), (4.0, 0.0)]
     assert running_median(holed, 2)[:3] == [(0.0, 1.0), (1.0, None), (2.0, 3.0)]
     long = running_median([(float(i), 1.0) for i in range(9999)], 100)

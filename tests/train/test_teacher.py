@@ -90,6 +90,11 @@ def test_a_student_comes_nearer_and_its_teacher_is_in_no_checkpoint(online, taug
     assert 0 < steps[-1]['kl'] < steps[0]['kl'] - 0.01
     assert lines(workdir, 'validation')[-1]['kl'] > 0
     preferring.assert_golden('distillation', workdir)
+    forward = TASK.flops(replace(experiment.model, dim=24), 64) / 3
+    whole = experiment.objective.flops(experiment.model, 64) + forward
+    assert json.loads((workdir / 'run.json').read_text())['flops_per_token'] == pytest.approx(whole)
+    said_before = replace(experiment, objective=replace(experiment.objective, top_k=2))
+    assert teacher.flops(said_before) == 0
     kept = {path.name for path in (workdir / 'checkpoints' / '6').rglob('*') if path.is_dir()}
     assert not any('teacher' in name for name in kept)
 
