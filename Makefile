@@ -27,7 +27,7 @@ TPU := .venv-tpu/.test-$(BY)
 
 help:
 	@echo 'make quickstart        train, sample and report in a few minutes: runs/quickstart'
-	@echo 'make compare           five objectives, two seeds, a report in 18 minutes: runs/compare'
+	@echo 'make compare           three objectives, three seeds, a report in 25 minutes: runs/compare'
 	@echo 'make finetune          SmolLM2 tuned to tell the topics of news, and measured: runs/finetune'
 	@echo 'make weights           the weights of SmolLM2-135M (93 MB) to generate with and to serve'
 	@echo 'make test              lint, types and the tests'
