@@ -64,7 +64,7 @@ def likelihood_of_text(
     these tokens is what `transformers` reports as the loss of each part.
     """
     whole = trained.experiment.objective.reading.whole
-    if whole is None or whole.kind != 'exact':
+    if whole is None or whole.kind != 'exact' or whole.read is not None:
         return None
     n, taken = len(documents), 0
     ids: list[np.ndarray] = []

@@ -87,8 +87,13 @@ def _compression(run: RunRecords) -> str:
         notes.append('baselines.json gives no xz and zlib to compare with.')
     else:
         notes.append(_covered(run.baselines, final))
+    kind = inside(newest, 'likelihood')
+    bound = ', upper bound' if kind == 'bound' else ''
+    if bound:
+        notes.append('The model gives no exact likelihood: it is bounded under random masks.')
     return (
-        f'<section class="card"><h3>Validation, bits per byte</h3><p class="big">{big}</p>{bars}'
+        f'<section class="card"><h3>Validation, bits per byte{bound}</h3>'
+        f'<p class="big">{big}</p>{bars}'
         f'<p class="note">{escape(" ".join(notes))}</p></section>'
     )
 

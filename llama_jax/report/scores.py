@@ -138,6 +138,16 @@ def mean_std(arm: ArmRecords, metric: str) -> tuple[float | None, float | None]:
     return stats.mean_std(values) if values else (None, None)
 
 
+def _monte_carlo(arm: ArmRecords, metric: str) -> str:
+    """The standard error of the mean over seeds that comes of the draws of a bound alone."""
+    found = (number(run.evaluation, 'metrics', metric, 'standard_error') for run in arm.runs)
+    errors = [x for x in found if x is not None]
+    if not errors:
+        return ''
+    error = math.sqrt(sum(x * x for x in errors)) / len(errors)
+    return f' (s.e. {told(metric, error, more=1)})'
+
+
 def _score(judged: Judged, arm: ArmRecords, metric: str) -> Cell:
     mean, std = mean_std(arm, metric)
     if mean is None:
@@ -146,7 +156,7 @@ def _score(judged: Judged, arm: ArmRecords, metric: str) -> Cell:
     spread = '' if std is None else f' ± {told(metric, std)}'
     of = f' ({len(values)} of {len(arm.runs)})' if len(values) < len(arm.runs) else ''
     kind = judged.kind(arm, metric)
-    label = '' if kind == EXACT else f' {kind}'
+    label = '' if kind == EXACT else f' {kind}{_monte_carlo(arm, metric)}'
     under = below(judged.grid, arm, metric)
     text = f'{told(metric, mean)}{spread}{of}{label}{f" {BELOW}" if under else ""}'
     about = f'seeds: {", ".join(told(metric, value, more=2) for value in values)}'

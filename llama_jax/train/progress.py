@@ -127,7 +127,8 @@ class Progress:
             for name, value in result.items()
             if head and name.startswith(head)
         )
-        say(f'step {step}  validation: {shown}{of_sets and f" ({of_sets})"}')
+        kind = f' ({result["likelihood"]})' if 'likelihood' in result else ''
+        say(f'step {step}  validation: {shown}{kind}{of_sets and f" ({of_sets})"}')
 
     def measured(self, step: int, result: dict[str, float]) -> None:
         """Record what the caller had measured of the parameters."""

@@ -121,6 +121,7 @@ class Validation:
         self, params: Params, stop: Stop = lambda: False, *, carried: Params | None = None
     ) -> dict[str, Any]:
         """Figures over all sets, and 'NAME/LABEL' for each of several; `carried` is that of State.
+        'likelihood' says 'bound' where bits per byte are one, and no exact value.
 
         `stop` is asked before every batch; the figures are of what was read until then.
         """
@@ -143,6 +144,9 @@ class Validation:
                     )
                 )
         result = figures(added(sums))
+        asked = self._experiment.objective.reading.whole
+        if 'bits_per_byte' in result and asked is not None and asked.kind != 'exact':
+            result['likelihood'] = asked.kind
         if len(sums) > 1:
             for label, of_set in zip(self.labels, map(figures, sums), strict=True):
                 result |= {f'{name}/{label}': value for name, value in of_set.items()}

@@ -269,7 +269,7 @@ def test_the_progress_tells_every_set(experiment, tmp_path, capsys):
     result = {'loss': 2.0, 'bits_per_byte': 1.5, 'loss/zh': 1.0, 'bits_per_byte/zh': 0.75}
     progress.validated(5, result | {'loss/a/b': 3.0, 'bits_per_byte/a/b': 2.25})
     progress.validated(6, {'loss': 2.0, 'loss/zh': 1.0, 'accuracy/zh': 0.5})
-    progress.validated(7, {'loss': 2.0, 'bits_per_byte': 1.5})
+    progress.validated(7, {'loss': 2.0, 'bits_per_byte': 1.5, 'likelihood': 'bound'})
     for step in (18, 19, 20):  # no line at 19: one has come just now
         progress.log(step, {'loss': 1.25}, seconds_waited=0.0)
     records.close()
@@ -279,5 +279,5 @@ def test_the_progress_tells_every_set(experiment, tmp_path, capsys):
     assert said == [
         'step 5  validation: loss 2.000, bits per byte 1.500 (zh 0.750, a/b 2.250)',
         'step 6  validation: loss 2.000 (zh 1.000)',
-        'step 7  validation: loss 2.000, bits per byte 1.500',
+        'step 7  validation: loss 2.000, bits per byte 1.500 (bound)',
     ]
