@@ -159,9 +159,11 @@ def from_run(
     from llama_jax.train import restore
 
     workdir, step = restore.named(checkpoint, what)
-    objective = restore.experiment_of(workdir).objective
-    beside = where_heads_are(objective, str(workdir)) if heads else ()
+    beside: tuple[str, ...] = ()
+    if heads:  # before the weights are read
+        beside = where_heads_are(restore.experiment_of(workdir).objective, str(workdir))
     run = restore.load(checkpoint, mesh, shared_heads=True, what=what)
+    objective = run.experiment.objective
     name, asked = type(objective).__name__, objective.reading
     if not asked.text and asked.unmasks is None:
         log.warning('%s was trained by %s, which does not teach to continue a text', workdir, name)
