@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from llama_jax.data.pieces import Encoded, Maker, Sizes
+from llama_jax.data.pieces import Encoded, Example, Maker, Piece, Sizes
 from llama_jax.data.record import Chat, Preference, Problem, Record, Text
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
@@ -58,6 +59,9 @@ class Context(NamedTuple):
     """Steps taken before this one, int32 []. None outside of training."""
     carried: Params = {}  # noqa: RUF012
     """See `Objective.carried`; {} for an objective that carries nothing."""
+    features: jax.Array | None = None
+    """Of a part of a sum of which another `joins` the forward pass: what the model makes of the
+    inputs of the first part [B, T, D], so that it is computed once. None: there is no such pass."""
 
 
 ALONE = Context()
@@ -110,6 +114,17 @@ class Objective(Maker, Protocol):
     def know(self, model: Transformer, batch: Batch, *, compute: Compute) -> jax.Array:
         """What is to be known of the records of a batch, under the parameters that a run begins
         with: float32 [B, M, C], of segment m + 1 of each row at place m."""
+        ...
+
+    @property
+    def joins(self) -> bool:
+        """Whether it has no stream of its own, but reads what the model makes of the inputs of the
+        first part of a sum."""
+        ...
+
+    def beside(self, example: Example, piece: Piece, *, rng: np.random.Generator) -> Example | None:
+        """Where it `joins`: arrays that stand beside those of the first part's example, as long as
+        its inputs. None where the piece gives none."""
         ...
 
     @property
@@ -227,6 +242,13 @@ class Base:
 
     def know(self, model: Transformer, batch: Batch, *, compute: Compute) -> jax.Array:
         raise TypeError(f'{type(self).__name__} needs to know nothing of its records')
+
+    @property
+    def joins(self) -> bool:
+        return False
+
+    def beside(self, example: Example, piece: Piece, *, rng: np.random.Generator) -> Example | None:
+        raise TypeError(f'{type(self).__name__} makes examples of its own')
 
     @property
     def needs_adapters(self) -> bool:

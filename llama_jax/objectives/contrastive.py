@@ -52,9 +52,11 @@ class InfoNCE(Base):
     'dropout' of a text are equal.
     """
 
-    views: Literal['spans', 'dropout'] = 'spans'
+    views: Literal['spans', 'dropout', 'shared'] = 'spans'
     """'spans': two random crops, each independent of the other (Contriever, Izacard et al. 2022).
-    'dropout': the text twice, under two dropout masks (SimCSE, Gao et al. 2021)."""
+    'dropout': the text twice, under two dropout masks (SimCSE, Gao et al. 2021).
+    'shared': as a part of a sum, two random crops of what the first part's pass makes of the piece,
+    at no further cost; each crop has been read after what stands before it."""
     temperature: float = 0.05
     learned: bool = False
     """The temperature is a parameter, and `temperature` its initial value (Radford et al. 2021)."""
@@ -71,6 +73,11 @@ class InfoNCE(Base):
             raise UserError(f'the temperature {self.temperature} must be positive')
         if self.chunks < 1:
             raise UserError(f'{self.chunks} chunks: the batch is encoded in 1 or more')
+        if self.joins and (self.chunks > 1 or self.same_dropout):
+            raise UserError(
+                "chunks and same_dropout have no effect with views 'shared', which encode nothing: "
+                'leave them out'
+            )
 
     @property
     def causal(self) -> bool:
@@ -84,8 +91,14 @@ class InfoNCE(Base):
     def reading(self) -> Reading:
         return NOTHING._replace(text=False)
 
+    @property
+    def joins(self) -> bool:
+        return self.views == 'shared'
+
     def lengths(self, seq_len: int) -> dict[str, int]:
-        """Half of the row for each view."""
+        """Half of the row for each view; views 'shared' have no row."""
+        if self.joins:
+            return {}
         if seq_len % 2 or not seq_len:
             raise UserError(
                 f'a row of {seq_len} positions cannot be halved for two views: make it even'
@@ -94,10 +107,12 @@ class InfoNCE(Base):
 
     def segments(self, seq_len: int) -> int:
         """Places for pairs, each a row and a column of the table of cosines."""
-        return places_in(seq_len // 2)
+        return places_in(seq_len if self.joins else seq_len // 2)
 
     def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
         """Views 'dropout': the text. 'spans': lengths of crops, uniform as `draw` is."""
+        if self.joins:
+            return ()
         longest = self._longest(seq_len)
         if self.views == 'dropout':
             return (n, n) if n <= longest else None
@@ -121,6 +136,14 @@ class InfoNCE(Base):
         document = np.full(len(a), piece.identity, np.int32)
         return in_stream('a', {'inputs': a, DOCUMENT: document}) | in_stream('b', {'inputs': b})
 
+    def beside(self, example: Example, piece: Piece, *, rng: np.random.Generator) -> Example | None:
+        """Which positions are of the crops, and the document's id."""
+        n = len(example['inputs'])
+        shortest, longest = (max(1, round(share * n)) for share in CROP)
+        crops = (crop(np.arange(n), int(rng.integers(shortest, longest + 1)), rng) for _ in 'ab')
+        of_a, of_b = (np.isin(np.arange(n), positions).astype(np.int32) for positions in crops)
+        return {'a': of_a, 'b': of_b, DOCUMENT: np.full(n, piece.identity, np.int32)}
+
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
         return {'log_temperature': jnp.log(self.temperature)} if self.learned else {}
 
@@ -137,16 +160,24 @@ class InfoNCE(Base):
         key_a, key_b = (None, None) if key is None else jax.random.split(key)
         if self.same_dropout:
             key_b = key_a
-        place_BMT = places(batch['a/segments'])
-        a_BMD = self.encode(model, batch, 'a', compute=compute, key=key_a)
-        b_BMD = self.encode(model, batch, 'b', compute=compute, key=key_b)
+        if self.joins:
+            if context.features is None:
+                raise UserError("views 'shared' are for a part of a sum, whose pass they read")
+            place_BMT, document_BT = places(batch['segments']), batch[DOCUMENT]
+            a_BMD, b_BMD = (
+                pooled(context.features, place_BMT & (batch[view] > 0)[:, None]) for view in 'ab'
+            )
+        else:
+            place_BMT, document_BT = places(batch['a/segments']), batch[f'a/{DOCUMENT}']
+            a_BMD = self.encode(model, batch, 'a', compute=compute, key=key_a)
+            b_BMD = self.encode(model, batch, 'b', compute=compute, key=key_b)
         temperature = jnp.float32(self.temperature)
         if self.learned:
             temperature = jnp.exp(_bounded(extra['log_temperature']))
         sums = info_nce(
             a_BMD,
             b_BMD,
-            document_BM=jnp.max(jnp.where(place_BMT, batch[f'a/{DOCUMENT}'][:, None], 0), axis=-1),
+            document_BM=jnp.max(jnp.where(place_BMT, document_BT[:, None], 0), axis=-1),
             valid_BM=jnp.any(place_BMT, axis=-1),
             temperature=temperature,
         )
@@ -162,9 +193,11 @@ class InfoNCE(Base):
 
     def loss_tokens(self, batch: Batch) -> int:
         """Pairs: the loss has one term for each."""
-        return int(batch['a/segments'].max(axis=1).sum())
+        return int(batch['segments' if self.joins else 'a/segments'].max(axis=1).sum())
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
+        if self.joins:
+            return 0.0
         return features_flops(model, seq_len // 2, causal=self.causal)
 
     def check(self, model: ModelConfig) -> None:

@@ -80,7 +80,7 @@ class LatentPrediction(CausalLM):
         key: jax.Array | None,
         context: Context = ALONE,
     ) -> Loss:
-        x_BTD = self.read(model, batch, compute=compute, key=key)
+        x_BTD = self.read(model, batch, compute=compute, key=key, context=context)
         sums = cross_entropy(
             *(x_BTD, model.head()[...], batch['targets'], batch['weights']),
             *(self.z_loss, model.config.vocab_padding),

@@ -38,9 +38,17 @@ class TokenPrediction(Base):
     """Whether every position sees its whole segment in training, and not what is before it."""
 
     def read(
-        self, model: Transformer, batch: Batch, *, compute: Compute, key: jax.Array | None
+        self,
+        model: Transformer,
+        batch: Batch,
+        *,
+        compute: Compute,
+        key: jax.Array | None,
+        context: Context = ALONE,
     ) -> jax.Array:
         """What the model makes of the inputs [B, T, D], before its head."""
+        if context.features is not None:
+            return context.features
         visible: dict[str, Any] = {}
         if self.sees_all:
             visible['causal'] = False
@@ -75,7 +83,7 @@ class TokenPrediction(Base):
         key: jax.Array | None,
         context: Context = ALONE,
     ) -> Loss:
-        x_BTD = self.read(model, batch, compute=compute, key=key)
+        x_BTD = self.read(model, batch, compute=compute, key=key, context=context)
         sums = cross_entropy(
             *(x_BTD, model.head()[...], batch['targets'], batch['weights']),
             *(self.z_loss, model.config.vocab_padding),

@@ -40,8 +40,9 @@ class Weighted(Base):
     weights: tuple[float, ...] = ()
     """One per part; none given: 1 each."""
     shares: tuple[float, ...] = ()
-    """Shares of the positions of a row, 1 in all: positions that the backbone processes. None
-    given: equal ones."""
+    """Shares of the positions of a row, 1 in all: positions that the backbone processes; 0 of a
+    part that reads the pass of the first one (InfoNCE of `views` 'shared'). None given: equal
+    ones."""
 
     @property
     def marks(self) -> bool:
@@ -49,14 +50,27 @@ class Weighted(Base):
 
     def __post_init__(self) -> None:
         n = len(self.parts)
-        for name, each in (('weights', 1.0), ('shares', 1 / max(n, 1))):
-            object.__setattr__(self, name, getattr(self, name) or (each,) * n)
+        own = [not part.joins for part in self.parts]
+        equal = tuple(float(has) / max(sum(own), 1) for has in own)
+        object.__setattr__(self, 'weights', self.weights or (1.0,) * n)
+        object.__setattr__(self, 'shares', self.shares or equal)
         if not n or n != len(self.weights) or n != len(self.shares):
             raise UserError(
                 f'a weighted sum of {n} parts with {len(self.weights)} weights and '
                 f'{len(self.shares)} shares: give one of each per part'
             )
-        if min(self.shares) <= 0 or not math.isclose(sum(self.shares), 1, abs_tol=1e-6):
+        if not own[0] or (not all(own) and not hasattr(self.parts[0], 'read')):
+            raise UserError(
+                f'{type(self.parts[0]).__name__} as the first part makes no pass that others can '
+                'read: begin with one that predicts tokens, such as causal'
+            )
+        for part, has, share in zip(self.parts, own, self.shares, strict=True):
+            if has != (share != 0):
+                raise UserError(
+                    f'a share {share} of the row for {type(part).__name__}, which '
+                    + ('needs positions' if has else 'reads those of the first part: give it 0')
+                )
+        if min(self.shares) < 0 or not math.isclose(sum(self.shares), 1, abs_tol=1e-6):
             raise UserError(f'the shares {self.shares} of a row must be positive and 1 in all')
         if min(self.weights) <= 0:
             raise UserError(f'the weights {self.weights} of a sum must be positive')
@@ -139,10 +153,14 @@ class Weighted(Base):
             n = len(part.lengths(size))
             own = piece._replace(draw=own_draw(piece.draw, k), sizes=sizes[:n])
             sizes = sizes[n:]
-            example = part.example(own, tokenizer=tokenizer, seq_len=size, rng=rng)
+            if part.joins:
+                example, name = part.beside(arrays, own, rng=rng), _beside
+            else:
+                example = part.example(own, tokenizer=tokenizer, seq_len=size, rng=rng)
+                name = _name
             if example is None:
                 return None
-            arrays |= {_name(k, key): x for key, x in example.items()}
+            arrays |= {name(k, key): x for key, x in example.items()}
         return arrays
 
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
@@ -179,6 +197,9 @@ class Weighted(Base):
     ) -> Loss:
         n = len(self.parts)
         keys = [None] * n if key is None else list(jax.random.split(key, n))
+        if any(part.joins for part in self.parts):
+            x_BTD = self.parts[0].read(model, self._batch(0, batch), compute=compute, key=keys[0])  # type: ignore[attr-defined]
+            context = context._replace(features=x_BTD)
         losses = [
             part.loss(
                 model,
@@ -186,7 +207,7 @@ class Weighted(Base):
                 extra=extra.get(str(k), {}),
                 compute=compute,
                 key=keys[k],
-                context=context._replace(carried=context.carried.get(str(k), {})),
+                context=self._context(k, context),
             )
             for k, part in enumerate(self.parts)
         ]
@@ -218,9 +239,12 @@ class Weighted(Base):
             part.check(model)
 
     def _sizes(self, seq_len: int) -> list[int]:
-        """Positions of a row for each part; even but for the first, since a part may halve its."""
+        """Positions of a row for each part; even but for the first, since a part may halve its. Of
+        a part that reads the pass of the first, those that it reads."""
         rest = [2 * round(share * seq_len / 2) for share in self.shares[1:]]
-        sizes = [seq_len - sum(rest), *rest]
+        first = seq_len - sum(rest)
+        of_rest = zip(self.parts[1:], rest, strict=True)
+        sizes = [first, *(first if part.joins else size for part, size in of_rest)]
         if min(sizes) < 2:
             raise UserError(
                 f'the shares {self.shares} of a row of {seq_len} leave a part without positions: '
@@ -230,9 +254,24 @@ class Weighted(Base):
 
     def _batch(self, k: int, batch: Batch) -> Batch:
         """The arrays of part k by its own names."""
+        if self.parts[k].joins:
+            own = {key: x for key, x in batch.items() if key.partition('.')[2] == str(k)}
+            first = {key: x for key, x in batch.items() if '/' not in key and '.' not in key}
+            return first | {key.partition('.')[0]: x for key, x in own.items()}
         if k:
             return of_stream(str(k), batch)
-        return {key: x for key, x in batch.items() if not key.partition('/')[0].isdigit()}
+        return {
+            key: x
+            for key, x in batch.items()
+            if not key.partition('/')[0].isdigit() and not key.partition('.')[2].isdigit()
+        }
+
+    def _context(self, k: int, context: Context) -> Context:
+        """That of part k: what it carries, and the pass that it reads, if it does."""
+        reads = k == 0 or self.parts[k].joins
+        return context._replace(
+            carried=context.carried.get(str(k), {}), features=context.features if reads else None
+        )
 
     def _names(self) -> list[str]:
         """What the metrics of each part are called by: its class, and its index if that is not one
@@ -254,6 +293,11 @@ def _name(k: int, name: str) -> str:
     if not k:
         return name
     return f'{k}/{name}' if name else str(k)
+
+
+def _beside(k: int, name: str) -> str:
+    """An array of part k that stands in the stream of the first part."""
+    return f'{name}.{k}'
 
 
 def own_draw(draw: float, k: int) -> float:

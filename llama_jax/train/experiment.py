@@ -167,6 +167,11 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             '--compute.remat full, or --objective.chunks of a contrastive objective'
         )
     experiment.objective.check(model)
+    if experiment.objective.joins:
+        raise UserError(
+            f'{type(experiment.objective).__name__} reads the pass of another objective: make it a '
+            'part of a sum, --objective weighted --objective.parts causal ...'
+        )
     own = own_classes(to_dict(experiment)['objective'])
     if own and experiment.data.workers:
         raise UserError(

@@ -5,6 +5,7 @@ import itertools
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
@@ -158,6 +159,70 @@ def test_a_part_without_weight_adds_nothing():
     )
 
 
+SHARED = Weighted(
+    parts=(CAUSAL, InfoNCE(views='shared', learned=True)), weights=(1.0, 0.1), shares=(1.0, 0.0)
+)
+
+
+def test_one_pass_serves_both_parts():
+    """Cross-entropy is that of the causal part alone, bit for bit; the contrastive loss is of crops
+    of its features. FLOPs are counted once: tests/train/test_every_objective.py has the program's.
+    """
+    batch = pack(SHARED, documents(9), rows=8)
+    causal = {name: x for name, x in batch.items() if '.' not in name}
+    assert causal.keys() == pack(CAUSAL, documents(9), rows=8).keys()
+    (_, dextra), loss = evaluate(SHARED, batch)
+    first_key, _ = jax.random.split(KEY)
+    _, alone = evaluate(CAUSAL, causal, key=first_key)
+    assert loss.metrics['nll'] == alone.metrics['nll'] and loss.weight == alone.weight
+    assert dextra['1']['log_temperature'] != 0
+    # By hand, from the features of the causal part under the same dropout.
+    devices = make_mesh(1)
+    params, extra, _ = compiled(SHARED, 1)
+
+    def by_hand(params, batch, key):
+        x_BTD = CAUSAL.read(layers.bind(CONFIG, params), batch, compute=COMPUTE, key=key)
+        return jnp.asarray(x_BTD, jnp.float32)
+
+    with jax.set_mesh(devices):
+        placed = jax.device_put(batch, NamedSharding(devices, layout.rows()))
+        x_BTD = np.asarray(jax.jit(by_hand)(params, placed, first_key))
+    a, b, owner = [], [], []
+    for row, segments in enumerate(batch['segments']):
+        for m in range(1, segments.max() + 1):
+            here = segments == m
+            views = [x_BTD[row, here & (batch[f'{view}.1'][row] > 0)].mean(0) for view in 'ab']
+            a_D, b_D = (view / np.linalg.norm(view) for view in views)
+            a.append(a_D), b.append(b_D), owner.append(batch['document.1'][row][here][0])
+    cos_NN = np.array(a) @ np.array(b).T / CONTRAST.temperature
+    apart_NN = np.array(owner)[:, None] != np.array(owner)
+    logit_NN = np.where(apart_NN | np.eye(len(a), dtype=bool), cos_NN, -np.inf)
+    want = sum((np.log(np.exp(x).sum(1)) - np.diag(x)).sum() / 2 for x in (logit_NN, logit_NN.T))
+    ratio = loss.weight / len(a)
+    np.testing.assert_allclose(loss.metrics['InfoNCE/loss'] / ratio, want, rtol=1e-4)
+    assert SHARED.loss_tokens(batch) == alone.weight + len(a)
+    assert SHARED.flops(CONFIG, SEQ_LEN) == CAUSAL.flops(CONFIG, SEQ_LEN)
+
+
+def test_a_part_that_joins_leaves_documents_whole():
+    """No row is cut for it, no piece ends where the document does not, and crops are of the
+    piece."""
+    text = np.arange(150) % 60
+    alone, both = (examples_of(objective, text) for objective in (CAUSAL, SHARED))
+    assert SHARED.lengths(SEQ_LEN) == {'': SEQ_LEN} and len(alone) == len(both) == 3
+    for one, other in zip(alone, both, strict=True):
+        for name, x in one.items():
+            np.testing.assert_array_equal(x, other[name])
+        n = len(one['inputs'])
+        for view in 'ab':
+            crop = np.flatnonzero(other[f'{view}.1'])
+            assert 1 <= len(crop) <= round(n / 2) and np.ptp(crop) == len(crop) - 1
+        assert len(set(other['document.1'])) == 1
+    ends = [example['targets'][-1] == TOKENIZER.eos_id for example in both]
+    assert ends == [False, False, True]
+    assert len(SHARED._batch(1, pack(SHARED, documents(4), rows=2))) == 8
+
+
 MIXED = Weighted(
     parts=(MaskedLM(), PrefixLM(), InfoNCE(), ReplacedTokens()),
     weights=(1.0, 1.0, 1.0, 1.0),
@@ -281,6 +346,11 @@ def test_sums_that_cannot_be_are_refused():
         (lambda: Weighted(parts=(CAUSAL,), weights=(1.0, 1.0), shares=(1.0,)), '2 weights'),
         (lambda: Weighted(parts=(CAUSAL,), weights=(1.0,), shares=(0.5,)), '1 in all'),
         (lambda: Weighted(parts=(CAUSAL,), weights=(0.0,), shares=(1.0,)), 'positive'),
+        (lambda: Weighted((SHARED.parts[1],)), 'makes no pass that others can read'),
+        (lambda: Weighted((CONTRAST, SHARED.parts[1])), 'makes no pass that others can read'),
+        (lambda: Weighted(SHARED.parts, shares=(0.5, 0.5)), 'reads those of the first part'),
+        (lambda: Weighted((CAUSAL, CONTRAST), shares=(1.0, 0.0)), 'which needs positions'),
+        (lambda: InfoNCE(views='shared', chunks=2), 'no effect'),
         (lambda: Weighted(parts=(TYPICAL,), weights=(1.0,), shares=(1.0,)), 'within'),
         (lambda: dropout.check(no_dropout), 'model.dropout'),
         (lambda: narrow.lengths(64), 'without positions'),

@@ -33,11 +33,7 @@ ELSEWHERE = {'dpo', 'reward', 'distill', 'grpo'}
 """Those that need more than records have tests of their own, of all that is tested here."""
 
 SETTINGS = {
-    'weighted': Weighted(
-        parts=(CausalLM(), InfoNCE(bidirectional=False)),
-        weights=(1.0, 0.1),
-        shares=(0.625, 0.375),
-    ),
+    'weighted': Weighted(parts=(CausalLM(), InfoNCE(views='shared')), weights=(1.0, 0.1)),
     'seq2seq': SequenceToSequence(encoder=True),
     'classify': Classification(
         labels=('even', 'odd'), pool='mean', bidirectional=True, dropout=0.1
