@@ -117,6 +117,12 @@ class Objective(Maker, Protocol):
         ...
 
     @property
+    def lends(self) -> bool:
+        """Whether its loss is made of `read`, one pass over its inputs as they stand, and takes the
+        `features` of its context in place of it; so that other parts of a sum can read it too."""
+        ...
+
+    @property
     def joins(self) -> bool:
         """Whether it has no stream of its own, but reads what the model makes of the inputs of the
         first part of a sum."""
@@ -242,6 +248,10 @@ class Base:
 
     def know(self, model: Transformer, batch: Batch, *, compute: Compute) -> jax.Array:
         raise TypeError(f'{type(self).__name__} needs to know nothing of its records')
+
+    @property
+    def lends(self) -> bool:
+        return False
 
     @property
     def joins(self) -> bool:

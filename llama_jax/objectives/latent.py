@@ -48,6 +48,10 @@ class LatentPrediction(CausalLM):
         if not 0 <= self.momentum < 1:
             raise UserError(f'--objective.momentum is {self.momentum}: it must be in [0, 1)')
 
+    @property
+    def lends(self) -> bool:
+        return True
+
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
         if not self.weight:
             return {}
@@ -80,7 +84,9 @@ class LatentPrediction(CausalLM):
         key: jax.Array | None,
         context: Context = ALONE,
     ) -> Loss:
-        x_BTD = self.read(model, batch, compute=compute, key=key, context=context)
+        x_BTD = context.features
+        if x_BTD is None:
+            x_BTD = self.read(model, batch, compute=compute, key=key)
         sums = cross_entropy(
             *(x_BTD, model.head()[...], batch['targets'], batch['weights']),
             *(self.z_loss, model.config.vocab_padding),

@@ -37,18 +37,14 @@ class TokenPrediction(Base):
     sees_all: ClassVar[bool] = False
     """Whether every position sees its whole segment in training, and not what is before it."""
 
+    @property
+    def lends(self) -> bool:
+        return type(self).loss is TokenPrediction.loss
+
     def read(
-        self,
-        model: Transformer,
-        batch: Batch,
-        *,
-        compute: Compute,
-        key: jax.Array | None,
-        context: Context = ALONE,
+        self, model: Transformer, batch: Batch, *, compute: Compute, key: jax.Array | None
     ) -> jax.Array:
         """What the model makes of the inputs [B, T, D], before its head."""
-        if context.features is not None:
-            return context.features
         visible: dict[str, Any] = {}
         if self.sees_all:
             visible['causal'] = False
@@ -83,7 +79,9 @@ class TokenPrediction(Base):
         key: jax.Array | None,
         context: Context = ALONE,
     ) -> Loss:
-        x_BTD = self.read(model, batch, compute=compute, key=key, context=context)
+        x_BTD = context.features
+        if x_BTD is None:
+            x_BTD = self.read(model, batch, compute=compute, key=key)
         sums = cross_entropy(
             *(x_BTD, model.head()[...], batch['targets'], batch['weights']),
             *(self.z_loss, model.config.vocab_padding),

@@ -59,7 +59,7 @@ class Weighted(Base):
                 f'a weighted sum of {n} parts with {len(self.weights)} weights and '
                 f'{len(self.shares)} shares: give one of each per part'
             )
-        if not own[0] or (not all(own) and not hasattr(self.parts[0], 'read')):
+        if not own[0] or (not all(own) and not self.parts[0].lends):
             raise UserError(
                 f'{type(self.parts[0]).__name__} as the first part makes no pass that others can '
                 'read: begin with one that predicts tokens, such as causal'

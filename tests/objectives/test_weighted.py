@@ -41,6 +41,13 @@ CONTRAST = InfoNCE(bidirectional=False, learned=True)
 TYPICAL = Weighted(parts=(CAUSAL, CONTRAST), weights=(1.0, 0.1), shares=(0.5, 0.5))
 
 
+class Own(CausalLM):
+    """With a loss of its own, which may be of other inputs."""
+
+    def loss(self, *args, **context):
+        return super().loss(*args, **context)
+
+
 def make_mesh(n_devices):
     return mesh.make(MeshConfig(), jax.devices()[:n_devices])
 
@@ -348,6 +355,7 @@ def test_sums_that_cannot_be_are_refused():
         (lambda: Weighted(parts=(CAUSAL,), weights=(0.0,), shares=(1.0,)), 'positive'),
         (lambda: Weighted((SHARED.parts[1],)), 'makes no pass that others can read'),
         (lambda: Weighted((CONTRAST, SHARED.parts[1])), 'makes no pass that others can read'),
+        (lambda: Weighted((Own(), SHARED.parts[1])), 'Own as the first part makes no pass'),
         (lambda: Weighted(SHARED.parts, shares=(0.5, 0.5)), 'reads those of the first part'),
         (lambda: Weighted((CAUSAL, CONTRAST), shares=(1.0, 0.0)), 'which needs positions'),
         (lambda: InfoNCE(views='shared', chunks=2), 'no effect'),
