@@ -32,8 +32,8 @@ class BlockDiffusion(MaskedDiffusion):
 
     A text stands in a row twice, side by side: with masks, and clean. A token of the first sees its
     own block there, and of the second the blocks before its own; a clean one sees the clean blocks
-    up to its own (section 3.2 and appendix B.6 there). Blocks count from the begin token, which is
-    one of the first block's and never masked. Each block has masks of its own.
+    up to its own, in one pass of the model. Blocks count from the begin token, which is one of the
+    first block's and never masked. Each block has masks of its own.
     """
 
     block: int = 4

@@ -181,7 +181,7 @@ def test_blocks_of_one_are_causal_and_one_block_is_masked_diffusion(block):
 
 
 def test_what_a_block_sees_is_what_the_paper_says():
-    """Appendix B.6 there: block-diagonal, offset block-causal, block-causal; text by text."""
+    """The three parts of its mask: block-diagonal, offset block-causal, block-causal; by text."""
     objective = BlockDiffusion(block=2)
     batch = batch_of(objective, 1, 24)
     n = {1: L + 1, 2: len(OTHER) + 1}
