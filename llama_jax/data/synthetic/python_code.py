@@ -165,13 +165,15 @@ def _cloze_of(text: str, key: str) -> Made | None:
 
 
 def order_sensitivity() -> Found:
-    """Which of two texts has its words in order."""
+    """Which of two texts has its words in order, between the same first and last word."""
     for module, record in _documented():
         words = record['text'].split()[:40]
         rng = _seeded(module, record['module'])
         if len(words) < 12:
             continue
-        text, mixed = ' '.join(words), ' '.join(some(rng, words, len(words)))
+        # A capital letter in front and a stop at the end would say it.
+        middle = some(rng, words[1:-1], len(words) - 2)
+        text, mixed = ' '.join(words), ' '.join([words[0], *middle, words[-1]])
         if mixed != text:
             key = f'{module}:{record["module"]}'
             yield splits.by_hash(module), Made(key, '', text, shuffled(rng, [text, mixed]))
