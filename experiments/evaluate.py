@@ -226,8 +226,8 @@ def tell(evaluation: Evaluation, path: Path | None) -> None:
 
 def table(result: dict[str, Any]) -> Iterator[str]:
     """A line for each metric: name, value, interval, examples."""
-    for name, metric in METRICS.items():
-        found = result['metrics'][name]
+    for name, found in result['metrics'].items():
+        metric = METRICS[name]
         if found['value'] is None:
             shown = f'n/a: {found["why"]}'
         else:

@@ -84,6 +84,7 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
         with _named(arm):
             tokenizer = text(arm.experiment.data).tokenizer
             teacher.check(experiments.resolved(arm.experiment, tokenizer.vocab_size), tokenizer)
+            suites.check_tasks(grid.suite, arm.experiment, tokenizer)
     held['documents'] = _same(grid, 'documents', lambda x: text(x.data).corpus.digest)
     for seed in range(grid.seeds):
         held[f'document order, seed {seed}'] = _same(

@@ -286,7 +286,7 @@ def infills(
 
 
 def digest(examples: Any) -> str:
-    """Hash of nested lists and tuples of arrays, numbers and text: 16 hexadecimal digits."""
+    """Hash of nested lists, tuples and dicts of arrays, numbers and text: 16 hexadecimal digits."""
     hashed = hashlib.sha256()
 
     def add(value: Any) -> None:
@@ -294,6 +294,8 @@ def digest(examples: Any) -> str:
             hashed.update(f'[{len(value)}'.encode())
             for item in value:
                 add(item)
+        elif isinstance(value, dict):
+            add(list(value.items()))
         elif isinstance(value, np.ndarray) and value.dtype.kind in 'iub':
             hashed.update(f'{value.shape}'.encode() + value.astype('<i8').tobytes())
         elif isinstance(value, np.ndarray):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from llama_jax.data.synthetic import TASKS
+
 
 class Metric(NamedTuple):
     label: str
@@ -25,6 +27,9 @@ def _share(label: str, task: str, *needs: str, headline: bool = True) -> Metric:
 def _bits(label: str, task: str) -> Metric:
     return Metric(label, 'bits per byte', False, False, task, ('windows',))
 
+
+TASK = 'task_'
+"""In front of the name of a task of data/synthetic; they are there where a suite names them."""
 
 METRICS: dict[str, Metric] = {
     'probe_accuracy': _share('order of tokens, linear probe', 'order, frozen', 'order'),
@@ -62,6 +67,7 @@ METRICS: dict[str, Metric] = {
         'calibration error of the suffix', 'share', False, False, needs=('windows',)
     ),
     'infill_exact': _share('infill, exact match', 'infill', 'windows', 'infills', headline=False),
+    **{f'{TASK}{name}': _share(name.replace('_', ' '), name, headline=False) for name in TASKS},
 }
 """Name in evaluation.json to what it is."""
 

@@ -3,6 +3,7 @@ arm of a comparison."""
 
 from __future__ import annotations
 
+import difflib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,22 +13,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from llama_jax.data import synthetic
 from llama_jax.errors import UserError
-from llama_jax.evaluate import examples, finetune, held, likelihood, per_text, retrieval
+from llama_jax.evaluate import choosing, finetune, held, likelihood, per_text, retrieval
 from llama_jax.evaluate import texts as of_suite
 from llama_jax.evaluate.examples import Labelled
-from llama_jax.evaluate.metrics import METRICS
+from llama_jax.evaluate.metrics import METRICS, TASK
 from llama_jax.evaluate.per_text import PerText, text_id
 from llama_jax.evaluate.probe import Part, Probed, labels, probe
 from llama_jax.evaluate.represent import layer_step, vector_step, vectors
 from llama_jax.evaluate.scores import Read, Scorer
-from llama_jax.evaluate.texts import Texts
+from llama_jax.evaluate.texts import MARKS, Texts
+from llama_jax.objectives.asked import Middle, Question
+from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.plain import to_plain
 from llama_jax.train.restore import Trained, load
-
-MARKS = 16
-"""Positions that a window leaves free in the model's context, for marks and for what is written."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,10 @@ class Suite:
     """Learning rates of fine-tuning, of which validation chooses."""
     tuned_seeds: int = 3
     """Fine-tunings at that rate."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of data/synthetic that are asked as well: `star_graph`, `induction`."""
+    task_items: int = 200
+    """Items of each, at most."""
     seed: int = 0
     """Of the choice of texts."""
 
@@ -116,17 +121,19 @@ def evaluate_texts(
     measuring = _Measuring(trained, experiment, suite, found, device_mesh)
     measuring.representations()
     measuring.likelihoods()
+    measuring.tasks()
     metrics = {
         name: measuring.metrics.get(name)
         or {'value': None, 'low': None, 'high': None, 'n': 0, 'why': _why(name, found)}
         for name in METRICS
+        if not name.startswith(TASK) or name.removeprefix(TASK) in suite.tasks
     }
     result = {
         'metrics': metrics,
         **measuring.about,
         'topics': list(found.topics.names),
         'text': found.about,
-        'examples': examples.digest(found[:-2]),
+        'examples': of_suite.digest(found),
         'step': trained.step,
         'suite': to_plain(suite),
         'seconds': time.perf_counter() - begin,
@@ -145,8 +152,20 @@ def check(suite: Suite, experiment: Experiment) -> None:
         )
     if not suite.rates or min(suite.rates) <= 0 or len(set(suite.rates)) < len(suite.rates):
         raise UserError(f'suite.rates {suite.rates}: give one rate or more above 0, each once')
+    for name in suite.tasks:
+        if name not in synthetic.TASKS:
+            near = difflib.get_close_matches(name, synthetic.TASKS, n=1)
+            hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(synthetic.TASKS)}'
+            raise UserError(f'suite.tasks: no task is called {name!r}: {hint}')
     if suite.tuned_seeds < 1 or suite.steps < 1:
         raise UserError('suite.tuned_seeds and suite.steps are 1 or more')
+
+
+def check_tasks(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> None:
+    """Raise UserError for tasks whose items are longer than the model reads."""
+    for name in suite.tasks:
+        longest = experiment.model.context - MARKS
+        choosing.asked(name, tokenizer, n=suite.task_items, longest=longest)
 
 
 def _why(name: str, found: Texts) -> str:
@@ -236,6 +255,19 @@ class _Measuring:
                 longest=self._suite.infill,
             )
             self._mean('infill_exact', np.array(right), *self._documents(found.infills))
+
+    def tasks(self) -> None:
+        """Accuracy on the tasks of the suite."""
+        reading, tokenizer = self._experiment.objective.reading, self._trained.tokenizer
+
+        def ask(question: Question, texts: Sequence[Middle]) -> likelihood.Answer:
+            score = self._scorer(question.sees_all, question.read)
+            return likelihood.ask(score, question, texts, tokenizer, seed=self._suite.seed)
+
+        for name, task in self._found.tasks.items():
+            right_N = choosing.right(task, reading, tokenizer, ask)
+            if right_N is not None:
+                self._mean(f'{TASK}{name}', right_N, task.ids, task.documents)
 
     def _scorer(self, sees_all: bool, read: Read | None = None) -> Scorer:
         return Scorer(

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from llama_jax.errors import UserError
-from llama_jax.evaluate import examples, held, words
+from llama_jax.evaluate import choosing, examples, held, words
+from llama_jax.evaluate.choosing import Asked
 from llama_jax.evaluate.examples import Labelled, Middle, Pairs, Record
 from llama_jax.evaluate.held import Held
 from llama_jax.evaluate.per_text import text_id
@@ -18,6 +19,8 @@ from llama_jax.train.experiment import Experiment
 if TYPE_CHECKING:
     from llama_jax.evaluate.suite import Suite
 
+MARKS = 16
+"""Positions that a window leaves free in the model's context, for marks and for what is written."""
 _CHARACTERS = 8192
 """Of a document on average, at most: what is encoded does not grow with the corpus."""
 _LEAST = 16
@@ -43,6 +46,8 @@ class Texts(NamedTuple):
     """Windows [T] of text alone."""
     middles: list[Middle]
     infills: list[Middle]
+    tasks: dict[str, Asked]
+    """By name, those of `Suite.tasks`."""
     document: dict[str, str]
     """`text_id` of a window to the name of its document."""
     absent: dict[str, str]
@@ -50,6 +55,11 @@ class Texts(NamedTuple):
     'infills') to why."""
     about: dict[str, str | int]
     """Where the texts are from, for the record."""
+
+
+def digest(found: Texts) -> str:
+    """Hash of the texts: two models with the same one were measured on the same."""
+    return examples.digest(found._replace(absent={}, about={}))
 
 
 NO_LABELS = Labelled((), [], [], [])
@@ -63,10 +73,15 @@ def of_run(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> Texts:
     sets = held.of_run(data, reads) if suite.text == held.OWN else held.of_name(suite.text)
     name = held.pairs_name(suite.text, suite.pairs, data)
     pairs = sets if name == held.OWN else held.of_name(name) if name else Held(())
-    key = (suite, sets.digest, pairs.digest, tokenizer.digest)
+    longest = experiment.model.context - MARKS
+    key = (suite, longest, sets.digest, pairs.digest, tokenizer.digest)
     if key not in _KEPT:
+        tasks = {
+            name: choosing.asked(name, tokenizer, n=suite.task_items, longest=longest)
+            for name in suite.tasks
+        }
         _KEPT.clear()
-        _KEPT[key] = collect(suite, sets, pairs, tokenizer)
+        _KEPT[key] = collect(suite, sets, pairs, tokenizer)._replace(tasks=tasks)
     return _KEPT[key]
 
 
@@ -167,6 +182,7 @@ def collect(
         windows=windows[: suite.windows],
         middles=examples.thirds(windows[: suite.windows], middle=suite.middle),
         infills=infills,
+        tasks={},
         document={text_id(one.tokens): one.document for one in [*more, *plain]},
         absent=absent,
         about={

@@ -11,9 +11,9 @@ import pytest
 
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
-from llama_jax.evaluate import examples, held, per_text, retrieval, texts
+from llama_jax.evaluate import held, per_text, retrieval, texts
 from llama_jax.evaluate.light import light
-from llama_jax.evaluate.metrics import CURVES, METRICS
+from llama_jax.evaluate.metrics import CURVES, METRICS, TASK
 from llama_jax.evaluate.suite import Suite, check, evaluate_trained
 from llama_jax.objectives.base import EXTRA
 from llama_jax.objectives.causal import CausalLM
@@ -35,6 +35,8 @@ SMALL = Suite(
     steps=2,
     rates=(1e-3,),
     tuned_seeds=2,
+    tasks=('minimal_pairs_en', 'polynomial'),
+    task_items=6,
 )
 HEADLINE = {name for name, metric in METRICS.items() if metric.headline}
 TOPICS = {'topics_accuracy', 'topics_embedding_accuracy'}
@@ -69,16 +71,19 @@ def present(result):
 
 def test_what_is_measured_of_whom(measured):
     for result in measured.values():
-        assert list(result['metrics']) == list(METRICS)
+        of_suite = {f'{TASK}{name}' for name in SMALL.tasks}
+        named = [name for name in METRICS if not name.startswith(TASK) or name in of_suite]
+        assert list(result['metrics']) == named
     common = HEADLINE | TOPICS
     assert present(measured['contrastive']) == common
     likelihoods = {
         *('bits_per_byte', 'suffix_bits_per_byte', 'suffix_ordinary_bits_per_byte'),
         *('middle_bits_per_byte', 'middle_ordinary_bits_per_byte', 'calibration_error'),
     }
-    assert present(measured['causal']) == common | likelihoods
+    chosen = {'task_minimal_pairs_en'}
+    assert present(measured['causal']) == common | likelihoods | chosen | {'task_polynomial'}
     pseudo = {'middle_pseudo_bits_per_byte', 'middle_pseudo_ordinary_bits_per_byte'}
-    assert present(measured['masked']) == common | pseudo | {'infill_exact'}
+    assert present(measured['masked']) == common | pseudo | chosen | {'infill_exact'}
 
 
 def test_values_are_sound(measured):
@@ -150,7 +155,7 @@ def test_arms_are_measured_on_the_same_texts(measured, tokenizer):
     assert causal['layers'] == contrastive['layers']
     assert measured['masked']['metrics']['alignment'] != causal['metrics']['alignment']
     digests = [
-        examples.digest(texts.of_run(replace(SMALL, seed=seed), setting, tokenizer)[:-2])
+        texts.digest(texts.of_run(replace(SMALL, seed=seed), setting, tokenizer))
         for seed, setting in ((0, experiment(MaskedLM())), (1, experiment(CausalLM())))
     ]
     assert digests[0] == causal['examples'] != digests[1]
@@ -188,7 +193,7 @@ def test_a_set_of_ones_own_is_measured_by_its_fields(tokenizer, tmp_path):
         lines = (json.dumps({'text': f'{name} {i} ' * 40}) + '\n' for i in range(60))
         (tmp_path / f'{name}.jsonl').write_text(''.join(lines))
     data = DataConfig(sources=(Source('text_files', files=(str(tmp_path),)),))
-    setting = types.SimpleNamespace(data=data, objective=CausalLM())
+    setting = types.SimpleNamespace(data=data, objective=CausalLM(), model=MODEL)
     found = texts.of_run(SMALL, setting, tokenizer)
     assert 'text_files has no field package: set --suite.topics-field' in found.absent['topics']
     assert 'no fields docstring and body' in found.absent['pairs'] and not found.topics.names
@@ -213,6 +218,8 @@ def test_a_suite_that_does_not_fit_is_refused_in_one_line():
     setting = experiment(CausalLM())
     with pytest.raises(UserError, match='the model context is 64: make suite.window'):
         check(replace(SMALL, window=64), setting)
+    with pytest.raises(UserError, match="'star_grap': did you mean star_graph"):
+        check(replace(SMALL, tasks=('star_grap',)), setting)
     with pytest.raises(UserError, match='suite.rates .* each once'):
         check(replace(SMALL, rates=(1e-3, 1e-3)), setting)
 

@@ -235,7 +235,7 @@ def evaluating(monkeypatch, run_script, tmp_path):
     return evaluating
 
 
-OF_SUITE = Suite('a', 'b', 'c', 'd', ('e', 'f'), *range(2, 13), (0.5, 0.25), 4, seed=3)
+OF_SUITE = Suite('a', 'b', 'c', 'd', ('e', 'f'), *range(2, 13), (0.5, 0.25), 4, ('needle',), 5, 3)
 
 
 def test_evaluate(evaluating, run_script, monkeypatch):

@@ -207,8 +207,13 @@ def test_one_seed_has_no_deviation(tmp_path):
     assert {cell.told for row in table.rows for cell in row.cells} == {'one seed: no interval'}
 
 
+def others(workdir):
+    """Metrics that not every arm has, without the tasks of no suite."""
+    return scores.measured(read_grid(workdir), scores.OTHERS)
+
+
 def test_what_does_not_apply_is_never_a_number(three):
-    table = scores.scores(judged(three), scores.OTHERS)
+    table = scores.scores(judged(three), others(three))
     of_likelihood = list(cells(table, 'contrastive').values())[2:]  # after the topics
     assert {cell.text for cell in of_likelihood} == {'n/a'}
     assert not any(cell.best for cell in cells(table, 'contrastive').values())
@@ -217,11 +222,11 @@ def test_what_does_not_apply_is_never_a_number(three):
     set_metric(three, 'contrastive', 'infill_exact', [math.nan, math.nan])
     for seed in (0, 1):
         (three / 'masked' / f'seed-{seed}' / 'evaluation.json').unlink()
-    table = scores.scores(judged(three), scores.OTHERS)
+    table = scores.scores(judged(three), others(three))
     assert column(table, 'Infill')[0] == ['n/a', '—', 'not finite']
     # A zero that was measured is one.
     set_metric(three, 'contrastive', 'infill_exact', [0.0, 0.0])
-    table = scores.scores(judged(three), scores.OTHERS)
+    table = scores.scores(judged(three), others(three))
     assert column(table, 'Infill')[0][2] == '0.0 ± 0.0'
 
 
