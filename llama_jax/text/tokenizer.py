@@ -262,11 +262,7 @@ class Tokenizer(abc.ABC):
         else as soon as there are more. Time is linear in the length.
         """
         if most is not None and self.lossless and len(text) > most * int(self.byte_lengths.max()):
-<<<<<<< Updated upstream
             raise TooLongError.of(most)
-=======
-            raise too_long(most)
->>>>>>> Stashed changes
         refuse_surrogates(text)
         parts, n = [], 0
         for part in self._parts(text, continues):
