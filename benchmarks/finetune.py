@@ -33,7 +33,8 @@ from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.tune import Full, LoRA, Tune
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.base import optimizer
 from llama_jax.train.base import Kept
 from llama_jax.train.step import State, initial_state, train_step
 
@@ -114,7 +115,7 @@ class _Arm:
 
     def __init__(self, model: ModelConfig, tune: Tune, options: Options):
         self._mesh = mesh = meshes.make(MeshConfig())
-        tx = optimizer(OptimizerConfig())
+        tx = optimizer(AdamW())
         self._state: State = initial_state(model, CausalLM(), tx, seed=0, mesh=mesh, tune=tune)
         if not isinstance(tune, Full):
             keep = Kept(tune, options.compute, mesh)

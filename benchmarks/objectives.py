@@ -35,7 +35,7 @@ from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
-from llama_jax.optim.adamw import optimizer
+from llama_jax.optim.base import optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment, resolved

@@ -33,7 +33,8 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.model.layers import Params
 from llama_jax.objectives.instruct import InstructionTuning
-from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.base import optimizer
 from llama_jax.train.step import State, train_step
 
 OBJECTIVE = InstructionTuning()
@@ -129,7 +130,7 @@ def ours(
     tokenizer: Any,
 ) -> Step:
     devices = meshes.make(MeshConfig())
-    adamw = optimizer(OptimizerConfig())
+    adamw = optimizer(AdamW())
     step = train_step(
         *(config, OBJECTIVE, adamw),
         learning_rate=lambda step: RATE,

@@ -27,7 +27,8 @@ from llama_jax import mesh as meshes
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.base import optimizer
 from llama_jax.optim.schedule import ScheduleConfig, schedule
 from llama_jax.train.peak import measured_matmul, peak_flops
 from llama_jax.train.step import initial_state, train_step
@@ -123,7 +124,7 @@ def trees_size(model: ModelConfig) -> int:
 def ours(model: ModelConfig, options: Options, rows_BT: np.ndarray) -> Steps:
     """The step that experiments.pretrain runs, on one batch."""
     mesh = meshes.make(MeshConfig())
-    config = OptimizerConfig(schedule=ScheduleConfig(peak=3e-4, warmup_steps=10, kind='constant'))
+    config = AdamW(schedule=ScheduleConfig(peak=3e-4, warmup_steps=10, kind='constant'))
     tx = optimizer(config)
     state = initial_state(model, CausalLM(), tx, seed=0, mesh=mesh)
     step = train_step(

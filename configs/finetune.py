@@ -25,7 +25,7 @@ from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.preference import DPO
 from llama_jax.objectives.reward import RewardModel
 from llama_jax.objectives.seq2seq import SequenceToSequence
-from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.adamw import AdamW
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import (
@@ -47,7 +47,7 @@ def _full(
     *,
     peak: float,
     epochs: float,
-    weight_decay: float = OptimizerConfig().weight_decay,
+    weight_decay: float = AdamW().weight_decay,
     examples: int = 6,
 ) -> Experiment:
     """Every parameter is trained."""
@@ -57,7 +57,7 @@ def _full(
         data=DataConfig(sources=()),
         train=TrainConfig(steps=0, epochs=epochs, batch=8, seq_len=1024, log_every=1),
         objective=objective,
-        optimizer=OptimizerConfig(
+        optimizer=AdamW(
             schedule=ScheduleConfig(peak=peak, warmup_steps=0, warmup_share=0.03),
             weight_decay=weight_decay,
         ),

@@ -6,7 +6,7 @@ Plan:   python -m tpu.plan llama1_65b --topology v4:8x16x16
 
 Published are the shapes and what each family's comment names: peak learning rate, tokens per batch,
 total tokens, warm-up. All families train with AdamW (0.9, 0.95), weight decay 0.1, gradients
-clipped to norm 1, a cosine schedule: the defaults of OptimizerConfig. Ours everywhere:
+clipped to norm 1, a cosine schedule: the defaults of `AdamW`. Ours everywhere:
 
 - z-loss 1e-4, no weight decay on embeddings, and fresh parameters also where the release continued
   from another model (Code Llama, Llama 3.2).
@@ -24,7 +24,7 @@ from dataclasses import replace
 
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.model.config import Compute, ModelConfig, RopeScaling
-from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.adamw import AdamW
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import EvaluationConfig, Experiment, TrainConfig
@@ -56,7 +56,7 @@ def _pretrain(
         train=TrainConfig(
             steps=round(tokens / batch_tokens), batch=batch_tokens // seq_len, seq_len=seq_len
         ),
-        optimizer=OptimizerConfig(
+        optimizer=AdamW(
             schedule=ScheduleConfig(peak=peak, warmup_steps=warmup, final=final), eps=eps
         ),
         evaluation=EvaluationConfig(batches=8),

@@ -30,7 +30,7 @@ from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.objectives.token_order import TokenOrder
 from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
-from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.adamw import AdamW
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import (
@@ -66,7 +66,7 @@ def _base() -> Experiment:
             sources=(Source('python_corpus/stdlib_code'),), tokenizer=TokenizerConfig(vocab=4096)
         ),
         train=TrainConfig(steps=2000, batch=16, seq_len=256),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=2e-3, warmup_steps=100)),
+        optimizer=AdamW(schedule=ScheduleConfig(peak=2e-3, warmup_steps=100)),
         evaluation=EvaluationConfig(every=200, batches=16),
         checkpoint=CheckpointConfig(every=200, keep=1),
     )

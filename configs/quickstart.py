@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.model.config import ModelConfig
-from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.adamw import AdamW
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import (
@@ -38,7 +38,7 @@ def quickstart() -> Experiment:
             sources=(Source('python_corpus/stdlib_code'),), tokenizer=TokenizerConfig(vocab=2048)
         ),
         train=TrainConfig(steps=480, batch=8, seq_len=256),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=40)),
+        optimizer=AdamW(schedule=ScheduleConfig(peak=3e-3, warmup_steps=40)),
         evaluation=EvaluationConfig(every=240, prompts=('def ', 'class ', 'import os\n')),
         checkpoint=CheckpointConfig(every=80),
     )

@@ -41,13 +41,13 @@ from llama_jax.evaluate.suite import Evaluation, Suite, evaluate_trained
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.train.records import read_run, write_atomically
-from llama_jax.train.restore import load, named
+from llama_jax.train.restore import Mean, load, named
 
 
 @dataclass(frozen=True)
 class Options:
     run: tyro.conf.Positional[str | None] = None
-    """The --workdir of a training, RUN, or RUN@STEP or RUN@best."""
+    """The --workdir of a training, RUN, or RUN@STEP, RUN@best or RUN@mean:N."""
     origin: Annotated[str | None, tyro.conf.arg(name='from')] = None
     """Instead of RUN: a run all the same, or smollm2, a .gguf file, or the directory of a model."""
     output: Path | None = None
@@ -116,7 +116,8 @@ def main() -> None:
     mesh = meshes.make(options.mesh)
     trained = load(options.run, mesh, what='RUN')
     if options.output is None and step is not None:
-        path = workdir / f'evaluation-{trained.step}.json'
+        which = f'mean-{step.n}' if isinstance(step, Mean) else trained.step
+        path = workdir / f'evaluation-{which}.json'
     if not own:
         tell(evaluate_trained(trained, trained.experiment, options.suite, mesh), path)
         return

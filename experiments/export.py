@@ -62,7 +62,7 @@ class Options:
     to: Literal['huggingface', 'gguf', 'peft']
     """peft: the adapters alone, of a run that trained such; else they are merged."""
     checkpoint: str | None = None
-    """The --workdir of a training, RUN, or RUN@STEP or RUN@best; or --weights."""
+    """The --workdir of a training, RUN, or RUN@STEP, RUN@best or RUN@mean:N; or --weights."""
     weights: str | None = None
     """smollm2, a .gguf file, or the directory of a Hugging Face model."""
     dtype: Literal['float32', 'bfloat16', 'float16', 'q8_0'] | None = None

@@ -151,9 +151,9 @@ def from_run(
     heads: bool = False,
     any_order: bool = False,
 ) -> Pretrained:
-    """RUN, RUN@STEP or RUN@best; see `train.restore.load`. With its `heads`: UserError where it has
-    none. Raises UserError for a model that can only fill masks in, unless it is used in
-    `any_order`."""
+    """RUN, RUN@STEP, RUN@best or RUN@mean:N; see `train.restore.load`. With its `heads`: UserError
+    where it has none. Raises UserError for a model that can only fill masks in, unless it is used
+    in `any_order`."""
     # These load Orbax and more, which weights of others do not need.
     from llama_jax.objectives.multi_token import where_heads_are
     from llama_jax.train import restore
@@ -176,8 +176,9 @@ def from_run(
     if heads:
         params = {**params, HEADS: functools.reduce(operator.getitem, beside, run.extra)}
     tokenizer, chat = run.tokenizer, template_files.kept(workdir)
+    which = step if isinstance(step, restore.Mean) else run.step
     return Pretrained(
-        name=workdir.resolve().name + (f'@{run.step}' if step else ''),
+        name=workdir.resolve().name + (f'@{which}' if step else ''),
         config=run.config,
         params=params,
         vocabulary=tokenizer,

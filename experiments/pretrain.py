@@ -20,6 +20,7 @@ from llama_jax.errors import UserError
 from llama_jax.report.compressors import write_baselines
 from llama_jax.report.page import write_report
 from llama_jax.train import profile
+from llama_jax.train.branch import branch
 from llama_jax.train.check_data import check_data
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.explain import explain
@@ -34,12 +35,17 @@ _SHOW = Annotated[int | None, arg(help='Print so many batches as text, and train
 _EXAMPLES = Annotated[
     int | None, arg(help='Print so many examples by themselves, and train nothing.')
 ]
+_BRANCH = Annotated[
+    str | None,
+    arg(help='RUN@STEP: go on from a checkpoint of another run, with its optimizer and its data.'),
+]
 _CHECK = Annotated[UseCounterAction[int], arg(help='Read all data, and train nothing.')]
 _EXPLAIN = Annotated[UseCounterAction[int], arg(help='Say what will happen, and train nothing.')]
 
 
 OPTIONS: dict[str, tuple[Any, Any]] = {
     'workdir': (Path | None, None),
+    'branch': (_BRANCH, None),
     'profile': (_PROFILE, None),
     'wandb': (_WANDB, None),
     'show_batch': (_SHOW, None),
@@ -58,7 +64,7 @@ def run(experiment: Experiment, options: Any) -> None:
     """Train, or say what would happen, as the OPTIONS ask."""
     workdir = options.workdir or Path('runs') / experiment.name
     traced = profile.steps(options.profile) if options.profile is not None else None
-    training = ('workdir', 'profile', 'wandb', 'explain')
+    training = ('workdir', 'branch', 'profile', 'wandb', 'explain')
     if options.check:
         _refuse(options, 'check', (*training, 'show_batch', 'show_examples'))
         check_data(experiment)
@@ -69,8 +75,10 @@ def run(experiment: Experiment, options: Any) -> None:
             show(experiment, getattr(options, name))
             return
     if options.explain:
-        _refuse(options, 'explain', ('profile', 'wandb'))
+        _refuse(options, 'explain', ('branch', 'profile', 'wandb'))
     runtime.initialize()
+    if options.branch is not None:
+        branch(options.branch, workdir)
     if options.explain:
         with caught() as signals, signals.stopping('before anything was said'):
             text = explain(experiment, workdir)

@@ -40,7 +40,7 @@ ACCELERATED = 256
 @dataclass(frozen=True)
 class Options:
     checkpoint: str | None = None
-    """The --workdir of a training, RUN, or RUN@STEP or RUN@best; or --weights."""
+    """The --workdir of a training, RUN, or RUN@STEP, RUN@best or RUN@mean:N; or --weights."""
     weights: str | None = None
     """smollm2, a .gguf file, or the directory of a model, Hugging Face's or Meta's."""
     name: str | None = None

@@ -10,6 +10,7 @@ written beside it.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -26,6 +27,10 @@ BATCH_AXES = (*REPLICA_AXES, SHARD_AXIS)
 VOCAB_AXIS = 'tensor'
 QUANTIZED = ('value', 'scale')
 """Arrays that stand for a quantised one; see model/quantized.py."""
+_REDUCED = ('scale', 'rows', 'columns')
+"""Arrays that have 1 in place of some dimensions of theirs: also the moments of optim/adafactor.py.
+"""
+_PARTS = {*QUANTIZED, *_REDUCED}
 
 _STORED: dict[str, str | None] = {
     **dict.fromkeys('LGHCJRQ', None),
@@ -96,11 +101,40 @@ def gather(w: jax.Array, letters: str) -> jax.Array:
     return jax.reshard(w, act(letters))
 
 
+def by_layer(f: Callable[[jax.Array], jax.Array], x: jax.Array, letters: str) -> jax.Array:
+    """`f(x)` for an `f` that maps each layer of `x` [L, ...] by itself, and needs it whole.
+
+    `letters` are those of one layer. The devices that divide its dimensions divide the layers in
+    their place (an all-to-all, there and back), so that each layer is computed once among them; `f`
+    also gets layers of zeros, up to a multiple of the devices.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return f(x)
+    axes = [axis for axis in param(letters) if axis is not None]
+    L, shards = x.shape[0], math.prod(mesh.shape[axis] for axis in axes)
+    x = jnp.pad(x, [(0, -L % shards), *[(0, 0)] * len(letters)])
+    # One axis after the other: the compiler knows no exchange for two at once, and would gather.
+    ways = [
+        P(
+            tuple(axes[:n]) or None,
+            *(axis if axis in axes[n:] else None for axis in param(letters)),
+        )
+        for n in range(len(axes) + 1)
+    ]
+    for way in ways[1:]:
+        x = jax.reshard(x, way)
+    x = f(x)
+    for way in reversed(ways[:-1]):
+        x = jax.reshard(x, way)
+    return x[:L]
+
+
 def letters_of(path: str, ndim: int) -> str:
     """Letters of the parameter at a dotted `path`; layers stacked for a scan put L in front. Those
-    of a quantised one are of its array."""
+    of a quantised one, or of factored moments, are of its array."""
     array, _, part = path.rpartition('.')
-    path = array if part in QUANTIZED else path
+    path = array if part in _PARTS else path
     if not ndim:
         return ''
     letters = path.rsplit('_', 1)[-1]
@@ -110,9 +144,9 @@ def letters_of(path: str, ndim: int) -> str:
 
 
 def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
-    """NamedSharding of every leaf of `tree`: by the letters of its name, or, of a quantised one
-    (`value` and `scale`), of its array; scalars replicated; whole along K where the mesh does not
-    divide the key-value heads, which only generation allows.
+    """NamedSharding of every leaf of `tree`: by the letters of its name, or, of a part of an array
+    (`value` and `scale`, `rows` and `columns`), of that array; scalars replicated; whole along K
+    where the mesh does not divide the key-value heads, which only generation allows.
 
     Works on parameters and on anything that holds copies of their tree (an optimizer state).
     """
@@ -124,8 +158,8 @@ def shardings(tree: Any, mesh: Mesh | AbstractMesh) -> Any:
             if letter == 'K' and axes[i] and leaf.shape[i] % mesh.shape[axes[i]]:
                 axes[i] = None
         placed = P(*axes)
-        scales = path.endswith('.scale')
-        return NamedSharding(mesh, of_scales(placed, leaf.shape) if scales else placed)
+        reduced = path.rpartition('.')[2] in _REDUCED
+        return NamedSharding(mesh, of_scales(placed, leaf.shape) if reduced else placed)
 
     return map_named(place, tree)
 

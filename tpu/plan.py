@@ -31,7 +31,8 @@ from llama_jax import mesh as meshes
 from llama_jax.compare.grid import only, runs
 from llama_jax.data import packing, pieces
 from llama_jax.errors import UserError
-from llama_jax.optim.adamw import optimizer
+from llama_jax.model.width import width_of
+from llama_jax.optim.base import optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.train.experiment import Experiment, check, steps_of
@@ -91,7 +92,8 @@ def plan(experiment: Experiment, where: topology.Slice, say: Any = lambda line: 
         raise UserError('a plan has no tokenizer to say what model.vocab is: give --model.vocab')
     mesh = meshes.make(experiment.mesh, where.devices())
     check(experiment, mesh)
-    transform, rate = optimizer(experiment.optimizer), experiment.optimizer.schedule
+    transform = optimizer(experiment.optimizer, width_of(experiment.model))
+    rate = experiment.optimizer.schedule
     step = train_step(
         experiment.model,
         experiment.objective,

@@ -201,13 +201,15 @@ def _settings(grid: Grid) -> dict[str, Any]:
     first = grid.arms[0].experiment
     plain = to_dict(first)
     schedule = first.optimizer.schedule
-    optimizer = {key: value for key, value in plain['optimizer'].items() if key != 'schedule'}
+    optimizer = dict(plain['optimizer'])
+    kind = optimizer.pop('class')
+    del optimizer['schedule']
     values = {
         ('train.batch', 'train.seq_len'): (
             'tokens per step',
             first.train.batch * first.train.seq_len,
         ),
-        ('optimizer',): ('optimizer', f'AdamW {json.dumps(optimizer)}'),
+        ('optimizer',): ('optimizer', f'{kind} {json.dumps(optimizer)}'),
         ('optimizer.schedule',): (
             'schedule',
             ', '.join(

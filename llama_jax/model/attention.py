@@ -14,6 +14,7 @@ from llama_jax.model.initial import fan_in
 from llama_jax.model.linear import bias, close, in_use, project, shifted
 from llama_jax.model.masks import Visibility
 from llama_jax.model.rope import Rotation, rotate
+from llama_jax.model.width import width_of
 
 
 class Attention(nnx.Module):
@@ -23,7 +24,8 @@ class Attention(nnx.Module):
         D, N, K, H = config.dim, config.heads, config.kv_heads, config.head_dim
         q_key, k_key, v_key, out_key = jax.random.split(key, 4)
         # Drawn as matrices: a CPU takes four times as long to compile a draw of three dimensions.
-        self.q_DNH = nnx.Param(fan_in(q_key, (D, N * H), D).reshape(D, N, H))
+        q_DNH = fan_in(q_key, (D, N * H), D).reshape(D, N, H)
+        self.q_DNH = nnx.Param(q_DNH * width_of(config).query)
         self.k_DKH = nnx.Param(fan_in(k_key, (D, K * H), D).reshape(D, K, H))
         self.v_DKH = nnx.Param(fan_in(v_key, (D, K * H), D).reshape(D, K, H))
         self.out_NHD = nnx.Param(fan_in(out_key, (N * H, D), N * H * sublayers).reshape(N, H, D))

@@ -164,6 +164,11 @@ class ModelConfig:
     encoder_layers: int = 0
     """Above 0 an encoder-decoder: `layers` are the decoder's, which also attend to the encoder's
     output. Both share the embedding."""
+    base_dim: int = 0
+    """Above 0 initial values and learning rates are those of a model of this `dim`, carried over to
+    this one (muP); see model/width.py."""
+    base_head_dim: int = 0
+    """Of the heads of that model. 0: as here."""
     vocab_padding: int = 0
     """Rows at the end of the vocabulary that no token has, so that devices may share it evenly;
     they have no probability. Training takes the number from the tokenizer."""
@@ -210,6 +215,17 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise UserError(f'model.dropout {self.dropout} is not in [0, 1)')
+        if min(self.base_dim, self.base_head_dim) < 0:
+            raise UserError('model.base_dim and model.base_head_dim are 0 or more')
+        if self.base_head_dim and not self.base_dim:
+            raise UserError(
+                'model.base_head_dim has no effect without model.base_dim: set that too'
+            )
+        if self.base_dim and self.norm_place == 'post':
+            raise UserError(
+                'model.base_dim scales the norm before the head, and with model.norm_place post '
+                'there is none: set model.norm_place pre'
+            )
 
     @property
     def ids(self) -> int:

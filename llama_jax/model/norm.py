@@ -14,9 +14,9 @@ class RMSNorm(nnx.Module):
     """Scales each vector to unit root mean square, then by a learned vector (Zhang & Sennrich 2019,
     eq. 4)."""
 
-    def __init__(self, dim: int, *, eps: float):
+    def __init__(self, dim: int, *, eps: float, scale: float = 1.0):
         self.eps = eps
-        self.scale_D = nnx.Param(jnp.ones(dim))
+        self.scale_D = nnx.Param(jnp.full(dim, scale))
 
     def __call__(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
         x_f32 = x_BTD.astype(jnp.float32)  # the mean of squares overflows and rounds in bfloat16
@@ -29,9 +29,9 @@ class LayerNorm(nnx.Module):
     """Brings each vector to mean 0 and variance 1, then scales and shifts it (Ba et al. 2016,
     eq. 4)."""
 
-    def __init__(self, dim: int, *, eps: float):
+    def __init__(self, dim: int, *, eps: float, scale: float = 1.0):
         self.eps = eps
-        self.scale_D = nnx.Param(jnp.ones(dim))
+        self.scale_D = nnx.Param(jnp.full(dim, scale))
         self.bias_D = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
@@ -45,7 +45,7 @@ class LayerNorm(nnx.Module):
 Norm = RMSNorm | LayerNorm
 
 
-def norm(config: ModelConfig) -> Norm:
-    """The kind of norm that `config` asks for, of the model dimension."""
+def norm(config: ModelConfig, *, scale: float = 1.0) -> Norm:
+    """The kind of norm that `config` asks for, of the model dimension; `scale` is its first one."""
     kind = RMSNorm if config.norm == 'rms' else LayerNorm
-    return kind(config.dim, eps=config.norm_eps)
+    return kind(config.dim, eps=config.norm_eps, scale=scale)

@@ -25,6 +25,7 @@ from llama_jax.model.norm import norm
 from llama_jax.model.positions import sinusoidal
 from llama_jax.model.quantized import product, rows
 from llama_jax.model.rope import Rotation, rotation_of
+from llama_jax.model.width import width_of
 
 
 class Memory(NamedTuple):
@@ -49,7 +50,8 @@ class Transformer(nnx.Module):
         shape = (config.vocab, config.dim)
         encodes, final_norm = config.encoder_layers > 0, config.norm_place == 'pre'
         self.config = config
-        self.embed_VD = nnx.Param(fan_in(embed_key, shape, config.dim))
+        width = width_of(config)
+        self.embed_VD = nnx.Param(fan_in(embed_key, shape, width.base))
         self.position_CD = _learned_positions(config, jax.random.fold_in(key, 1))
         self.encoder_blocks: Blocks | None = (
             stacked(
@@ -63,8 +65,8 @@ class Transformer(nnx.Module):
         )
         self.encoder_norm = norm(config) if encodes and final_norm else None
         self.blocks: Blocks = stacked(config, depth=config.layers, cross=encodes, key=blocks_key)
-        self.norm = norm(config) if final_norm else None
-        self.head_VD = None if config.tied else nnx.Param(fan_in(head_key, shape, config.dim))
+        self.norm = norm(config, scale=width.out) if final_norm else None
+        self.head_VD = None if config.tied else nnx.Param(fan_in(head_key, shape, width.base))
 
     def __call__(
         self, token_BT: Int[Array, 'B T'], **context: Any
@@ -335,7 +337,7 @@ def without_padding(
 def _learned_positions(config: ModelConfig, key: jax.Array) -> nnx.Param | None:
     if config.positions != 'learned':
         return None
-    return nnx.Param(fan_in(key, (config.context, config.dim), config.dim))
+    return nnx.Param(fan_in(key, (config.context, config.dim), width_of(config).base))
 
 
 def _places(

@@ -1,5 +1,5 @@
-"""Learning-rate schedules: linear warm-up, then cosine or warm-up-stable-decay; and how a run comes
-from one to another while it goes on."""
+"""Learning-rate schedules: linear warm-up, then cosine, warm-up-stable-decay or an inverse square
+root; and how a run comes from one to another while it goes on."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ class ScheduleConfig:
     """Learning rate over the steps of a run."""
 
     peak: float = 3e-4
-    kind: Literal['cosine', 'wsd', 'constant'] = 'cosine'
+    kind: Literal['cosine', 'wsd', 'inverse_sqrt', 'constant'] = 'cosine'
     """'cosine' falls over the whole run (Loshchilov & Hutter 2017); 'wsd' stays at the peak, then
-    falls linearly (Hu et al. 2024)."""
+    falls linearly (Hu et al. 2024); 'inverse_sqrt' falls as 1 / sqrt(step) from the end of the
+    warm-up (Vaswani et al. 2017), whatever the length of the run."""
     warmup_steps: int = 2000
     """Steps over which it rises to the peak."""
     warmup_share: float = 0.0
@@ -87,6 +88,11 @@ def _schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     after = steps - up
     if config.kind == 'constant':
         return optax.join_schedules([warmup, optax.constant_schedule(config.peak)], [up])
+    if config.kind == 'inverse_sqrt':
+        last = up + 1
+        return lambda step: jnp.where(
+            step < up, warmup(step), config.peak * jnp.sqrt(last / jnp.maximum(step + 1, last))
+        )
     if config.kind == 'cosine':
         cosine = optax.cosine_decay_schedule(config.peak, after, alpha=config.final)
         return optax.join_schedules([warmup, cosine], [up])

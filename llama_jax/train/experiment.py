@@ -24,7 +24,9 @@ from llama_jax.model.layers import Params
 from llama_jax.model.tune import Frozen, Full, LoRA, Tune
 from llama_jax.objectives.base import EXTRA, Objective
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.base import OptimizerConfig, optimizer
+from llama_jax.optim.muon import Muon
 from llama_jax.optim.schedule import schedule
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.plain import from_plain, own_classes, to_plain
@@ -96,7 +98,7 @@ class Experiment:
     data: DataConfig
     train: TrainConfig
     objective: Objective = field(default_factory=CausalLM)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    optimizer: OptimizerConfig = field(default_factory=AdamW)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
@@ -106,10 +108,10 @@ class Experiment:
     """What is trained: Full, all of it; LoRA, adapters beside the weights of `start`; Frozen, the
     parameters of the objective alone."""
     start: str | None = None
-    """RUN, RUN@STEP or RUN@best: the parameters of another run, with which this one begins: an
-    adaptation from one objective to another (Wang et al. 2022, section 5). Or weights of others:
-    smollm2, a .gguf file or the directory of a model. On the command line it also says what model
-    and tokenizer are, see train/start.py. None: fresh ones."""
+    """RUN, RUN@STEP, RUN@best or RUN@mean:N: the parameters of another run, with which this one
+    begins: an adaptation from one objective to another (Wang et al. 2022, section 5). Or weights of
+    others: smollm2, a .gguf file or the directory of a model. On the command line it also says what
+    model and tokenizer are, see train/start.py. None: fresh ones."""
 
 
 _LEAST = {
@@ -233,6 +235,11 @@ def _check_effects(experiment: Experiment) -> None:
         raise UserError(
             f'--optimizer.layer-decay {config.layer_decay} has no effect where no layer is '
             'trained: leave it out, or set --tune'
+        )
+    if isinstance(config, Muon) and not isinstance(tune, Full):
+        raise UserError(
+            f'Muon moves whole matrices of layers, and with --tune {type(tune).__name__} none is '
+            'trained: give --optimizer adamw'
         )
     if config.decay_embeddings and not (config.weight_decay and isinstance(tune, Full)):
         why = 'embeddings are not trained' if config.weight_decay else 'there is no weight decay'

@@ -168,6 +168,9 @@ def rate_in_words(config: ScheduleConfig, steps: int) -> str:
         return f'{rises}then falls as a cosine to {last}'
     if config.kind == 'constant':
         return f'{rises}then stays there'
+    if config.kind == 'inverse_sqrt':
+        end = config.peak * math.sqrt((warmup + 1) / max(steps, warmup + 1))
+        return f'{rises}then falls as 1 / sqrt(step) to {end:.3g} at step {steps:,}'
     falls = steps - round((steps - warmup) * config.decay_share)
     return f'{rises}stays there until step {falls:,}, then falls in a straight line to {last}'
 

@@ -7,9 +7,11 @@ import types
 import typing
 from typing import Any
 
+from llama_jax import optim
 from llama_jax.errors import UserError
 from llama_jax.objectives import REGISTRY
 from llama_jax.objectives.base import Objective
+from llama_jax.optim.base import OptimizerConfig
 
 OWN_MODULE = '__configuration__'
 """The name that a user's own file of a configuration has as a module."""
@@ -106,9 +108,11 @@ def _options(declared: Any) -> tuple[Any, ...]:
 
 
 def _classes(declared: Any) -> dict[str, type]:
-    """The dataclasses of a declared type, by name: of the protocol of objectives all of them."""
+    """The dataclasses of a declared type, by name: of a protocol all that are registered."""
     if Objective in _options(declared):
         return _ours() | _OWN
+    if OptimizerConfig in _options(declared):  # a record of before there were several is of AdamW
+        return {cls.__name__: cls for cls in optim.REGISTRY.values()}
     return {
         option.__name__: option
         for option in _options(declared)

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -28,7 +29,7 @@ from llama_jax.paths import local
 from llama_jax.text.files import tokenizer_of
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.base import Identity, Kept, check_identity
-from llama_jax.train.checkpoint import Checkpoints
+from llama_jax.train.checkpoint import Checkpoints, Items, Restored
 from llama_jax.train.config_file import know_objectives
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.records import read_run
@@ -52,16 +53,28 @@ class Trained(NamedTuple):
         return self.experiment.model
 
 
+class Mean(NamedTuple):
+    """The mean of the parameters of the newest `n` checkpoints, as one of the newest."""
+
+    n: int
+
+    def __str__(self) -> str:
+        return f'mean:{self.n}'
+
+
+Which = int | Literal['best'] | Mean | None
+"""Of the checkpoints of a run: that of a step, the best, a mean; None: the newest."""
+
+
 class Named(NamedTuple):
     """A run, and which of its checkpoints."""
 
     workdir: Path
-    step: int | Literal['best'] | None
-    """None: the newest."""
+    step: Which
 
 
 def named(run: str | Path, what: str = '--checkpoint') -> Named:
-    """What RUN, RUN@STEP or RUN@best names, where RUN is the --workdir of a training.
+    """What RUN, RUN@STEP, RUN@best or RUN@mean:N names, where RUN is the --workdir of a training.
 
     `what` is the option that says so. A directory whose own name has an @ is taken by its name.
     """
@@ -71,8 +84,13 @@ def named(run: str | Path, what: str = '--checkpoint') -> Named:
         return Named(workdir, None)
     if step == 'best':
         return Named(Path(path), 'best')
-    if not (step.isascii() and step.isdecimal()):
-        raise UserError(f'{what} {run}: after @ comes the number of a step, or best')
+    number = step.removeprefix('mean:')
+    if not (number.isascii() and number.isdecimal()):
+        raise UserError(f'{what} {run}: after @ comes the number of a step, best, or mean:N')
+    if step != number:
+        if int(number) < 2:
+            raise UserError(f'{what} {run}: a mean is of 2 checkpoints or more')
+        return Named(Path(path), Mean(int(number)))
     return Named(Path(path), int(step))
 
 
@@ -101,9 +119,12 @@ def load(
     item = 'average' if experiment.optimizer.average else 'params'
     with _checkpoints(workdir) as checkpoints:
         chosen = _chosen(workdir, step, checkpoints)
-        if chosen is None:
-            restored = checkpoints.restore_newest({item: placed})
-            assert restored is not None  # there are some
+        if isinstance(step, Mean):
+            restored = _mean(checkpoints, step.n, {item: placed})
+        elif chosen is None:
+            newest = checkpoints.restore_newest({item: placed})
+            assert newest is not None  # there are some
+            restored = newest
         else:
             restored = checkpoints.restore_step(chosen, {item: placed})
     tokenizer = for_model(
@@ -114,6 +135,7 @@ def load(
     identity = {
         'step': restored.step,
         'weights': f'{metadata["checksums"]["params"]:08x}',
+        **({'mean': step.n} if isinstance(step, Mean) else {}),
     }
     if not isinstance(experiment.tune, Full):
         identity['start'] = metadata['start']
@@ -215,13 +237,29 @@ def _nothing_yet(workdir: Path) -> UserError:
     return UserError(f'{workdir} holds no checkpoint yet: train until the first one is saved')
 
 
-def _chosen(
-    workdir: Path, step: int | Literal['best'] | None, checkpoints: Checkpoints
-) -> int | None:
+def _mean(checkpoints: Checkpoints, n: int, abstract: Items) -> Restored:
+    """The newest checkpoint with the mean of the arrays of the newest `n`."""
+    *others, newest = checkpoints.steps()[-n:]
+    restored = checkpoints.restore_step(newest, abstract)
+    total = restored.items
+    for step in others:
+        items = checkpoints.restore_step(step, abstract).items
+        total = jax.tree.map(jnp.add, total, items)
+    return restored._replace(items=jax.tree.map(lambda x: x / n, total))
+
+
+def _chosen(workdir: Path, step: Which, checkpoints: Checkpoints) -> int | None:
     """The step that is meant; None: the newest. Raises UserError when there is none."""
     steps = checkpoints.steps()
     if not steps:
         raise _nothing_yet(workdir)
+    if isinstance(step, Mean):
+        if step.n > len(steps):
+            raise UserError(
+                f'{workdir} has {len(steps)} checkpoints, not {step.n}: take fewer, or train with '
+                f'--checkpoint.keep {step.n}'
+            )
+        return None
     if step == 'best':
         best = checkpoints.best()
         if best is None:
@@ -240,9 +278,16 @@ def _chosen(
 
 def check_checkpoint(run: str | Path, what: str) -> None:
     """Raise UserError unless there is the checkpoint that `run` names; see `named`."""
+    chosen_step(run, what)
+
+
+def chosen_step(run: str | Path, what: str) -> int:
+    """The step of the checkpoint that `run` names, see `named`; of a mean the newest. Raises
+    UserError when there is none."""
     workdir, step = named(run, what)
     with _checkpoints(workdir) as checkpoints:
-        _chosen(workdir, step, checkpoints)
+        chosen = _chosen(workdir, step, checkpoints)
+        return checkpoints.steps()[-1] if chosen is None else chosen
 
 
 def by_tokenizer(model: ModelConfig) -> tuple[str, ...]:

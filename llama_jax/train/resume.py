@@ -72,6 +72,7 @@ RULES = (
         (
             *('optimizer.clip', 'optimizer.weight_decay', 'optimizer.decay_embeddings'),
             *('optimizer.beta1', 'optimizer.beta2', 'optimizer.eps', 'optimizer.layer_decay'),
+            *('optimizer.beta', 'optimizer.decay', 'optimizer.clip_rms'),
         ),
         'may change',
         'they hold from the next step on; the moments stay',
@@ -97,7 +98,12 @@ RULES = (
         'the place in the data would mean other batches',
         _ADAPTED,
     ),
-    Rule(('optimizer.moments',), 'fixed', 'the moments saved are of the other type', _ADAPTED),
+    Rule(
+        ('optimizer.class', 'optimizer.moments', 'optimizer.momentum'),
+        'fixed',
+        'the state saved is of another optimizer, or of the other type',
+        _ADAPTED,
+    ),
     Rule(('optimizer.average',), 'fixed', 'the average saved is of the other decay', _ADAPTED),
     Rule(('tune',), 'fixed', 'other arrays are trained', _ADAPTED),
     Rule(

@@ -22,8 +22,9 @@ from llama_jax.data.record import Text
 from llama_jax.generate.finite import NotFiniteError
 from llama_jax.model.layers import Params
 from llama_jax.model.tune import flops_share
+from llama_jax.model.width import width_of
 from llama_jax.objectives.base import Batch
-from llama_jax.optim.adamw import optimizer
+from llama_jax.optim.base import optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.text import template_files
 from llama_jax.text.tokenizer import Tokenizer
@@ -210,7 +211,7 @@ def _prepare(
         wanted = f'--train.epochs {length.epochs:g}' if length.epochs else ''
         notes.append(f'{wanted or f"--train.tokens {length.tokens:,}"}: {train.steps:,} steps')
 
-    tx = optimizer(experiment.optimizer)
+    tx = optimizer(experiment.optimizer, width_of(experiment.model))
     metadata = {
         'experiment': to_dict(experiment),
         'layers': 'stacked',

@@ -73,8 +73,8 @@ def origin(start: str, what: str = '--start') -> Origin:
     if not pretrained.is_there(start, what):
         raise UserError(
             f'{workdir} holds no run, and no model of others is there: give {what} a RUN, '
-            f'RUN@STEP or RUN@best, {", ".join(pretrained.PACKAGES)}, a .gguf file or the '
-            'directory of a model'
+            f'RUN@STEP, RUN@best or RUN@mean:N, {", ".join(pretrained.PACKAGES)}, a .gguf file or '
+            'the directory of a model'
         )
     try:
         weights = _weights(start, what)

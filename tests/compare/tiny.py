@@ -10,7 +10,7 @@ from llama_jax.data.config import DataConfig, Source
 from llama_jax.evaluate.suite import Suite
 from llama_jax.model.config import ModelConfig
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.adamw import AdamW
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import (
@@ -44,7 +44,7 @@ def experiment(text, **changes):
                 tokenizer=TokenizerConfig(vocab=VOCAB),
             ),
             train=TrainConfig(steps=20, batch=8, seq_len=32, log_every=1),
-            optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4)),
+            optimizer=AdamW(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4)),
             evaluation=EvaluationConfig(every=10, batches=1),
             checkpoint=CheckpointConfig(every=5),
         ),

@@ -14,7 +14,7 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
-from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.adamw import AdamW
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import TokenizerConfig
@@ -50,7 +50,7 @@ def trained(tmp_path_factory):
         ),
         objective=Classification(pool='mean'),
         train=TrainConfig(steps=40, batch=8, seq_len=64, log_every=40),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4)),
+        optimizer=AdamW(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4)),
         evaluation=EvaluationConfig(every=0),
         checkpoint=CheckpointConfig(every=0),
         compute=Compute(precision='float32'),

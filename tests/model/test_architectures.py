@@ -13,7 +13,7 @@ from llama_jax import trees
 from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.model.config import ModelConfig
-from llama_jax.optim.adamw import decayed
+from llama_jax.optim.base import decayed
 from tests.model import tiny
 
 T = 24

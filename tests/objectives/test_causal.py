@@ -16,7 +16,8 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.base import optimizer
 from llama_jax.optim.schedule import ScheduleConfig, schedule
 from llama_jax.train.run import place
 from llama_jax.train.step import initial_state, train_step
@@ -115,7 +116,7 @@ def test_twenty_steps_give_the_losses_of_the_golden_file():
     a change of initial values, data, model, loss, optimizer or schedule moves it by far more.
     """
     steps = 20
-    config = OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4))
+    config = AdamW(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4))
     tx, objective = optimizer(config), CausalLM()
     devices = mesh.make(MeshConfig(), jax.devices()[:1])
     state = initial_state(CONFIG, CausalLM(), tx, seed=0, mesh=devices)

@@ -10,12 +10,13 @@ import pytest
 from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.model.config import ModelConfig
-from llama_jax.optim.adamw import OptimizerConfig, decayed, optimizer
+from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.base import decayed, optimizer
 from llama_jax.optim.schedule import ScheduleConfig, schedule
 from llama_jax.trees import n_bytes, named
 
 STEPS = 12
-CONFIG = OptimizerConfig(
+CONFIG = AdamW(
     schedule=ScheduleConfig(peak=0.05, warmup_steps=3),
     beta1=0.8,
     beta2=0.9,

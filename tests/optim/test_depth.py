@@ -11,8 +11,9 @@ from llama_jax import layout, mesh
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import ModelConfig
-from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.adamw import AdamW
 from llama_jax.optim.average import averaged
+from llama_jax.optim.base import optimizer
 from llama_jax.optim.depth import factors
 from llama_jax.trees import named
 
@@ -39,7 +40,7 @@ def test_layers_move_as_those_of_optimizers_with_their_own_rate():
     rng = np.random.default_rng(0)
     shape = (3, 4, 5)
     start, grads = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
-    config = OptimizerConfig(layer_decay=0.8, clip=1e9, weight_decay=0.1)
+    config = AdamW(layer_decay=0.8, clip=1e9, weight_decay=0.1)
     tx, plain = optimizer(config), optimizer(dataclasses.replace(config, layer_decay=1.0))
     params = {'blocks': {'mlp': {'down_FD': jnp.asarray(start)}}}
     state, other = tx.init(params), plain.init(params)
@@ -71,7 +72,7 @@ def test_the_average_is_the_formula_s_and_optax_s():
 
 
 def test_the_rates_are_those_of_one_device_on_a_mesh():
-    config, devices = OptimizerConfig(layer_decay=0.5), mesh.make(MeshConfig(fsdp=4, tensor=2))
+    config, devices = AdamW(layer_decay=0.5), mesh.make(MeshConfig(fsdp=4, tensor=2))
     tx, params = optimizer(config), layers.split(layers.Transformer(MODEL, key=jax.random.key(0)))
     wanted, _ = jax.jit(tx.update)(params, tx.init(params), params)
     placed = jax.tree.map(jax.device_put, params, layout.shardings(params, devices))

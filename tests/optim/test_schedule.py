@@ -15,13 +15,13 @@ def rates(steps, **settings):
     return np.array([function(step) for step in range(steps + 1)])
 
 
-@pytest.mark.parametrize('kind', ['cosine', 'wsd', 'constant'])
+@pytest.mark.parametrize('kind', ['cosine', 'wsd', 'inverse_sqrt', 'constant'])
 def test_warm_up_is_linear_and_its_first_step_learns(kind):
     rate = rates(100, kind=kind, warmup_steps=9)
     np.testing.assert_allclose(rate[:10], PEAK * np.arange(1, 11) / 10, rtol=1e-6)
 
 
-@pytest.mark.parametrize('kind', ['cosine', 'wsd', 'constant'])
+@pytest.mark.parametrize('kind', ['cosine', 'wsd', 'inverse_sqrt', 'constant'])
 def test_without_warm_up_it_begins_at_the_peak(kind):
     assert rates(10, kind=kind, warmup_steps=0)[0] == pytest.approx(PEAK)
 
@@ -37,6 +37,13 @@ def test_wsd_is_stable_then_falls_linearly():
     rate = rates(120, kind='wsd', warmup_steps=20, decay_share=0.3, final=0.05)
     np.testing.assert_allclose(rate[20:91], PEAK, rtol=1e-6)
     np.testing.assert_allclose(rate[90:], PEAK * np.linspace(1, 0.05, 31), rtol=1e-5)
+
+
+def test_inverse_square_root_falls_from_the_end_of_the_warm_up_whatever_the_length():
+    rate = rates(100, kind='inverse_sqrt', warmup_steps=8)
+    steps = np.arange(8, 101)
+    np.testing.assert_allclose(rate[8:], PEAK * np.sqrt(9 / (steps + 1)), rtol=1e-6)
+    np.testing.assert_array_equal(rate, rates(300, kind='inverse_sqrt', warmup_steps=8)[:101])
 
 
 def test_constant_stays():
@@ -87,6 +94,7 @@ def test_a_finished_run_warms_up_again_and_falls_again(kind):
     'settings, taken',
     [
         ({'kind': 'constant', 'warmup_steps': 5}, 40),
+        ({'kind': 'inverse_sqrt', 'warmup_steps': 5}, 40),
         ({'kind': 'wsd', 'warmup_steps': 5}, 30),  # before it falls
         ({'kind': 'cosine', 'warmup_steps': 20}, 10),  # still warming up
     ],

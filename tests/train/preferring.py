@@ -8,7 +8,7 @@ import numpy as np
 
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.model.config import ModelConfig
-from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.adamw import AdamW
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import TokenizerConfig
@@ -77,7 +77,7 @@ def experiment(objective, directory):
         data=data(directory),
         objective=objective,
         train=TrainConfig(steps=20, batch=8, seq_len=128, log_every=1),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=3e-3, warmup_steps=0)),
+        optimizer=AdamW(schedule=ScheduleConfig(peak=3e-3, warmup_steps=0)),
         evaluation=EvaluationConfig(every=20),
         checkpoint=CheckpointConfig(every=10, keep=3),
     )

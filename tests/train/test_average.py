@@ -12,7 +12,8 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.base import optimizer
 from llama_jax.train import loop, run
 from llama_jax.train.checkpoint import Checkpoints
 from llama_jax.train.experiment import check
@@ -38,7 +39,7 @@ def on_one_device(monkeypatch):
 def test_the_step_keeps_the_average_of_its_parameters_and_small_rates_move_them():
     """At a rate of 1e-6: after 12 steps the parameters have moved by as much as Adam's directions
     say, the average is the formula's, and a step that is skipped moves neither."""
-    devices, tx = meshes.make(MeshConfig()), optimizer(OptimizerConfig(weight_decay=0.0))
+    devices, tx = meshes.make(MeshConfig()), optimizer(AdamW(weight_decay=0.0))
     state = initial_state(MODEL, CausalLM(), tx, seed=0, mesh=devices)
     assert state.evaluated is state.params and not state.average
     state = averaging(state)

@@ -14,7 +14,8 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.optim.schedule import Ramp
 from llama_jax.train import loop, resume
-from llama_jax.train.checkpoint import Checkpoints
+from llama_jax.train.branch import branch
+from llama_jax.train.checkpoint import Checkpoints, present
 from llama_jax.train.config_file import ConfigFile
 from llama_jax.train.experiment import from_dict, to_dict
 from llama_jax.train.records import read_metrics, read_run
@@ -75,6 +76,29 @@ def test_a_finished_run_goes_on_without_a_jump_and_a_kill_changes_nothing(
         assert rates(copied_run) == got
         again = [line['loss'] for line in read_metrics(copied_run) if line['kind'] == 'train']
         assert again == losses
+
+
+def test_a_branch_goes_on_as_the_run_did(short_run, short, tmp_path):
+    workdir = tmp_path / 'branch'
+    branch(f'{short_run}@4', workdir)
+    loop.train(short, workdir)
+
+    def losses(run):
+        lines = [line for line in read_metrics(run) if line['kind'] == 'train']
+        return {line['step']: line['loss'] for line in lines}
+
+    assert losses(workdir) == losses(short_run)
+    assert 'resumed from the checkpoint of step 4' in events(workdir)
+    branch(f'{short_run}@4', workdir)  # the same command again goes on
+    assert present(workdir / 'checkpoints') == [4, 8]
+    for run, where, said in (
+        (f'{short_run}@8', workdir, 'holds something that is no branch of'),
+        (f'{short_run}@4', tmp_path, 'holds something that is no branch of'),
+        (f'{short_run}@5', tmp_path / 'other', 'has no checkpoint of step 5'),
+        (f'{short_run}@mean:2', tmp_path / 'other', 'a mean has no optimizer'),
+    ):
+        with pytest.raises(UserError, match=said):
+            branch(run, where)
 
 
 def test_what_is_said_of_the_rate(short, tmp_path):

@@ -18,7 +18,8 @@ from llama_jax.data.record import QueryPassages, Text
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
-from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.base import optimizer
 from llama_jax.optim.schedule import ScheduleConfig, schedule
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import TokenizerConfig
@@ -101,7 +102,7 @@ def experiment(name, data):
         data=data,
         objective=objective,
         train=TrainConfig(steps=STEPS, batch=8, seq_len=64, log_every=1),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4)),
+        optimizer=AdamW(schedule=ScheduleConfig(peak=1e-2, warmup_steps=4)),
         evaluation=EvaluationConfig(every=0),
         checkpoint=CheckpointConfig(every=SAVED, keep=1),
         mesh=MeshConfig(),

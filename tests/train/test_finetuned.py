@@ -14,7 +14,8 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute
 from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.seq2seq import SequenceToSequence
-from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.base import optimizer
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.text.chat import FORMATS
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
@@ -68,7 +69,7 @@ def experiment(tmp_path, monkeypatch):
         ),
         objective=OBJECTIVE,
         train=TrainConfig(steps=STEPS, batch=8, seq_len=SEQ_LEN, log_every=1),
-        optimizer=OptimizerConfig(schedule=ScheduleConfig(peak=1e-3, warmup_steps=4)),
+        optimizer=AdamW(schedule=ScheduleConfig(peak=1e-3, warmup_steps=4)),
         evaluation=EvaluationConfig(every=0),
         checkpoint=CheckpointConfig(every=0),
         compute=Compute(precision='float32'),
@@ -102,7 +103,7 @@ def test_eight_rows_are_eight_microbatches_of_one(experiment, tmp_path):
 def test_packed_chats_are_learnt_as_each_in_a_row_of_its_own():
     """20 updates by AdamW on the same chats in two layouts."""
     tokenizer, devices = bytes_tokenizer(), one_device(MeshConfig())
-    adamw = optimizer(OptimizerConfig())
+    adamw = optimizer(AdamW())
     rows = [list(chats(3, seed)) for seed in range(STEPS * 2)]
     losses = []
     for packed in (True, False):

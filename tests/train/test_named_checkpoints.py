@@ -49,6 +49,14 @@ def test_a_checkpoint_is_named_by_its_step_or_as_the_best(short_run, copied_run)
         load(f'{copied_run}@best', one_device(MeshConfig()))
 
 
+def test_a_mean_is_of_the_newest_checkpoints(short_run):
+    mean = load(f'{short_run}@mean:2', one_device(MeshConfig()))
+    assert mean.step == 8 and mean.identity['mean'] == 2
+    four, eight = (embedding(f'{short_run}@{step}') for step in (4, 8))
+    np.testing.assert_allclose(mean.params['embed_VD'], (four + eight) / 2, rtol=1e-6)
+    assert str(named('a@mean:2').step) == 'mean:2'  # as the names of files have it
+
+
 def test_without_a_likelihood_the_lowest_loss_is_the_best():
     assert run.score({'loss': 3.0, 'bits_per_byte': 1.5}) == 1.5
     assert run.score({'loss': 3.0}) == 3.0
@@ -60,8 +68,11 @@ def test_without_a_likelihood_the_lowest_loss_is_the_best():
     'at, message',
     [
         ('@400', 'has no checkpoint of step 400: there are those of 4, 8'),
-        ('@latest', 'after @ comes the number of a step, or best'),
-        ('@', 'after @ comes the number of a step, or best'),
+        ('@latest', 'after @ comes the number of a step, best, or mean:N'),
+        ('@', 'after @ comes the number of a step, best, or mean:N'),
+        ('@mean:', 'after @ comes the number of a step, best, or mean:N'),
+        ('@mean:1', 'a mean is of 2 checkpoints or more'),
+        ('@mean:3', 'has 2 checkpoints, not 3: take fewer, or train with --checkpoint.keep 3'),
         ('/nowhere@4', 'holds no run'),
     ],
 )

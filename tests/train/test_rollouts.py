@@ -16,7 +16,7 @@ from llama_jax.model.config import ModelConfig
 from llama_jax.model.tune import LoRA
 from llama_jax.objectives.grpo import GRPO, advantages
 from llama_jax.objectives.rollout import Rollout
-from llama_jax.optim.adamw import OptimizerConfig
+from llama_jax.optim.adamw import AdamW
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.text.tokenizer import TokenizerConfig
@@ -79,9 +79,7 @@ def experiment(tmp_path_factory):
             beta=1e-3,
         ),
         train=TrainConfig(steps=12, batch=16, seq_len=26, log_every=1),
-        optimizer=OptimizerConfig(
-            schedule=ScheduleConfig(peak=2e-2, warmup_steps=1), weight_decay=0.0
-        ),
+        optimizer=AdamW(schedule=ScheduleConfig(peak=2e-2, warmup_steps=1), weight_decay=0.0),
         evaluation=EvaluationConfig(every=6),
         checkpoint=CheckpointConfig(every=4, keep=4),
     )

@@ -15,7 +15,8 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.optim.adamw import OptimizerConfig, optimizer
+from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.base import optimizer
 from llama_jax.train.run import place
 from llama_jax.train.step import abstract_state, initial_state, train_step
 from tests.train.conftest import MODEL
@@ -54,7 +55,7 @@ def recorder():
 
 # Adam divides a gradient by its own size; only its epsilon keeps the rounding of small gradients
 # from becoming large updates.
-ADAMW = optimizer(OptimizerConfig(eps=1e-2))
+ADAMW = optimizer(AdamW(eps=1e-2))
 
 TX = optax.chain(recorder(), ADAMW, recorder())
 

@@ -1,0 +1,103 @@
+"""muP: a coordinate check, and the table of rates and initial values."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from llama_jax import mesh
+from llama_jax.errors import UserError
+from llama_jax.mesh import MeshConfig
+from llama_jax.model import layers
+from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.width import width_of
+from llama_jax.optim import AdamW, Muon
+from llama_jax.optim.base import optimizer
+from llama_jax.optim.width import factor
+
+SMALL = ModelConfig(
+    vocab=64, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=32, context=16, tied=True
+)
+TOKENS = jax.random.randint(jax.random.key(1), (4, 16), 0, 64)
+
+
+def wide(times, **settings):
+    """The small model at a multiple of its width, by more heads."""
+    return dataclasses.replace(
+        SMALL, dim=16 * times, heads=2 * times, kv_heads=2 * times, ffn=32 * times, **settings
+    )
+
+
+def moved(config, rate=0.01, steps=3):
+    """Root mean square of how far logits have moved after some steps on the same tokens."""
+    params = layers.split(layers.Transformer(config, key=jax.random.key(0)))
+    tx = optimizer(AdamW(clip=1e9), width_of(config))
+
+    def logits(params):
+        return layers.bind(config, params)(TOKENS, compute=Compute())[0]
+
+    def loss(params):
+        log_p = jax.nn.log_softmax(logits(params)[:, :-1])
+        return -(log_p * jax.nn.one_hot(TOKENS[:, 1:], 64)).sum() / 60
+
+    @jax.jit
+    def change(params):
+        def step(_, carry):
+            params, state = carry
+            directions, state = tx.update(jax.grad(loss)(params), state, params)
+            return jax.tree.map(lambda p, d: p - rate * d, params, directions), state
+
+        before = logits(params)
+        params, _ = jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
+        return jnp.sqrt(jnp.square(logits(params) - before).mean())
+
+    with jax.set_mesh(mesh.make(MeshConfig(), jax.devices()[:1])):
+        return float(change(params))
+
+
+def test_how_far_logits_move_does_not_grow_with_the_width():
+    base = moved(wide(1))
+    assert 0.3 * base < moved(wide(8, base_dim=16)) < base
+    assert moved(wide(8)) > 1.5 * base
+
+
+def test_initial_values_and_rates_are_those_of_the_table():
+    config = wide(4, base_dim=16)
+    config = dataclasses.replace(config, heads=4, kv_heads=2, head_dim=32, base_head_dim=8)
+    usual = dataclasses.replace(config, base_dim=0, base_head_dim=0)
+    params, plain = (
+        layers.split(layers.Transformer(c, key=jax.random.key(0))) for c in (config, usual)
+    )
+    width = width_of(config)
+    wanted = {  # path: factor upon initial values, rate of AdamW, rate of Muon
+        'embed_VD': (2.0, 1.0, 1.0),
+        'norm.scale_D': (0.25, 0.25, 0.25),
+        'blocks.attention.q_DNH': (0.5, 0.125, 0.25),
+        'blocks.attention.out_NHD': (1.0, 0.25, 0.5),
+        'blocks.mlp.down_FD': (1.0, 0.25, 0.5),
+        'blocks.mlp_norm.scale_D': (1.0, 1.0, 1.0),
+    }
+    for path, (drawn, adamw, muon) in wanted.items():
+        a, b = params, plain
+        for key in path.split('.'):
+            a, b = a[key], b[key]
+        np.testing.assert_allclose(a, drawn * np.asarray(b), rtol=1e-6, err_msg=path)
+        assert factor(path, width, power=AdamW.width_power) == pytest.approx(adamw), path
+        assert factor(path, width, power=Muon.width_power) == pytest.approx(muon), path
+    assert width_of(wide(1, base_dim=16)) == width_of(wide(1))  # at its own width nothing changes
+    assert factor('objective.head_DC', width, power=1.0) == 1.0
+
+
+@pytest.mark.parametrize(
+    'settings, said',
+    [
+        ({'base_head_dim': 8}, 'no effect without model.base_dim'),
+        ({'base_dim': 16, 'norm_place': 'post'}, 'model.norm_place pre'),
+        ({'base_dim': -1}, '0 or more'),
+    ],
+)
+def test_a_base_without_effect_is_refused(settings, said):
+    with pytest.raises(UserError, match=said):
+        dataclasses.replace(SMALL, **settings)
