@@ -176,11 +176,12 @@ def test_random_order_draws_from_the_mean_over_orders():
 
 
 def test_a_text_is_that_of_its_seed_whoever_stands_beside_it():
-    how = {'temperature': 5.0, 'order': 'confidence', 'max_tokens': 6}
+    how = {'temperature': 5.0, 'order': 'left', 'max_tokens': 6}
     both = written('blocks', seed=[5, 6], **how)
     assert both == written('blocks', seed=[5, 6], **how)
-    assert written('blocks', PROMPTS[1:], seed=6, **how) == both[1:]
-    assert written('blocks', PROMPTS[1:], seed=7, **how) != both[1:]
+    turned = written('blocks', [PROMPTS[1], [2]], seed=[6, 9], **how)
+    assert turned[0] == both[1]
+    assert written('blocks', seed=[5, 7], **how)[1] != both[1]
     twice = written('blocks', [PROMPTS[0]] * 2, seed=5, **how)
     assert twice[0] == both[0] != twice[1]
 
@@ -193,13 +194,16 @@ def test_any_mesh_writes_the_same():
 
 
 def test_a_text_ends_before_its_end_id():
-    (whole,) = written('blocks', PROMPTS[:1], max_tokens=14, order='left')
+    prompts, how = [PROMPTS[0]] * 2, {'max_tokens': 14, 'order': 'left'}
+    (whole, _) = written('blocks', prompts, **how)
     end = whole[2]
     n = whole.index(end)
-    (found,) = unmasker('blocks', end)(PROMPTS[:1], max_tokens=14, order='left')
-    assert (found.tokens, found.finish_reason) == (whole[:n], 'stop')
-    (found,) = unmasker('blocks', None)(PROMPTS[:1], max_tokens=14, order='left', stop_ids=(end,))
-    assert found.tokens == whole[:n]
+    for write, more in (
+        (unmasker('blocks', end), {}),
+        (unmasker('blocks', None), {'stop_ids': (end,)}),
+    ):
+        for found in write(prompts, **how, **more):
+            assert (found.tokens, found.finish_reason) == (whole[:n], 'stop')
 
 
 def test_what_cannot_be_is_refused():

@@ -249,21 +249,24 @@ def test_both_kinds_of_texts_in_one_model():
     made = [dual.example(p, tokenizer=IDS, seq_len=12, rng=None) for p in pieces]
     batch = texts.packed(made, dual, seq_len=12, rows=1, pad_id=IDS.pad_id)
     assert batch['prefix'].tolist() == [[0] * 5 + [1] * 4 + [0] * 3]
+    example = CausalLM().example(pieces[0], tokenizer=IDS, seq_len=4, rng=None)
+    alone = texts.packed([example], CausalLM(), seq_len=4, rows=1, pad_id=IDS.pad_id)
+
+    @jax.jit
+    def losses(params, batch, alone):
+        bound, how = layers.bind(CONFIG, params), {'extra': {}, 'compute': COMPUTE, 'key': None}
+        masks, _ = dual.masks(batch, None)
+        causal = CausalLM(z_loss=0.0).loss(bound, alone, **how)
+        return dual.loss(bound, batch, **how), masks, causal
+
     with jax.set_mesh(devices()):
-        arrays = place(batch, devices())
-        bound = layers.bind(CONFIG, params())
-        how = {'extra': {}, 'compute': COMPUTE, 'key': None}
-        loss = jax.device_get(dual.loss(bound, arrays, **how))
-        masks, _ = jax.device_get(dual.masks(arrays, None))
+        arrays = (place(x, devices()) for x in (batch, alone))
+        loss, masks, causal = jax.device_get(losses(params(), *arrays))
     assert not masks.masked_BT[0, :6].any() and 1 <= masks.masked_BT[0, 6:9].sum() <= 3
     hidden = np.flatnonzero(masks.masked_BT[0, 6:9])
     rows = log_p([[IDS.bos_id, *OTHER], shown(hidden, OTHER)], 'all')
     wanted = -sum(rows[1, i, OTHER[i]] * 3 / len(hidden) for i in hidden)
     assert loss.metrics['masked_nll'] / 7 == pytest.approx(wanted / 3, rel=1e-5)
-    with jax.set_mesh(devices()):
-        example = CausalLM().example(pieces[0], tokenizer=IDS, seq_len=4, rng=None)
-        alone = texts.packed([example], CausalLM(), seq_len=4, rows=1, pad_id=IDS.pad_id)
-        causal = jax.device_get(CausalLM(z_loss=0.0).loss(bound, place(alone, devices()), **how))
     assert loss.metrics['causal_nll'] / 7 == pytest.approx(causal.total / 4, rel=1e-5)
     assert loss.total == pytest.approx(2 * causal.total + wanted, rel=1e-5)
     assert loss.weight == 7 and dual.loss_tokens(batch) == 4 + 2
