@@ -29,8 +29,11 @@ from llama_jax.objectives.base import Objective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.fim import FillInMiddle
+from llama_jax.objectives.latent import LatentPrediction
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.moco import MomentumContrast
 from llama_jax.objectives.prefix import PrefixLM
+from llama_jax.objectives.retromae import RetroMAE
 from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.objectives.ul2 import UL2
@@ -52,6 +55,9 @@ ARMS: dict[str, Objective] = {
     'masked': MaskedLM(),
     'fim': FillInMiddle(),
     'contrastive': InfoNCE(),
+    'moco': MomentumContrast(queue=4096),
+    'retromae': RetroMAE(),
+    'latent': LatentPrediction(),
     'replaced tokens': ReplacedTokens(),
     'causal + contrastive': Weighted(
         parts=(CausalLM(), InfoNCE(bidirectional=False)), weights=(1.0, 0.1), shares=(0.5, 0.5)
