@@ -31,11 +31,14 @@ from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.fim import FillInMiddle
 from llama_jax.objectives.latent import LatentPrediction
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.masked_inputs import MaskedInputs
 from llama_jax.objectives.moco import MomentumContrast
+from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.objectives.prefix import PrefixLM
 from llama_jax.objectives.retromae import RetroMAE
 from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.spans import SpanCorruption
+from llama_jax.objectives.token_order import TokenOrder
 from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
 from llama_jax.optim.base import optimizer
@@ -59,6 +62,9 @@ ARMS: dict[str, Objective] = {
     'retromae': RetroMAE(),
     'latent': LatentPrediction(),
     'replaced tokens': ReplacedTokens(),
+    'multi-token': MultiToken(),
+    'token-order': TokenOrder(),
+    'masked inputs': MaskedInputs(),
     'causal + contrastive': Weighted(
         parts=(CausalLM(), InfoNCE(bidirectional=False)), weights=(1.0, 0.1), shares=(0.5, 0.5)
     ),

@@ -187,15 +187,16 @@ class Transformer(nnx.Module):
         elif not isinstance(self.blocks, nnx.List):
             raise UserError('decoding with a cache needs unrolled layers: see layers.unstack')
         else:
-            written = []
-            for i, (block, layer) in enumerate(zip(self.blocks, cache.layers, strict=not beside)):
+            written, n_own = [], len(cache.layers) - len(beside)
+            own = zip(self.blocks, cache.layers[:n_own], strict=True)
+            for i, (block, layer) in enumerate(own):
                 layer_key = None if keys is None else keys[1 + i]
                 if cross is not None:
                     context['memory'] = cross.layers[i], seen
                 trunk_BTD = x_BTD
                 x_BTD, layer = block(x_BTD, cache=layer, at_B=at_B, key=layer_key, **context)
                 written.append(layer)
-            cache = replace(cache, layers=[*written, *cache.layers[len(written) :]])
+            cache = replace(cache, layers=[*written, *cache.layers[n_own:]])
         if beside:
             more, cache = run_beside(beside, trunk_BTD, cache, at_B=at_B, key=key, **context)
             x_BTD = jnp.stack([x_BTD, *more])
