@@ -162,12 +162,12 @@ def test_a_sum_of_cross_entropies_is_that_of_each():
 
     def one_by_one(*arrays):
         each = [cross_entropy(*arrays[4 * j : 4 * j + 4], 0.1, 3) for j in range(2)]
-        return sum(scale * one.total for scale, one in zip(scale_J, each, strict=True))
+        return -3 * sum(scale * one.total for scale, one in zip(scale_J, each, strict=True))
 
     def together(*arrays):
         x_JBTD, target_JBT, weight_JBT = (jnp.stack([arrays[i], arrays[4 + i]]) for i in (0, 2, 3))
         total, _ = cross_entropies(x_JBTD, arrays[1], target_JBT, weight_JBT, scale_J, 0.1, 3)
-        return total
+        return -3 * total
 
     arrays = [
         x

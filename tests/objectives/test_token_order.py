@@ -54,13 +54,13 @@ def test_loss_and_gradients_are_those_of_the_definition(name, window):
     devices, (*arrays, segment_BT) = make_mesh(name), inputs()
     segments = placed((*arrays[:3], segment_BT), devices)[3]
     with jax.set_mesh(devices):
-        grad = jax.value_and_grad(lambda *a: rank_loss(*a, window, PADDING), argnums=(0, 1))
+        grad = jax.value_and_grad(lambda *a: -3 * rank_loss(*a, window, PADDING), argnums=(0, 1))
         both = jax.jit(lambda *a: (grad(*a), rank_loss(*a, window, PADDING)))
         (total, grads), alone = jax.device_get(both(*placed(arrays, devices), segments))
     expected, *gradients = oracle(*arrays, segment_BT, window)
-    np.testing.assert_allclose([total, alone], expected, rtol=1e-5)
+    np.testing.assert_allclose([total / -3, alone], expected, rtol=1e-5)
     for one, other in zip(grads, gradients, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5)
+        np.testing.assert_allclose(one / -3, other, atol=1e-5)
 
 
 def test_targets_of_a_large_vocabulary_are_never_whole():
