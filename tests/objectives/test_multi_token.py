@@ -1,5 +1,7 @@
 """Multi-token prediction: heads as models of their own, targets that end with their document."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +16,9 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import HEADS
 from llama_jax.objectives.base import Context
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.objectives.multi_token import MultiToken
+from llama_jax.objectives.multi_token import MultiToken, where_heads_are
 from llama_jax.objectives.softmax import cross_entropies, cross_entropy
+from llama_jax.objectives.weighted import Weighted
 from llama_jax.train.run import place
 from tests.objectives.test_softmax import make_mesh, placed
 
@@ -122,6 +125,18 @@ def test_a_curriculum_adds_or_takes_heads(curriculum, active):
         expected = [0.5**j if j < n else 0 for j in range(3)]
         np.testing.assert_array_equal(ours.scales(Context(jnp.int32(step)).step), expected)
     np.testing.assert_array_equal(ours.scales(None), [1, 0.5, 0.25])
+
+
+def test_flops_are_those_of_more_layers_and_heads():
+    more = dataclasses.replace(CONFIG, layers=CONFIG.layers + 2)
+    expected = CausalLM().flops(more, 32) + 2 * 6 * CONFIG.vocab * CONFIG.dim
+    assert OURS.flops(CONFIG, 32) == expected
+
+
+def test_where_heads_are():
+    assert where_heads_are(OURS, 'x') == (HEADS,)
+    both = Weighted((CausalLM(), MultiToken(heads=1), OURS), (1.0,) * 3, (0.5, 0.25, 0.25))
+    assert where_heads_are(both, 'x') == ('2', HEADS)
 
 
 def test_logits_of_one_head_exist_at_a_time_and_one_gradient_of_the_output_head():
