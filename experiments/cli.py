@@ -60,7 +60,7 @@ def read(
     `options.config_file` is that file.
     """
     import configs  # loads what only training and comparing need
-    from experiments import objective_option
+    from experiments import objective_option, optimizer_option
     from llama_jax.train.experiment import Experiment
 
     if tunes:
@@ -83,9 +83,12 @@ def read(
             f'--objective: the recipe {arguments[0]} is for {before.reads.__name__} records, which '
             f'{type(objective).__name__} does not read: leave it out, or take another recipe'
         )
-    experiment = dataclasses.replace(experiment, tune=tune, objective=objective)
+    optimizer, arguments = optimizer_option.from_command_line(arguments, experiment.optimizer)
+    experiment = dataclasses.replace(
+        experiment, tune=tune, objective=objective, optimizer=optimizer
+    )
     if {'-h', '--help'} & {*arguments}:
-        description += f'\n\n{objective_option.listing()}'
+        description += f'\n\n{objective_option.listing()}\n\n{optimizer_option.listing()}'
     start, default = _given(arguments, '--start'), experiment
     if start is not None:  # what it is trained from says what the model is, unless overridden
         from llama_jax.train.start import settled, started
@@ -113,13 +116,14 @@ def read_grid(script: str, description: str, **options: tuple[type, Any]) -> tup
     """The named grid, its arms with the overrides of the command line, and the script's options;
     like `read`."""
     import configs
-    from experiments import objective_option
+    from experiments import objective_option, optimizer_option
     from llama_jax.compare.grid import common, overridden
     from llama_jax.train.experiment import Experiment
 
     arguments = _arguments(script, description, 'GRID', configs.grids())
     objective_option.refuse(arguments)
     grid = configs.grid(arguments[0])
+    grid, arguments = optimizer_option.of_grid(arguments, grid)
     settings = common(grid.arms[0].experiment)
     given, arguments = mix.from_command_line(arguments)
     if given:

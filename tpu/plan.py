@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -47,6 +48,8 @@ class Memory:
 
     arguments: int
     """State and batch."""
+    optimizer: int
+    """Of them the state of the optimizer."""
     new_outputs: int
     """Results that do not reuse the memory of an argument."""
     reused_outputs: int
@@ -121,6 +124,7 @@ def plan(experiment: Experiment, where: topology.Slice, say: Any = lambda line: 
         mesh=dict(mesh.shape),
         memory=Memory(
             arguments=stats.argument_size_in_bytes,
+            optimizer=sum(map(_bytes_of_shard, jax.tree.leaves(state.optimizer))),
             new_outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
             reused_outputs=stats.alias_size_in_bytes,
             temporary=stats.temp_size_in_bytes,
@@ -162,6 +166,10 @@ def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDty
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+def _bytes_of_shard(leaf: jax.ShapeDtypeStruct) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
 def _nonempty(mesh: Mesh) -> str:
     axes = [f'{name} {size}' for name, size in mesh.shape.items() if size > 1]
     return ' x '.join(axes) or 'one chip'
@@ -181,6 +189,7 @@ def report(plan: Plan) -> str:
             f'  {name:34}{n_bytes / 1e9:8.2f} GB'
             for name, n_bytes in (
                 ('arguments (state, batch)', memory.arguments),
+                (f'  of them {type(plan.experiment.optimizer).__name__}', memory.optimizer),
                 ('outputs that reuse arguments', memory.reused_outputs),
                 ('new outputs', memory.new_outputs),
                 ('temporary', memory.temporary),

@@ -212,10 +212,20 @@ def _memory(run: Run) -> list[str]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return [
         f'{_size(whole)} a device{f" of {_size(limit)}" if limit else ""}: '
-        f'{_size(stats.argument_size_in_bytes)} state and batch, '
+        f'{_size(stats.argument_size_in_bytes)} state and batch '
+        f'({_size(_of_optimizer(run))} of {type(run.experiment.optimizer).__name__}), '
         f'{_size(stats.temp_size_in_bytes)} in a step (as the compiler says)',
         f'{_size(peak * (1 if sys.platform == "darwin" else 1024))} of the host, up to now',
     ]
+
+
+def _of_optimizer(run: Run) -> int:
+    """Bytes of its state on the device that has most of it."""
+    used: dict[Any, int] = {}
+    for x in jax.tree.leaves(run.state.optimizer):
+        for shard in x.addressable_shards:
+            used[shard.device] = used.get(shard.device, 0) + shard.data.nbytes
+    return max(used.values())
 
 
 def _files(run: Run, workdir: Path) -> list[str]:

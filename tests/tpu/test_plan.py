@@ -138,7 +138,7 @@ def test_batch_is_that_of_the_objective():
 def made(total, *collectives):
     """The plan of a chip that needs so many bytes; outputs that reuse arguments count once."""
     memory = plan.Memory(
-        arguments=total - 6, new_outputs=1, reused_outputs=total, temporary=2, code=3
+        arguments=total - 6, optimizer=1, new_outputs=1, reused_outputs=total, temporary=2, code=3
     )
     return plan.Plan(
         experiment=experiment(),
