@@ -30,29 +30,17 @@ from llama_jax.data.pieces import Maker
 from llama_jax.data.plan import Cursor, Plan
 from llama_jax.data.recipe import blocks_of
 from llama_jax.data.tokens import Texts
-from llama_jax.objectives.bart import Bart
+from llama_jax.objectives import of_text
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
-from llama_jax.objectives.fim import FillInMiddle
-from llama_jax.objectives.masked import MaskedLM
-from llama_jax.objectives.prefix import PrefixLM
-from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.objectives.ul2 import UL2
 from llama_jax.text.tokenizer import Tokenizer
 
 OBJECTIVES: dict[str, Maker] = {
-    'causal': CausalLM(),
-    'prefix': PrefixLM(),
-    'span corruption': SpanCorruption(),
-    'UL2': UL2(),
-    'masked': MaskedLM(),
-    'replaced tokens': ReplacedTokens(),
-    'fill in the middle': FillInMiddle(),
-    'span corruption, encoder-decoder': SpanCorruption(encoder=True),
-    'UL2, encoder-decoder': UL2(encoder=True),
-    'BART': Bart(),
-    'contrastive, crops': InfoNCE(),
+    **of_text(),
+    'spans, encoder-decoder': SpanCorruption(encoder=True),
+    'ul2, encoder-decoder': UL2(encoder=True),
     'contrastive, dropout': InfoNCE(views='dropout'),
 }
 CODE, DOCS = Source('python_corpus/stdlib_code'), Source('python_corpus/stdlib_docs')

@@ -23,23 +23,14 @@ from experiments import cli
 from llama_jax import mesh as meshes
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
+from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
-from llama_jax.objectives.bart import Bart
+from llama_jax.objectives import of_text
 from llama_jax.objectives.base import Objective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
-from llama_jax.objectives.fim import FillInMiddle
-from llama_jax.objectives.latent import LatentPrediction
-from llama_jax.objectives.masked import MaskedLM
-from llama_jax.objectives.masked_inputs import MaskedInputs
 from llama_jax.objectives.moco import MomentumContrast
-from llama_jax.objectives.multi_token import MultiToken
-from llama_jax.objectives.prefix import PrefixLM
-from llama_jax.objectives.retromae import RetroMAE
-from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.spans import SpanCorruption
-from llama_jax.objectives.token_order import TokenOrder
-from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
 from llama_jax.optim.base import optimizer
 from llama_jax.optim.schedule import schedule
@@ -49,24 +40,14 @@ from llama_jax.train.run import place
 from llama_jax.train.step import initial_state, train_step
 
 ARMS: dict[str, Objective] = {
-    'causal': CausalLM(),
-    'prefix': PrefixLM(),
-    'spans': SpanCorruption(),
-    'spans, encoder-decoder': SpanCorruption(encoder=True),
-    'ul2': UL2(),
-    'bart, encoder-decoder': Bart(),
-    'masked': MaskedLM(),
-    'fim': FillInMiddle(),
-    'contrastive': InfoNCE(),
+    **of_text(),
     'moco': MomentumContrast(queue=4096),
-    'retromae': RetroMAE(),
-    'latent': LatentPrediction(),
-    'replaced tokens': ReplacedTokens(),
-    'multi-token': MultiToken(),
-    'token-order': TokenOrder(),
-    'masked inputs': MaskedInputs(),
+    'spans, encoder-decoder': SpanCorruption(encoder=True),
     'causal + contrastive': Weighted(
         parts=(CausalLM(), InfoNCE(bidirectional=False)), weights=(1.0, 0.1), shares=(0.5, 0.5)
+    ),
+    'causal + contrastive, one pass': Weighted(
+        parts=(CausalLM(), InfoNCE(views='shared')), weights=(1.0, 0.1)
     ),
 }
 
@@ -125,7 +106,9 @@ def main(options: Options) -> None:
 def arm(base: Experiment, objective: Objective, name: str) -> Experiment:
     """`base` under another objective; an encoder-decoder of as many layers where it needs one."""
     model = base.model
-    if name.endswith('encoder-decoder'):
+    try:
+        objective.check(model)
+    except UserError:
         half = model.layers // 2
         model = dataclasses.replace(model, layers=half, encoder_layers=half)
     return dataclasses.replace(base, objective=objective, model=model)

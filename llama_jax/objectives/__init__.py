@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from typing import Any
 
+from llama_jax.data.record import Text
 from llama_jax.objectives.bart import Bart
 from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.dense_retrieval import DenseRetrieval
+from llama_jax.objectives.deshuffle import Deshuffling
 from llama_jax.objectives.diffusion import MaskedDiffusion
 from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.dual import Dual
@@ -28,6 +31,7 @@ from llama_jax.objectives.reward import RewardModel
 from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.objectives.spans import SpanCorruption
+from llama_jax.objectives.switch import Switch
 from llama_jax.objectives.token_order import TokenOrder
 from llama_jax.objectives.ul2 import UL2
 from llama_jax.objectives.weighted import Weighted
@@ -37,6 +41,7 @@ REGISTRY: dict[str, type[Any]] = {
     'prefix': PrefixLM,
     'masked': MaskedLM,
     'spans': SpanCorruption,
+    'deshuffle': Deshuffling,
     'ul2': UL2,
     'bart': Bart,
     'fim': FillInMiddle,
@@ -52,6 +57,7 @@ REGISTRY: dict[str, type[Any]] = {
     'token-order': TokenOrder,
     'masked-inputs': MaskedInputs,
     'weighted': Weighted,
+    'switch': Switch,
     'instruct': InstructionTuning,
     'seq2seq': SequenceToSequence,
     'classify': Classification,
@@ -62,3 +68,18 @@ REGISTRY: dict[str, type[Any]] = {
     'grpo': GRPO,
 }
 """Name -> class, an `Objective`: what --objective can name, and what a record can hold."""
+
+
+def of_text() -> dict[str, Any]:
+    """Those that learn from text alone, by name, with the defaults of their classes; without those
+    that have no defaults."""
+    plain = {
+        name: kind()
+        for name, kind in REGISTRY.items()
+        if all(f.default is not MISSING or f.default_factory is not MISSING for f in fields(kind))
+    }
+    return {
+        name: one
+        for name, one in plain.items()
+        if one.reads is Text and one.rollout is None and not one.joins
+    }

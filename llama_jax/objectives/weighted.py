@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,13 +77,7 @@ class Weighted(Base):
             raise UserError(f'the weights {self.weights} of a sum must be positive')
         if any(isinstance(part, Weighted) for part in self.parts):
             raise UserError('a weighted sum within a weighted sum: give its parts to the outer one')
-        for part in self.parts:
-            alone = part.rollout is not None or part.knows or part.updates > 1
-            if part.reads is not Text or alone:
-                raise UserError(
-                    f'{type(part).__name__} is no part of a sum: it needs more than the text that '
-                    'the other parts read'
-                )
+        check_parts(self.parts, 'a sum', joining=True)
 
     @property
     def reading(self) -> Reading:
@@ -279,6 +274,17 @@ class Weighted(Base):
         names = [type(part).__name__ for part in self.parts]
         count = Counter(names)
         return [f'{name}{k}' if count[name] > 1 else name for k, name in enumerate(names)]
+
+
+def check_parts(parts: Sequence[Objective], whole: str, *, joining: bool = False) -> None:
+    """Raise UserError for an objective that cannot be one of several on the same text."""
+    for part in parts:
+        alone = part.rollout is not None or part.knows or part.updates > 1
+        if part.reads is not Text or alone or (part.joins and not joining):
+            raise UserError(
+                f'{type(part).__name__} is no part of {whole}: it needs more than the text that '
+                'the other parts read'
+            )
 
 
 def _own(k: int, params: Params) -> Params:

@@ -13,6 +13,7 @@ from llama_jax.objectives.moco import MomentumContrast
 from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.objectives.spans import SpanCorruption
+from llama_jax.objectives.switch import Switch
 from llama_jax.objectives.weighted import Weighted
 
 VOCAB = 399  # of data.tokenizer.bytes_tokenizer
@@ -34,6 +35,7 @@ ELSEWHERE = {'dpo', 'reward', 'distill', 'grpo'}
 
 SETTINGS = {
     'weighted': Weighted(parts=(CausalLM(), InfoNCE(views='shared')), weights=(1.0, 0.1)),
+    'switch': Switch(parts=(MaskedLM(), CausalLM()), begins=(0, 8)),
     'seq2seq': SequenceToSequence(encoder=True),
     'classify': Classification(
         labels=('even', 'odd'), pool='mean', bidirectional=True, dropout=0.1

@@ -220,6 +220,10 @@ def matmul_flops(jaxpr, times=1):
             (contracted, _), _ = eqn.params['dimension_numbers']
             summed = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
             total += times * 2 * summed * math.prod(eqn.outvars[0].aval.shape)
+        if eqn.primitive.name == 'cond':  # one of its branches runs
+            branches = eqn.params['branches']
+            total += sum(matmul_flops(x.jaxpr, times) for x in branches) / len(branches)
+            continue
         inner_times = times * eqn.params.get('length', 1)
         if eqn.primitive.name == 'shard_map':
             inner_times *= _shards(eqn.params)
