@@ -123,15 +123,16 @@ def _kinds(names: Sequence[str], option: str, most: int) -> list[type[Any]]:
     if not names or most and len(names) > most:
         asked = 'one name' if most == 1 else 'names'
         raise UserError(f'{option} {" ".join(names)}: give {asked} of {", ".join(REGISTRY)}')
-    by_class = {kind.__name__.lower(): name for name, kind in REGISTRY.items()}
+    by_word = {kind.__name__.lower(): name for name, kind in REGISTRY.items()}
+    by_word |= {name.replace('_', '-'): name for name in REGISTRY}
     found = []
     for word in names:
-        name = by_class.get(word.lower(), word.lower())
-        if name not in REGISTRY:
-            near = difflib.get_close_matches(name, [*REGISTRY, *by_class], n=1)
-            meant = f'did you mean {by_class.get(near[0], near[0])}? ' if near else ''
+        key = word.lower().replace('_', '-')
+        if key not in by_word:
+            near = difflib.get_close_matches(key, by_word, n=1)
+            meant = f'did you mean {by_word[near[0]]}? ' if near else ''
             raise UserError(f'{option} {word}: {meant}there are {", ".join(REGISTRY)}')
-        found.append(REGISTRY[name])
+        found.append(REGISTRY[by_word[key]])
     return found
 
 
@@ -167,7 +168,7 @@ def _refuse_unknown(arguments: Sequence[str], kind: type[Any], own: dict[str, An
             for name, other in REGISTRY.items()
             if setting in {field.name for field in dataclasses.fields(other)}
         ]
-        if has:
+        if has and not near:
             raise UserError(
                 f'{shown} is a setting of {", ".join(has)}, and this trains {_name(kind)}: give '
                 f'{OPTION} {has[0]} too, or leave it out'

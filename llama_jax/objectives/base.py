@@ -192,6 +192,10 @@ class Objective(Maker, Protocol):
         """Raise UserError where the objective cannot be trained on this architecture."""
         ...
 
+    def check_steps(self, steps: int) -> None:
+        """Raise UserError where a run of so many steps would leave out a part of it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Base:
@@ -288,6 +292,9 @@ class Base:
         return carried
 
     def check(self, model: ModelConfig) -> None:
+        return
+
+    def check_steps(self, steps: int) -> None:
         return
 
 

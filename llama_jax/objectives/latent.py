@@ -93,7 +93,7 @@ class LatentPrediction(CausalLM):
         )
         weight = batch['weights'].sum()
         metrics = {'nll': sums.nll, 'accuracy': sums.correct}
-        if not context.carried:
+        if context.step is None or not context.carried:
             return Loss(sums.total, weight, metrics)
         teacher = layers.bind(model.config, context.carried[TEACHER])
         # Without dropout, as a target.

@@ -180,6 +180,13 @@ class Switch(Base):
         for part in self.parts:
             part.check(model)
 
+    def check_steps(self, steps: int) -> None:
+        if max(self.begins) >= steps:
+            raise UserError(
+                f'{type(self.last).__name__} begins at step {max(self.begins)}, and the run has '
+                f'{steps}: lower --objective.begins or raise --train.steps'
+            )
+
     def _batch(self, k: int, batch: Batch) -> Batch:
         """The arrays of part k by its own names."""
         if k < len(self.parts) - 1:

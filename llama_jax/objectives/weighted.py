@@ -75,8 +75,6 @@ class Weighted(Base):
             raise UserError(f'the shares {self.shares} of a row must be positive and 1 in all')
         if min(self.weights) <= 0:
             raise UserError(f'the weights {self.weights} of a sum must be positive')
-        if any(isinstance(part, Weighted) for part in self.parts):
-            raise UserError('a weighted sum within a weighted sum: give its parts to the outer one')
         check_parts(self.parts, 'a sum', joining=True)
 
     @property
@@ -279,6 +277,11 @@ class Weighted(Base):
 def check_parts(parts: Sequence[Objective], whole: str, *, joining: bool = False) -> None:
     """Raise UserError for an objective that cannot be one of several on the same text."""
     for part in parts:
+        if hasattr(part, 'parts'):
+            raise UserError(
+                f'{type(part).__name__} within {whole}: it has parts itself, whose names would be '
+                'those of others; give single objectives'
+            )
         alone = part.rollout is not None or part.knows or part.updates > 1
         if part.reads is not Text or alone or (part.joins and not joining):
             raise UserError(

@@ -211,6 +211,8 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
     _check_effects(experiment)
     rate = experiment.optimizer.schedule
     schedule(rate, steps_of(train) or rate.warmup_steps + 1)
+    if steps_of(train):
+        experiment.objective.check_steps(steps_of(train))
 
 
 def _check_carried(

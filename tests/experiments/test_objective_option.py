@@ -6,10 +6,12 @@ import configs
 from experiments import cli, objective_option
 from llama_jax.errors import UserError
 from llama_jax.objectives import REGISTRY
+from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.fim import FillInMiddle
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.objectives.weighted import Weighted
 
 
@@ -29,6 +31,8 @@ def read(monkeypatch):
         ('--objective.z-loss 0.5', CausalLM(z_loss=0.5)),
         ('--objective masked --objective.rate 0.3', MaskedLM(rate=0.3)),
         ('--objective=MaskedLM --objective.read_previous True', MaskedLM(read_previous=True)),
+        ('--objective block-diffusion', BlockDiffusion()),
+        ('--objective multi_token', MultiToken()),
         ('--objective.rate .25 --objective fim', FillInMiddle(rate=0.25)),
         (
             '--objective distill --objective.teacher runs/x --objective.alpha 1',

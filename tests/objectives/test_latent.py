@@ -55,9 +55,9 @@ def test_loss_is_the_likelihood_and_the_distance_to_the_next_token_of_the_teache
         def run(params, extra, teacher, batch):
             carried = {'teacher': teacher}
             kinds = {
-                'latent': (OBJECTIVE, lambda teacher: Context(None, {'teacher': teacher})),
-                'held out': (OBJECTIVE, lambda _: Context()),
-                'weight 0': (LatentPrediction(weight=0.0), lambda _: Context(None, {})),
+                'latent': (OBJECTIVE, lambda teacher: Context(jnp.int32(0), {'teacher': teacher})),
+                'held out': (OBJECTIVE, lambda teacher: Context(None, {'teacher': teacher})),
+                'weight 0': (LatentPrediction(weight=0.0), lambda _: Context(jnp.int32(0), {})),
                 'causal': (CausalLM(), lambda _: Context()),
             }
             found = {

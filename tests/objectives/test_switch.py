@@ -94,6 +94,10 @@ def test_every_part_makes_an_example_of_the_same_text_and_the_last_has_plain_nam
     assert objective.loss_tokens(batch) == np.count_nonzero(batch['weights'])
 
 
+def test_a_run_is_long_enough_for_every_part():
+    Switch((CausalLM(), MaskedLM()), (0, 9)).check_steps(10)
+
+
 def test_schedules_that_cannot_be_are_refused():
     two = (CausalLM(), MaskedLM())
     shared = Weighted((CausalLM(), InfoNCE(views='shared'))).parts[1]
@@ -106,6 +110,9 @@ def test_schedules_that_cannot_be_are_refused():
         (lambda: Switch((*two, InstructionTuning()), (0, 1, 2)), 'InstructionTuning is no part'),
         (lambda: Switch((CausalLM(), shared), (0, 1)), 'InfoNCE is no part of a schedule'),
         (lambda: Switch(two).check(CONFIG), 'set --objective.begins 0'),
+        (lambda: Switch(two, (0, 9)).check_steps(9), 'MaskedLM begins at step 9, .* has 9'),
+        (lambda: Switch((CausalLM(), OBJECTIVE), (0, 1)), 'Switch within a schedule'),
+        (lambda: Weighted((CausalLM(), OBJECTIVE)), 'Switch within a sum'),
         (
             lambda: Switch((LatentPrediction(), MaskedLM()), (0, 1)).carried(CONFIG, {}, KEY),
             'LatentPrediction carries',
