@@ -79,7 +79,7 @@ def untrained(experiment: Experiment, suite: Suite, mesh: Mesh) -> dict:
         experiment.model,
         experiment.objective,
         optax.identity(),
-        seed=experiment.seed,
+        seed=experiment.seed_of('init'),
         mesh=mesh,
     )
     tokenizer = load_tokenizer(experiment.data)

@@ -76,7 +76,8 @@ def budget(arm: Arm, text: Text) -> Budget:
         maker=objective,
         batch=train.batch,
         seq_len=train.seq_len,
-        seed=experiment.seed,
+        seed=experiment.seed_of('data'),
+        masks=experiment.seed_of('masks'),
         chat=chat_read(experiment),
     ) as loader:
         loss_tokens = filled = positions = 0

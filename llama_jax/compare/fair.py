@@ -87,9 +87,10 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
             suites.check_tasks(grid.suite, arm.experiment, tokenizer)
     held['documents'] = _same(grid, 'documents', lambda x: text(x.data).corpus.digest)
     for seed in range(grid.seeds):
-        held[f'document order, seed {seed}'] = _same(
-            grid, 'order of documents', functools.partial(_order, text, seed)
-        )
+        if not allowed('seeds.data', grid.may_differ):
+            held[f'document order, seed {seed}'] = _same(
+                grid, 'order of documents', functools.partial(_order, text, seed)
+            )
     say('comparing initial weights')
     held |= _initial_weights(grid)
     rows = []
@@ -251,7 +252,7 @@ def _order(text: Callable[[DataConfig], Text], seed: int, experiment: Experiment
     stream = order.Stream(
         [blocks_of(texts, seq_len) for texts in data.texts],
         data.corpus.weights,
-        seed=seed,
+        seed=replace(experiment, seed=seed).seed_of('data'),
         share=experiment.data.share,
     )
     blocks = min(ORDER, 2 * sum(len(source) for source in stream.sources))
@@ -261,6 +262,8 @@ def _order(text: Callable[[DataConfig], Text], seed: int, experiment: Experiment
 def _initial_weights(grid: Grid) -> dict[str, str]:
     """Checksums of the initial backbone under every seed: the same for all arms of one shape."""
     held: dict[str, str] = {}
+    if allowed('seeds.init', grid.may_differ):
+        return held
     programs: dict[str, Any] = {}
     groups: dict[str, list[Arm]] = {}
     for arm in grid.arms:
@@ -293,7 +296,7 @@ def _weights(programs: dict[str, Any], seed: int, experiment: Experiment) -> str
     text = lowered.as_text()
     if text not in programs:
         programs[text] = lowered.compile()
-    return f'{checksum(programs[text](seed)):08x}'
+    return f'{checksum(programs[text](replace(experiment, seed=seed).seed_of("init"))):08x}'
 
 
 def _initial(model: ModelConfig, objective: Objective, seed: int | jax.Array) -> Params:

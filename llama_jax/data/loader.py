@@ -55,7 +55,8 @@ class Loader:
     was computed of its documents before, float32, by their numbers: `Piece.given`.
 
     `epochs=None` is training: endless. `epochs=n` is evaluation: every document n times, the last
-    batch is filled up with padding rows. Both are shuffled by `seed`.
+    batch is filled up with padding rows. Both are shuffled by `seed`; `masks` is the seed of what
+    an objective draws for each example, where that is another.
 
     Attributes:
         texts: the tokenised sources.
@@ -81,7 +82,9 @@ class Loader:
         epochs: int | None = None,
         chat: ChatFormat | None = None,
         given: Given = None,
+        masks: int | None = None,
     ) -> None:
+        masks = seed if masks is None else masks
         if batch < 1 or seq_len < 1:
             raise UserError(f'a batch of {batch} rows of {seq_len} tokens: set both to 1 or more')
         if config.workers < 0 or config.prefetch < 0:
@@ -97,7 +100,8 @@ class Loader:
         # Read to the end, sources get the shares that they have.
         weights = corpus.weights if epochs is None else tuple(max(t.tokens, 1) for t in self.texts)
         recipe = Recipe(
-            self.texts, weights, config.share, tokenizer, maker, batch, seq_len, seed, epochs
+            *(self.texts, weights, config.share, tokenizer, maker),
+            *(batch, seq_len, seed, masks, epochs),
         )
         if maker.reads is not Text:
             recipe = _fitted(recipe, self.documents, config.too_long)
@@ -108,6 +112,7 @@ class Loader:
         facts = (
             *(_VERSION, [text.digest for text in self.texts], weights, config.share),
             *(batch, seq_len, seed, epochs),
+            *(() if masks == seed else (masks,)),
             *(() if maker.reads is Text else (config.too_long,)),
         )
         self.digest = hashlib.sha256(repr(facts).encode()).hexdigest()
@@ -174,7 +179,7 @@ class Loader:
         else:
             pieces = whole.Pieces(recipe.maker, recipe.seq_len)
             packer = packing.Packer(
-                recipe.maker, seq_len=recipe.seq_len, seed=recipe.seed, whole=pieces
+                recipe.maker, seq_len=recipe.seq_len, seed=recipe.masks, whole=pieces
             )
             windows = pieces.in_order(texts, source, ends=recipe.ends, window=_WINDOW)
         for blocks, last in windows:

@@ -42,6 +42,9 @@ class Recipe:
     batch: int
     seq_len: int
     seed: int
+    """Of the order."""
+    masks: int
+    """Of what is drawn for each example."""
     epochs: int | None
     layout: packing.Layout = dataclasses.field(default_factory=dict)
     whole: Whole | None = None
@@ -64,7 +67,7 @@ class Recipe:
         return self.whole is None and self.maker.ends
 
     def packer(self) -> packing.Packer:
-        return packing.Packer(self.maker, seq_len=self.seq_len, seed=self.seed, whole=self.whole)
+        return packing.Packer(self.maker, seq_len=self.seq_len, seed=self.masks, whole=self.whole)
 
     def plan(self) -> Plan:
         return Plan(
@@ -78,7 +81,8 @@ class Recipe:
         )
 
     def examples(self, row: packing.Row) -> list[Example]:
-        """The examples of a row. Randomness is keyed by seed, epoch, source, document and place."""
+        """The examples of a row. Randomness is keyed by seed (masks), epoch, source, document and
+        place."""
         return [example for placed in row if (example := self.example(placed)) is not None]
 
     def example(self, placed: packing.Placed) -> Example | None:
@@ -100,7 +104,7 @@ class Recipe:
             piece = piece._replace(encoded=texts.encoded(block.document))
         if self.given is not None:
             piece = piece._replace(given=self.given[block.source][block.document])
-        key = [self.seed, block.epoch, block.source, block.document, block.start]
+        key = [self.masks, block.epoch, block.source, block.document, block.start]
         return self.maker.example(
             piece,
             tokenizer=self.tokenizer,

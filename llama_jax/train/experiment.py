@@ -8,7 +8,7 @@ import json
 import math
 import operator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
@@ -90,6 +90,19 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class Seeds:
+    """Seeds of their own for what `Experiment.seed` decides together: which of them a difference
+    between runs comes from is seen by changing one at a time. None: that of the experiment."""
+
+    init: int | None = None
+    """Of the initial weights."""
+    data: int | None = None
+    """Of the order of documents."""
+    masks: int | None = None
+    """Of what an objective draws for each example (masks, spans, crops) and of dropout."""
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A run. Two runs with equal experiments and software are equal bit for bit."""
 
@@ -104,6 +117,7 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
+    seeds: Seeds = field(default_factory=Seeds)
     tune: Tune = field(default_factory=Full)
     """What is trained: Full, all of it; LoRA, adapters beside the weights of `start`; Frozen, the
     parameters of the objective alone."""
@@ -112,6 +126,11 @@ class Experiment:
     begins: an adaptation from one objective to another (Wang et al. 2022, section 5). Or weights of
     others: smollm2, a .gguf file or the directory of a model. On the command line it also says what
     model and tokenizer are, see train/start.py. None: fresh ones."""
+
+    def seed_of(self, what: Literal['init', 'data', 'masks']) -> int:
+        """The seed of initial weights, of the order of documents, or of masks."""
+        own: int | None = getattr(self.seeds, what)
+        return self.seed if own is None else own
 
 
 _LEAST = {
@@ -130,6 +149,9 @@ _LEAST = {
     'data.workers': 0,
     'data.prefetch': 0,
     'seed': 0,
+    'seeds.init': 0,
+    'seeds.data': 0,
+    'seeds.masks': 0,
 }
 
 
@@ -141,7 +163,7 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
         model = replace(model, vocab=VOCAB_MULTIPLE)
     for name, least in _LEAST.items():
         value = operator.attrgetter(name)(experiment)
-        if value < least:
+        if value is not None and value < least:
             option = name.replace('_', '-')
             raise UserError(f'--{option} is {value}: it must be {least} or more')
     check_length(train)

@@ -73,7 +73,7 @@ class Rollouts:
         """What a step of the run learns from, given its prompts, which are of these sources, and
         the state before it. `begun` are the parameters that the run began with: where they are all
         trained, and the objective asks for a reference, a copy of them is kept."""
-        records, seed = records_of(documents), self._experiment.seed
+        records, seed = records_of(documents), self._experiment.seed_of('masks')
         full = isinstance(self._experiment.tune, Full)
         reference = jax.tree.map(jnp.copy, begun()) if full and self._refers else None
 

@@ -359,9 +359,10 @@ def _state(
 def _fresh(experiment: Experiment, tx: optax.GradientTransformation, mesh: Mesh) -> State:
     return initial_state(
         *(experiment.model, experiment.objective, tx),
-        seed=experiment.seed,
+        seed=experiment.seed_of('init'),
         mesh=mesh,
         tune=experiment.tune,
+        masks=experiment.seed_of('masks'),
     )
 
 

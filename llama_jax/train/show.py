@@ -68,7 +68,8 @@ def loader_of(
         maker=experiment.objective,
         batch=rows_read(experiment),
         seq_len=experiment.train.seq_len,
-        seed=experiment.seed,
+        seed=experiment.seed_of('data'),
+        masks=experiment.seed_of('masks'),
         epochs=epochs,
         chat=chat_read(experiment),
     )

@@ -88,11 +88,18 @@ def initial_state(
     seed: int,
     mesh: Mesh,
     tune: Tune = FULL,
+    masks: int | None = None,
 ) -> State:
-    """The state before the first step, made in its final placement. What is frozen is missing."""
+    """The state before the first step, made in its final placement. What is frozen is missing.
+
+    `masks` is the seed of what steps draw, where that is not `seed`."""
     placed = layout.shardings(abstract_state(config, objective, optimizer, tune), mesh)
+
     # No mesh in scope: under one, random numbers are of replicated type, so drawn whole everywhere.
-    return jax.jit(lambda: _fresh(config, objective, optimizer, seed, tune), out_shardings=placed)()
+    def fresh() -> State:
+        return _fresh(config, objective, optimizer, seed, tune, masks)
+
+    return jax.jit(fresh, out_shardings=placed)()
 
 
 def abstract_state(
@@ -111,8 +118,11 @@ def _fresh(
     optimizer: optax.GradientTransformation,
     seed: int,
     tune: Tune,
+    masks: int | None = None,
 ) -> State:
     init_key, run_key = jax.random.split(jax.random.key(seed))
+    if masks is not None:
+        _, run_key = jax.random.split(jax.random.key(masks))
     params = initial_params(config, objective, init_key, tune)
     zero = jnp.zeros((), jnp.int32)
     carried = _carried(config, objective, params, run_key)

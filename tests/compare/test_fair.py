@@ -23,6 +23,7 @@ from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.distill import Distillation
 from llama_jax.train import code
 from llama_jax.train.checkpoint import checksum
+from llama_jax.train.experiment import Seeds
 from llama_jax.train.step import initial_state
 from tests.compare.tiny import changed, with_second_arm
 
@@ -194,6 +195,18 @@ def test_document_order_is_that_of_training(grid, proof):
         stream = loader._recipe.stream()
     blocks = list(itertools.islice(stream, 2 * len(stream.sources[0])))
     assert proof.held_fixed['document order, seed 1'] == fair._hash(blocks)
+
+
+def test_seeds_of_their_own_are_proved_and_may_be_what_is_compared(grid):
+    with_seeds = with_second_arm(
+        grid, lambda x: replace(x, objective=grid.arms[0].experiment.objective, seeds=Seeds(data=7))
+    )
+    assert 'seeds.data: None -> 7' in refusal(with_seeds)
+    named = replace(with_seeds, may_differ=('name', 'seeds.data'), seeds=1)
+    held = fair.check(named).held_fixed
+    assert 'initial weights, seed 0' in held and 'document order, seed 0' not in held
+    orders = [fair._order(fair.text_of, 0, arm.experiment) for arm in named.arms]
+    assert orders[0] != orders[1] == fair._order(fair.text_of, 7, named.arms[0].experiment)
 
 
 def test_arms_of_another_shape_are_compared_among_themselves(grid):
