@@ -87,7 +87,7 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
             suites.check_tasks(grid.suite, arm.experiment, tokenizer)
     held['documents'] = _same(grid, 'documents', lambda x: text(x.data).corpus.digest)
     for seed in range(grid.seeds):
-        if not allowed('seeds.data', grid.may_differ):
+        if not allowed('randomness.data', grid.may_differ):
             held[f'document order, seed {seed}'] = _same(
                 grid, 'order of documents', functools.partial(_order, text, seed)
             )
@@ -262,7 +262,7 @@ def _order(text: Callable[[DataConfig], Text], seed: int, experiment: Experiment
 def _initial_weights(grid: Grid) -> dict[str, str]:
     """Checksums of the initial backbone under every seed: the same for all arms of one shape."""
     held: dict[str, str] = {}
-    if allowed('seeds.init', grid.may_differ):
+    if allowed('randomness.init', grid.may_differ):
         return held
     programs: dict[str, Any] = {}
     groups: dict[str, list[Arm]] = {}

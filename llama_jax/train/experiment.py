@@ -90,9 +90,9 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class Seeds:
-    """Seeds of their own for what `Experiment.seed` decides together: which of them a difference
-    between runs comes from is seen by changing one at a time. None: that of the experiment."""
+class Randomness:
+    """Seeds of their own for what `seed` decides together: changed one at a time, they tell which
+    of them a difference between runs comes from. None: as `seed`."""
 
     init: int | None = None
     """Of the initial weights."""
@@ -117,7 +117,7 @@ class Experiment:
     mesh: MeshConfig = field(default_factory=MeshConfig)
     compute: Compute = field(default_factory=Compute)
     seed: int = 0
-    seeds: Seeds = field(default_factory=Seeds)
+    randomness: Randomness = field(default_factory=Randomness)
     tune: Tune = field(default_factory=Full)
     """What is trained: Full, all of it; LoRA, adapters beside the weights of `start`; Frozen, the
     parameters of the objective alone."""
@@ -129,7 +129,7 @@ class Experiment:
 
     def seed_of(self, what: Literal['init', 'data', 'masks']) -> int:
         """The seed of initial weights, of the order of documents, or of masks."""
-        own: int | None = getattr(self.seeds, what)
+        own: int | None = getattr(self.randomness, what)
         return self.seed if own is None else own
 
 
@@ -149,9 +149,9 @@ _LEAST = {
     'data.workers': 0,
     'data.prefetch': 0,
     'seed': 0,
-    'seeds.init': 0,
-    'seeds.data': 0,
-    'seeds.masks': 0,
+    'randomness.init': 0,
+    'randomness.data': 0,
+    'randomness.masks': 0,
 }
 
 

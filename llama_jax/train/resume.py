@@ -93,7 +93,7 @@ RULES = (
         _ADAPTED,
     ),
     Rule(
-        ('data', 'train.batch', 'train.seq_len', 'objective', 'seed', 'seeds'),
+        ('data', 'train.batch', 'train.seq_len', 'objective', 'seed', 'randomness'),
         'fixed',
         'the place in the data would mean other batches',
         _ADAPTED,

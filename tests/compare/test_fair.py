@@ -23,7 +23,7 @@ from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.distill import Distillation
 from llama_jax.train import code
 from llama_jax.train.checkpoint import checksum
-from llama_jax.train.experiment import Seeds
+from llama_jax.train.experiment import Randomness
 from llama_jax.train.step import initial_state
 from tests.compare.tiny import changed, with_second_arm
 
@@ -199,10 +199,13 @@ def test_document_order_is_that_of_training(grid, proof):
 
 def test_seeds_of_their_own_are_proved_and_may_be_what_is_compared(grid):
     with_seeds = with_second_arm(
-        grid, lambda x: replace(x, objective=grid.arms[0].experiment.objective, seeds=Seeds(data=7))
+        grid,
+        lambda x: replace(
+            x, objective=grid.arms[0].experiment.objective, randomness=Randomness(data=7)
+        ),
     )
-    assert 'seeds.data: None -> 7' in refusal(with_seeds)
-    named = replace(with_seeds, may_differ=('name', 'seeds.data'), seeds=1)
+    assert 'randomness.data: None -> 7' in refusal(with_seeds)
+    named = replace(with_seeds, may_differ=('name', 'randomness.data'), seeds=1)
     held = fair.check(named).held_fixed
     assert 'initial weights, seed 0' in held and 'document order, seed 0' not in held
     orders = [fair._order(fair.text_of, 0, arm.experiment) for arm in named.arms]

@@ -13,7 +13,7 @@ from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.mesh import MeshConfig
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.train.checkpoint import checksum
-from llama_jax.train.experiment import Seeds, check
+from llama_jax.train.experiment import Randomness, check
 from llama_jax.train.reading import training_loader
 from llama_jax.train.run import _fresh
 from tests.compare import tiny
@@ -25,7 +25,9 @@ def parts(text):
     one = mesh.make(MeshConfig(), jax.devices()[:1])
 
     def parts(seed=0, **seeds):
-        setting = tiny.experiment(text, objective=MaskedLM(), seed=seed, seeds=Seeds(**seeds))
+        setting = tiny.experiment(
+            text, objective=MaskedLM(), seed=seed, randomness=Randomness(**seeds)
+        )
         check(setting, one)
         with training_loader(setting, load_tokenizer(setting.data), one, None, None) as loader:
             batch = next(iter(loader))
@@ -51,8 +53,8 @@ def test_each_seed_changes_its_part_alone(parts):
 
 
 def test_a_seed_is_not_negative(text):
-    with pytest.raises(ValueError, match='seeds.masks'):
+    with pytest.raises(ValueError, match='randomness.masks'):
         check(
-            replace(tiny.experiment(text), seeds=Seeds(masks=-1)),
+            replace(tiny.experiment(text), randomness=Randomness(masks=-1)),
             mesh.make(MeshConfig(), jax.devices()[:1]),
         )
