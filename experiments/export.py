@@ -249,6 +249,12 @@ def _run(checkpoint: str) -> Source:
     def params() -> Params:
         mesh = _on_host()
         model = models.from_run(checkpoint, mesh, any_order=True)
+        if not model.left_to_right:
+            print(
+                f'{model.name} fills masks in: a program that continues texts from left to right '
+                'writes nothing sensible with it',
+                file=sys.stderr,
+            )
         return apart(jax.device_get(merged(model.params, mesh)))
 
     name = workdir.resolve().name + (f'@{step}' if step else '')

@@ -227,7 +227,7 @@ def _write(
             token_BT, finite_B = fill(
                 jax.reshard(logits_BWV, layout.rows()),
                 *(text.token_BT, at_B, length_B, until_B, settings),
-                *(passes - i, n * passes + i),
+                *(passes - i, i),
             )
             return _Text(token_BT, cache, text.finite_B & finite_B)
 
@@ -332,7 +332,7 @@ def _filled(
 ) -> tuple[Int[Array, 'B T'], Bool[Array, ' B']]:
     """The texts with some masks of the window filled in, as many as leave equally many for each of
     the passes that are `left`, this one included; and whether the logits of a row are numbers.
-    `number` of the pass among all. Each device fills in its own rows."""
+    `number` of the pass. Each device fills in its own rows."""
     B, W, V = logits_BWV.shape
     row_B1, place_BW = jnp.arange(B)[:, None], at_B[:, None] + jnp.arange(W)
     token_BW = token_BT.at[row_B1, place_BW].get(mode='fill', fill_value=0)

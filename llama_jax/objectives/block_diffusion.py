@@ -52,6 +52,11 @@ class BlockDiffusion(MaskedDiffusion):
             )
 
     @property
+    def causal(self) -> bool:
+        """A clean text sees what is before it and a few tokens of its own block, never all."""
+        return True
+
+    @property
     def reading(self) -> Reading:
         """A suffix is not given: what a token sees ends with its block."""
         kind: Kind = 'exact' if self.block == 1 else 'bound'

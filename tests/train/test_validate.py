@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import random
 import re
 from dataclasses import replace
@@ -21,7 +22,9 @@ from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import DOCUMENT, InfoNCE
+from llama_jax.objectives.diffusion import MaskedDiffusion
 from llama_jax.train import validate
+from llama_jax.train.experiment import with_tokenizer
 from llama_jax.train.place import place
 from llama_jax.train.progress import Progress
 from llama_jax.train.records import Records
@@ -281,3 +284,15 @@ def test_the_progress_tells_every_set(experiment, tmp_path, capsys):
         'step 6  validation: loss 2.000 (zh 1.000)',
         'step 7  validation: loss 2.000, bits per byte 1.500 (bound)',
     ]
+
+
+def test_a_bound_says_so_and_is_of_the_bytes_of_a_causal_model(sets, whole, mesh, params):
+    """Of the same documents and their ends; masks are the same at every validation."""
+    experiment, tokenizer = with_tokenizer(replace(sets, objective=MaskedDiffusion(z_loss=0.0)))
+    assert experiment.model == MODEL
+    config = changed(experiment, 'evaluation', batches=0)
+    found = measure(config, tokenizer, mesh, params)
+    assert found['likelihood'] == 'bound' and 'likelihood' not in whole
+    assert found['bytes'] == whole['bytes'] and found == measure(config, tokenizer, mesh, params)
+    tokens = found['bits_per_byte'] * found['bytes'] * math.log(2) / found['nll']
+    assert tokens == pytest.approx(round(tokens), abs=1e-2) and found['loss'] == found['nll']
