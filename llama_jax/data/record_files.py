@@ -27,6 +27,7 @@ class BadRecords:
         """The text of one record, an object with the field or a string by itself; without a field
         all of an object, as JSON. None where it has none (which is then noted)."""
         if self._field is None:
+            value = _named(value)
             if isinstance(value, dict):
                 # Names stay in their order, for that of tools and of arguments is read by models.
                 return _unicode(json.dumps(value, ensure_ascii=False, separators=(',', ':')))
@@ -52,6 +53,17 @@ class BadRecords:
             raise UserError(
                 f'{str(self._path)!r}, {"; ".join(self._said)}{more}: mend or remove these{other}'
             )
+
+
+def _named(value: Any) -> Any:
+    """A list of two texts or more, as sentence-transformers publishes pairs and triplets, by the
+    names that these have there."""
+    if not isinstance(value, list) or len(value) < 2:
+        return value
+    if not all(isinstance(text, str) for text in value):
+        return value
+    names = ['anchor', 'positive', *(f'negative_{n}' for n in range(1, len(value) - 1))]
+    return dict(zip(names, value, strict=True))
 
 
 def _unicode(text: str) -> str:

@@ -46,6 +46,11 @@ class MomentumContrast(InfoNCE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.views == 'shared':
+            raise UserError(
+                "views 'shared' are of one pass, and the keys of a queue are of another: set "
+                '--objective.views spans'
+            )
         if self.queue < 1:
             raise UserError(f'--objective.queue is {self.queue}: it must be 1 or more')
         if not 0 <= self.momentum < 1:

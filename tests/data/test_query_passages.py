@@ -1,9 +1,14 @@
 """Rows of real data sets of queries and passages, in the shapes that people publish them."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from llama_jax.data.record import BadRecordError, QueryPassages
+from llama_jax.data.record_files import from_lines
 from llama_jax.data.schemas import record_of
+from llama_jax.errors import UserError
 
 FORMATS = {
     'sentence-transformers, triplet': (
@@ -61,6 +66,19 @@ FORMATS = {
     ),
     'nulls of columns': (dict(query='q', positive='p', negative=None), ('q', ('p',), ())),
 }
+
+
+def test_lists_of_texts_are_pairs_and_triplets():
+    lines = [b'["q", "p"]', '["问", "p", "a", "b"]'.encode()]
+    how = {'field': None, 'encoding': 'utf-8', 'first': 1}
+    found = [text for text, _ in from_lines(iter(lines), Path('pairs.jsonl'), **how)]
+    assert [record_of(json.loads(text), QueryPassages) for text in found] == [
+        QueryPassages('q', ('p',)),
+        QueryPassages('问', ('p',), ('a', 'b')),
+    ]
+    for bad in (b'["q"]', b'["q", 1]', b'[]'):
+        with pytest.raises(UserError, match=r'line 1 is no object \(list\)'):
+            list(from_lines(iter([bad]), Path('pairs.jsonl'), **how))
 
 
 @pytest.mark.parametrize('name', FORMATS)

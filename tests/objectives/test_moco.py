@@ -221,6 +221,7 @@ def test_with_the_batch_itself_in_the_queue_it_is_infonce_in_one_direction():
 def test_settings_that_cannot_be_are_refused():
     for refused, match in (
         (lambda: MomentumContrast(queue=0), 'queue'),
+        (lambda: MomentumContrast(views='shared'), "views 'shared'"),
         (lambda: MomentumContrast(momentum=1.0), 'momentum'),
         (lambda: MomentumContrast(temperature=-1.0), 'temperature'),
         (lambda: MomentumContrast(learned=True).check(CONFIG), 'learned has no effect'),
