@@ -20,6 +20,8 @@ from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig, make
 from llama_jax.model import kernels
+from llama_jax.model.config import Compute
+from llama_jax.objectives.dense_retrieval import DenseRetrieval
 from llama_jax.objectives.fim import FillInMiddle
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.text.chat import Conversation
@@ -162,7 +164,10 @@ def run(monkeypatch, tmp_path):
     experiment = replace(configs.get('quickstart'), model=config)
 
     def load(checkpoint, mesh, **how):
-        others = {'masked': MaskedLM(), 'fim': FillInMiddle()}
+        others = {
+            **{'masked': MaskedLM(), 'fim': FillInMiddle()},
+            'retrieval': DenseRetrieval(query_prefix='q: ', passage_prefix='p: '),
+        }
         objective = others.get(Path(checkpoint).name, experiment.objective)
         trained_by = replace(experiment, objective=objective)
         return restore.Trained(trained_by, params, {}, tokenizer, 30)
@@ -176,6 +181,16 @@ def test_a_run_that_did_not_learn_to_continue_texts(run, mesh, caplog):
     assert not caplog.text
     models.from_run(run.parent / 'masked', mesh)
     assert 'trained by MaskedLM, which does not teach to continue a text' in caplog.text
+
+
+def test_a_run_is_read_for_vectors_as_it_was_trained(run):
+    one = make(MeshConfig(), jax.devices()[:1])
+    asked = {'quick': (True, {}), 'masked': (False, {})}
+    asked['retrieval'] = False, {'query': 'q: ', 'document': 'p: '}
+    for name, (causal, prompts) in asked.items():
+        model = models.from_run(run.parent / name, one)
+        assert (model.causal, model.prompts) == (causal, prompts)
+        assert model.programs(one, Compute()).causal == causal
 
 
 def test_model_of_a_run(run, mesh):
