@@ -15,6 +15,7 @@ from llama_jax.layout import letters_of
 from llama_jax.model.width import Width
 from llama_jax.optim.depth import by_depth
 from llama_jax.optim.schedule import ScheduleConfig
+from llama_jax.optim.spikes import without_spikes
 from llama_jax.optim.width import by_width
 from llama_jax.trees import map_named
 
@@ -49,6 +50,9 @@ class OptimizerConfig:
     """Decay of an exponential moving average of the parameters (0.99 to 0.9999). It is what
     validations, samples and whoever loads the run read; training goes on with the parameters
     themselves. 0: there is none."""
+    spikes: float = 0.0
+    """An update is skipped whose loss is more than so many standard deviations above the running
+    mean of about the last 100 (4 to 8); see optim/spikes.py. 0: none is."""
 
     width_power: ClassVar[float] = 1.0
     """The learning rate of a matrix falls with the width to this power, under muP."""
@@ -69,6 +73,7 @@ class OptimizerConfig:
             Limit('clip', self.clip, self.clip > 0, 'positive'),
             Limit('layer-decay', self.layer_decay, 0 < self.layer_decay <= 1, 'in (0, 1]'),
             Limit('average', self.average, 0 <= self.average < 1, 'in [0, 1)'),
+            Limit('spikes', self.spikes, self.spikes >= 0, '0 or more'),
         )
         for name, value, fits, wanted in (*self.limits(), *shared):
             if not fits:
@@ -99,7 +104,8 @@ def optimizer(config: OptimizerConfig, width: Width | None = None) -> optax.Grad
             mask=lambda params: decayed(params, embeddings=config.decay_embeddings),
         ),
     )
-    return tx if config.layer_decay == 1.0 else by_depth(tx, config.layer_decay)
+    tx = tx if config.layer_decay == 1.0 else by_depth(tx, config.layer_decay)
+    return without_spikes(tx, config.spikes) if config.spikes else tx
 
 
 def stored(tx: optax.GradientTransformation, moments: Moments) -> optax.GradientTransformation:

@@ -104,6 +104,7 @@ RULES = (
         'the state saved is of another optimizer, or of the other type',
         _ADAPTED,
     ),
+    Rule(('optimizer.spikes',), 'fixed', 'the mean of the losses is saved with it', _ADAPTED),
     Rule(('optimizer.average',), 'fixed', 'the average saved is of the other decay', _ADAPTED),
     Rule(('tune',), 'fixed', 'other arrays are trained', _ADAPTED),
     Rule(

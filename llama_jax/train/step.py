@@ -19,6 +19,7 @@ from llama_jax.model.layers import Params
 from llama_jax.model.tune import FULL, Tune
 from llama_jax.objectives.base import EXTRA, Batch, Context, Loss, Objective
 from llama_jax.optim.average import averaged
+from llama_jax.optim.spikes import SpikeState
 
 
 @jax.tree_util.register_dataclass
@@ -184,6 +185,8 @@ def train_step(
     rate; metrics are means over them, and `grad_norm` is the largest.
     """
 
+    moves = optax.with_extra_args_support(optimizer)
+
     def accumulated(state: State, batch: Batch, key: jax.Array) -> tuple[Loss, Params]:
         params = state.params
 
@@ -229,7 +232,9 @@ def train_step(
         finite = jnp.isfinite(loss.total) & jnp.isfinite(grad_norm)
 
         rate = learning_rate(state.step)
-        directions, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        directions, optimizer_state = moves.update(
+            grads, state.optimizer, state.params, value=loss.total / weight
+        )
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
         mean = state.average and averaged(state.average, params, decay=average, taken=state.step)
         params, optimizer_state, mean = jax.tree.map(
@@ -278,6 +283,8 @@ def train_step(
             'skipped': new_state.skipped,
             'skipped_in_a_row': new_state.skipped_in_a_row,
         }
+        if isinstance(new_state.optimizer, SpikeState):
+            metrics['spikes'] = new_state.optimizer.spikes
         if state.carried:
             carried = objective.carry(state.carried, new_state.params, kept, state.step)
             carried = layout.at_rest(carried)

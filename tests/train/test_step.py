@@ -15,10 +15,11 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.optim.adamw import AdamW
+from llama_jax.optim import AdamW, Muon
 from llama_jax.optim.base import optimizer
 from llama_jax.train.run import place
 from llama_jax.train.step import abstract_state, initial_state, train_step
+from llama_jax.trees import named
 from tests.train.conftest import MODEL
 
 B, T = 8, 16
@@ -298,3 +299,24 @@ def test_initial_values_do_not_depend_on_the_mesh():
     states = [initial_state(MODEL, CausalLM(), TX, seed=0, mesh=make_mesh(name)) for name in names]
     params = [jax.device_get(state.params) for state in states]
     jax.tree.map(np.testing.assert_array_equal, *params)
+
+
+def test_a_step_that_skips_spikes_counts_them_and_keeps_its_places():
+    """Traced alone: types carry the placement."""
+    devices, tx = make_mesh('tensor 2 fsdp 4'), optimizer(Muon(spikes=4.0))
+    step = train_step(
+        *(MODEL, CausalLM(), tx),
+        learning_rate=lambda step: 3e-4,
+        accumulate=1,
+        compute=Compute(),
+    )
+    state = abstract_state(MODEL, CausalLM(), tx)
+    state = jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+        *(state, layout.shardings(state, devices)),
+    )
+    with jax.set_mesh(devices):
+        after, metrics = step.trace(state, place(batch(), devices)).out_info
+    assert 'spikes' in metrics
+    for (path, got), (_, given) in zip(named(after), named(state), strict=True):
+        assert got.sharding.spec == given.sharding.spec, path

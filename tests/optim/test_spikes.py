@@ -1,0 +1,52 @@
+"""Skipped spikes of the loss against numpy's mean and variance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from llama_jax.errors import UserError
+from llama_jax.optim import AdamW, Muon
+from llama_jax.optim.base import optimizer
+from llama_jax.optim.spikes import FIRST, without_spikes
+
+
+def test_a_spike_moves_nothing_and_what_stays_high_is_learnt_from_again():
+    """Losses of mean 3 and deviation 0.1, one spike, and then a level that stays."""
+    rng = np.random.default_rng(0)
+    losses = 3 + 0.1 * rng.normal(size=60)
+    losses[FIRST - 1] = 3.6  # before so many are seen that anything is a spike
+    losses[40] = 9.0
+    losses = np.concatenate([losses, np.full(200, 9.0)])
+    tx = without_spikes(optax.trace(0.999), 5.0)
+    params = {'w_DF': jnp.ones((2, 3))}
+    state, moved, inner = tx.init(params), [], []
+    update = jax.jit(tx.update)
+    for loss in losses:
+        directions, state = update(params, state, params, value=jnp.float32(loss))
+        moved.append(float(directions['w_DF'][0, 0]) > 0)
+        inner.append(float(state.inner.trace['w_DF'][0, 0]))
+        if len(moved) == 40:
+            np.testing.assert_allclose(state.mean, losses[:40].mean(), rtol=1e-5)
+            np.testing.assert_allclose(state.variance, losses[:40].var(), rtol=1e-4)
+        if len(moved) == 41:  # counted as one at the bound
+            bound = losses[:40].mean() + 5 * losses[:40].std()
+            seen = np.append(losses[:40], bound)
+            np.testing.assert_allclose(state.mean, seen.mean(), rtol=1e-5)
+            np.testing.assert_allclose(state.variance, seen.var(), rtol=1e-4)
+    assert not moved[40] and all(moved[i] for i in range(60) if i != 40)
+    assert inner[40] == inner[39] < inner[41]
+    assert int(state.spikes) == moved.count(False)
+    assert not moved[60] and all(moved[160:])
+
+
+@pytest.mark.parametrize('kind', [AdamW, Muon])
+def test_it_is_a_setting_of_every_optimizer(kind):
+    params = {'down_FD': jnp.ones((4, 3)), 'scale_D': jnp.ones(3)}
+    tx, plain = optimizer(kind(spikes=6.0)), optimizer(kind())
+    wanted, _ = plain.update(params, plain.init(params), params)
+    got, _ = tx.update(params, tx.init(params), params, value=jnp.float32(3.0))
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
+    with pytest.raises(UserError, match=r'--optimizer\.spikes is -1'):
+        optimizer(kind(spikes=-1))
