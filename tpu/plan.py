@@ -341,7 +341,9 @@ def _plan_grid() -> None:
                 told = f'[{time.monotonic() - start:4.0f} s] {name}: {line}'
                 print(told, file=sys.stderr, flush=True)
 
-            plans[arm.name] = plan(arm.experiment, where, say)
+            found = plan(arm.experiment, where, say)
+            say(f'{found.memory.total / 1e9:.2f} of {where.chip.hbm_bytes / 1e9:.2f} GB')
+            plans[arm.name] = found
     print(of_grid(plans))
     if options.json:
         told = {name: to_dict(found) for name, found in plans.items()}

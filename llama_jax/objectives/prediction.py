@@ -137,8 +137,8 @@ def check_architecture(model: ModelConfig, objective: str, *, encoder: bool) -> 
 
 
 def in_lanes(inputs: int, seq_len: int) -> int:
-    """Of a long row the encoder's share to the nearest 128, so that both halves have fused
-    attention; of a short one as it is."""
+    """Of a long row the share of one stream to the nearest 128, so that both it and the rest have
+    fused attention; of a short one as it is."""
     if seq_len < 8 * _LANES or seq_len % _LANES:
         return inputs
     return min(max(round(inputs / _LANES) * _LANES, _LANES), seq_len - _LANES)

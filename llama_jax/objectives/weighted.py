@@ -20,6 +20,7 @@ from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.asked import Reading
 from llama_jax.objectives.base import ALONE, EXTRA, Base, Batch, Context, Loss, Objective, of_stream
+from llama_jax.objectives.prediction import in_lanes
 
 BITS = 53
 """Of a number in [0, 1)."""
@@ -235,6 +236,7 @@ class Weighted(Base):
         """Positions of a row for each part; even but for the first, since a part may halve its. Of
         a part that reads the pass of the first, those that it reads."""
         rest = [2 * round(share * seq_len / 2) for share in self.shares[1:]]
+        rest = [2 * in_lanes(size // 2, seq_len // 2) if size else 0 for size in rest]
         first = seq_len - sum(rest)
         of_rest = zip(self.parts[1:], rest, strict=True)
         sizes = [first, *(first if part.joins else size for part, size in of_rest)]

@@ -209,3 +209,36 @@ def test_options_of_the_script(monkeypatch, capsys, tmp_path, total, code):
     say('lowering')
     out, error = capsys.readouterr()
     assert out == plan.report(made(total)) + '\n' and error == '[   0 s] lowering\n'
+
+
+@pytest.mark.parametrize(('total', 'code'), [(10**9, 0), (10**11, 1)])
+def test_every_arm_of_a_grid_is_planned(monkeypatch, capsys, tmp_path, total, code):
+    asked = []
+    monkeypatch.setattr(plan, 'plan', lambda *given: asked.append(given[0].name) or made(total))
+    monkeypatch.setattr('jax.config.update', lambda name, value: None)
+    command = ['plan', 'fim', '--topology', 'v5e:4x8', '--json', str(tmp_path / 'plan.json')]
+    monkeypatch.setattr('sys.argv', command)
+    try:
+        plan.main()
+        left = 0
+    except SystemExit as exit_:
+        left = exit_.code
+    assert left == code and asked == ['causal', 'fim']
+    out, error = capsys.readouterr()
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines] == ['arm', 'causal', 'fim']
+    assert all(line.endswith('DOES NOT FIT') == bool(code) for line in lines[1:])
+    assert f'fim: {total / 1e9:.2f} of 16.00 GB' in error
+    assert list(json.loads((tmp_path / 'plan.json').read_text())) == ['causal', 'fim']
+    monkeypatch.setattr('sys.argv', [*command, '--only', 'fmi'])
+    with pytest.raises(SystemExit):
+        plan.main()
+    assert "fim has no arm 'fmi': did you mean 'fim'?" in capsys.readouterr().err
+
+
+def test_the_halves_of_a_long_row_have_fused_attention():
+    grid = configs.grid('objectives_1b')
+    for arm in grid.arms:
+        lengths = arm.experiment.objective.lengths(2048)
+        assert sum(lengths.values()) == 2048
+        assert all(length % 128 == 0 for length in lengths.values()), arm.name
