@@ -122,6 +122,21 @@ def test_what_texts_and_seeds_share_does_not_blur_a_difference():
     assert (bare.value, bare.texts, bare.df) == (pytest.approx(found.value), 0, 2)
 
 
+def test_an_arm_that_varies_more_is_judged_by_its_own_seeds():
+    """By hand, without texts: pooled over the arms, or its own where that is more."""
+    rows = {'base': [0, 0, 0], 'steady': [1, 1.1, 0.9], 'unsteady': [0, 3, -3]}
+    arms = {name: Sample(dict(enumerate(values))) for name, values in rows.items()}
+    found = paired.differences(arms, [('steady', 'base'), ('unsteady', 'base')])
+    x_AS = np.array(list(rows.values()), float)
+    rest_AS = x_AS - x_AS.mean(0) - x_AS.mean(1, keepdims=True) + x_AS.mean()
+    pooled = 2 * (rest_AS**2).sum() / 4
+    assert paired.seed_variance(arms) == (pytest.approx(pooled), 4)
+    steady, unsteady = (found[name, 'base'] for name in ('steady', 'unsteady'))
+    assert steady.se == pytest.approx(math.sqrt(pooled / 3)) and steady.df == pytest.approx(4)
+    assert unsteady.se == pytest.approx(math.sqrt(9 / 3)) and 2 < unsteady.df < 4
+    assert unsteady.p == pytest.approx(1) and unsteady.half > steady.half
+
+
 def test_one_seed_says_nothing_of_others():
     arms = drawn(np.random.default_rng(3), arms=2, seeds=1)
     found = paired.differences(arms, [('arm 1', 'arm 0')])['arm 1', 'arm 0']
