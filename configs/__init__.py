@@ -45,10 +45,11 @@ def recipe(name: str) -> Experiment:
 
 
 def grids() -> dict[str, Callable[[], Grid]]:
-    """Every named comparison: the same for a Grid, of configs/objectives.py."""
-    from configs import objectives  # here: it loads what only a comparison needs
+    """Every named comparison: the same for a Grid, of configs/objectives.py and
+    configs/scaling.py."""
+    from configs import objectives, scaling  # here: they load what only a comparison needs
 
-    return _functions(objectives)
+    return {**_functions(objectives), **_functions(scaling)}
 
 
 def grid(name: str) -> Grid:

@@ -132,7 +132,9 @@ def _synthetic(name: str) -> tuple[dict[str, Any], Items, Items]:
     settings: dict[str, Any] = {'between': ''}
     if 'choices' not in test[0]:
         settings |= {'kind': 'text', 'max_tokens': 24}
-    return settings, test, items('train', N_TRAIN)
+    # Training may tell facts as well that are not asked for in this form.
+    train = [item for item in items('train', 2 * N_TRAIN) if item.keys() == test[0].keys()]
+    return settings, test, train[:N_TRAIN]
 
 
 Maker = Callable[[], tuple[dict[str, Any], Items, Items]]

@@ -16,7 +16,7 @@ COMMANDS = {
         name: f'experiments.{name}'
         for name in (
             *('pretrain', 'finetune', 'compare', 'evaluate', 'generate', 'serve', 'export'),
-            *('report', 'prepare'),
+            *('report', 'prepare', 'scaling'),
         )
     },
     'plan': 'tpu.plan',

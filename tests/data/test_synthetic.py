@@ -219,7 +219,7 @@ def test_who_does_not_read_is_right_by_chance(made, name):
         assert abs(right - chance) < 4 * sigma, guess
 
 
-@pytest.mark.parametrize('name', ['star_graph', 'polynomial', 'minimal_pairs_zh'])
+@pytest.mark.parametrize('name', ['star_graph', 'polynomial', 'minimal_pairs_zh', 'reversal'])
 def test_a_task_is_asked_by_name(name, monkeypatch):
     for what in ('N_TEST', 'N_TRAIN'):
         monkeypatch.setattr(ready, what, 20)

@@ -1,0 +1,149 @@
+"""What the runs of several comparisons say of scaling: their laws, forecasts and pictures."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from llama_jax.compare import results, scaling
+from llama_jax.compare.scaling import Law, Runs
+from llama_jax.errors import UserError
+from llama_jax.report.grid import read_grid
+from llama_jax.report.picture import Axis, Curve, Picture
+
+
+class Point(NamedTuple):
+    """A finished run."""
+
+    parameters: float
+    tokens: float
+    flops: float
+    seconds: float
+    loss: float
+
+
+def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
+    """The finished runs of comparisons, by the name of their objective; sweeps are left out. Raises
+    UserError where there are none."""
+    found: dict[str, list[Point]] = defaultdict(list)
+    for workdir in workdirs:
+        facts = read_grid(workdir).facts
+        size = {row['arm']: row['parameters'] for row in facts.get('budget', [])}
+        kind = {arm['name']: arm['objective']['class'] for arm in facts['arms']}
+        for run in results.collect(workdir).runs:
+            loss = run.loss if metric == 'loss' else run.metrics.get(metric)
+            numbers = (size.get(run.arm), run.tokens, run.flops, run.seconds, loss)
+            if not run.sweep and all(x is not None for x in numbers):
+                found[kind[run.arm]].append(Point(*map(float, numbers)))  # type: ignore[arg-type]
+    if not found:
+        raise UserError(
+            f'no finished run of {", ".join(map(str, workdirs)) or "no directory"} has {metric}: '
+            'give the --workdir of comparisons, or another --metric'
+        )
+    return dict(found)
+
+
+def report(
+    found: dict[str, list[Point]], metric: str, *, resamples: int
+) -> tuple[dict[str, Any], list[Picture]]:
+    """As scaling.json holds it, and what it looks like."""
+    objectives: dict[str, Any] = {}
+    laws: dict[str, Law] = {}
+    per: dict[str, float] = {}
+    for name, points in found.items():
+        runs, flops = _runs(points), np.array([point.flops for point in points])
+        law = scaling.fitted(runs, resamples=resamples)
+        laws[name] = law.law
+        per[name] = float(np.median(flops / (runs.parameters * runs.tokens)))
+        objectives[name] = {
+            'runs': len(points),
+            'law': {
+                number: (
+                    getattr(law.law, number),
+                    getattr(law.low, number),
+                    getattr(law.high, number),
+                )
+                for number in Law._fields
+            },
+            'flops_per_parameter_and_token': per[name],
+            'largest': [
+                {**check._asdict(), 'error': check.error} for check in _largest(runs, resamples)
+            ],
+            'iso_flops': {f'{c:.6g}': best for c, best in scaling.iso_flops(runs, flops).items()},
+        }
+    every = [point.flops for points in found.values() for point in points]
+    budgets = np.geomspace(min(every), 10 * max(every), 5).tolist()
+    best = scaling.best_by_budget(laws, budgets, per=per) if len(laws) > 1 else {}
+    result = {
+        'metric': metric,
+        'objectives': objectives,
+        'best': {f'{budget:.6g}': name for budget, name in best.items()},
+    }
+    return result, [*_views(found, metric), _fit(found, laws, metric)]
+
+
+def _runs(points: Sequence[Point]) -> Runs:
+    return Runs(
+        *(np.array([getattr(p, name) for p in points]) for name in ('parameters', 'tokens', 'loss'))
+    )
+
+
+def _largest(runs: Runs, resamples: int) -> list[scaling.Check]:
+    """None where too few runs are left without it."""
+    try:
+        return scaling.leave_largest_out(runs, resamples=resamples)
+    except UserError:
+        return []
+
+
+def _views(found: dict[str, list[Point]], metric: str) -> list[Picture]:
+    """The same runs at equal tokens, equal FLOPs and equal time."""
+    pictures = []
+    for x, label in (('tokens', 'Tokens'), ('flops', 'FLOPs'), ('seconds', 'Seconds of training')):
+        curves: list[Curve] = []
+        for name, points in found.items():
+            for size in sorted({point.parameters for point in points}):
+                of_size = sorted(p for p in points if p.parameters == size)
+                places = sorted({p.tokens for p in of_size})
+                mean = [
+                    (
+                        float(np.mean([getattr(p, x) for p in of_size if p.tokens == d])),
+                        float(np.mean([p.loss for p in of_size if p.tokens == d])),
+                    )
+                    for d in places
+                ]
+                label_of = f'{name}, {size:,.0f} parameters'
+                curves.append(Curve(label_of, mean, f'arm-{len(curves)}', dots=True))
+        pictures.append(
+            Picture(
+                f'scaling_{x}',
+                f'{metric} against {label.lower()}',
+                metric,
+                Axis(label, log=True, tight=True),
+                curves,
+            )
+        )
+    return pictures
+
+
+def _fit(found: dict[str, list[Point]], laws: dict[str, Law], metric: str) -> Picture:
+    """What the law says of each run, against what was measured: on the diagonal it fits."""
+    curves = []
+    for i, (name, points) in enumerate(found.items()):
+        runs = _runs(points)
+        said = laws[name](runs.parameters, runs.tokens)
+        cloud = list(zip(said.tolist(), runs.loss.tolist(), strict=True))
+        curves.append(Curve(name, cloud, f'arm-{i}', dots=True, line=False))
+    ends = sorted(y for curve in curves for _, y in curve.points if y is not None)
+    curves.append(Curve('law', [(ends[0], ends[0]), (ends[-1], ends[-1])], 'soft'))
+    return Picture(
+        'scaling_fit',
+        f'{metric}: measured against the law',
+        metric,
+        Axis('law', tight=True),
+        curves,
+    )

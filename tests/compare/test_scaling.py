@@ -1,0 +1,105 @@
+"""Scaling laws: data of a known law give it back, what was left out is forecast."""
+
+import numpy as np
+import pytest
+
+from llama_jax.compare import scaling, scaling_report
+from llama_jax.compare.scaling import Law, Runs
+from llama_jax.compare.scaling_report import Point
+from llama_jax.errors import UserError
+
+LAW = Law(1.82, 482.0, 2085.0, 0.348, 0.366)
+"""About that of Besiroglu et al. (2024)."""
+
+
+def runs(noise=0.0, seed=0, law=LAW):
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e8, 1e10, 4), np.geomspace(2e9, 4e11, 4)))
+    drawn = np.exp(noise * np.random.default_rng(seed).normal(size=n.size))
+    return Runs(n, d, law(n, d) * drawn)
+
+
+def test_data_of_a_law_give_it_back():
+    found = scaling.fit(runs())
+    np.testing.assert_allclose(found, LAW, rtol=0.02)
+    np.testing.assert_allclose(found(*runs()[:2]), runs().loss, rtol=1e-4)
+
+
+def test_one_run_that_went_wrong_hardly_counts():
+    broken = runs()
+    broken.loss[5] *= 1.5
+    np.testing.assert_allclose(scaling.fit(broken)[3:], LAW[3:], rtol=0.05)
+
+
+def test_slopes_are_those_of_the_law():
+    at = np.array([[1.0, 0.5, 0.3, 0.4, 0.3]])
+    _, slope_5SR = scaling._terms(at, runs())
+    for i in range(5):
+        step = np.zeros((1, 5))
+        step[0, i] = 1e-6
+        up, down = (scaling._terms(at + sign * step, runs())[0] for sign in (1, -1))
+        np.testing.assert_allclose((up - down) / 2e-6, slope_5SR[i], rtol=1e-4, atol=1e-8)
+
+
+def test_the_largest_run_is_forecast_within_its_interval():
+    law = scaling.fitted(runs(noise=0.003), resamples=20)
+    assert all(
+        low <= value <= high for low, value, high in zip(law.low, LAW, law.high, strict=True)
+    )
+    (check,) = scaling.leave_largest_out(runs(noise=0.003), resamples=20)
+    assert check.measured == runs(noise=0.003).loss[-1]
+    assert abs(check.error) < 0.01 and check.low < check.forecast < check.high
+
+
+def test_the_best_size_is_the_lowest_point_at_its_budget():
+    budgets = np.array([1e19, 1e21])
+    n, d = LAW.best(budgets)
+    np.testing.assert_allclose(6 * n * d, budgets)
+    for at, c in zip(n, budgets, strict=True):
+        around = at * np.geomspace(0.5, 2, 41)
+        assert np.argmin(LAW(around, c / 6 / around)) == 20
+    # And the parabola of runs at one budget finds it.
+    sizes = (n[:, None] * np.geomspace(0.5, 2, 5)).ravel()
+    flops = np.repeat(budgets, 5)
+    found = scaling.iso_flops(Runs(sizes, flops / 6 / sizes, LAW(sizes, flops / 6 / sizes)), flops)
+    assert list(found) == budgets.tolist()
+    np.testing.assert_allclose([size for size, _ in found.values()], n, rtol=0.05)
+    # None where the lowest point is beyond the sizes.
+    beyond = sizes[3:5] * 4, flops[3:5]
+    one = np.append(beyond[0], beyond[0][-1] * 2), np.append(beyond[1], 1e19)
+    assert not scaling.iso_flops(
+        Runs(one[0], one[1] / 6 / one[0], LAW(one[0], one[1] / 6 / one[0])), one[1]
+    )
+
+
+def test_the_best_arm_may_change_with_the_budget():
+    slow = LAW._replace(E=1.5, A=900.0)
+    laws, per = {'quick': LAW, 'slow': slow}, {'quick': 6.0, 'slow': 6.0}
+    assert scaling.best_by_budget(laws, [1e17, 1e24], per=per) == {1e17: 'quick', 1e24: 'slow'}
+    # At twice the cost a budget buys half.
+    same = {'one': LAW, 'dear': LAW}
+    assert scaling.best_by_budget(same, [1e20], per={'dear': 12.0, 'one': 6.0}) == {1e20: 'one'}
+
+
+def test_what_tells_no_law_is_refused_in_one_line():
+    with pytest.raises(UserError, match='16 runs of 1 sizes .* tell no law of five numbers'):
+        scaling.fit(runs()._replace(parameters=np.full(16, 1e8)))
+    with pytest.raises(UserError, match='5 runs of 4 sizes'):
+        scaling.fit(runs().take(np.arange(5)))
+    with pytest.raises(UserError, match='numbers above 0'):
+        scaling.fit(runs()._replace(loss=np.full(16, np.nan)))
+
+
+def test_a_report_holds_every_view_of_the_runs():
+    points = [
+        Point(n, d, 6 * n * d, n * d / 1e12, loss) for n, d, loss in zip(*runs(), strict=True)
+    ]
+    result, pictures = scaling_report.report({'CausalLM': points}, 'loss', resamples=5)
+    law = result['objectives']['CausalLM']['law']
+    assert law['alpha'][0] == pytest.approx(LAW.alpha, rel=0.02)
+    (check,) = result['objectives']['CausalLM']['largest']
+    assert check['error'] == pytest.approx(0, abs=0.01) and result['best'] == {}
+    names = [picture.name for picture in pictures]
+    assert names == ['scaling_tokens', 'scaling_flops', 'scaling_seconds', 'scaling_fit']
+    assert all(len(picture.curves) == 4 for picture in pictures[:3])
+    measured = {y for x, y in pictures[-1].curves[0].points}
+    assert measured == set(runs().loss.tolist())
