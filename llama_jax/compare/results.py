@@ -5,15 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from llama_jax.evaluate import stats
 from llama_jax.evaluate.metrics import METRICS
+from llama_jax.evaluate.paired import Difference
 from llama_jax.report.grid import ArmRecords, SeedRun, read_grid
+from llama_jax.report.judged import Judged
 from llama_jax.report.read import last
 from llama_jax.train.records import write_atomically
+
+AGAIN = 'A/A'
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,19 @@ class Score:
     """Sample standard deviation; None for one seed."""
     n: int
     """Seeds that have it."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A difference, as evaluate/paired.py judges it; None for what one seed cannot say."""
+
+    value: float
+    low: float | None
+    high: float | None
+    p: float | None
+    corrected: float | None
+    seeds: int
+    texts: int
 
 
 @dataclass(frozen=True)
@@ -55,6 +73,9 @@ class Results:
     runs: list[RunResult]
     scores: dict[str, dict[str, Score]]
     """Arm to metric to its mean over seeds; what does not apply is not there."""
+    differences: dict[str, dict[str, Shown]]
+    """Arm to metric to its difference to the first arm; and 'A/A', the first arm under other seeds
+    less itself, whose half-width is the noise floor."""
 
 
 def collect(workdir: Path) -> Results:
@@ -67,7 +88,8 @@ def collect(workdir: Path) -> Results:
         for run in of
     ]
     scores = {arm.name: _scores(arm) for arm in grid.arms}
-    return Results(str(grid.facts.get('name', grid.title)), runs, scores)
+    name = str(grid.facts.get('name', grid.title))
+    return Results(name, runs, scores, _differences(Judged(grid)))
 
 
 def write(workdir: Path, results: Results) -> None:
@@ -89,6 +111,24 @@ def _scores(arm: ArmRecords) -> dict[str, Score]:
             mean, std = stats.mean_std(values)
             scores[metric] = Score(mean, std, len(values))
     return scores
+
+
+def _differences(judged: Judged) -> dict[str, dict[str, Shown]]:
+    found: dict[str, dict[str, Shown]] = {}
+    for metric in METRICS:
+        every = {**judged.differences(metric), AGAIN: judged.noise(metric)}
+        for arm, difference in every.items():
+            if difference is not None:
+                found.setdefault(arm, {})[metric] = _shown(difference)
+    return found
+
+
+def _shown(found: Difference) -> Shown:
+    def known(value: float) -> float | None:
+        return value if math.isfinite(value) else None
+
+    figures = (found.low, found.high, found.p, found.corrected)
+    return Shown(found.value, *map(known, figures), found.seeds, found.texts)
 
 
 def _run(arm: ArmRecords, run: SeedRun, sweep: bool) -> RunResult:

@@ -120,6 +120,12 @@ def test_results_are_those_of_the_runs(whole):
     assert one != other
     assert found['scores']['plain'] == {'probe_accuracy': {'mean': one, 'std': None, 'n': 1}}
     assert found['scores']['z']['probe_accuracy']['mean'] == other
+    difference = found['differences']['z']['probe_accuracy']
+    assert difference['value'] == pytest.approx(other - one)
+    # One seed says nothing of others.
+    assert (
+        difference['seeds'] == 1 and difference['p'] is None and 'A/A' not in found['differences']
+    )
     assert [run['state'] for run in found['runs']] == ['finished'] * 2
     assert [run['steps'] for run in found['runs']] == [20, 20]
     rows = list(csv.DictReader((workdir / 'results.csv').read_text().splitlines()))

@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 import configs
-from llama_jax.compare import fair, one, record
+from llama_jax.compare import baselines, fair, one, record
 from llama_jax.compare.fair import Proof
-from llama_jax.compare.grid import FINISHED, PER_TEXT, check_names, check_steps, runs
+from llama_jax.compare.grid import FINISHED, PER_TEXT, Arm, check_names, check_steps, runs
 from llama_jax.data.prepare import locked
-from llama_jax.errors import UserError
+from llama_jax.errors import DivergedError, UserError
 from llama_jax.evaluate import suite as suites
 from llama_jax.evaluate.light import light
+from llama_jax.objectives.masked import MaskedLM
 
 NAMED = sorted(configs.grids())
 
@@ -85,6 +86,55 @@ def test_a_run_is_trained_evaluated_and_marked_once(grid, workdir, calls):
     assert (workdir / 'z/seed-1' / PER_TEXT).is_file()
     one.run(workdir, 'z/seed-1')
     assert len(calls) == 2
+
+
+def test_a_run_that_chooses_a_rate_is_trained_alone(grid, workdir, calls, monkeypatch):
+    place = 'z/lr-0.001/seed-0'
+    directory = workdir / place
+    directory.mkdir(parents=True)
+    lines = [{'kind': 'validation', 'step': i, 'loss': loss} for i, loss in ((1, 3.0), (2, 2.5))]
+    (directory / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in lines))
+    record.retune(workdir, grid, {})
+    one.run(workdir, place)
+    (called,) = calls
+    assert called[0].optimizer.schedule.peak == 0.001
+    assert json.loads((directory / FINISHED).read_text()) == {'metrics': {}, 'loss': 2.5}
+
+    def diverge(*arguments, measure):
+        raise DivergedError('not finite')
+
+    monkeypatch.setattr(one, 'train', diverge)
+    (workdir / 'z/lr-1/seed-0').mkdir(parents=True)
+    one.run(workdir, 'z/lr-1/seed-0')
+    assert json.loads((workdir / 'z/lr-1/seed-0' / FINISHED).read_text())['loss'] is None
+    with pytest.raises(DivergedError):  # where no rate is chosen it is a failure
+        one.run(workdir, 'z/seed-1')
+
+
+def test_baselines_are_runs_of_the_grid(grid, workdir, calls, monkeypatch):
+    masked = replace(grid.arms[1].experiment, objective=MaskedLM())
+    three = (*grid.arms, Arm('masked', masked))
+    wide = replace(grid, arms=three, baselines=True)
+    record.write(workdir, wide, Proof({}, []), 'a command')
+    # Arms that look at texts alike share a backbone.
+    wanted = {'counts': [], 'untrained-plain': ['plain', 'z'], 'untrained-masked': ['masked']}
+    assert record.read(workdir)['baselines'] == wanted
+    places = [run.place for run in baselines.runs(wide)]
+    assert places == [
+        'baselines/counts/seed-0',
+        *(
+            f'baselines/untrained-{arm}/seed-{seed}'
+            for arm in ('plain', 'masked')
+            for seed in (0, 1)
+        ),
+    ]
+    made = []
+    monkeypatch.setattr(one.baselines, 'run', lambda *given: made.append(given))
+    for run in baselines.runs(wide):
+        run.directory(workdir).mkdir(parents=True)
+        one.run(workdir, run.place)
+    assert [run for run, *_ in made] == baselines.runs(wide) and not calls
+    assert made[4][0].experiment == replace(masked, seed=1)
 
 
 def test_an_evaluation_that_fails_leaves_no_mark(workdir, calls, monkeypatch):
