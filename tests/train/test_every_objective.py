@@ -144,7 +144,14 @@ class Steps:
         return state, figures, batch['cursor']
 
 
-@pytest.mark.parametrize('name', EVERY)
+QUICK = 'causal', 'weighted', 'switch', 'latent', 'spans encoder', 'instruct'
+"""The others are left out on the newest Python."""
+
+
+@pytest.mark.parametrize(
+    'name',
+    [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EVERY],
+)
 def test_losses_are_golden_on_any_mesh_and_a_run_goes_on_bit_for_bit(name, data, tmp_path):
     """Goldens are written by `LLAMA_JAX_WRITE_GOLDENS=1 python -m pytest tests/train`, by one
     device; four are to have the same losses, each with half of the rows and half of the tables.
