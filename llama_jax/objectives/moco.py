@@ -93,7 +93,6 @@ class MomentumContrast(InfoNCE):
         query_BMD = self.encode(model, batch, 'a', compute=compute, key=key_a)
         encoder = layers.bind(model.config, carried[ENCODER])
         key_BMD = self.encode(encoder, batch, 'b', compute=compute, key=key_b)
-        key_BMD = jax.lax.stop_gradient(key_BMD)
 
         queue_QD = layout.gather(carried[QUEUE], 'QD')
         # Divided by the temperature, an error of bfloat16 is large.
