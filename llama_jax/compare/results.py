@@ -127,8 +127,15 @@ def _shown(found: Difference) -> Shown:
     def known(value: float) -> float | None:
         return value if math.isfinite(value) else None
 
-    figures = (found.low, found.high, found.p, found.corrected)
-    return Shown(found.value, *map(known, figures), found.seeds, found.texts)
+    return Shown(
+        value=found.value,
+        low=known(found.low),
+        high=known(found.high),
+        p=known(found.p),
+        corrected=known(found.corrected),
+        seeds=found.seeds,
+        texts=found.texts,
+    )
 
 
 def _run(arm: ArmRecords, run: SeedRun, sweep: bool) -> RunResult:
