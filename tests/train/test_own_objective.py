@@ -10,6 +10,8 @@ import pytest
 import configs
 from experiments import cli, pretrain
 from llama_jax import mesh as meshes
+from llama_jax.compare import record
+from llama_jax.compare.fair import Proof
 from llama_jax.errors import UserError
 from llama_jax.evaluate import likelihood
 from llama_jax.evaluate.scores import Scorer
@@ -25,7 +27,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 import json, pathlib
 import numpy as np
+from llama_jax.compare.grid import Arm, Grid
 from llama_jax.data.pieces import Example, Piece, Sizes
+from llama_jax.evaluate.suite import Suite
 from llama_jax.objectives.asked import Middle, Reading, asking, as_it_stands
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.prediction import TokenPrediction, predicted
@@ -61,6 +65,10 @@ class Backwards(TokenPrediction):
 def run():
     settings = json.loads((pathlib.Path(__file__).parent / 'settings.json').read_text())
     return replace(from_dict(settings), objective=Backwards())
+
+
+def grid():
+    return Grid('g', 'G', tuple(Arm(n, o()) for n, o in (('a', run), ('b', part))), 2, Suite())
 
 
 def part():
@@ -142,3 +150,14 @@ def test_what_no_record_can_hold_is_refused(mine, tmp_path):
     with pytest.raises(UserError, match='defines an objective MaskedLM, and there is one'):
         configs.get(mine)
     assert '\n' not in str(e.value)
+
+
+def test_a_run_of_a_grid_takes_it_from_the_file_that_is_kept(mine, tmp_path, monkeypatch):
+    name = mine.replace(':run', ':grid')
+    grid, file = configs.grid(name), configs.own.config_file(name)
+    record.write(tmp_path / 'grid', grid, Proof({}, []), 'x', config_file=file)
+    monkeypatch.setattr(plain, '_OWN', {})
+    for arm, place in (('a', 'a/seed-0'), ('b', 'b/seed-1')):
+        planned, _ = record.planned(tmp_path / 'grid', place)
+        wanted = next(one.experiment for one in grid.arms if one.name == arm)
+        assert to_dict(planned.experiment)['objective'] == to_dict(wanted)['objective']
