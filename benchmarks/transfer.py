@@ -18,6 +18,8 @@ from pathlib import Path
 import configs
 from experiments import cli
 from llama_jax.errors import UserError
+from llama_jax.optim import REGISTRY
+from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.train import loop
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.records import read_metrics, write_atomically
@@ -32,6 +34,7 @@ class Options:
     configuration: str = 'quickstart'
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """The first is the base. Heads of 32, a feed-forward layer of three times the width."""
+    optimizer: str = 'adamw'
     rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
     steps: int = 400
     batch: int = 8
@@ -44,22 +47,21 @@ class Options:
 def main(options: Options) -> None:
     if any(width % HEAD for width in options.widths):
         raise UserError(f'--widths: each must be a multiple of {HEAD}')
+    if options.optimizer not in REGISTRY:
+        raise UserError(f'--optimizer {options.optimizer}: there are {", ".join(REGISTRY)}')
     options.directory.mkdir(parents=True, exist_ok=True)
     path = options.directory / 'runs.json'
     done = json.loads(path.read_text()) if path.exists() else {}
     for mup in (True, False):
         for width in options.widths:
             for rate in options.rates:
-                name = f'{"muP" if mup else "usual"} {width} {rate:g} {options.steps}'
+                name = name_of(options, width, rate, mup=mup)
                 if name not in done:
                     done[name] = loss(experiment(options, width, rate, mup=mup))
                     write_atomically(path, json.dumps(done, indent=1))
                 print(f'{name}: {done[name]:.4f}', flush=True)
     curves = {
-        (mup, width): [
-            done[f'{"muP" if mup else "usual"} {width} {rate:g} {options.steps}']
-            for rate in options.rates
-        ]
+        (mup, width): [done[name_of(options, width, rate, mup=mup)] for rate in options.rates]
         for mup in (True, False)
         for width in options.widths
     }
@@ -68,6 +70,11 @@ def main(options: Options) -> None:
         print(f'{"muP" if mup else "usual"}, width {width}: best at {best:g} ({min(losses):.4f})')
     if options.picture is not None:
         draw(curves, options.rates, options.picture)
+
+
+def name_of(options: Options, width: int, rate: float, *, mup: bool) -> str:
+    kind = 'muP' if mup else 'usual'
+    return f'{options.optimizer} {kind} {width} {rate:g} {options.steps}'
 
 
 def experiment(options: Options, width: int, rate: float, *, mup: bool) -> Experiment:
@@ -84,12 +91,12 @@ def experiment(options: Options, width: int, rate: float, *, mup: bool) -> Exper
         **{'steps': options.steps, 'batch': options.batch, 'seq_len': options.seq_len},
         log_every=1,
     )
-    schedule = replace(base.optimizer.schedule, peak=rate, warmup_steps=options.steps // 10)
+    schedule = ScheduleConfig(peak=rate, warmup_steps=options.steps // 10)
     return replace(
         base,
         model=model,
         train=train,
-        optimizer=replace(base.optimizer, schedule=schedule),
+        optimizer=REGISTRY[options.optimizer](schedule=schedule),
         evaluation=replace(base.evaluation, every=0),
         checkpoint=replace(base.checkpoint, every=0),
     )

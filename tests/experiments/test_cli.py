@@ -69,7 +69,7 @@ def test_help_names_every_setting_with_its_default(run_script, monkeypatch):
             f'(default: {configs.get("quickstart").train.steps})',
             '--data.sources.0.name STR',
         ),
-        *('Microbatches per step', '--optimizer.schedule.kind {cosine,wsd,constant}'),
+        *('Microbatches per step', '--optimizer.schedule.kind {cosine,wsd,inverse_sqrt,constant}'),
         *('--mesh.tensor INT', '--compute.precision {float32,bfloat16}', '--seed INT'),
     ):
         assert words in out, words

@@ -38,6 +38,7 @@ def options(text):
         'train.accumulate': 2,
         'train.seq-len': 32,
         'train.log-every': 1,
+        'optimizer': 'adamw',  # compiles sooner
         'optimizer.schedule.warmup-steps': 4,
         'checkpoint.every': 6,
         'evaluation.every': 20,
