@@ -45,11 +45,11 @@ def recipe(name: str) -> Experiment:
 
 
 def grids() -> dict[str, Callable[[], Grid]]:
-    """Every named comparison: the same for a Grid, of configs/objectives.py and
-    configs/scaling.py."""
-    from configs import objectives, scaling  # here: they load what only a comparison needs
+    """Every named comparison: the same for a Grid."""
+    from configs import directions, objectives, scaling  # here: they load what no other run needs
 
-    return {**_functions(objectives), **_functions(scaling)}
+    modules = (objectives, directions, scaling)
+    return {name: f for module in modules for name, f in _functions(module).items()}
 
 
 def grid(name: str) -> Grid:

@@ -37,6 +37,10 @@ class Dual(MaskedDiffusion):
     """Of the texts."""
     causal_weight: float = 2.0
     """Of the loss of a causal token: one of a masked text is learnt half of the time."""
+    curriculum_steps: int = 0
+    """Steps of the run, where not texts but steps are shared out: in the first `causal_share` of
+    them every text is causal, in the others none (Gisserot-Boukhlef et al. 2025). The trained model
+    is then masked diffusion, and is validated and asked as such. 0: texts."""
 
     sees_all: ClassVar[bool] = False
 
@@ -48,6 +52,11 @@ class Dual(MaskedDiffusion):
             )
         if self.causal_weight <= 0:
             raise UserError(f'the weight {self.causal_weight} of causal texts must be positive')
+        if self.curriculum_steps < 0:
+            raise UserError(
+                f'--objective.curriculum-steps is {self.curriculum_steps}: give the steps of the '
+                'run, or 0 for texts of both kinds in every step'
+            )
         if not self.read_previous:
             raise UserError('causal texts are read off the position before: leave read_previous')
 
@@ -59,6 +68,8 @@ class Dual(MaskedDiffusion):
     @property
     def reading(self) -> Reading:
         masked = MaskedDiffusion(read_previous=True).reading
+        if self.curriculum_steps:
+            return masked
         return LEFT_TO_RIGHT._replace(
             middle=masked.middle, infill=masked.infill, unmasks=masked.unmasks
         )
@@ -87,6 +98,8 @@ class Dual(MaskedDiffusion):
         context: Context = ALONE,
     ) -> Loss:
         """Per token of any text; the negative log-likelihoods each per token of its own kind."""
+        if self.curriculum_steps:
+            batch = {**batch, 'prefix': self._of_step(batch, context)}
         masks, key = self.masks(batch, key)
         shown = {**batch, 'inputs': jnp.where(masks.masked_BT, batch['hidden'], batch['inputs'])}
         x_BTD = self.read(model, shown, compute=compute, key=key)
@@ -111,6 +124,13 @@ class Dual(MaskedDiffusion):
                 'masked_accuracy': per_masked * masked.correct,
             },
         )
+
+    def _of_step(self, batch: Batch, context: Context) -> jax.Array:
+        """'prefix' of a step of the curriculum; a validation is one of its end."""
+        text_BT = (batch['segments'] > 0).astype(batch['prefix'].dtype)
+        if context.step is None:
+            return text_BT
+        return text_BT * (context.step >= self.causal_share * self.curriculum_steps)
 
     def loss_tokens(self, batch: Batch) -> int:
         """All of a causal text, and half of a masked one on average."""

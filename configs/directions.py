@@ -1,0 +1,334 @@
+"""Published findings about objectives, as comparisons that two cores make: every public function
+here returns a Grid.
+
+One million parameters, three seeds, rates that are tuned, the A/A arm beside. The minutes are of
+two idle CPU cores, all of the command. What came out: docs/directions.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from configs import objectives
+from llama_jax.compare.grid import Arm, Grid
+from llama_jax.data.config import DataConfig, Source
+from llama_jax.evaluate.suite import Suite
+from llama_jax.objectives.block_diffusion import BlockDiffusion
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.diffusion import MaskedDiffusion
+from llama_jax.objectives.dual import Dual
+from llama_jax.objectives.latent import LatentPrediction
+from llama_jax.objectives.masked_inputs import MaskedInputs
+from llama_jax.objectives.multi_token import MultiToken
+from llama_jax.objectives.token_order import TokenOrder
+from llama_jax.objectives.weighted import Weighted
+from llama_jax.text.tokenizer import TokenizerConfig
+from llama_jax.train.experiment import Experiment
+
+_CODE = 'python_corpus/stdlib_code'
+_LIKELIHOOD = Suite(topics=0, order=0, pairs='', pool=0, windows=128)
+"""Likelihoods alone."""
+
+
+def _base(*, steps: int) -> Experiment:
+    """1 million parameters on the source of Python's standard library, 4096 tokens a step."""
+    base = objectives.objectives_small().arms[0].experiment
+    return replace(
+        base,
+        name='base',
+        train=replace(base.train, steps=steps),
+        evaluation=replace(base.evaluation, every=steps // 2),
+        checkpoint=replace(base.checkpoint, every=steps // 2),
+    )
+
+
+def _on(base: Experiment, *sources: str, tokenizer: TokenizerConfig) -> Experiment:
+    """On a mixture of other data sets, in equal shares."""
+    data = DataConfig(sources=tuple(map(Source, sources)), tokenizer=tokenizer)
+    # The tokenizer says how many ids there are: a text of few words has fewer.
+    return replace(base, data=data, model=replace(base.model, vocab=0))
+
+
+def _arm(name: str, base: Experiment, **changes: Any) -> Arm:
+    return Arm(name, replace(base, name=name, **changes))
+
+
+# --- causal and diffusion on repeated data --------------------------------------------------------
+
+
+def _mix(name: str, split: str, often: str) -> Grid:
+    base = _base(steps=112)
+    base = replace(base, data=replace(base.data, train_split=split))
+    return Grid(
+        name=name,
+        title=f'Causal, masked diffusion, and both in one model: data that is read {often}',
+        arms=(
+            _arm('causal', base, objective=CausalLM()),
+            _arm('dual', base, objective=Dual()),
+            _arm('diffusion', base, objective=MaskedDiffusion()),
+        ),
+        seeds=3,
+        suite=_LIKELIHOOD,
+    )
+
+
+def mix_1() -> Grid:
+    """A mix of causal and diffusion against both alone, on text that is read once.
+
+    Launch: python -m experiments.compare mix_1 --tune-rates 0.3 1 3 --workdir runs/mix_1
+    Expected: the dual model has fewer bits per byte than the causal one, and in the middle span
+    fewer than diffusion (2512.14549: the mix is best at every number of repetitions); the bound of
+    diffusion is above causal (2507.15857: causal is ahead in few epochs). 25 minutes.
+    """
+    return _mix('mix_1', 'train[:81]', 'once')
+
+
+def mix_4() -> Grid:
+    """The same with a fourth of the text, which is read 4 times.
+
+    Launch: python -m experiments.compare mix_4 --tune-rates 0.3 1 3 --workdir runs/mix_4
+    Expected: as `mix_1`, with causal less ahead of diffusion. 25 minutes.
+    """
+    return _mix('mix_4', 'train[:11]', '4 times')
+
+
+def mix_16() -> Grid:
+    """The same with a sixteenth of the text, which is read 16 times.
+
+    Launch: python -m experiments.compare mix_16 --tune-rates 0.3 1 3 --workdir runs/mix_16
+    Expected: causal is worst (2512.14549), for it has overfitted: the crossover of 2507.15857 and
+    2511.03276. 25 minutes.
+    """
+    return _mix('mix_16', 'train[:9]', '16 times')
+
+
+def repeated() -> Grid:
+    """Do masked inputs, dropout or weight decay help a causal model on text that is read 13 times?
+
+    Launch: python -m experiments.compare repeated --tune-rates 0.3 1 3 --workdir runs/repeated
+    Expected: all three have fewer bits per byte than plain causal, by a part of what separates it
+    from diffusion in `mix_16` (2510.04071; 2511.03276 denies it). 28 minutes.
+    """
+    base = _base(steps=96)
+    base = replace(base, data=replace(base.data, train_split='train[:9]'))
+    decay = replace(base.optimizer, weight_decay=1.0)
+    return Grid(
+        name='repeated',
+        title='Causal on repeated data: masked inputs, dropout, weight decay',
+        arms=(
+            _arm('causal', base, objective=CausalLM()),
+            _arm('masked_inputs', base, objective=MaskedInputs()),
+            _arm('dropout', base, objective=CausalLM(), model=replace(base.model, dropout=0.1)),
+            _arm('decay', base, objective=CausalLM(), optimizer=decay),
+        ),
+        seeds=3,
+        suite=_LIKELIHOOD,
+        may_differ=('name', 'objective', 'model.dropout', 'optimizer.weight_decay'),
+    )
+
+
+def block_size() -> Grid:
+    """Likelihood of block diffusion with blocks of 1, 4, 16 tokens and of the whole text.
+
+    Launch: python -m experiments.compare block_size --tune-rates 0.3 1 3 --workdir runs/block_size
+    Expected: bits per byte rise with the block (BD3-LM, 2503.09573: perplexity 22.83 of a
+    causal model, 28.23 of blocks of 4, 31.78 of whole texts). Blocks of 1 have a likelihood, the
+    others a bound of it; whole texts are the base, so that bounds are compared with a bound. 28
+    minutes.
+    """
+    base = _base(steps=96)
+    half = base.train.seq_len // 2  # a text stands in a row twice
+    return Grid(
+        name='block_size',
+        title='Block diffusion: blocks of 1, 4, 16 tokens and whole texts',
+        arms=(
+            _arm('whole', base, objective=BlockDiffusion(block=half)),
+            _arm('block_16', base, objective=BlockDiffusion(block=16)),
+            _arm('block_4', base, objective=BlockDiffusion(block=4)),
+            _arm('block_1', base, objective=BlockDiffusion(block=1)),
+        ),
+        seeds=3,
+        suite=_LIKELIHOOD,
+    )
+
+
+# --- tasks ----------------------------------------------------------------------------------------
+
+
+def multi_token() -> Grid:
+    """Prediction of 2 and 4 tokens: text, induction, arithmetic of polynomials.
+
+    Launch: python -m experiments.compare multi_token --tune-rates 0.3 1 3 \\
+                --workdir runs/multi_token
+    Expected: bits per byte of code as of causal or more, the second token of a repeated name and
+    polynomials better (Gloeckle et al. 2024, 2404.19737, sections 4.1 and 4.2). The
+    heads are one and three layers more. 28 minutes.
+    """
+    base = _on(
+        _base(steps=112),
+        *(_CODE, 'synthetic/induction', 'synthetic/polynomial'),
+        tokenizer=TokenizerConfig(vocab=2048),
+    )
+    return Grid(
+        name='multi_token',
+        title='Causal against the prediction of 2 and of 4 tokens',
+        arms=(
+            _arm('causal', base, objective=CausalLM()),
+            _arm('two', base, objective=MultiToken(heads=2)),
+            _arm('four', base, objective=MultiToken(heads=4)),
+        ),
+        seeds=3,
+        suite=replace(_LIKELIHOOD, text=_CODE, tasks=('induction', 'polynomial')),
+    )
+
+
+def star_graph() -> Grid:
+    """The first step of the only path to a goal, which the next steps give away.
+
+    Launch: python -m experiments.compare star_graph --tune-rates 0.3 1 3 --workdir runs/star_graph
+    Expected: next-token prediction guesses among the 3 paths (Bachmann & Nagarajan 2024,
+    2403.06963), token-order prediction finds the path (2508.19228), and so does
+    masked diffusion, which does not learn it from the steps before. 24 minutes.
+    """
+    # A byte is a token, so that every node is spelled alike: 10,000 of the graphs in 200 steps.
+    base = _on(
+        _base(steps=200), 'synthetic/star_graph', tokenizer=TokenizerConfig(kind='bytes', vocab=384)
+    )
+    return Grid(
+        name='star_graph',
+        title='Star graphs: next-token prediction, token-order prediction, masked diffusion',
+        arms=(
+            _arm('causal', base, objective=CausalLM()),
+            _arm('token_order', base, objective=TokenOrder()),
+            _arm('diffusion', base, objective=MaskedDiffusion()),
+        ),
+        seeds=3,
+        suite=replace(_LIKELIHOOD, window=48, tasks=('star_graph',)),
+    )
+
+
+def reversal() -> Grid:
+    """Who B is, of whom it was only told that A is B.
+
+    Launch: python -m experiments.compare reversal --tune-rates 0.3 1 3 --workdir runs/reversal
+    Expected: causal no better than chance, 1 in 4 (Berglund et al. 2023); models that learn to fill
+    masks in above it (LLaDA, 2502.09992). 24 minutes.
+    """
+    base = _on(_base(steps=160), 'synthetic/reversal', tokenizer=TokenizerConfig(vocab=512))
+    return Grid(
+        name='reversal',
+        title='"A is B" in training, "B is" asked: causal, dual, masked diffusion',
+        arms=(
+            _arm('causal', base, objective=CausalLM()),
+            _arm('dual', base, objective=Dual()),
+            _arm('diffusion', base, objective=MaskedDiffusion()),
+        ),
+        seeds=3,
+        suite=replace(_LIKELIHOOD, window=16, middle=4, tasks=('reversal',)),
+    )
+
+
+def causal_share() -> Grid:
+    """The share of causal texts beside masked ones that are read off the position before.
+
+    Launch: python -m experiments.compare causal_share --tune-rates 0.3 1 3 \\
+                --workdir runs/causal_share
+    Expected: on minimal pairs an optimum between the pure models (GPT-BERT, 2410.24159).
+    28 minutes.
+    """
+    base = _on(
+        _base(steps=64),
+        *(_CODE, 'synthetic/minimal_pairs_en', 'synthetic/minimal_pairs_zh'),
+        tokenizer=TokenizerConfig(vocab=2048),
+    )
+    return Grid(
+        name='causal_share',
+        title='Causal texts beside masked ones: none, 1/8, half, 7/8, all',
+        arms=(
+            _arm('causal', base, objective=CausalLM()),
+            _arm('most', base, objective=Dual(causal_share=7 / 8)),
+            _arm('half', base, objective=Dual(causal_share=1 / 2)),
+            _arm('few', base, objective=Dual(causal_share=1 / 8)),
+            _arm('none', base, objective=MaskedDiffusion(read_previous=True)),
+        ),
+        seeds=3,
+        suite=replace(
+            _LIKELIHOOD,
+            text=_CODE,
+            tasks=('minimal_pairs_python', 'minimal_pairs_en', 'minimal_pairs_zh'),
+        ),
+    )
+
+
+# --- representations, auxiliaries, noise ----------------------------------------------------------
+
+
+def biphasic() -> Grid:
+    """Causal, masked, and first causal and then masked, on probes.
+
+    Launch: python -m experiments.compare biphasic --tune-rates 0.3 1 3 --match flops \\
+                --workdir runs/biphasic
+    Expected: the last is best (2507.00994: a causal phase first makes the better encoder at the
+    same budget). Masks are those of masked diffusion, read off the position before, so that both
+    phases share a head. 30 minutes.
+    """
+    base = _base(steps=112)
+    first = Dual(causal_share=1 / 2, curriculum_steps=base.train.steps)
+    return Grid(
+        name='biphasic',
+        title='Probes of a causal model, of a masked one, and of one that was causal first',
+        arms=(
+            _arm('causal', base, objective=CausalLM()),
+            _arm('masked', base, objective=MaskedDiffusion(read_previous=True)),
+            _arm('causal_first', base, objective=first),
+        ),
+        seeds=3,
+        suite=Suite(rates=(1e-3,), tuned_seeds=1, steps=60, order=240, windows=32),
+    )
+
+
+def auxiliary() -> Grid:
+    """A contrastive and a latent auxiliary beside causal prediction: the negative control.
+
+    Launch: python -m experiments.compare auxiliary --tune-rates 0.3 1 3 --workdir runs/auxiliary
+    Expected: no fewer bits per byte than causal beyond the noise floor (published: 0.0007 to 0.0009
+    against 0.0022 between seeds). 26 minutes.
+    """
+    base = _base(steps=112)
+    contrastive = Weighted(
+        parts=(CausalLM(), InfoNCE(views='shared', bidirectional=False)),
+        weights=(1.0, 0.1),
+        shares=(1.0, 0.0),
+    )
+    return Grid(
+        name='auxiliary',
+        title='Causal alone, and with a latent or a contrastive auxiliary',
+        arms=(
+            _arm('causal', base, objective=CausalLM()),
+            _arm('latent', base, objective=LatentPrediction()),
+            _arm('contrastive', base, objective=contrastive),
+        ),
+        seeds=3,
+        suite=replace(_LIKELIHOOD, pool=256),
+    )
+
+
+def noise() -> Grid:
+    """One arm under two sets of seeds: what seeds alone do to every metric.
+
+    Launch: python -m experiments.compare noise --workdir runs/noise
+    Expected: no difference is shown; the half-widths are what a comparison of this size can tell.
+    17 minutes.
+    """
+    base = _base(steps=112)
+    return Grid(
+        name='noise',
+        title='Causal against itself under other seeds',
+        arms=(_arm('causal', base, objective=CausalLM()),),
+        seeds=5,
+        suite=Suite(rates=(1e-3,), tuned_seeds=1, steps=60, order=240),
+        may_differ=(),
+        tuned='as in objectives_small',
+    )
