@@ -5,6 +5,7 @@ import functools
 import itertools
 import math
 import types
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import Window
+from llama_jax.objectives.base import Context
 from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.diffusion import MaskedDiffusion, Masks, masks_of, times
@@ -271,6 +273,21 @@ def test_both_kinds_of_texts_in_one_model():
     assert loss.total == pytest.approx(2 * causal.total + wanted, rel=1e-5)
     assert loss.weight == 7 and dual.loss_tokens(batch) == 4 + 2
 
+    # One kind after the other: the first half of 10 steps is causal.
+    curriculum = replace(dual, curriculum_steps=10)
+    masked = MaskedDiffusion(z_loss=0.0, read_previous=True)
+    with jax.set_mesh(devices()):
+        first, second, validation = (
+            jax.device_get(curriculum.loss(bound, arrays, **how, context=Context(step)))
+            for step in (jnp.int32(4), jnp.int32(5), None)
+        )
+        all_masked = jax.device_get(masked.loss(bound, arrays, **how))
+    assert first.metrics['masked_nll'] == 0 == second.metrics['causal_nll']
+    assert first.metrics['causal_nll'] > 1.5 * causal.total
+    assert second.total == pytest.approx(all_masked.total, rel=1e-6)
+    assert validation.total == second.total
+    assert curriculum.reading.whole.kind == 'bound' and dual.reading.whole.kind == 'exact'
+
 
 def test_examples_hold_the_tokens_that_a_causal_model_learns():
     tokens = np.array([3, 1, 4, 1, 5, 9])
@@ -307,6 +324,7 @@ def test_what_cannot_be_is_refused():
         (lambda: BlockDiffusion(read_previous=True), 'no effect on blocks'),
         (lambda: Dual(causal_share=1.0), 'without any'),
         (lambda: Dual(causal_weight=0), 'must be positive'),
+        (lambda: Dual(curriculum_steps=-1), 'curriculum-steps is -1'),
         (lambda: Dual(read_previous=False), 'leave read_previous'),
         (lambda: BlockDiffusion().lengths(3), 'a row of 3 positions'),
         (
