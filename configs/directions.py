@@ -168,7 +168,7 @@ def multi_token() -> Grid:
     heads are one and three layers more. 28 minutes.
     """
     base = _on(
-        _base(steps=112),
+        _base(steps=96),
         *(_CODE, 'synthetic/induction', 'synthetic/polynomial'),
         tokenizer=TokenizerConfig(vocab=2048),
     )
@@ -191,11 +191,11 @@ def star_graph() -> Grid:
     Launch: python -m experiments.compare star_graph --tune-rates 0.3 1 3 --workdir runs/star_graph
     Expected: next-token prediction guesses among the 3 paths (Bachmann & Nagarajan 2024,
     2403.06963), token-order prediction finds the path (2508.19228), and so does
-    masked diffusion, which does not learn it from the steps before. 24 minutes.
+    masked diffusion, which does not learn it from the steps before. 28 minutes.
     """
-    # A byte is a token, so that every node is spelled alike: 10,000 of the graphs in 200 steps.
+    # A byte is a token, so that every node is spelled alike: 9,000 of the graphs in 176 steps.
     base = _on(
-        _base(steps=200), 'synthetic/star_graph', tokenizer=TokenizerConfig(kind='bytes', vocab=384)
+        _base(steps=176), 'synthetic/star_graph', tokenizer=TokenizerConfig(kind='bytes', vocab=384)
     )
     return Grid(
         name='star_graph',
