@@ -254,16 +254,32 @@ def test_both_kinds_of_texts_in_one_model():
     example = CausalLM().example(pieces[0], tokenizer=IDS, seq_len=4, rng=None)
     alone = texts.packed([example], CausalLM(), seq_len=4, rows=1, pad_id=IDS.pad_id)
 
+    # One kind after the other: the first half of 10 steps is causal.
+    curriculum = replace(dual, curriculum_steps=10)
+    all_masked = MaskedDiffusion(z_loss=0.0, read_previous=True)
+
     @jax.jit
-    def losses(params, batch, alone):
+    def losses(params, batch, alone, step):
         bound, how = layers.bind(CONFIG, params), {'extra': {}, 'compute': COMPUTE, 'key': None}
         masks, _ = dual.masks(batch, None)
         causal = CausalLM(z_loss=0.0).loss(bound, alone, **how)
-        return dual.loss(bound, batch, **how), masks, causal
+        of_step = (
+            curriculum.loss(bound, batch, **how, context=Context(step)),
+            curriculum.loss(bound, batch, **how),
+            all_masked.loss(bound, batch, **how),
+        )
+        return dual.loss(bound, batch, **how), masks, causal, of_step
 
     with jax.set_mesh(devices()):
-        arrays = (place(x, devices()) for x in (batch, alone))
-        loss, masks, causal = jax.device_get(losses(params(), *arrays))
+        arrays = [place(x, devices()) for x in (batch, alone)]
+        found = [jax.device_get(losses(params(), *arrays, jnp.int32(step))) for step in (4, 5)]
+    loss, masks, causal, (first, _, _) = found[0]
+    second, validation, wanted = found[1][-1]
+    assert first.metrics['masked_nll'] == 0 == second.metrics['causal_nll']
+    assert first.metrics['causal_nll'] > 1.5 * causal.total
+    assert second.total == validation.total == pytest.approx(wanted.total, rel=1e-6)
+    assert curriculum.reading.whole.kind == 'bound' and dual.reading.whole.kind == 'exact'
+
     assert not masks.masked_BT[0, :6].any() and 1 <= masks.masked_BT[0, 6:9].sum() <= 3
     hidden = np.flatnonzero(masks.masked_BT[0, 6:9])
     rows = log_p([[IDS.bos_id, *OTHER], shown(hidden, OTHER)], 'all')
@@ -272,21 +288,6 @@ def test_both_kinds_of_texts_in_one_model():
     assert loss.metrics['causal_nll'] / 7 == pytest.approx(causal.total / 4, rel=1e-5)
     assert loss.total == pytest.approx(2 * causal.total + wanted, rel=1e-5)
     assert loss.weight == 7 and dual.loss_tokens(batch) == 4 + 2
-
-    # One kind after the other: the first half of 10 steps is causal.
-    curriculum = replace(dual, curriculum_steps=10)
-    masked = MaskedDiffusion(z_loss=0.0, read_previous=True)
-    with jax.set_mesh(devices()):
-        first, second, validation = (
-            jax.device_get(curriculum.loss(bound, arrays, **how, context=Context(step)))
-            for step in (jnp.int32(4), jnp.int32(5), None)
-        )
-        all_masked = jax.device_get(masked.loss(bound, arrays, **how))
-    assert first.metrics['masked_nll'] == 0 == second.metrics['causal_nll']
-    assert first.metrics['causal_nll'] > 1.5 * causal.total
-    assert second.total == pytest.approx(all_masked.total, rel=1e-6)
-    assert validation.total == second.total
-    assert curriculum.reading.whole.kind == 'bound' and dual.reading.whole.kind == 'exact'
 
 
 def test_examples_hold_the_tokens_that_a_causal_model_learns():
