@@ -32,7 +32,7 @@ _BELOW = (
     'helped in them, so that they are no headline. They rank arms by something else than what is '
     'learned.'
 )
-_NONE = 'no arm is above every baseline in any common metric'
+_NONE = ' No arm is above every baseline in any of them.'
 _DIFFERENCES = (
     'Each arm less the first, on the same seeds and the same texts; in brackets the interval (95%, '
     'hierarchical bootstrap over seeds and documents, corrected by Holm over the arms). Bold: the '
@@ -91,8 +91,8 @@ def content(grid: GridRecords) -> list[Section]:
     found = [
         Section(
             'Common metrics',
-            f'{_BOLD} These metrics apply to every objective.',
-            [*([scores.scores(judged, carried)] if carried else [_NONE]), seeds],
+            f'{_BOLD} These metrics apply to every objective.{"" if carried else _NONE}',
+            [*([scores.scores(judged, carried)] if carried else []), seeds],
         ),
         *([Section('Below a baseline', _BELOW, [scores.scores(judged, rest)])] if rest else []),
         Section(

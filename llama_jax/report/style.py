@@ -174,7 +174,7 @@ TABLE_CSS = """
 .data tr.open th, .data tr.open td, .data tr.beside th, .data tr.beside td { color: var(--soft); }
 .data tr.beside th { font-style: italic; }
 .data b { font-weight: 700; }
-.tables .card + .card { margin-top: 12px; }
+.tables .card + .card, .charts + .card { margin-top: 12px; }
 @media (max-width: 800px) {
   .data th, .data td { padding-right: 12px; }
   .data tbody th { padding-right: 10px; }

@@ -90,12 +90,14 @@ def test_hostile_names_are_shown_as_text(hostile):
     html = (hostile / 'report.html').read_text('utf-8')
     shown = '&lt;b onload=alert(1)&gt;因果|*x*_`$y$`⟨U+202E⟩'
     assert (
-        f'</i>{shown}</th>' in html and f'# {shown}</h1>' in html and f'<pre>{shown}</pre>' in html
+        f'</i>{shown}</th>' in html
+        and f'# {shown} (untuned)</h1>' in html
+        and f'<pre>{shown}</pre>' in html
     )
     assert '<b onload' not in html and '\u202e' not in html
     text = (hostile / 'report.md').read_text('utf-8')
     escaped = r'&lt;b onload=alert(1)&gt;因果\|\*x\*\_\`\$y\$\`⟨U+202E⟩'
-    assert text.startswith(f'# \\# {escaped}\n') and f'\n| {escaped} | ' in text
+    assert text.startswith(f'# \\# {escaped} (untuned)\n') and f'\n| {escaped} | ' in text
     outside = re.sub(r'^(`{3,})\n.*?\n\1$', '', text, flags=re.M | re.S)
     assert '<b' not in outside and '\u202e' not in text
 
