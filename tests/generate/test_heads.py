@@ -1,5 +1,6 @@
 """Heads of a model draft: what they expect after the whole text, and the text as it is without."""
 
+import dataclasses
 import functools
 
 import jax
@@ -10,10 +11,11 @@ from llama_jax.errors import UserError
 from llama_jax.generate import programs as programs_lib
 from llama_jax.generate.generator import Generator
 from llama_jax.generate.speculative.draft import Heads
+from llama_jax.generate.speculative.loop import draw_some
 from llama_jax.model import heads, layers
 from llama_jax.model.layers import HEADS
 from tests.generate.drafting import CONTROLS, check_equal, repeating
-from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of
+from tests.generate.tiny import COMPUTE, CONFIG, mesh_of, prompt_of, weights
 
 N = 30
 
@@ -48,15 +50,16 @@ def forward():
     return jax.jit(likeliest)
 
 
-def expected(text):
+def expected(text, params=None, beside_=None):
     """Oracle: the likeliest tokens after each place by the model, and by plain models that have a
     head for their last layer [1 + n, T]."""
 
     def model(block):
-        blocks = jax.tree.map(lambda x, y: np.stack([*x[:-1], y]), repeating()['blocks'], block)
-        return {**repeating(), 'blocks': blocks}
+        blocks = jax.tree.map(lambda x, y: np.stack([*x[:-1], y]), params['blocks'], block)
+        return {**params, 'blocks': blocks}
 
-    variants = [repeating(), *(model(beside()[j]) for j in sorted(beside()))]
+    params, beside_ = params or repeating(), beside_ or beside()
+    variants = [params, *(model(beside_[j]) for j in sorted(beside_))]
     token_BT = np.zeros((1, 64), np.int32)
     token_BT[0, : len(text)] = text
     with jax.set_mesh(mesh_of()):
@@ -100,6 +103,36 @@ def test_drafts_are_those_of_the_whole_text_and_greedy_text_stays(monkeypatch, c
         )
         assert [x.tokens for x in one] == [x.tokens for x in other]
         assert sum(x.speculation.accepted for x in other) > 0
+
+
+@pytest.mark.parametrize('cpu', [True, False])
+def test_what_heads_expect_after_some_steps(monkeypatch, cpu):
+    """Of heads that say other things than the model, and than each other."""
+    monkeypatch.setattr(programs_lib, 'is_cpu', lambda mesh: cpu)
+    strong = jax.tree.map(lambda x: x * (10 if x.ndim > 1 else 1), beside())
+    params = {**weights(), HEADS: strong}
+    sizes = {'eos_ids': (), 'pad_id': 0, 'prefill_chunk': 16}
+    ours = Generator(CONFIG, params, mesh=mesh_of(), compute=COMPUTE, **sizes)
+    controls, shape = ours._checked([prompt_of(20)], {'max_tokens': 16})
+    programs, how = ours.programs, Heads(2)
+    with jax.set_mesh(programs.mesh):
+        state, _, rows, _ = ours._read([prompt_of(20)], controls, shape)
+        text_BS = np.zeros((1, 64), np.int32)
+        text_BS[0, :21] = [*prompt_of(20), int(state.token_B[0])]
+        nothing = programs.place(np.full((1, 2), -1, np.int32))
+        state = dataclasses.replace(state, text_BS=programs.place(text_BS), draft_BK=nothing)
+        step = jax.jit(functools.partial(draw_some, programs.model, how, slots=12, n_top=None))
+        different = []
+        for _ in range(12):
+            state, _, counts = step(programs.params, state, rows, np.int32(1), np.bool_(True))
+            assert counts.step_B[0] == 1
+            at = int(state.position_B[0])
+            text = np.asarray(state.text_BS)[0, : at + 1].tolist()
+            said = [one[at - 1] for one in expected(text, weights(), strong)]
+            assert said[0] == text[at]
+            np.testing.assert_array_equal(state.draft_BK[0], said[1:])
+            different.append(len({*said, text[at - 1]}))
+    assert max(different) == 4
 
 
 @pytest.mark.slow
