@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from llama_jax import layout
-from llama_jax.objectives.softmax import Chunks, at_ids, at_rest, in_use, logits_of, normalised
+from llama_jax.objectives.softmax import Gathered, at_ids, at_rest, in_use, logits_of, normalised
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
@@ -83,7 +83,7 @@ def _local(
     batch, vocab = layout.BATCH_AXES, layout.VOCAB_AXIS
     head_VD = in_use(head_VD, x_BTD.dtype)
     B, T = target_BT.shape
-    tokens, place_BT = Chunks(B, T), jnp.arange(B * T).reshape(B, T)
+    gather, place_BT = Gathered.of(weight_BT), jnp.arange(B * T).reshape(B, T)
     real_BT = weight_BT > 0
     before_BT = _before(jnp.where(real_BT, target_BT, -1), segment_BT)
     known = target_BT, real_BT, segment_BT, place_BT // T, before_BT
@@ -100,16 +100,16 @@ def _local(
         total_C1 = score_CW.sum(axis=1, keepdims=True)
         return target_P[at_CW], score_CW / jnp.maximum(total_C1, jnp.finfo(jnp.float32).tiny)
 
-    def step(carry: Any, chunk: Any) -> tuple[Any, Any]:
-        total, dhead_VD = carry
-        x_CD, weight_C, place_C = chunk
+    def step(i: jax.Array, carry: Any) -> Any:
+        total, dx_BTD, dhead_VD = carry
+        x_CD, weight_C, place_C = (gather.chunk(x, i) for x in (x_BTD, weight_BT, place_BT))
         id_CW, p_CW = wanted(place_C)
         logit_CV = logits_of(x_CD, head_VD, padding)
         softmax = normalised(logit_CV)
         log_q_CW = at_ids(logit_CV, id_CW) - softmax.log_z_C[:, None]
         total += jnp.sum(weight_C * -jnp.sum(p_CW * log_q_CW, axis=1))
         if not with_gradient:
-            return (total, None), None
+            return total, None, None
         C, V = logit_CV.shape
         local_CW = id_CW - jax.lax.axis_index(vocab) * V
         local_CW = jnp.where((local_CW >= 0) & (local_CW < V), local_CW, V)
@@ -117,21 +117,20 @@ def _local(
         dlogit_CV = dlogit_CV.at[jnp.arange(C)[:, None], local_CW].add(-p_CW, mode='drop')
         dlogit_CV = (dlogit_CV * weight_C[:, None]).astype(x_CD.dtype)
         dx_CD = jax.lax.psum(jnp.einsum('CV,VD->CD', dlogit_CV, head_VD), vocab)
+        dx_BTD = gather.put(dx_BTD, dx_CD, i)
         if of_head:
             dhead_VD += jnp.einsum('CV,CD->VD', dlogit_CV, x_CD, preferred_element_type=jnp.float32)
-        return (total, dhead_VD), dx_CD
+        return total, dx_BTD, dhead_VD
 
-    zero = jax.lax.pcast(jnp.zeros(()), batch, to='varying')
-    dhead_VD = None
-    if of_head:
-        dhead_VD = jnp.zeros(head_VD.shape, jnp.float32)
-        dhead_VD = jax.lax.pcast(dhead_VD, (*batch, vocab), to='varying')
-    chunks = tuple(map(tokens.cut, (x_BTD, weight_BT, place_BT)))
-    (total, dhead_VD), dx = jax.lax.scan(step, (zero, dhead_VD), chunks)
+    varying = functools.partial(jax.lax.pcast, to='varying')
+    zero = varying(jnp.zeros(()), batch)
+    dx_BTD = varying(jnp.zeros(x_BTD.shape, x_BTD.dtype), batch) if with_gradient else None
+    dhead_VD = varying(jnp.zeros(head_VD.shape), (*batch, vocab)) if of_head else None
+    total, dx_BTD, dhead_VD = jax.lax.fori_loop(0, gather.n, step, (zero, dx_BTD, dhead_VD))
     total = jax.lax.psum(total, batch)
     if not with_gradient:
         return total, None
-    return total, (tokens.joined(dx), at_rest(dhead_VD) if of_head else None)
+    return total, (dx_BTD, at_rest(dhead_VD) if of_head else None)
 
 
 def _before(target_BT: jax.Array, segment_BT: jax.Array) -> jax.Array:
