@@ -127,6 +127,7 @@ def _tuned(grid: Grid, workdir: Path, options: Any) -> tuple[Grid, dict[str, Any
         # The rates that are chosen stand in the record before a run begins at them.
         grid = tune.at_rates(grid, {arm: told['rate'] for arm, told in found.items()})
         record.retune(workdir, grid, found)
+        grid = tune.at_rates(grid, record.rates(workdir) or {})
         tune.take_over(grid, workdir)
         return grid, found
     return tune.at_rates(grid, known or {}), found

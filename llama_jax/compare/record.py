@@ -12,6 +12,7 @@ from llama_jax import installed
 from llama_jax.compare import baselines, fair
 from llama_jax.compare.fair import EVALUATION_CODE, TRAINING_CODE, Proof
 from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned, at_place, nearest
+from llama_jax.compare.tune import at_rates
 from llama_jax.errors import UserError
 from llama_jax.evaluate.suite import Suite
 from llama_jax.report.baselines import FOLDER
@@ -131,6 +132,8 @@ def write(
     beginning and its earlier commands stay. `tuning` is what the choice of rates made, {} where
     that has yet to be."""
     before = read(workdir) or {}
+    if tuning is not None:
+        grid, tuning = _tuned(grid, before, tuning)
     commands = str(before.get('command') or '').splitlines()
     facts = {
         **_plan(grid),
@@ -163,8 +166,17 @@ def write(
 def retune(workdir: Path, grid: Grid, tuning: dict[str, Any]) -> None:
     """Record the rates that were chosen: the arms of `grid` have them."""
     facts = read(workdir) or {}
+    grid, tuning = _tuned(grid, facts, tuning)
     text = json.dumps({**facts, **_plan(grid), TUNING: tuning}, indent=1, ensure_ascii=False)
     write_atomically(workdir / NAME, text)
+
+
+def _tuned(
+    grid: Grid, before: dict[str, Any], tuning: dict[str, Any]
+) -> tuple[Grid, dict[str, Any]]:
+    """With the rates that were recorded meanwhile: of other arms, on other slices of a pod."""
+    tuning = {**(before.get(TUNING) or {}), **tuning}
+    return at_rates(grid, {arm: found['rate'] for arm, found in tuning.items()}), tuning
 
 
 def note_device(workdir: Path) -> None:

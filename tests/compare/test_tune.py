@@ -90,6 +90,15 @@ def test_all_seeds_are_run_at_the_rate_that_each_arm_chose(started, tmp_path, ca
     assert started('--tune-rates', '--seeds', 3) == ['plain/seed-2', 'z/seed-2']
 
 
+def test_arms_that_are_tuned_apart_keep_each_others_rates(started, tmp_path):
+    """As slices of a pod do: one arm each, one directory."""
+    assert {x.split('/')[0] for x in started('--tune-rates', '--seeds', 1, '--only', 'z')} == {'z'}
+    made = started('--tune-rates', '--seeds', 1, '--only', 'plain')
+    assert {x.split('/')[0] for x in made} == {'plain'}
+    assert record.rates(tmp_path) == {'plain': 3e-3, 'z': 0.01}
+    assert started('--tune-rates', '--seeds', 2) == ['plain/seed-1', 'z/seed-1']
+
+
 def test_a_rate_at_the_edge_is_said(started, tmp_path, capsys):
     started('--tune-rates', 0.3, 0.5, '--seeds', 1)
     assert 'z: learning rate 0.005, at the edge of those tried' in capsys.readouterr().err
