@@ -35,7 +35,7 @@ SMALL = Suite(
     steps=2,
     rates=(1e-3,),
     tuned_seeds=2,
-    tasks=('minimal_pairs_en', 'polynomial'),
+    tasks=('minimal_pairs_en',),
     task_items=6,
 )
 HEADLINE = {name for name, metric in METRICS.items() if metric.headline}
@@ -81,7 +81,7 @@ def test_what_is_measured_of_whom(measured):
         *('middle_bits_per_byte', 'middle_ordinary_bits_per_byte', 'calibration_error'),
     }
     chosen = {'task_minimal_pairs_en'}
-    assert present(measured['causal']) == common | likelihoods | chosen | {'task_polynomial'}
+    assert present(measured['causal']) == common | likelihoods | chosen
     pseudo = {'middle_pseudo_bits_per_byte', 'middle_pseudo_ordinary_bits_per_byte'}
     assert present(measured['masked']) == common | pseudo | chosen | {'infill_exact'}
 
