@@ -169,6 +169,8 @@ def test_an_infill_is_a_whole_name_that_stands_elsewhere():
         assert ''.join(map(letters.decode, cut)) == text
         assert len(cut.middle) <= 5
         assert not chr(cut.suffix[0]).isalnum()
+        quarter = len(text) // 4
+        assert len(cut.prefix) >= quarter and len(cut.suffix) >= quarter
         found.add(letters.decode(cut.middle))
     # Not self, while, return_ (once), x (short), nor a part of a longer name.
     assert found == {'abc', ' fog', 'fog', 'abcd'}

@@ -9,12 +9,15 @@ import jax
 import numpy as np
 import pytest
 
+from llama_jax import mesh as meshes
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
 from llama_jax.evaluate import held, per_text, retrieval, texts
 from llama_jax.evaluate.light import light
 from llama_jax.evaluate.metrics import CURVES, METRICS, TASK
 from llama_jax.evaluate.suite import Suite, check, evaluate_trained
+from llama_jax.mesh import MeshConfig
+from llama_jax.model import layers
 from llama_jax.objectives.base import EXTRA
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
@@ -41,6 +44,17 @@ SMALL = Suite(
 HEADLINE = {name for name, metric in METRICS.items() if metric.headline}
 TOPICS = {'topics_accuracy', 'topics_embedding_accuracy'}
 WITHOUT_PARTS = {'uniformity', 'effective_rank', 'calibration_error'}
+
+
+@pytest.fixture(scope='module')
+def mesh():
+    """One device: that many give the same is proved program by program, in test_model.py."""
+    return meshes.make(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope='module')
+def params(mesh):
+    return layers.create(MODEL, jax.random.key(0), mesh)
 
 
 @pytest.fixture(scope='module')
