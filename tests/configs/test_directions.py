@@ -1,6 +1,7 @@
 """The page of directions names every grid of configs/directions.py, metrics that their suites
 measure, and takes the tables of finished comparisons."""
 
+import contextlib
 import importlib.util
 import re
 from pathlib import Path
@@ -40,7 +41,7 @@ def test_every_direction_has_its_place_and_its_command(tool):
         assert commands and all(command in notebook for command in commands), name
 
 
-def test_tables_of_finished_comparisons_take_their_place(tool, tmp_path):
+def test_tables_of_finished_comparisons_take_their_place(tool, tmp_path, monkeypatch, capsys):
     page = 'a\n<!-- results one: bits_per_byte probe_accuracy -->\nNot run yet.\n<!-- end -->\nb\n'
     two = page.replace('one', 'two')
     arms = {name: compared.ARMS[name] for name in ('causal', 'causal+contrastive')}
@@ -56,3 +57,17 @@ def test_tables_of_finished_comparisons_take_their_place(tool, tmp_path):
         tool.filled(page, tmp_path)
     with pytest.raises(UserError, match="one: no metric is called 'bits'"):
         tool.filled(page.replace('bits_per_byte', 'bits'), tmp_path)
+
+    file = tmp_path / 'page.md'
+    for options, code in (([], 2), ([tmp_path / 'two', file], 0), ([tmp_path, file], 1)):
+        file.write_text(page, 'utf-8')
+        monkeypatch.setattr('sys.argv', ['tool', *map(str, options)])
+        with contextlib.ExitStack() if code == 0 else pytest.raises(SystemExit) as ended:
+            tool.main()
+        assert code == 0 or ended.value.code == code
+        assert file.read_text('utf-8') == page
+    usage, error = capsys.readouterr().err.strip().rsplit('\n', 1)
+    assert 'usage: ' in usage and error.startswith('error: ')
+    compared.write(tmp_path / 'one', arms=arms)
+    tool.main()
+    assert file.read_text('utf-8') == tool.filled(page, tmp_path) != page
