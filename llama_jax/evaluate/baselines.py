@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from llama_jax import installed
+from llama_jax.data.synthetic import TASKS
 from llama_jax.errors import UserError
 from llama_jax.evaluate import likelihood, retrieval
 from llama_jax.evaluate.examples import Labelled, Pairs
-from llama_jax.evaluate.metrics import METRICS
+from llama_jax.evaluate.metrics import METRICS, TASK
 from llama_jax.evaluate.probe import labels
 from llama_jax.evaluate.texts import Texts
 from llama_jax.objectives.asked import Middle
@@ -183,7 +184,7 @@ def _infills(found: Texts, tokenizer: Tokenizer) -> Row:
 
 
 def _chance(found: Texts, tokenizer: Tokenizer) -> Row:
-    """The most frequent class, a key at random, all tokens alike."""
+    """The most frequent class, a key at random, any choice of a task, all tokens alike."""
     row: Row = {}
     for names, parts in (
         (('probe_accuracy', 'finetune_accuracy'), found.order),
@@ -198,6 +199,10 @@ def _chance(found: Texts, tokenizer: Tokenizer) -> Row:
         pool_N = len(pairs.a) - size[place_N] + 1
         chance = {k: float(np.minimum(1, k / pool_N).mean()) for k in _PLACES}
         row |= _recalls(kind, pairs, chance)
+    row |= {
+        f'{TASK}{name}': _value(TASKS[name].chance, len(task.ids))
+        for name, task in found.tasks.items()
+    }
     uniform = math.log(tokenizer.vocab_size)
     row |= _of_likelihood(found, tokenizer, lambda prefix, tokens: -len(tokens) * uniform)
     return row

@@ -9,6 +9,7 @@ import pytest
 
 from llama_jax.evaluate import baselines
 from llama_jax.evaluate.baselines import NGram
+from llama_jax.evaluate.choosing import Asked
 from llama_jax.evaluate.examples import Chunk, Labelled, Pairs
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.texts import Texts
@@ -65,6 +66,7 @@ def found():
         windows=windows,
         middles=middles,
         infills=infills,
+        tasks={'star_graph': Asked([], np.arange(0), np.arange(0), ['a', 'b'], ['a', 'b'], False)},
         document={},
         absent={},
         about={},
@@ -87,6 +89,7 @@ def test_rows(found):
     assert value['chance', 'topics_accuracy'] == 0.5
     # Each looks among itself and the 28 of other documents.
     assert value['chance', 'recall_span_5'] == pytest.approx(5 / 29)
+    assert rows['chance']['task_star_graph'] == {'value': 1 / 3, 'n': 2}
     assert value['most frequent name', 'infill_exact'] == 0.5
     uniform = sum(4 * math.log2(VOCAB) for _ in found.middles)
     n_bytes = sum(Letters.byte_lengths[text.middle].sum() for text in found.middles)
