@@ -33,6 +33,7 @@ _BELOW = (
     'learned.'
 )
 _NONE = ' No arm is above every baseline in any of them.'
+_UNMEASURED = ' The suite of this comparison measures none of them.'
 _DIFFERENCES = (
     'Each arm less the first, on the same seeds and the same texts; in brackets the interval (95%, '
     'hierarchical bootstrap over seeds and documents, corrected by Holm over the arms). Bold: the '
@@ -82,43 +83,48 @@ def content(grid: GridRecords) -> list[Section]:
     others = scores.measured(grid, scores.OTHERS)
     carried, rest = scores.headline(grid)
     ranked = carried or rest
+    about = '' if carried else _NONE if rest else _UNMEASURED
+    geometry = scores.measured(grid, scores.GEOMETRY)
     differences = [
         table
         for metrics in (carried, rest, others)
         if metrics and (table := scores.differences(judged, metrics))
     ]
     seeds = Fold('Every seed, with 95% intervals over its examples', scores.intervals(grid))
-    found = [
+    of_scores = [
         Section(
             'Common metrics',
-            f'{_BOLD} These metrics apply to every objective.{"" if carried else _NONE}',
+            f'{_BOLD} These metrics apply to every objective.{about}',
             [*([scores.scores(judged, carried)] if carried else []), seeds],
         ),
-        *([Section('Below a baseline', _BELOW, [scores.scores(judged, rest)])] if rest else []),
+        Section('Below a baseline', _BELOW, [scores.scores(judged, rest)] if rest else []),
         Section(
             'Metrics of some objectives',
             f'{_BOLD} n/a: the metric does not apply to the objective. A bound or a '
             'pseudo-likelihood is never bold beside an exact value.',
-            [scores.scores(judged, others)],
+            [scores.scores(judged, others)] if others else [],
         ),
-        *(
-            [Section('Differences', _DIFFERENCES, [*differences, *_difference_pictures(judged)])]
-            if differences
-            else []
+        Section(
+            'Differences',
+            _DIFFERENCES,
+            [*differences, *_difference_pictures(judged)] if differences else [],
         ),
         Section(
             'Win matrix',
             f'The share of the {len(scores.tasks(ranked))} common tasks that the arm of the row '
             'wins over the arm of the column, by means over seeds. A task has one vote, however '
             'many metrics it has; a tie counts half. Differences say what is more than chance.',
-            [scores.wins(grid, ranked)],
+            [scores.wins(grid, ranked)] if ranked else [],
         ),
         Section(
             'Geometry',
             'Alignment and uniformity describe representations and rank nothing: either alone is '
             'best where vectors are worthless.',
-            [scores.scores(judged, scores.GEOMETRY)],
+            [scores.scores(judged, geometry)] if geometry else [],
         ),
+    ]
+    return [
+        *(section for section in of_scores if section.parts),
         *_rates(grid),
         *(Section(*section) for section in sections(grid)),
         Section(
@@ -149,7 +155,6 @@ def content(grid: GridRecords) -> list[Section]:
             ],
         ),
     ]
-    return found
 
 
 def _rates(grid: GridRecords) -> list[Section]:

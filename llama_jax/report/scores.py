@@ -24,11 +24,11 @@ NOISE = 'noise floor: A/A half-width'
 
 
 def measured(grid: GridRecords, metrics: tuple[str, ...]) -> tuple[str, ...]:
-    """Those that some run has, or has as no number; all where there is none."""
+    """Those that some run has, or has as no number; all where nothing was measured yet."""
     found = [run.evaluation.get('metrics') for _, run in grid.runs]
     every = [x for x in found if isinstance(x, dict)]
     named = {name for x in every for name, of in x.items() if inside(of, 'value') is not None}
-    return tuple(name for name in metrics if name in named) or metrics
+    return tuple(name for name in metrics if name in named or not every)
 
 
 def headline(grid: GridRecords) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -19,7 +19,7 @@ from llama_jax.report import accounts, comparison, scores
 from llama_jax.report.grid import read_grid
 from llama_jax.report.judged import Judged
 from llama_jax.report.pictures import sections
-from llama_jax.report.tables import NOT_YET
+from llama_jax.report.tables import NOT_YET, Table
 from tests.report import compared
 from tests.report.pages import Page, figures, read_off
 
@@ -460,6 +460,20 @@ def test_a_grid_that_has_only_begun(tmp_path):
     assert '0 of 6 runs are finished' in html and '<figure>' not in html
     (workdir / 'grid.json').write_text('{}')
     assert 'grid.json names no arm.' in Page(page(workdir)).text
+
+
+def test_a_suite_of_likelihoods_alone_has_no_empty_tables(three):
+    for path in three.glob('*/seed-*/evaluation.json'):
+        told = json.loads(path.read_text())
+        for name in (*scores.HEADLINE, *scores.GEOMETRY):
+            told['metrics'][name] |= {'value': None, 'n': 0}
+        path.write_text(json.dumps(told))
+    parts = {section.title: section for section in comparison.content(read_grid(three))}
+    assert 'measures none of them' in parts['Common metrics'].note
+    assert not {'Below a baseline', 'Win matrix', 'Geometry'} & {*parts}
+    (likelihoods,) = parts['Metrics of some objectives'].parts
+    assert any('Likelihood' in head for head in likelihoods.head)
+    assert len([part for part in parts['Differences'].parts if isinstance(part, Table)]) == 1
 
 
 def test_seeds_beyond_the_plan_are_counted(three):
