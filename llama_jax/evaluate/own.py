@@ -41,8 +41,8 @@ def evaluate_own(
     reads = Text if data.validation else experiment.objective.reads
     documents = open_sources(data, 'validation', reads).sources
     found = [
-        collect(suite, Held((one,)), Held((one,)), trained.tokenizer, strict=True)
-        for one in documents
+        collect(suite, Held((one,)), Held((one,)), trained.tokenizer, strict=True, called=name)
+        for name, one in zip(labels(sets), documents, strict=True)
     ]
     for name in _OF_TOPICS:
         changed = getattr(suite, name) != getattr(usual, name)

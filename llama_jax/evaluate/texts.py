@@ -89,12 +89,19 @@ _KEPT: dict[object, Texts] = {}
 
 
 def collect(
-    suite: Suite, sets: Held, pairs: Held, tokenizer: Tokenizer, *, strict: bool = False
+    suite: Suite,
+    sets: Held,
+    pairs: Held,
+    tokenizer: Tokenizer,
+    *,
+    strict: bool = False,
+    called: str = '',
 ) -> Texts:
     """The texts of a suite from opened data sets. What the data is too little for, or has no fields
     for, is absent. Raises TooLittleError where there is nothing to measure on; if `strict` also
-    where two spans or windows are missing."""
-    seed = suite.seed
+    where two spans or windows are missing. `called`: what they are called in errors, if not by
+    their names."""
+    seed, name = suite.seed, called or sets.names
     absent: dict[str, str] = {}
     every = held.records(
         [*sets.validation, *sets.test], group=suite.group_field, label=suite.topics_field
@@ -108,12 +115,12 @@ def collect(
         seed=seed,
     )
     if len(topics.names) < 2:
-        absent['topics'] = _no_topics(suite, every, sets.names)
+        absent['topics'] = _no_topics(suite, every, name)
         topics = NO_LABELS
     order = examples.order(every, tokenizer, n=suite.order, length=suite.span, seed=seed)
     if min(map(len, order[1:])) < 2:
         absent['order'] = (
-            f'{sets.names} has too few held-out texts of {suite.span} tokens for three parts'
+            f'{name} has too few held-out texts of {suite.span} tokens for three parts'
         )
         order = NO_LABELS
     belong = examples.text_pairs(
@@ -135,7 +142,7 @@ def collect(
     spans = examples.span_pairs(documents, n=suite.pool, length=suite.span, seed=seed, names=names)
     if len(set(spans.document.tolist())) < 2:
         absent['spans'] = (
-            f'{sets.names} has too little text: no two documents of {_LEAST} tokens (there are '
+            f'{name} has too little text: no two documents of {_LEAST} tokens (there are '
             f'{sum(map(len, sets.test))} documents): give more'
         )
         spans = NO_PAIRS
@@ -146,7 +153,7 @@ def collect(
     if len(more) < 2:
         longest = max(map(len, documents))
         absent['windows'] = (
-            f'{sets.names} has too little text: no two texts of {suite.window} tokens (the longest '
+            f'{name} has too little text: no two texts of {suite.window} tokens (the longest '
             f'document has {longest}): give more, or set --suite.window lower'
         )
         more = []

@@ -111,7 +111,7 @@ def test_what_needs_labels_or_pairs_is_absent_and_the_rest_is_there(measured):
     causal, masked = measured[CausalLM]['zh'].result, measured[MaskedLM]['again'].result
     assert causal['examples'] == masked['examples'] and causal['text']['set'] == 'zh'
     why = {name: found.get('why', '') for name, found in causal['metrics'].items()}
-    assert 'text_files has no field package' in why['topics_accuracy']
+    assert 'zh has no field package' in why['topics_accuracy']
     assert 'no fields docstring and body' in why['recall_doc_1']
     assert 'fitted on training texts' in why['recall_span_white_1']
     assert 'the objective cannot be asked' in why['infill_exact']
