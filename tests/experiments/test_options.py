@@ -96,7 +96,8 @@ def test_generate(generating, gguf, template):
     options = {'weights': gguf, 'chat': 'Hi', 'system': 'Be terse', 'chat-template': template}
     options |= draws | MESH | COMPUTE | HOW
     others = ('checkpoint', 'prompt', 'messages', 'source', 'lookup', 'draft', 'mesh.slice')
-    all_but(generate.Options, options, others)
+    unmasking = ('order', 'steps', 'block')  # test_unmasking_of_runs.py
+    all_but(generate.Options, options, (*others, *unmasking))
     asked = generating(*command(options))
     assert {name: asked[name] for name in draws} == draws
     assert asked['compute'] == OTHER and asked['quantization'] == LESS
@@ -190,7 +191,7 @@ def test_serve(monkeypatch, run_script, gguf, template):
     ('script', 'more'), [(generate, ('--prompt', 'a')), (serve, ('--port', 0))]
 )
 def test_a_run_is_named(monkeypatch, run_script, script, more):
-    def load(checkpoint, weights, mesh, *, heads):
+    def load(checkpoint, weights, mesh, *, heads, any_order=False):
         raise UserError(f'asked for {checkpoint} or {weights}' + heads * ', with heads')
 
     monkeypatch.setattr(models, 'load', load)

@@ -34,7 +34,7 @@ def ask(monkeypatch, capsys):
             chat=None,
             end_ids=TOKENIZER.end_ids,
         )
-        monkeypatch.setattr(models, 'load', lambda *args: model)
+        monkeypatch.setattr(models, 'load', lambda *args, **options: model)
         monkeypatch.setattr('llama_jax.mesh.make', lambda config: mesh)
         monkeypatch.setattr('sys.argv', ['generate', *arguments, '--max-tokens', '9'])
         generate.main()
