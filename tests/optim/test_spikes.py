@@ -17,7 +17,7 @@ def test_a_spike_moves_nothing_and_what_stays_high_is_learnt_from_again():
     rng = np.random.default_rng(0)
     losses = 3 + 0.1 * rng.normal(size=60)
     losses[FIRST - 1] = 3.6  # before so many are seen that anything is a spike
-    losses[40] = 9.0
+    losses[FIRST] = 9.0
     losses = np.concatenate([losses, np.full(200, 9.0)])
     tx = without_spikes(optax.trace(0.999), 5.0)
     params = {'w_DF': jnp.ones((2, 3))}
@@ -27,16 +27,16 @@ def test_a_spike_moves_nothing_and_what_stays_high_is_learnt_from_again():
         directions, state = update(params, state, params, value=jnp.float32(loss))
         moved.append(float(directions['w_DF'][0, 0]) > 0)
         inner.append(float(state.inner.trace['w_DF'][0, 0]))
-        if len(moved) == 40:
-            np.testing.assert_allclose(state.mean, losses[:40].mean(), rtol=1e-5)
-            np.testing.assert_allclose(state.variance, losses[:40].var(), rtol=1e-4)
-        if len(moved) == 41:  # counted as one at the bound
-            bound = losses[:40].mean() + 5 * losses[:40].std()
-            seen = np.append(losses[:40], bound)
+        if len(moved) == FIRST:
+            np.testing.assert_allclose(state.mean, losses[:FIRST].mean(), rtol=1e-5)
+            np.testing.assert_allclose(state.variance, losses[:FIRST].var(), rtol=1e-4)
+        if len(moved) == FIRST + 1:  # counted as one at the bound
+            bound = losses[:FIRST].mean() + 5 * losses[:FIRST].std()
+            seen = np.append(losses[:FIRST], bound)
             np.testing.assert_allclose(state.mean, seen.mean(), rtol=1e-5)
             np.testing.assert_allclose(state.variance, seen.var(), rtol=1e-4)
-    assert not moved[40] and all(moved[i] for i in range(60) if i != 40)
-    assert inner[40] == inner[39] < inner[41]
+    assert not moved[FIRST] and all(moved[i] for i in range(60) if i != FIRST)
+    assert inner[FIRST] == inner[FIRST - 1] < inner[FIRST + 1]
     assert int(state.spikes) == moved.count(False)
     assert not moved[60] and all(moved[160:])
 
