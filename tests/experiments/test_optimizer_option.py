@@ -42,7 +42,7 @@ def test_an_optimizer_is_chosen_by_its_name(monkeypatch, words, wanted):
         ('--optimizer mion', r'--optimizer mion: did you mean (muon|lion)\? there are adamw'),
         ('--optimizer soap', '--optimizer soap: there are adamw, muon, lion, adafactor'),
         ('--optimizer', '--optimizer : there are'),
-        ('--optimizer.beta 0.9', 'is a setting of muon, and this trains with adamw'),
+        ('--optimizer adamw --optimizer.beta 0.9', 'a setting of muon, and this trains with adamw'),
         ('--optimizer muon --optimizer.momentum float32', 'setting of adafactor, .* with muon'),
         ('--optimizer muon --optimizer.clp 1', 'did you mean --optimizer.clip'),
     ],
