@@ -43,11 +43,8 @@ from llama_jax.train.experiment import (
     TrainConfig,
 )
 
-_CAUSAL_AND_CONTRASTIVE = Weighted(
-    parts=(CausalLM(), InfoNCE(bidirectional=False)), weights=(1.0, 0.1), shares=(2 / 3, 1 / 3)
-)
-"""The backbone is causal in both parts. Two crops of a text have about half as many tokens as it
-has, so that these shares are filled by the same text."""
+_CAUSAL_AND_CONTRASTIVE = Weighted((CausalLM(), InfoNCE(views='shared')), weights=(1.0, 0.1))
+"""The contrastive part reads what the causal pass made of two crops of a text."""
 
 
 def _base() -> Experiment:
