@@ -311,11 +311,11 @@ def test_what_was_compared_and_what_was_held(whole):
         assert told_once in text
     assert 'model, where arms differ' not in text
     facts = compared.grid()
-    facts['arms'][1]['model'] = {**facts['arms'][1]['model'], 'layers': 6}
+    facts['arms'][1]['model'] = {**facts['arms'][1]['model'], 'layers': 8}
     (whole / 'grid.json').write_text(json.dumps(facts))
     table = accounts.arms(read_grid(whole))
     (whole / 'grid.json').write_text(json.dumps(compared.grid()))
-    assert column(table, 'model, where')[0][:2] == ['layers 4', 'layers 6']
+    assert column(table, 'model, where')[0][:2] == ['layers 6', 'layers 8']
 
 
 def test_curves_lie_where_the_records_say(whole):

@@ -149,7 +149,7 @@ def test_configuration_and_provenance(html):
     for name, value in (
         ('train.batch', '8'),
         ('data.sources.0.name', '"python_corpus/stdlib_code"'),
-        ('optimizer.schedule.peak', '0.003'),
+        ('optimizer.schedule.peak', '0.01'),
         ('evaluation.prompts', '["def ", "class ", "import os\\n"]'),
         ('seed', '0'),
         ('objective.class', '"CausalLM"'),
