@@ -5,7 +5,12 @@ import math
 import random
 
 from llama_jax.evaluate.metrics import METRICS, TASK
+from llama_jax.report import comparison, scores
+from llama_jax.report.grid import read_grid
+from llama_jax.report.judged import Judged
 from tests.report import run
+
+THREE = ('causal', 'masked', 'contrastive')
 
 STEPS = 400
 TOKENS_PER_STEP = 4096
@@ -231,3 +236,43 @@ def bend(path, rate):
         if 'recall_span_1' in line:
             line['recall_span_1'] -= 0.05 * math.log10(rate / 3.5e-3) ** 2
     (path / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in made), 'utf-8')
+
+
+def page(workdir):
+    grid = read_grid(workdir)
+    return comparison.page(grid, comparison.content(grid))
+
+
+def told(workdir):
+    grid = read_grid(workdir)
+    return comparison.text(grid, comparison.content(grid))
+
+
+def cells(table, arm):
+    """The cells of a row by column."""
+    row = next(row for row in table.rows if row.name == arm)
+    return dict(zip(table.head[1:], row.cells, strict=True))
+
+
+def column(table, start):
+    """Texts, and which of them are bold, of the column whose head starts so."""
+    (at,) = [i for i, head in enumerate(table.head[1:]) if head.startswith(start)]
+    found = [row.cells[at] for row in table.rows]
+    return [cell.text for cell in found], [cell.best for cell in found]
+
+
+def set_metric(workdir, arm, name, values):
+    """One value per seed into evaluation.json."""
+    for seed, value in enumerate(values):
+        path = workdir / arm / f'seed-{seed}' / 'evaluation.json'
+        made = json.loads(path.read_text('utf-8'))
+        made['metrics'][name] = {'value': value, 'low': 0.1, 'high': 0.9, 'n': 500}
+        path.write_text(json.dumps(made), 'utf-8')
+
+
+def judged(workdir):
+    return Judged(read_grid(workdir))
+
+
+def table_of(workdir):
+    return scores.scores(judged(workdir), scores.HEADLINE)
