@@ -150,7 +150,8 @@ def _blocked(
 
 def _without_mask(visible: Visibility) -> dict[str, Any] | None:
     """Arguments of the library that say what is seen without a mask, where they can."""
-    if not (visible.whole and visible.prefix_BS is None):
+    told = (visible.prefix_BS, visible.key_place_BS, visible.until_BS)
+    if not visible.whole or any(array is not None for array in told):
         return None
     if visible.pattern == Dense():
         return {'is_causal': visible.causal}

@@ -156,7 +156,7 @@ class Transformer(nnx.Module):
                 until_BS=until_BS,
                 causal=causal,
                 pattern=config.pattern,
-                whole=whole and place_BT is None,
+                whole=whole,
             )
         else:
             visible = cache.visible(

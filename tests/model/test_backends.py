@@ -67,8 +67,9 @@ def test_library_without_a_mask_sees_the_same(pattern, causal, one_device):
 def test_a_mask_is_left_out_only_where_segments_and_prefix_are_none():
     segment_BT = np.ones((1, 8), np.int32)
     assert kernels._without_mask(Visibility(segment_BT, segment_BT)) is None
-    prefix = Visibility(segment_BT, segment_BT, prefix_BS=segment_BT, whole=True)
-    assert kernels._without_mask(prefix) is None
+    for more in ('prefix_BS', 'key_place_BS', 'until_BS'):
+        told = Visibility(segment_BT, segment_BT, whole=True, **{more: segment_BT})
+        assert kernels._without_mask(told) is None
 
 
 @pytest.mark.parametrize('backend', ['reference', 'blocked', 'xla', 'splash'])
@@ -93,12 +94,31 @@ def test_one_sequence_looks_at_another(backend, one_device):
         np.testing.assert_allclose(found[b, t, n], weight @ values / weight.sum(), atol=2e-5)
 
 
+@pytest.mark.parametrize('backend', ['blocked', 'xla'])
+def test_places_of_ones_own_are_seen_by_their_order(backend, one_device):
+    """Those of a row need not rise, as where a text stands there twice."""
+    T = 64
+    *qkv, _ = arrays(T)
+    place_BT = jnp.asarray(np.random.default_rng(1).integers(0, 9, (B, T)))
+    segment_BT = jnp.ones((B, T), jnp.int32)
+    places = {'query_place_BT': place_BT, 'key_place_BS': place_BT, 'until_BS': place_BT + 3}
+    visible = Visibility(segment_BT, segment_BT, **places)
+    found, expected = (
+        kernels.attend(*qkv, visible=visible, backend=name) for name in (backend, 'reference')
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ('backend', 'rest', 'named'),
     [
         ('splash', {'prefix_BS': jnp.ones((1, 128), int)}, 'a prefix ends where the data says'),
         ('splash', {'key_place_BS': jnp.ones((1, 128), int)}, 'places that are not known'),
-        ('blocked', {'key_place_BS': jnp.ones((1, 128), int)}, 'places that are not known'),
+        (
+            'blocked',
+            {'key_place_BS': jnp.ones((1, 128), int), 'pattern': Window(9)},
+            'places that are not known',
+        ),
     ],
 )
 def test_backend_refuses_what_it_cannot_honour(backend, rest, named, one_device):
