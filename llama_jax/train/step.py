@@ -17,7 +17,7 @@ from llama_jax.model import tune as tuning
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.tune import FULL, Tune
-from llama_jax.objectives.base import EXTRA, Batch, Context, Loss, Objective
+from llama_jax.objectives.base import ALONE, EXTRA, Batch, Context, Loss, Objective
 from llama_jax.optim.average import averaged
 from llama_jax.optim.spikes import SpikeState
 
@@ -73,7 +73,7 @@ def loss_of(
     *,
     compute: Compute,
     key: jax.Array | None,
-    context: Context,
+    context: Context = ALONE,
 ) -> Loss:
     """The objective's loss sums under `params`, its own parameters among them, and all that is
     frozen as well; see `tune.combined`."""
