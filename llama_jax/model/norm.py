@@ -16,7 +16,7 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, dim: int, *, eps: float, scale: float = 1.0):
         self.eps = eps
-        self.scale_D = nnx.Param(jnp.full(dim, scale))
+        self.scale_D = nnx.Param(jnp.full(dim, scale, jnp.float32))
 
     def __call__(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T D']:
         x_f32 = x_BTD.astype(jnp.float32)  # the mean of squares overflows and rounds in bfloat16
@@ -31,7 +31,7 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, dim: int, *, eps: float, scale: float = 1.0):
         self.eps = eps
-        self.scale_D = nnx.Param(jnp.full(dim, scale))
+        self.scale_D = nnx.Param(jnp.full(dim, scale, jnp.float32))
         self.bias_D = nnx.Param(jnp.zeros(dim))
 
     def __call__(self, x_BTD: Float[Array, 'B T D']) -> Float[Array, 'B T D']:

@@ -123,10 +123,10 @@ def test_a_signal_stops_between_two_batches_of_a_validation(
     def struck(*args, **settings):
         validates = step(*args, **settings)
 
-        def batch(*args):
+        def batch(*args, **options):
             batches.append(1)
             os.kill(os.getpid(), number)
-            return validates(*args)
+            return validates(*args, **options)
 
         return batch
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from llama_jax import layout, mesh, trees
+from llama_jax import layout, mesh, optim, trees
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
@@ -185,6 +185,14 @@ def test_state_is_donated_and_nothing_compiles_twice(name, caplog):
         for seed in (1, 2):
             later, _ = step(later, place(batch(seed), devices))
     assert 'jit(step)' not in caplog.text
+
+
+@pytest.mark.parametrize('name', optim.REGISTRY)
+def test_no_first_value_has_a_weak_type(name):
+    """The second step would be compiled anew, for what a step makes has none."""
+    settings = {} if name == 'adafactor' else {'spikes': 4.0}
+    state = abstract_state(MODEL, CausalLM(), optimizer(optim.REGISTRY[name](**settings)))
+    assert not [path for path, leaf in named(state) if leaf.weak_type]
 
 
 @pytest.mark.parametrize('bad', [np.inf, np.nan])
