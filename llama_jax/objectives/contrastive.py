@@ -145,7 +145,7 @@ class InfoNCE(Base):
         return {'a': of_a, 'b': of_b, DOCUMENT: np.full(n, piece.identity, np.int32)}
 
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
-        return {'log_temperature': jnp.log(self.temperature)} if self.learned else {}
+        return {'log_temperature': jnp.log(jnp.float32(self.temperature))} if self.learned else {}
 
     def loss(
         self,

@@ -102,7 +102,7 @@ def test_vectors_name_the_text():
 
 @pytest.mark.parametrize('lookup', [None, Lookup(n_draft=3)])
 def test_other_requests_go_on_and_the_row_is_clean_for_the_next(engine, lookup):  # noqa: F811
-    one = engine(generator().programs, rows=2, lookup=lookup)
+    one = engine(generator().programs, rows=2, speculate=lookup)
     greedy = Controls(temperature=0.0, max_tokens=N)
     scored = Controls(temperature=0.0, max_tokens=N, prompt_logprobs=1)
     asked = [(PROMPT, greedy), ([*GOOD, BAD], greedy), ([GOOD[0], BAD, *GOOD], scored)]

@@ -21,6 +21,7 @@ from llama_jax.train.run import place
 from llama_jax.train.step import abstract_state, initial_state, train_step
 from llama_jax.trees import named
 from tests.train.conftest import MODEL
+from tests.train.every import EVERY
 
 B, T = 8, 16
 MESHES = {
@@ -193,6 +194,12 @@ def test_no_first_value_has_a_weak_type(name):
     settings = {} if name == 'adafactor' else {'spikes': 4.0}
     state = abstract_state(MODEL, CausalLM(), optimizer(optim.REGISTRY[name](**settings)))
     assert not [path for path, leaf in named(state) if leaf.weak_type]
+
+
+def test_nor_has_one_of_an_objective():
+    for objective, model in EVERY.values():
+        state = abstract_state(model, objective, optax.identity())
+        assert not [path for path, leaf in named(state) if leaf.weak_type], objective
 
 
 @pytest.mark.parametrize('bad', [np.inf, np.nan])
