@@ -67,7 +67,10 @@ def test_a_ring():
         (lambda: Lookup(n_draft=16), 'n_draft 16'),
         (lambda: Lookup(n_gram=2, least=3), 'lookup of 3 to 2'),
         (lambda: Lookup(n_gram=16), 'lookup of 1 to 16 tokens'),
-        (lambda: generator()(PROMPTS[:1], max_tokens=3, speculate=Lookup), 'give a Lookup or'),
+        (
+            lambda: generator()(PROMPTS[:1], max_tokens=3, speculate=Lookup),
+            'give a Lookup, Heads or a Draft',
+        ),
         (lambda: Draft(generator().programs, n_draft=16), 'n_draft 16'),
         (
             lambda: generator(config=SMALL, small=True, axes=(('data', 2),), n=2)(
