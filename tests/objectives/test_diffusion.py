@@ -249,8 +249,8 @@ def test_both_kinds_of_texts_in_one_model():
         for t, draw in ((TEXT, 0.3), (OTHER, 0.6))
     ]
     made = [dual.example(p, tokenizer=IDS, seq_len=12, rng=None) for p in pieces]
-    batch = texts.packed(made, dual, seq_len=12, rows=1, pad_id=IDS.pad_id)
-    assert batch['prefix'].tolist() == [[0] * 5 + [1] * 4 + [0] * 3]
+    batch = texts.packed(made, dual, seq_len=12, rows=2, pad_id=IDS.pad_id)
+    assert batch['prefix'].tolist() == [[0] * 5 + [1] * 4 + [0] * 3, [0] * 12]
     example = CausalLM().example(pieces[0], tokenizer=IDS, seq_len=4, rng=None)
     alone = texts.packed([example], CausalLM(), seq_len=4, rows=1, pad_id=IDS.pad_id)
 

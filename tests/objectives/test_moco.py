@@ -126,7 +126,7 @@ def expected(taken):
             loss, key_BMD, params, averaged = jax.device_get(
                 of(
                     *(params, averaged, np.array([k for k, _ in queue])),
-                    *(np.array([d for _, d in queue]), jax.device_put(batch, jax.devices()[0])),
+                    *(np.array([d for _, d in queue]), place(batch, devices)),
                 )
             )
         losses.append(loss)
