@@ -98,9 +98,9 @@ def test_one_sequence_looks_at_another(backend, one_device):
 def test_places_of_ones_own_are_seen_by_their_order(backend, one_device):
     """Those of a row need not rise, as where a text stands there twice."""
     T = 64
-    *qkv, _ = arrays(T)
-    place_BT = jnp.asarray(np.random.default_rng(1).integers(0, 9, (B, T)))
-    segment_BT = jnp.ones((B, T), jnp.int32)
+    *qkv, _ = (place(x, y, one_device) for x, y in zip(arrays(T), LETTERS, strict=True))
+    place_BT = place(np.random.default_rng(1).integers(0, 9, (B, T)), 'BT', one_device)
+    segment_BT = place(np.ones((B, T), np.int32), 'BT', one_device)
     places = {'query_place_BT': place_BT, 'key_place_BS': place_BT, 'until_BS': place_BT + 3}
     visible = Visibility(segment_BT, segment_BT, **places)
     found, expected = (
