@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import inspect
+import os
 import platform
 import re
 import sysconfig
@@ -26,15 +27,21 @@ def python_files(where: str) -> list[tuple[str, Path]]:
         roots = [Path(sysconfig.get_path(key)) for key in ('purelib', 'platlib')]
     found: dict[str, Path] = {}
     for root in roots:
-        for path in root.rglob('*.py'):
+        for path in _python_paths(root):
             parts = path.relative_to(root).with_suffix('').parts
-            if _SKIPPED_DIRECTORIES.intersection(parts[:-1]):
-                continue
             if parts[-1].startswith('_sysconfigdata') or parts == ('pydoc_data', 'topics'):
                 continue  # the machine's build flags; prose, which documents() reads
             parts = parts[:-1] if parts[-1] == '__init__' and len(parts) > 1 else parts
             found.setdefault('.'.join(parts), path)
     return sorted(found.items())
+
+
+def _python_paths(root: Path) -> Iterator[Path]:
+    """Files below `root`. Directories that are skipped are not entered: the standard library has
+    all installed packages below it."""
+    for directory, below, names in os.walk(root):
+        below[:] = [name for name in below if name not in _SKIPPED_DIRECTORIES]
+        yield from (Path(directory, name) for name in names if name.endswith('.py'))
 
 
 def fingerprint(files: list[tuple[str, Path]]) -> str:

@@ -89,6 +89,20 @@ def test_docstrings_have_their_function_beside_them():
     assert 'lambda' in topics['pydoc_data.topics.lambda']['text']
 
 
+def test_modules_are_those_of_the_library_without_tests_and_installed_packages(
+    tmp_path, monkeypatch
+):
+    files = ['a.py', 'b/__init__.py', 'b/test.py', 'b/c/d.py', 'b/data.txt']
+    skipped = ['test/e.py', 'b/tests/deep/f.py', 'site-packages/g.py', '_sysconfigdata_h.py']
+    for name in [*files, *skipped, 'pydoc_data/topics.py']:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(python_files.sysconfig, 'get_path', lambda key: str(tmp_path))
+    expected = {'a': 'a.py', 'b': 'b/__init__.py', 'b.c.d': 'b/c/d.py', 'b.test': 'b/test.py'}
+    expected = [(module, tmp_path / name) for module, name in expected.items()]
+    assert python_files.python_files('stdlib') == python_files.python_files('installed') == expected
+
+
 def test_tensorflow_is_never_imported(cache):
     code = (
         'import sys; from llama_jax.data.config import DataConfig;'
