@@ -23,6 +23,8 @@ from llama_jax.compare.budget import match_flops, match_text, table
 from llama_jax.compare.grid import FACTORS, Grid, Planned, check_steps, only, runs, sweep
 from llama_jax.errors import UserError
 from llama_jax.report import comparison
+from llama_jax.report.grid import read_grid
+from llama_jax.report.judged import Judged
 from llama_jax.train.progress import say
 
 _ONE = '--run'
@@ -77,8 +79,9 @@ def main() -> None:
     _begin(grid, workdir, options, tuning)
     failed = runner.run_all(planned, workdir, command=_command(workdir), jobs=options.jobs)
     record.note_device(workdir)
-    results.write(workdir, results.collect(workdir))
-    say(f'report: {comparison.write(workdir)}')
+    judged = Judged(read_grid(workdir))
+    results.write(workdir, results.collect(judged))
+    say(f'report: {comparison.write(workdir, judged)}')
     for line in failed:
         print(f'error: {line}', file=sys.stderr)
     if failed:

@@ -13,7 +13,7 @@ from typing import Any
 from llama_jax.evaluate import stats
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.paired import Difference
-from llama_jax.report.grid import ArmRecords, SeedRun, read_grid
+from llama_jax.report.grid import ArmRecords, GridRecords, SeedRun
 from llama_jax.report.judged import Judged
 from llama_jax.report.read import last
 from llama_jax.train.records import write_atomically
@@ -78,18 +78,22 @@ class Results:
     less itself, whose half-width is the noise floor."""
 
 
-def collect(workdir: Path) -> Results:
-    """Read the records in `workdir`, whole or not. Raises UserError when no grid is there."""
-    grid = read_grid(workdir)
-    runs = [
+def collect(judged: Judged) -> Results:
+    """The results of a grid, whole or not."""
+    grid = judged.grid
+    scores = {arm.name: _scores(arm) for arm in grid.arms}
+    name = str(grid.facts.get('name', grid.title))
+    return Results(name, runs(grid), scores, _differences(judged))
+
+
+def runs(grid: GridRecords) -> list[RunResult]:
+    """Every run of the grid and of its sweep."""
+    return [
         _run(arm, run, sweep)
         for arm in grid.arms
         for sweep, of in ((False, arm.runs), (True, arm.sweep))
         for run in of
     ]
-    scores = {arm.name: _scores(arm) for arm in grid.arms}
-    name = str(grid.facts.get('name', grid.title))
-    return Results(name, runs, scores, _differences(Judged(grid)))
 
 
 def write(workdir: Path, results: Results) -> None:

@@ -31,10 +31,11 @@ def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
     UserError where there are none."""
     found: dict[str, list[Point]] = defaultdict(list)
     for workdir in workdirs:
-        facts = read_grid(workdir).facts
+        grid = read_grid(workdir)
+        facts = grid.facts
         size = {row['arm']: row['parameters'] for row in facts.get('budget', [])}
         kind = {arm['name']: arm['objective']['class'] for arm in facts['arms']}
-        for run in results.collect(workdir).runs:
+        for run in results.runs(grid):
             loss = run.loss if metric == 'loss' else run.metrics.get(metric)
             numbers = (size.get(run.arm), run.tokens, run.flops, run.seconds, loss)
             if not run.sweep and all(x is not None for x in numbers):

@@ -60,13 +60,14 @@ class Section:
     """A string is a command line."""
 
 
-def write(workdir: Path) -> Path:
+def write(workdir: Path, judged: Judged | None = None) -> Path:
     """Write report.html, report.md and figures/*.png into `workdir`; returns the page's path.
 
-    Raises UserError when no comparison is there.
+    Reads the records of `workdir` unless they are given, judged. Raises UserError when no
+    comparison is there.
     """
-    grid = read_grid(workdir)
-    parts = content(grid)
+    judged = judged or Judged(read_grid(workdir))
+    grid, parts = judged.grid, content(judged)
     pictures = [p for section in parts for p in section.parts if isinstance(p, Picture)]
     draw.write_pngs(workdir / FIGURES, pictures)
     write_atomically(workdir / 'report.md', text(grid, parts))
@@ -75,11 +76,11 @@ def write(workdir: Path) -> Path:
     return path
 
 
-def content(grid: GridRecords) -> list[Section]:
+def content(judged: Judged) -> list[Section]:
     """All that the report tells, in order."""
+    grid = judged.grid
     may_differ = grid.facts.get('may_differ')
     differ = ', '.join(map(str, may_differ)) if isinstance(may_differ, list) else 'not recorded'
-    judged = Judged(grid)
     others = scores.measured(grid, scores.OTHERS)
     carried, rest = scores.headline(grid)
     ranked = carried or rest

@@ -20,6 +20,8 @@ class Judged:
         self.grid = grid
         self._samples: dict[str, dict[str, Sample]] = {}
         self._bold: dict[str, set[str]] = {}
+        self._differences: dict[str, dict[str, Difference]] = {}
+        self._noise: dict[str, Difference | None] = {}
 
     @property
     def base(self) -> ArmRecords | None:
@@ -41,12 +43,9 @@ class Judged:
     def differences(self, metric: str) -> dict[str, Difference]:
         """Every other arm less the base, where both have the metric and of one kind; corrected over
         the arms."""
-        base = self.base
-        samples = self._of_kind(metric, self.kind(base, metric)) if base else {}
-        if base is None or base.name not in samples:
-            return {}
-        pairs = [(name, base.name) for name in samples if name != base.name]
-        return {pair[0]: x for pair, x in paired.differences(samples, pairs).items()}
+        if metric not in self._differences:
+            self._differences[metric] = self._to_base(metric)
+        return self._differences[metric]
 
     def bold(self, metric: str) -> set[str]:
         """The arms that no arm is shown to be better than, and that are shown to be better than
@@ -58,15 +57,25 @@ class Judged:
 
     def noise(self, metric: str) -> Difference | None:
         """The base arm under other seeds less itself; None where there is no such arm."""
-        base = self.base
-        if base is None:
-            return None
-        return paired.noise(base.sample(metric), base.sample_again(metric))
+        if metric not in self._noise:
+            base = self.base
+            sample = self.samples(metric).get(base.name) if base else None
+            again = base.sample_again(metric) if base else None
+            self._noise[metric] = paired.noise(sample, again) if sample and again else None
+        return self._noise[metric]
 
     def _of_kind(self, metric: str, kind: str) -> dict[str, Sample]:
         arms = {arm.name: arm for arm in self.grid.arms}
         found = self.samples(metric)
         return {name: x for name, x in found.items() if self.kind(arms[name], metric) == kind}
+
+    def _to_base(self, metric: str) -> dict[str, Difference]:
+        base = self.base
+        samples = self._of_kind(metric, self.kind(base, metric)) if base else {}
+        if base is None or base.name not in samples:
+            return {}
+        pairs = [(name, base.name) for name in samples if name != base.name]
+        return {pair[0]: x for pair, x in paired.differences(samples, pairs).items()}
 
     def _best(self, metric: str) -> set[str]:
         names = self.samples(metric)

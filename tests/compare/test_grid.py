@@ -18,6 +18,8 @@ from llama_jax.compare import record, results
 from llama_jax.compare.grid import FINISHED, at_place, overridden, runs, sweep
 from llama_jax.errors import UserError
 from llama_jax.objectives.causal import CausalLM
+from llama_jax.report.grid import read_grid
+from llama_jax.report.judged import Judged
 from llama_jax.train.records import read_metrics, versions
 from tests.compare import tiny
 
@@ -138,7 +140,7 @@ def test_results_come_from_records_alone(whole, tmp_path):
     workdir, _ = whole
     copy = tmp_path / 'copy'
     shutil.copytree(workdir, copy, ignore=shutil.ignore_patterns('checkpoints', 'results.*'))
-    results.write(copy, results.collect(copy))
+    results.write(copy, results.collect(Judged(read_grid(copy))))
     for name in ('results.json', 'results.csv'):
         assert (copy / name).read_text() == (workdir / name).read_text()
 

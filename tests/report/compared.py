@@ -239,13 +239,13 @@ def bend(path, rate):
 
 
 def page(workdir):
-    grid = read_grid(workdir)
-    return comparison.page(grid, comparison.content(grid))
+    found = judged(workdir)
+    return comparison.page(found.grid, comparison.content(found))
 
 
 def told(workdir):
-    grid = read_grid(workdir)
-    return comparison.text(grid, comparison.content(grid))
+    found = judged(workdir)
+    return comparison.text(found.grid, comparison.content(found))
 
 
 def cells(table, arm):

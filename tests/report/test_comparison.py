@@ -17,7 +17,7 @@ from llama_jax.report.grid import read_grid
 from llama_jax.report.pictures import sections
 from llama_jax.report.tables import NOT_YET, Table
 from tests.report import compared
-from tests.report.compared import THREE, cells, column, page, set_metric, table_of, told
+from tests.report.compared import THREE, cells, column, judged, page, set_metric, table_of, told
 from tests.report.pages import Page, figures, read_off
 
 
@@ -243,7 +243,7 @@ def test_a_suite_of_likelihoods_alone_has_no_empty_tables(three):
         for name in (*scores.HEADLINE, *scores.GEOMETRY):
             told['metrics'][name] |= {'value': None, 'n': 0}
         path.write_text(json.dumps(told))
-    parts = {section.title: section for section in comparison.content(read_grid(three))}
+    parts = {section.title: section for section in comparison.content(judged(three))}
     assert 'measures none of them' in parts['Common metrics'].note
     assert not {'Below a baseline', 'Win matrix', 'Geometry'} & {*parts}
     (likelihoods,) = parts['Metrics of some objectives'].parts

@@ -12,6 +12,7 @@ from llama_jax.report.picture import Axis, Curve, Picture
 from llama_jax.report.style import ARM_COLOURS, arm_style
 from llama_jax.report.tables import Cell, Row, Table, markdown
 from tests.report import compared
+from tests.report.compared import judged
 from tests.report.pages import Page
 
 HOSTILE = '<b onload=alert(1)>因果|*x*_`$y$`\u202e'
@@ -208,7 +209,7 @@ def test_text_in_markdown():
 
 def test_a_command_cannot_end_its_code_block(tmp_path):
     workdir = compared.write(tmp_path / 'x', arms=('causal',), command='a\n```\n# b')
-    grid = comparison.read_grid(workdir)
-    text = comparison.text(grid, comparison.content(grid))
+    found = judged(workdir)
+    text = comparison.text(found.grid, comparison.content(found))
     assert '\n````\na\n```\n# b\n````\n' in text
     assert json.loads((workdir / 'grid.json').read_text())['command'] in text

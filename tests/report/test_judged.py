@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from llama_jax.evaluate import per_text
+from llama_jax.evaluate import paired, per_text
 from llama_jax.evaluate.per_text import PerText
-from llama_jax.report import scores
+from llama_jax.report import comparison, scores
 from llama_jax.report.grid import read_grid
 from tests.report import compared
 from tests.report.compared import THREE, cells, column, judged, page, set_metric, table_of
@@ -49,6 +49,19 @@ def test_nothing_is_bold_that_no_interval_carries(three):
     table = scores.scores(judged(three), scores.GEOMETRY)
     assert not any(column(table, 'Alignment')[1])
     assert 'Alignment' not in ' '.join(table_of(three).head)
+
+
+def test_a_report_judges_each_metric_once(three, monkeypatch):
+    made = []
+    for name in ('noise', 'differences'):
+        kept = getattr(paired, name)
+        monkeypatch.setattr(paired, name, lambda *x, n=name, f=kept: made.append(n) or f(*x))
+    found = judged(three)
+    metrics = scores.measured(found.grid, (*scores.HEADLINE, *scores.OTHERS, *scores.GEOMETRY))
+    comparison.content(found)
+    # The A/A arm once a metric; to the base, and all pairs for what is bold.
+    assert 0 < made.count('noise') <= len(metrics)
+    assert len(metrics) < made.count('differences') <= 2 * len(metrics)
 
 
 def test_a_bound_is_not_bold_beside_an_exact_value(three):
