@@ -123,8 +123,9 @@ def _kinds(names: Sequence[str], option: str, most: int) -> list[type[Any]]:
     if not names or most and len(names) > most:
         asked = 'one name' if most == 1 else 'names'
         raise UserError(f'{option} {" ".join(names)}: give {asked} of {", ".join(REGISTRY)}')
-    by_word = {kind.__name__.lower(): name for name, kind in REGISTRY.items()}
-    by_word |= {name.replace('_', '-'): name for name in REGISTRY}
+    by_word = {
+        word: name for name, kind in REGISTRY.items() for word in (kind.__name__.lower(), name)
+    }
     found = []
     for word in names:
         key = word.lower().replace('_', '-')

@@ -46,7 +46,7 @@ REGISTRY: dict[str, type[Any]] = {
     'bart': Bart,
     'fim': FillInMiddle,
     'diffusion': MaskedDiffusion,
-    'block_diffusion': BlockDiffusion,
+    'block-diffusion': BlockDiffusion,
     'dual': Dual,
     'contrastive': InfoNCE,
     'rtd': ReplacedTokens,
@@ -67,7 +67,8 @@ REGISTRY: dict[str, type[Any]] = {
     'distill': Distillation,
     'grpo': GRPO,
 }
-"""Name -> class, an `Objective`: what --objective can name, and what a record can hold."""
+"""Name -> class, an `Objective`: what --objective can name, and what a record can hold. Words of a
+name are joined by '-', as in options; --objective takes '_' too."""
 
 
 def of_text() -> dict[str, Any]:

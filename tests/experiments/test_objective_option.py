@@ -96,6 +96,17 @@ def test_a_grid_compares_objectives_and_takes_none(read, option):
         read(f'fim {option}', script='compare', reader=cli.read_grid)
 
 
+@pytest.mark.parametrize('name', [name for name in REGISTRY if '-' in name])
+def test_a_name_may_be_spelt_as_in_python(read, name):
+    wanted = REGISTRY[name]()
+    assert read(f'quickstart --objective {name}').objective == wanted
+    assert read(f'quickstart --objective {name.replace("-", "_")}').objective == wanted
+
+
+def test_all_names_are_spelt_as_options():
+    assert [name for name in REGISTRY if name != name.lower().replace('_', '-')] == []
+
+
 def test_the_help_lists_them_with_what_they_say(read, capsys):
     with pytest.raises(SystemExit):
         read('quickstart --help')
