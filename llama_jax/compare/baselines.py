@@ -19,11 +19,12 @@ from llama_jax.data.sources import open_sources
 from llama_jax.data.tokens import tokenised
 from llama_jax.evaluate import baselines, texts
 from llama_jax.evaluate.suite import Suite, evaluate_trained
+from llama_jax.objectives.base import backbone
 from llama_jax.report.baselines import COUNTS, FOLDER
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.records import write_atomically
 from llama_jax.train.restore import Trained
-from llama_jax.train.step import backbone, initial_state
+from llama_jax.train.step import initial_state
 
 UNTRAINED = 'untrained-'
 """A backbone before its first step, as the arm of this name looks at texts."""

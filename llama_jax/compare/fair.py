@@ -34,14 +34,14 @@ from llama_jax.evaluate import suite as suites
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.objectives.base import Objective
+from llama_jax.objectives.base import Objective, backbone
 from llama_jax.train import experiment as experiments
 from llama_jax.train import teacher
 from llama_jax.train.checkpoint import checksum, difference
 from llama_jax.train.code import evaluation_code, training_code
 from llama_jax.train.experiment import Experiment, to_dict
 from llama_jax.train.plain import to_plain
-from llama_jax.train.step import backbone, initial_params
+from llama_jax.train.step import initial_params
 
 ORDER = 4096
 """Documents at the start of training whose order is compared; of a small corpus two epochs."""

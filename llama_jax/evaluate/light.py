@@ -12,9 +12,9 @@ from llama_jax.data.config import DataConfig
 from llama_jax.evaluate import examples, retrieval
 from llama_jax.evaluate.represent import vector_step, vectors
 from llama_jax.model.layers import Params
+from llama_jax.objectives.base import backbone
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
-from llama_jax.train.step import backbone
 
 PAIRS = 64
 SPAN = 48

@@ -302,6 +302,18 @@ EXTRA = 'objective'
 """Where parameters hold those of the objective, beside the backbone's."""
 
 
+def backbone(params: Params) -> Params:
+    """The parameters of the model, without the objective's own."""
+    return {name: value for name, value in params.items() if name != EXTRA}
+
+
+def followed(average: Params, params: Params, *, momentum: float) -> Params:
+    """An exponential average of the backbone, one step on: `momentum` of it stays."""
+    return jax.tree.map(
+        lambda old, new: momentum * old + (1 - momentum) * new, average, backbone(params)
+    )
+
+
 def after_begin(seq_len: int) -> dict[str, int]:
     """`lengths` of an objective with a begin token before each piece. Raises UserError where a row
     holds no more than that."""

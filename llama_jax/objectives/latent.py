@@ -17,10 +17,9 @@ from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.linear import close, project
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import ALONE, EXTRA, Batch, Context, Loss
+from llama_jax.objectives.base import ALONE, Batch, Context, Loss, backbone, followed
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.flops import TRAINING, features_flops
-from llama_jax.objectives.softmax import cross_entropy
 
 TEACHER = 'teacher'
 """What is carried: the exponential average of the backbone."""
@@ -62,17 +61,12 @@ class LatentPrediction(CausalLM):
         }
 
     def carried(self, model: ModelConfig, params: Params, key: jax.Array) -> Params:
-        return {TEACHER: jax.tree.map(jnp.copy, _backbone(params))} if self.weight else {}
+        return {TEACHER: jax.tree.map(jnp.copy, backbone(params))} if self.weight else {}
 
     def carry(self, carried: Params, params: Params, kept: Batch, step: jax.Array) -> Params:
         if not carried:
             return {}
-        m = self.momentum
-        return {
-            TEACHER: jax.tree.map(
-                lambda old, new: m * old + (1 - m) * new, carried[TEACHER], _backbone(params)
-            )
-        }
+        return {TEACHER: followed(carried[TEACHER], params, momentum=self.momentum)}
 
     def loss(
         self,
@@ -87,14 +81,15 @@ class LatentPrediction(CausalLM):
         x_BTD = context.features
         if x_BTD is None:
             x_BTD = self.read(model, batch, compute=compute, key=key)
-        sums = cross_entropy(
-            *(x_BTD, model.head()[...], batch['targets'], batch['weights']),
-            *(self.z_loss, model.config.vocab_padding),
+        of_tokens = super().loss(
+            *(model, batch),
+            extra=extra,
+            compute=compute,
+            key=key,
+            context=context._replace(features=x_BTD),
         )
-        weight = batch['weights'].sum()
-        metrics = {'nll': sums.nll, 'accuracy': sums.correct}
         if context.step is None or not context.carried:
-            return Loss(sums.total, weight, metrics)
+            return of_tokens
         teacher = layers.bind(model.config, context.carried[TEACHER])
         # Without dropout, as a target.
         y_BTD = jax.lax.stop_gradient(self.read(teacher, batch, compute=compute, key=None))
@@ -108,7 +103,10 @@ class LatentPrediction(CausalLM):
         followed_BT = (segment_BT[:, :-1] == segment_BT[:, 1:]) & (segment_BT[:, 1:] > 0)
         apart_BT = 2 - 2 * cosine(predicted_BTD[:, :-1], y_BTD[:, 1:])
         distance = jnp.sum(jnp.where(followed_BT, apart_BT, 0), dtype=jnp.float32)
-        return Loss(sums.total + self.weight * distance, weight, {**metrics, 'latent': distance})
+        return of_tokens._replace(
+            total=of_tokens.total + self.weight * distance,
+            metrics={**of_tokens.metrics, 'latent': distance},
+        )
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         """The teacher has a forward pass alone, a third of the whole."""
@@ -123,7 +121,3 @@ def cosine(a_BTD: Float[Array, 'B T D'], b_BTD: Float[Array, 'B T D']) -> Float[
     a_BTD, b_BTD = a_BTD.astype(jnp.float32), b_BTD.astype(jnp.float32)
     squares_BT = jnp.sum(jnp.square(a_BTD), -1) * jnp.sum(jnp.square(b_BTD), -1)
     return jnp.sum(a_BTD * b_BTD, -1) * jax.lax.rsqrt(jnp.maximum(squares_BT, 1e-12))
-
-
-def _backbone(params: Params) -> Params:
-    return {name: value for name, value in params.items() if name != EXTRA}

@@ -19,7 +19,7 @@ from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
-from llama_jax.objectives.base import ALONE, EXTRA, Batch, Context, Loss
+from llama_jax.objectives.base import ALONE, Batch, Context, Loss, backbone, followed
 from llama_jax.objectives.contrastive import DOCUMENT, InfoNCE, places, places_in
 from llama_jax.objectives.flops import features_flops
 from llama_jax.objectives.info_nce import NEVER
@@ -67,10 +67,7 @@ class MomentumContrast(InfoNCE):
 
     def carry(self, carried: Params, params: Params, kept: Batch, step: jax.Array) -> Params:
         """The encoder of the next step, and the queue with the keys of this one."""
-        m = self.momentum
-        encoder = jax.tree.map(
-            lambda old, new: m * old + (1 - m) * new, carried[ENCODER], backbone(params)
-        )
+        encoder = followed(carried[ENCODER], params, momentum=self.momentum)
         return {ENCODER: encoder, **enqueued(carried, **kept)}
 
     def loss(
@@ -129,11 +126,6 @@ class MomentumContrast(InfoNCE):
                 raise UserError(
                     f'--objective.{name.replace("_", "-")} has no effect with a queue: leave it out'
                 )
-
-
-def backbone(params: Params) -> Params:
-    """The parameters without those of the objective."""
-    return {name: value for name, value in params.items() if name != EXTRA}
 
 
 def enqueued(

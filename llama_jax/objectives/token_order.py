@@ -16,7 +16,6 @@ from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.flops import TRAINING, decoder_flops, head
 from llama_jax.objectives.prediction import check_architecture
 from llama_jax.objectives.rank import rank_loss
-from llama_jax.objectives.softmax import cross_entropy
 
 MOST = 64
 """Places ahead: what comes later has e^-64 of the weight of the next token, and changes no sum."""
@@ -56,16 +55,21 @@ class TokenOrder(CausalLM):
         context: Context = ALONE,
     ) -> Loss:
         x_BTD = self.read(model, batch, compute=compute, key=key)
-        target_BT, weight_BT = batch['targets'], batch['weights']
-        padding = model.config.vocab_padding
-        head_VD = model.head()[...]
-        sums = cross_entropy(x_BTD, head_VD, target_BT, weight_BT, self.z_loss, padding)
-        order = rank_loss(
-            *(x_BTD, extra['order_VD'], target_BT, weight_BT, batch['segments']),
-            *(self.window, padding),
+        of_tokens = super().loss(
+            *(model, batch),
+            extra=extra,
+            compute=compute,
+            key=key,
+            context=context._replace(features=x_BTD),
         )
-        metrics = {'nll': sums.nll, 'accuracy': sums.correct, 'order': order}
-        return Loss(sums.total + self.weight * order, weight_BT.sum(), metrics)
+        order = rank_loss(
+            *(x_BTD, extra['order_VD'], batch['targets'], batch['weights'], batch['segments']),
+            *(self.window, model.config.vocab_padding),
+        )
+        return of_tokens._replace(
+            total=of_tokens.total + self.weight * order,
+            metrics={**of_tokens.metrics, 'order': order},
+        )
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         return decoder_flops(model, seq_len, causal=True) + TRAINING * head(model)

@@ -19,7 +19,17 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.asked import Reading
-from llama_jax.objectives.base import ALONE, EXTRA, Base, Batch, Context, Loss, Objective, of_stream
+from llama_jax.objectives.base import (
+    ALONE,
+    EXTRA,
+    Base,
+    Batch,
+    Context,
+    Loss,
+    Objective,
+    backbone,
+    of_stream,
+)
 from llama_jax.objectives.prediction import in_lanes
 
 BITS = 53
@@ -295,8 +305,7 @@ def check_parts(parts: Sequence[Objective], whole: str, *, joining: bool = False
 def _own(k: int, params: Params) -> Params:
     """Parameters as part k sees them: of the backbone, and of the objective its own."""
     own = params.get(EXTRA, {}).get(str(k))
-    backbone = {name: x for name, x in params.items() if name != EXTRA}
-    return {**backbone, EXTRA: own} if own else backbone
+    return backbone(params) | ({EXTRA: own} if own else {})
 
 
 def _name(k: int, name: str) -> str:

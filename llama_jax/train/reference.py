@@ -30,12 +30,12 @@ from llama_jax.data.recipe import Given
 from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.model.layers import Params
+from llama_jax.objectives.base import backbone
 from llama_jax.text.chat import ChatFormat
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import local_rows, place
 from llama_jax.train.progress import say
-from llama_jax.train.step import backbone
 from llama_jax.train.teacher import Taught
 
 DIRECTORY = 'reference'

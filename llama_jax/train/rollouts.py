@@ -28,6 +28,7 @@ from llama_jax.generate.generator import Generator
 from llama_jax.model import layers
 from llama_jax.model.layers import Params
 from llama_jax.model.tune import Full, combined
+from llama_jax.objectives.base import backbone
 from llama_jax.objectives.grpo import REFERENCE, policy
 from llama_jax.objectives.rollout import Drawn, OnPolicy, prompts_of
 from llama_jax.text.chat import ChatFormat, end_ids
@@ -35,7 +36,7 @@ from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import HostBatch, figures, place
 from llama_jax.train.rewards import Judge, judge
-from llama_jax.train.step import State, backbone
+from llama_jax.train.step import State
 
 SEED = 0
 """Of the completions of validations."""

@@ -18,13 +18,13 @@ from llama_jax.data.record import Chat, Labelled, Text
 from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.objectives.asked import Unmasking
-from llama_jax.objectives.base import EXTRA
+from llama_jax.objectives.base import EXTRA, backbone
 from llama_jax.objectives.classify import Classification
 from llama_jax.text.chat import ChatFormat, Conversation, end_ids
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.place import place
-from llama_jax.train.step import State, backbone
+from llama_jax.train.step import State
 
 TEMPERATURE = 0.8
 """Of what is written after prompts; records are answered without chance."""

@@ -22,6 +22,7 @@ from llama_jax.data.record import Text
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
 from llama_jax.model.tune import Full
+from llama_jax.objectives.base import backbone
 from llama_jax.paths import local
 from llama_jax.text import template_files
 from llama_jax.text.chat import FORMATS, ChatFormat
@@ -34,7 +35,7 @@ from llama_jax.train.config_file import know_objectives
 from llama_jax.train.experiment import Experiment, from_dict
 from llama_jax.train.plain import to_plain
 from llama_jax.train.records import read_run
-from llama_jax.train.step import State, backbone
+from llama_jax.train.step import State
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from llama_jax.model import tune as tuning
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.tune import FULL, Tune
-from llama_jax.objectives.base import ALONE, EXTRA, Batch, Context, Loss, Objective
+from llama_jax.objectives.base import ALONE, EXTRA, Batch, Context, Loss, Objective, backbone
 from llama_jax.optim.average import averaged
 from llama_jax.optim.spikes import SpikeState
 
@@ -58,11 +58,6 @@ _ADAPTERS = 0x10AA
 """Folded into the key of a step, for the dropout of adapters."""
 _CARRIED = 0xCA221ED
 """Folded into the key of a run, for what an objective carries."""
-
-
-def backbone(params: Params) -> Params:
-    """Those of the model, without the objective's own."""
-    return {name: value for name, value in params.items() if name != EXTRA}
 
 
 def loss_of(
