@@ -3,6 +3,7 @@ model, each for a share of the texts."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -124,6 +125,14 @@ class Dual(MaskedDiffusion):
                 'masked_accuracy': per_masked * masked.correct,
             },
         )
+
+    def check_steps(self, steps: int) -> None:
+        first = math.ceil(self.causal_share * self.curriculum_steps)
+        if first >= steps:
+            raise UserError(
+                f'masked texts begin at step {first}, and the run has {steps}: lower '
+                '--objective.curriculum-steps or raise --train.steps'
+            )
 
     def _of_step(self, batch: Batch, context: Context) -> jax.Array:
         """'prefix' of a step of the curriculum; a validation is one of its end."""

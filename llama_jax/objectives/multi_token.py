@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,6 +116,16 @@ class MultiToken(CausalLM):
 
     def check(self, model: ModelConfig) -> None:
         check_architecture(model, 'multi-token prediction', encoder=False)
+
+    def check_steps(self, steps: int) -> None:
+        if self.curriculum != 'forward':
+            return
+        first = math.ceil((self.heads - 1) * self.curriculum_steps / self.heads)
+        if first >= steps:
+            raise UserError(
+                f'head {self.heads} is trained from step {first} on, and the run has {steps}: '
+                'lower --objective.curriculum-steps or raise --train.steps'
+            )
 
 
 def where_heads_are(objective: Objective, run: str) -> tuple[str, ...]:

@@ -98,6 +98,7 @@ class Weighted(Base):
             middle=next((one.middle for one in asked if one.middle), None),
             infill=next((one.infill for one in asked if one.infill), None),
             text=any(one.text for one in asked),
+            unmasks=next((one.unmasks for one in asked if one.unmasks), None),
         )
 
     @property
@@ -241,6 +242,10 @@ class Weighted(Base):
     def check(self, model: ModelConfig) -> None:
         for part in self.parts:
             part.check(model)
+
+    def check_steps(self, steps: int) -> None:
+        for part in self.parts:
+            part.check_steps(steps)
 
     def _sizes(self, seq_len: int) -> list[int]:
         """Positions of a row for each part; even but for the first, since a part may halve its. Of

@@ -15,8 +15,10 @@ from llama_jax.model import layers
 from llama_jax.model.config import ModelConfig
 from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.diffusion import MaskedDiffusion
 from llama_jax.objectives.dual import Dual
+from llama_jax.objectives.weighted import Weighted
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from llama_jax.train import restore
 
@@ -28,6 +30,7 @@ RUNS = {
     'whole': MaskedDiffusion(),
     'blocks': BlockDiffusion(block=4),
     'dual': Dual(),
+    'sum': Weighted((InfoNCE(), BlockDiffusion(block=2))),
     'causal': CausalLM(),
 }
 ONE = ('--mesh.fsdp', '1', '--mesh.data', '8', '--max-tokens', '6', '--temperature', '0')
@@ -72,6 +75,7 @@ def written(params, prompt, name, **how):
         ('whole', ['--order', 'margin', '--steps', '2', '--block', '3'], {'block': 3}),
         ('blocks', [], {}),
         ('dual', ['--order', 'left'], {}),
+        ('sum', [], {}),
     ],
 )
 def test_the_script_fills_masks_in(name, options, how, runs, run_script):

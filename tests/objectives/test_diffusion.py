@@ -320,12 +320,15 @@ def test_loss_tokens_and_flops_count_half_of_the_masks():
 
 
 def test_what_cannot_be_is_refused():
+    curriculum = Dual(curriculum_steps=9)
+    curriculum.check_steps(6)
     for make, message in (
         (lambda: BlockDiffusion(block=0), 'blocks of 0 tokens'),
         (lambda: BlockDiffusion(read_previous=True), 'no effect on blocks'),
         (lambda: Dual(causal_share=1.0), 'without any'),
         (lambda: Dual(causal_weight=0), 'must be positive'),
         (lambda: Dual(curriculum_steps=-1), 'curriculum-steps is -1'),
+        (lambda: curriculum.check_steps(5), 'begin at step 5, and the run has 5'),
         (lambda: Dual(read_previous=False), 'leave read_previous'),
         (lambda: BlockDiffusion().lengths(3), 'a row of 3 positions'),
         (

@@ -127,6 +127,15 @@ def test_a_curriculum_adds_or_takes_heads(curriculum, active):
     np.testing.assert_array_equal(ours.scales(None), [1, 0.5, 0.25])
 
 
+def test_a_run_trains_every_head_that_a_curriculum_adds():
+    ours = MultiToken(heads=3, curriculum='forward', curriculum_steps=7)
+    first = next(step for step in range(8) if ours.scales(jnp.int32(step))[2])
+    ours.check_steps(first + 1)
+    with pytest.raises(UserError, match=f'head 3 is trained from step {first} on, .* has {first}'):
+        ours.check_steps(first)
+    dataclasses.replace(ours, curriculum='reverse').check_steps(1)
+
+
 def test_flops_are_those_of_more_layers_and_heads():
     more = dataclasses.replace(CONFIG, layers=CONFIG.layers + 2)
     expected = CausalLM().flops(more, 32) + 2 * 6 * CONFIG.vocab * CONFIG.dim

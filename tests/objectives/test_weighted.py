@@ -17,8 +17,11 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.base import of_stream
+from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.diffusion import MaskedDiffusion
+from llama_jax.objectives.dual import Dual
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.prefix import PrefixLM
 from llama_jax.objectives.rtd import ReplacedTokens
@@ -340,6 +343,16 @@ def test_answers_come_from_the_parts():
     assert twice._names() == ['CausalLM', 'MaskedLM1', 'MaskedLM2']
 
 
+def test_a_sum_writes_in_the_order_of_the_part_that_unmasks():
+    blocks = BlockDiffusion(block=2)
+    for parts in ((blocks, CONTRAST), (ReplacedTokens(), blocks), (blocks, MaskedDiffusion())):
+        asked = Weighted(parts).reading
+        assert asked.unmasks == blocks.reading.unmasks and not asked.text
+    asked = Weighted((CAUSAL, MaskedDiffusion())).reading
+    assert asked.unmasks == MaskedDiffusion().reading.unmasks and asked.text
+    assert Weighted((CAUSAL, CONTRAST)).reading.unmasks is None
+
+
 def test_sums_that_cannot_be_are_refused():
     no_dropout = ModelConfig(
         vocab=64, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=24, context=64
@@ -361,6 +374,7 @@ def test_sums_that_cannot_be_are_refused():
         (lambda: InfoNCE(views='shared', chunks=2), 'no effect'),
         (lambda: Weighted(parts=(TYPICAL,), weights=(1.0,), shares=(1.0,)), 'within'),
         (lambda: dropout.check(no_dropout), 'model.dropout'),
+        (lambda: Weighted((CAUSAL, Dual(curriculum_steps=9))).check_steps(5), 'has 5'),
         (lambda: narrow.lengths(64), 'without positions'),
         (lambda: examples_of(TYPICAL, np.arange(9), seq_len=2), 'without positions'),
         (lambda: narrow.lengths(200), 'no room for one text'),
