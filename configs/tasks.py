@@ -25,7 +25,7 @@ from llama_jax.errors import UserError
 from llama_jax.train.records import write_atomically
 
 Items = Sequence[dict[str, Any]]
-_VERSION = 2
+_VERSION = 3
 """Of what is made here: another one is made anew."""
 N_TEST, N_TRAIN = 400, 400
 

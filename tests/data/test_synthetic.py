@@ -1,7 +1,10 @@
 """Tasks that are made here: apart by construction, solved by who reads, by chance by others."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections import deque
 
 import numpy as np
@@ -55,6 +58,27 @@ def test_what_is_asked_is_never_trained_on(made, name):
     assert not trained_on & {one.text for split in ('validation', 'test') for one in of[split]}
     # The same at every call, and those of fewer are the first of those of more.
     assert list(synthetic.examples(name, 'test', 3)) == of['test'][:3]
+
+
+def test_examples_are_the_same_in_every_process():
+    drawn = [name for name, task in synthetic.TASKS.items() if task.every is None]
+    code = (
+        'import hashlib; from llama_jax.data import synthetic\n'
+        f'found = [list(synthetic.examples(name, "test", 5)) for name in {drawn}]\n'
+        'print(hashlib.sha256(repr(found).encode()).hexdigest())'
+    )
+    found = {
+        subprocess.run(
+            [sys.executable, '-c', code],
+            env={**os.environ, 'PYTHONHASHSEED': seed},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=100,
+        ).stdout
+        for seed in ('0', '1')
+    }
+    assert len(found) == 1
 
 
 def star_graph(prompt, choices):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llama_jax.data.synthetic.made import Made, one, shuffled, some, word
+from llama_jax.data.synthetic.made import Made, new_names, one, shuffled
 
 _FILLER = (
     *('It rained in the morning.', 'The shop was closed.', 'Nobody said a word.'),
@@ -21,7 +21,7 @@ def filler(rng: np.random.Generator, n: int) -> list[str]:
 def induction(rng: np.random.Generator) -> Made:
     """The second token of a name that was there before (Olsson et al. 2022; Gloeckle et al. 2024,
     section 4.1): of three names in the text, the one whose first name is said again."""
-    first = some(rng, {word(rng, 2) for _ in range(12)}, 6)
+    first = new_names(rng, 6)
     names = list(zip(first[:3], first[3:], strict=True))
     lines = [f'{a} {b} lives here.' for a, b in names]
     asked, answer = names[int(rng.integers(3))]
@@ -41,7 +41,7 @@ NEEDLES = 4
 
 def needle(rng: np.random.Generator) -> Made:
     """A number that stands somewhere in a long text, among others like it."""
-    names = some(rng, {word(rng, 2) for _ in range(4 * NEEDLES)}, NEEDLES)
+    names = new_names(rng, NEEDLES)
     codes = [str(1000 + x) for x in rng.choice(9000, NEEDLES, replace=False)]
     lines = filler(rng, 20)
     for name, code in zip(names, codes, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,16 +68,14 @@ class Synthetic(NamedTuple):
                 yield made
 
 
-def shuffled(rng: np.random.Generator, choices: Iterable[str]) -> tuple[str, ...]:
+def shuffled(rng: np.random.Generator, choices: Sequence[str]) -> tuple[str, ...]:
     """In another order."""
-    listed = list(choices)
-    return tuple(listed[i] for i in rng.permutation(len(listed)))
+    return tuple(choices[i] for i in rng.permutation(len(choices)))
 
 
-def some(rng: np.random.Generator, of: Iterable[str], n: int) -> list[str]:
-    """`n` different ones."""
-    listed = list(of)
-    return [listed[i] for i in rng.choice(len(listed), n, replace=False)]
+def some(rng: np.random.Generator, of: Sequence[str], n: int) -> list[str]:
+    """`n` different ones. `of` is no set, whose order differs between processes."""
+    return [of[i] for i in rng.choice(len(of), n, replace=False)]
 
 
 def one(rng: np.random.Generator, of: tuple[str, ...] | list[str]) -> str:
@@ -96,3 +94,8 @@ def word(rng: np.random.Generator, syllables: int) -> str:
     """A name that nobody bears."""
     text = ''.join(one(rng, _ONSETS) + one(rng, list('aeiou')) for _ in range(syllables))
     return (text + one(rng, list('nlrsx'))).capitalize()
+
+
+def new_names(rng: np.random.Generator, n: int) -> list[str]:
+    """`n` different ones."""
+    return some(rng, list(dict.fromkeys(word(rng, 2) for _ in range(2 * n))), n)
