@@ -26,22 +26,24 @@ def branch(run: str, workdir: Path) -> None:
     """Make `workdir` the directory of a run that stands where `run` stood (RUN@STEP, RUN@best):
     with its checkpoint, the state of its optimizer and its place in the data.
 
-    A training there goes on from it. Once that has begun, nothing is done. Raises UserError where
-    `workdir` holds something else.
+    A training there goes on from it. Once that has begun, nothing is done. All processes call this.
+    Raises UserError where `workdir` holds something else.
     """
-    with agreement.together():
-        if jax.process_index() == 0:
-            _branch(run, workdir)
-        agreement.same({}, 'branch')
-
-
-def _branch(run: str, workdir: Path) -> None:
     source, which = named(run, '--branch')
     if isinstance(which, Mean):
         raise UserError(f'--branch {run}: a mean has no optimizer to go on with; use --start {run}')
-    if workdir.exists() and any(workdir.iterdir()):
-        return _check(run, source, which, workdir)
-    step = chosen_step(run, '--branch')
+    with agreement.together():
+        begun = workdir.exists() and any(workdir.iterdir())
+        agreement.same({'branch': run, 'begun': begun}, 'branch')
+        if begun:
+            return _check(run, source, which, workdir)
+        step = chosen_step(run, '--branch')  # in all processes: Orbax waits for each of them
+        if jax.process_index() == 0:
+            _copy(source, step, workdir)
+        agreement.same({}, 'branch')
+
+
+def _copy(source: Path, step: int, workdir: Path) -> None:
     record = {'run': str(source.absolute()), 'step': step}
     whole = workdir.with_name(f'.{workdir.name}.branch')
     shutil.rmtree(whole, ignore_errors=True)

@@ -96,6 +96,17 @@ def test_what_two_saved_one_restores_and_the_other_way_round(runs):
     np.testing.assert_allclose(records(one_two, 'train', 'loss', 'weight'), wanted, rtol=2e-5)
 
 
+def test_two_processes_branch_what_one_saved(runs, text):
+    """Process 0 alone copies, while the other waits."""
+    one, *_ = runs
+    branched = one.with_name('branched')
+    end(start(branched, text, *SHORT, '--branch', f'{one}@6', processes=2), 0)
+    texts = [line['text'] for line in read_metrics(branched) if line['kind'] == 'event']
+    assert 'resumed from the checkpoint of step 6' in texts
+    wanted = records(one, 'train', 'loss', 'weight')
+    np.testing.assert_allclose(records(branched, 'train', 'loss', 'weight'), wanted, rtol=2e-6)
+
+
 def test_validation_counts_every_byte_once(runs):
     one, two_one, one_two, _ = runs
     wanted = records(one, 'validation', 'bytes', 'bits_per_byte')
