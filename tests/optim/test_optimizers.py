@@ -116,6 +116,12 @@ def devices():
     return mesh.make(MeshConfig(fsdp=4, tensor=2))
 
 
+def test_what_muon_does_not_orthogonalise_has_the_defaults_of_adamw():
+    config, usual = Muon(), AdamW()
+    for name in ('beta1', 'beta2', 'eps', 'moments'):
+        assert getattr(config, name) == getattr(usual, name)
+
+
 @pytest.mark.parametrize('name', REGISTRY)
 def test_equals_one_of_float64_layer_by_layer_on_a_mesh(name, devices, tmp_path):
     tx = optimizer(EVERY[name])
