@@ -219,7 +219,7 @@ def _follow(runs: Runs, starts: np.ndarray) -> Law:
 
 def _centred(number_S5: np.ndarray, runs: Runs) -> np.ndarray:
     """(log A, log B, log E, alpha, beta) with the two terms at the middle of the runs in place of
-    log A and log B: these hardly depend on the exponents, so that L-BFGS has few steps to go."""
+    log A and log B: these hardly depend on the exponents, so that few steps are to go."""
     number_S5 = number_S5.copy()
     for i, middle in enumerate(_middles(runs)):
         number_S5[:, i] -= number_S5[:, 3 + i] * middle

@@ -36,7 +36,7 @@ def counts(found: Texts, tokenizer: Tokenizer, training: Iterable[np.ndarray]) -
     arm reads."""
     trigram = NGram(training, vocab=tokenizer.vocab_size)
     return {
-        'TF-IDF': _of_vectors(found, lambda fitted, texts: _tf_idf(fitted, texts)),
+        'TF-IDF': _of_vectors(found, _tf_idf),
         'bag of tokens': _of_vectors(found, lambda fitted, texts: _bag(texts)),
         f'{ORDER}-gram': _of_likelihood(found, tokenizer, trigram.log_p),
         'most frequent name': _infills(found, tokenizer),
@@ -82,14 +82,7 @@ class NGram:
 def _of_vectors(found: Texts, vectors: Callable[[Sequence, Sequence], Any]) -> Row:
     """Metrics of representations, where `vectors` gives those of texts [n, D], dense or sparse, by
     what it may be fitted on."""
-    row: Row = {}
-    for names, parts in (
-        (('probe_accuracy', 'finetune_accuracy'), found.order),
-        (('topics_accuracy',), found.topics),
-    ):
-        if parts.names:
-            value = _classified(parts, vectors)
-            row |= {name: _value(value, len(parts.test)) for name in names}
+    row = _of_classes(found, lambda parts: _classified(parts, vectors))
     for kind, pairs in _pairs(found):
         both = [*pairs.a, *pairs.b]
         x_ND = vectors(both, both)
@@ -97,6 +90,25 @@ def _of_vectors(found: Texts, vectors: Callable[[Sequence, Sequence], Any]) -> R
         rank_N = retrieval.ranks(x_ND[: len(pairs.a)], x_ND[len(pairs.a) :], pairs.document)
         row |= _recalls(kind, pairs, {k: float((rank_N < k).mean()) for k in _PLACES})
     return row
+
+
+def _of_classes(found: Texts, accuracy: Callable[[Labelled], float]) -> Row:
+    """Metrics of classifications."""
+    row: Row = {}
+    for names, parts in (
+        (('probe_accuracy', 'finetune_accuracy'), found.order),
+        (('topics_accuracy',), found.topics),
+    ):
+        if parts.names:
+            value = accuracy(parts)
+            row |= {name: _value(value, len(parts.test)) for name in names}
+    return row
+
+
+def _most_frequent(parts: Labelled) -> float:
+    """Accuracy of the most frequent class of the training texts."""
+    usual = np.bincount(labels(parts.train)).argmax()
+    return float((labels(parts.test) == usual).mean())
 
 
 def _pairs(found: Texts) -> list[tuple[str, Pairs]]:
@@ -185,15 +197,7 @@ def _infills(found: Texts, tokenizer: Tokenizer) -> Row:
 
 def _chance(found: Texts, tokenizer: Tokenizer) -> Row:
     """The most frequent class, a key at random, any choice of a task, all tokens alike."""
-    row: Row = {}
-    for names, parts in (
-        (('probe_accuracy', 'finetune_accuracy'), found.order),
-        (('topics_accuracy',), found.topics),
-    ):
-        if parts.names:
-            usual = np.bincount(labels(parts.train)).argmax()
-            value = float((labels(parts.test) == usual).mean())
-            row |= {name: _value(value, len(parts.test)) for name in names}
+    row = _of_classes(found, _most_frequent)
     for kind, pairs in _pairs(found):
         _, place_N, size = np.unique(pairs.document, return_inverse=True, return_counts=True)
         pool_N = len(pairs.a) - size[place_N] + 1
