@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from llama_jax.evaluate import stats
 from llama_jax.evaluate.per_text import PerText
 
-RESAMPLES = 1000
 ALPHA = 0.05
 
 
@@ -181,14 +181,11 @@ def _difference(
         se = math.sqrt(resampled) if n_texts else math.nan
         df = float(max(documents - 1, 1))
         return Difference(value, se, df, S, n_texts, math.nan, math.nan, math.nan)
-    if not own:
-        seed_part, seed_df = pooled, pooled_df
-    elif mine > pooled or math.isnan(pooled):
+    seed_part, seed_df = pooled, pooled_df
+    if own and (mine > pooled or math.isnan(pooled)):
         # Seeds that vary more in these arms than in all: the more, the less the others say of them.
-        share = 0.0 if math.isnan(pooled) or not mine else (pooled / mine) ** 2
+        share = 0.0 if math.isnan(pooled) else (pooled / mine) ** 2
         seed_part, seed_df = mine, (S - 1) + share * (pooled_df - (S - 1))
-    else:
-        seed_part, seed_df = pooled, pooled_df
     rest = max(resampled - mine * (S - 1) / S**2, 0.0)
     parts = [(seed_part / S, seed_df), (rest, max(documents - 1, 1))]
     variance = sum(part for part, _ in parts)
@@ -238,14 +235,12 @@ class _Draws:
             np.array([np.bincount(place_N, weights=x, minlength=D) for x in of])
             for of in ([run.over for run in runs], [run.under for run in runs])
         )
-        w_RS, w_RD = self._weight(len(seeds), 0), self._weight(D, 1)
-        over_R, under_R = (((w_RD @ x.T) * w_RS).sum(axis=1) for x in (over_SD, under_SD))
+        weights = self._weight(len(seeds), 0), self._weight(D, 1)
+        over_R, under_R = (stats.weighted(weights, x_SD) for x_SD in (over_SD, under_SD))
         return over_R / np.maximum(under_R, 1e-300)
 
     def _weight(self, n: int, stream: int) -> np.ndarray:
         """How often each of n was drawn [R, n]; seeds and documents by streams of their own."""
         if (n, stream) not in self._weights:
-            rng = np.random.default_rng((n, stream))
-            drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-            self._weights[n, stream] = drawn.astype(np.float64)
+            self._weights[n, stream] = stats.drawn(n, np.random.default_rng((n, stream)))
         return self._weights[n, stream]

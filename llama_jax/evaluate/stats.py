@@ -111,7 +111,7 @@ def of_runs(x_SN: np.ndarray, under_SN: np.ndarray | None = None, *, seed: int =
     x_SN = np.atleast_2d(np.asarray(x_SN, np.float64))
     under_SN = np.ones_like(x_SN) if under_SN is None else np.atleast_2d(under_SN)
     weights = _weights(x_SN.shape, seed)
-    low, high = _interval(_weighted(weights, x_SN) / _weighted(weights, under_SN))
+    low, high = _interval(weighted(weights, x_SN) / weighted(weights, under_SN))
     value = float(x_SN.sum() / under_SN.sum())
     # Of a ratio that of its linearisation: the mean of (x - value under) / mean(under).
     error = standard_error((x_SN - value * under_SN) / under_SN.mean())
@@ -151,9 +151,12 @@ def _weights(shape: tuple[int, ...], seed: int) -> tuple[np.ndarray, ...]:
     """How often each of the n of an axis was drawn, float64 [R, n], for each axis. They are kept,
     for all metrics of the same examples take the same, and to draw them is most of the time."""
     rng = np.random.default_rng(seed)
-    return tuple(
-        rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64) for n in shape
-    )
+    return tuple(drawn(n, rng) for n in shape)
+
+
+def drawn(n: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each of n is drawn in n draws, float64 [R, n] for RESAMPLES times."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -161,6 +164,7 @@ def _interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _weighted(weights: tuple[np.ndarray, ...], x_SN: np.ndarray) -> np.ndarray:
+def weighted(weights: tuple[np.ndarray, ...], x_SN: np.ndarray) -> np.ndarray:
+    """Sum of x in each resample [R], under the weights of both axes."""
     w_RS, w_RN = weights
     return np.einsum('RS,SN,RN->R', w_RS, x_SN, w_RN, optimize=True)

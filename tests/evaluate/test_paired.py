@@ -137,6 +137,30 @@ def test_an_arm_that_varies_more_is_judged_by_its_own_seeds():
     assert unsteady.p == pytest.approx(1) and unsteady.half > steady.half
 
 
+def test_arms_of_unequal_seeds_are_judged_by_the_seeds_that_both_have():
+    """There is nothing to pool: Student's t of the paired seeds."""
+    from scipy import stats
+
+    one, other = [0.4, 0.9, 0.7], [0.1, 0.3, 0.35, 0.2]
+    arms = {'one': Sample(dict(enumerate(one))), 'other': Sample(dict(enumerate(other)))}
+    assert math.isnan(paired.seed_variance(arms)[0])
+    found = paired.differences(arms, [('one', 'other')])['one', 'other']
+    assert (found.seeds, found.df) == (3, 2)
+    assert found.p == pytest.approx(stats.ttest_rel(one, other[:3]).pvalue)
+
+
+def test_a_difference_of_the_texts_alone_has_the_degrees_of_its_documents():
+    base_N, more_N = np.random.default_rng(6).normal(size=(2, 12))
+    document_N = np.repeat(np.arange(4), 3)
+    rows = {'base': base_N, 'more': base_N + more_N}  # the same under every seed
+    arms = {name: sample(np.stack([x_N] * 3), document_N) for name, x_N in rows.items()}
+    found = paired.differences(arms, [('more', 'base')])['more', 'base']
+    of_documents = more_N.reshape(4, 3).mean(1)
+    assert found.df == pytest.approx(3)
+    # The standard error of a mean of documents, known to 1000 resamples.
+    assert found.se == pytest.approx(of_documents.std() / 4**0.5, rel=0.08)
+
+
 def test_one_seed_says_nothing_of_others():
     arms = drawn(np.random.default_rng(3), arms=2, seeds=1)
     found = paired.differences(arms, [('arm 1', 'arm 0')])['arm 1', 'arm 0']
