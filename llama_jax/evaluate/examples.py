@@ -173,7 +173,8 @@ def _chunks(
     for group, block in spread(blocks, _TRIED * n, rng):
         if len(chunks) == n:
             break
-        tokens = tokenizer.encode(block)[:length]
+        # A text may be a single long line.
+        tokens = tokenizer.encode(block[: length * _BLOCK])[:length]
         if not seen.repeats(tokens):
             chunks.append(Chunk(tokens, 0, group))
     return chunks

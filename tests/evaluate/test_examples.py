@@ -75,6 +75,19 @@ def test_what_nearly_repeats_an_earlier_text_is_left_out(records):
     assert len(chunks) > 40 and sum(chunk.startswith('Permission') for chunk in chunks) == 1
 
 
+def test_of_a_long_line_only_the_beginning_is_encoded():
+    encoded = []
+
+    class Counting(Letters):
+        def encode(self, text):
+            encoded.append(len(text))
+            return super().encode(text)
+
+    texts = [record('', f'm{i}', lines(f'm{i}', 500).replace('\n', ' ')) for i in range(8)]
+    found = examples.order(texts, Counting(), n=8, length=24, seed=0)
+    assert len(found.train) > 4 and max(encoded) == 24 * 8
+
+
 def test_order_is_told_by_nothing_but_order(records):
     found = examples.order(records, Letters(), n=40, length=24, seed=0)
     groups = [{chunk.group for chunk in part} for part in found[1:]]
