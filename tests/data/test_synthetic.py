@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 from collections import deque
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -241,6 +243,14 @@ def test_who_does_not_read_is_right_by_chance(made, name):
             continue  # it reads the words that differ
         right = np.mean([one.choices[choose(one.choices)] == one.answer for one in every])
         assert abs(right - chance) < 4 * sigma, guess
+
+
+def test_the_documented_chance_is_that_of_the_task():
+    page = (Path(__file__).parents[2] / 'docs' / 'tasks.md').read_text('utf-8')
+    rows = dict(re.findall(r'^\| `(\w+)` \|.*\| ([\d/]+) \|$', page, re.MULTILINE))
+    documented = {name: float(Fraction(rows[name])) for name in synthetic.TASKS}
+    chance = {name: task.chance for name, task in synthetic.TASKS.items()}
+    assert documented == pytest.approx(chance, abs=1e-4)
 
 
 @pytest.mark.parametrize('name', ['star_graph', 'polynomial', 'minimal_pairs_zh', 'reversal'])
