@@ -94,7 +94,7 @@ def _runs(points: Sequence[Point]) -> Runs:
 
 
 def _largest(runs: Runs, resamples: int) -> list[scaling.Check]:
-    """None where too few runs are left without it."""
+    """Empty where too few runs are left without the largest."""
     try:
         return scaling.leave_largest_out(runs, resamples=resamples)
     except UserError:
