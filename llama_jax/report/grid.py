@@ -7,7 +7,6 @@ WORKDIR/ARM/again/seed-K/ of the base arm under other seeds (the A/A arm).
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Iterator
@@ -44,17 +43,8 @@ class SeedRun:
     """None where no run was begun."""
     evaluation: Line = field(default_factory=dict)
     """evaluation.json; empty when there is none."""
-    path: Path | None = None
-
-    @functools.cached_property
-    def texts(self) -> dict[str, PerText]:
-        """What each text adds to the metrics, of those that are a mean over texts."""
-        if self.path is None or not self.evaluation:
-            return {}
-        try:
-            return per_text.load((self.path / EVALUATION).with_suffix('.npz'))
-        except UserError:
-            return {}
+    texts: dict[str, PerText] = field(default_factory=dict)
+    """What each text adds to the metrics, of those that are a mean over texts."""
 
     def metric(self, name: str) -> float | None:
         """Value of a metric; None where it was not measured or does not apply."""
@@ -221,7 +211,12 @@ def _run(path: Path, seed: int, problems: list[str]) -> SeedRun:
     state = _state(records, evaluation)
     if state != FINISHED and (failure := _failure(path)):
         state = f'{state}, {failure}'
-    return SeedRun(seed, state, records, evaluation, path)
+    texts: dict[str, PerText] = {}
+    try:
+        texts = per_text.load((path / EVALUATION).with_suffix('.npz')) if evaluation else {}
+    except UserError as error:
+        problems.append(f'{where}: {error}')
+    return SeedRun(seed, state, records, evaluation, texts)
 
 
 def _failure(path: Path) -> str | None:

@@ -11,6 +11,7 @@ from llama_jax.evaluate import paired, per_text
 from llama_jax.evaluate.per_text import PerText
 from llama_jax.report import comparison, scores
 from llama_jax.report.grid import read_grid
+from llama_jax.report.text import escape
 from tests.report import compared
 from tests.report.compared import THREE, cells, column, judged, page, set_metric, table_of
 from tests.report.pages import Page
@@ -49,6 +50,16 @@ def test_nothing_is_bold_that_no_interval_carries(three):
     table = scores.scores(judged(three), scores.GEOMETRY)
     assert not any(column(table, 'Alignment')[1])
     assert 'Alignment' not in ' '.join(table_of(three).head)
+
+
+def test_a_damaged_file_of_texts_is_told(three):
+    path = three / 'masked/seed-0/evaluation.npz'
+    path.write_bytes(b'PK\x03\x04, cut off')
+    found = judged(three)
+    (note,) = found.grid.problems
+    assert note.startswith('masked/seed-0: ') and 'evaluation.npz cannot be read' in note
+    assert escape(note) in page(three)
+    assert found.grid.arms[1].runs[0].done  # its means are known all the same
 
 
 def test_a_report_judges_each_metric_once(three, monkeypatch):
