@@ -52,8 +52,19 @@ class Law(NamedTuple):
         """Loss of a run, or of many."""
         return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
 
+    @property
+    def has_best(self) -> bool:
+        """Whether the loss falls with parameters and with tokens: else no size is the best one."""
+        return self.alpha > 0 and self.beta > 0
+
     def best(self, flops: np.ndarray | float, *, per: float = 6.0) -> tuple[np.ndarray, np.ndarray]:
-        """Parameters and tokens of the least loss at so many FLOPs = `per` N D (equation 4)."""
+        """Parameters and tokens of the least loss at so many FLOPs = `per` N D (equation 4). Raises
+        UserError for a law that has none."""
+        if not self.has_best:
+            raise UserError(
+                f'a law of alpha {self.alpha:.3g} and beta {self.beta:.3g} has no best size: both '
+                'have to be above 0'
+            )
         share = 1 / (self.alpha + self.beta)
         G = (self.alpha * self.A / (self.beta * self.B)) ** share
         n_d = np.asarray(flops, np.float64) / per
@@ -155,13 +166,14 @@ def iso_flops(runs: Runs, flops: np.ndarray) -> dict[float, tuple[float, float]]
 def best_by_budget(
     laws: dict[str, Law], flops: Sequence[float], *, per: dict[str, float]
 ) -> dict[float, str]:
-    """The arm of the least loss at each budget, each at its own best size. `per`: FLOPs of an arm
-    per parameter and token."""
+    """The arm of the least loss at each budget, each at its own best size; of arms that have none,
+    nothing is said, nor of a single arm. `per`: FLOPs of an arm per parameter and token."""
+    arms = [arm for arm, law in laws.items() if law.has_best]
 
     def least(arm: str, budget: float) -> float:
         return float(laws[arm](*laws[arm].best(budget, per=per[arm])))
 
-    return {c: min(laws, key=lambda arm: least(arm, c)) for c in flops}
+    return {c: min(arms, key=lambda arm: least(arm, c)) for c in flops} if len(arms) > 1 else {}
 
 
 def _check(runs: Runs) -> None:

@@ -78,7 +78,7 @@ def report(
         }
     every = [point.flops for points in found.values() for point in points]
     budgets = np.geomspace(min(every), 10 * max(every), 5).tolist()
-    best = scaling.best_by_budget(laws, budgets, per=per) if len(laws) > 1 else {}
+    best = scaling.best_by_budget(laws, budgets, per=per)
     result = {
         'metric': metric,
         'objectives': objectives,

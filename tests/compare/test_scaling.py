@@ -80,6 +80,17 @@ def test_the_best_arm_may_change_with_the_budget():
     assert scaling.best_by_budget(same, [1e20], per={'dear': 12.0, 'one': 6.0}) == {1e20: 'one'}
 
 
+def test_an_arm_whose_loss_does_not_fall_with_size_is_not_ranked():
+    grows = LAW._replace(A=0.1, alpha=-0.2)  # less loss than the others, and no best size
+    per = dict.fromkeys(('quick', 'slow', 'grows'), 6.0)
+    laws = {'grows': grows, 'quick': LAW, 'slow': LAW._replace(A=900.0)}
+    assert scaling.best_by_budget(laws, [1e17], per=per) == {1e17: 'quick'}
+    for law in (grows, LAW._replace(beta=-0.1)):
+        assert scaling.best_by_budget({'quick': LAW, 'grows': law}, [1e17], per=per) == {}
+        with pytest.raises(UserError, match='has no best size'):
+            law.best(1e17)
+
+
 def test_what_tells_no_law_is_refused_in_one_line():
     with pytest.raises(UserError, match='16 runs of 1 sizes .* tell no law of five numbers'):
         scaling.fit(runs()._replace(parameters=np.full(16, 1e8)))
