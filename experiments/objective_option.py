@@ -4,7 +4,6 @@ choose; `--objective.rate 0.3` sets what it has."""
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import sys
 import typing
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
+from experiments.named_option import kinds, name_of, refuse_unknown, taken
 from llama_jax.errors import UserError
 from llama_jax.objectives import REGISTRY
 from llama_jax.objectives.base import Objective
@@ -42,27 +42,31 @@ def from_command_line(arguments: Sequence[str], objective: Any) -> tuple[Any, li
     masked`), and so are chosen here. Raises UserError for a name that is not known, for settings
     that the chosen one does not have, and where one that has no default is not given.
     """
-    others, named = _taken(list(arguments), OPTION)
+    others, named = taken(arguments, OPTION)
     if named is not None:
-        (kind,) = _kinds(named, OPTION, 1)
+        (kind,) = kinds(named, OPTION, REGISTRY)
         objective = objective if type(objective) is kind else kind
     kind = objective if isinstance(objective, type) else type(objective)
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    _refuse_unknown(others, kind, fields)
+    refuse_unknown(others, OPTION, kind, REGISTRY)
     given: dict[str, Any] = {}
     for name in fields:
         option = f'{OPTION}.{name.replace("_", "-")}'
         if hints[name] in (Objective, _SEVERAL):
-            others, names = _taken(others, option)
+            others, names = taken(others, option)
             if names is not None:
                 most = 1 if hints[name] is Objective else 0
-                made = tuple(_made(part, option) for part in _kinds(names, option, most))
+                made = tuple(
+                    _made(part, option) for part in kinds(names, option, REGISTRY, most=most)
+                )
                 given[name] = made if hints[name] == _SEVERAL else made[0]
         elif isinstance(objective, type) and _needed(fields[name]):
             if hints[name] is not str:
-                raise UserError(f'{OPTION} {_name(kind)} is written in a file: {_BY_FILE}')
-            _, words = _taken(others, option)
+                raise UserError(
+                    f'{OPTION} {name_of(kind, REGISTRY)} is written in a file: {_BY_FILE}'
+                )
+            _, words = taken(others, option)
             if words:  # tyro sets it again
                 given[name] = words[0]
     if not isinstance(objective, type):
@@ -70,7 +74,7 @@ def from_command_line(arguments: Sequence[str], objective: Any) -> tuple[Any, li
     missing = [n for n, field in fields.items() if _needed(field) and n not in given]
     if missing:
         listed = ' and '.join(f'{OPTION}.{n.replace("_", "-")}' for n in missing)
-        raise UserError(f'{OPTION} {_name(kind)} needs {listed} too')
+        raise UserError(f'{OPTION} {name_of(kind, REGISTRY)} needs {listed} too')
     return kind(**given), others
 
 
@@ -99,81 +103,15 @@ def _about(kind: type) -> str:
     return ' '.join((sys.modules[kind.__module__].__doc__ or '').split('\n\n')[0].split())
 
 
-def _taken(arguments: list[str], option: str) -> tuple[list[str], list[str] | None]:
-    """The arguments without an option, and the words that follow it; None where it is not there."""
-    others: list[str] = []
-    words: list[str] | None = None
-    taking = False
-    for argument in arguments:
-        if argument.startswith('--'):
-            name, equals, value = argument.partition('=')
-            taking = name.replace('_', '-') == option
-            if taking:
-                words = [value] if equals else []
-                continue
-        if taking and words is not None:
-            words.append(argument)
-        else:
-            others.append(argument)
-    return others, words
-
-
-def _kinds(names: Sequence[str], option: str, most: int) -> list[type[Any]]:
-    """The classes of the registry that are named, one or more, at most `most` (0: any number)."""
-    if not names or most and len(names) > most:
-        asked = 'one name' if most == 1 else 'names'
-        raise UserError(f'{option} {" ".join(names)}: give {asked} of {", ".join(REGISTRY)}')
-    by_word = {
-        word: name for name, kind in REGISTRY.items() for word in (kind.__name__.lower(), name)
-    }
-    found = []
-    for word in names:
-        key = word.lower().replace('_', '-')
-        if key not in by_word:
-            near = difflib.get_close_matches(key, by_word, n=1)
-            meant = f'did you mean {by_word[near[0]]}? ' if near else ''
-            raise UserError(f'{option} {word}: {meant}there are {", ".join(REGISTRY)}')
-        found.append(REGISTRY[by_word[key]])
-    return found
-
-
 def _made(kind: type[Any], option: str) -> Any:
     needed = [field.name for field in dataclasses.fields(kind) if _needed(field)]
     if needed:
         raise UserError(
-            f'{option} {_name(kind)}: it needs {" and ".join(needed)}, which are written in '
-            f'{_BY_FILE}'
+            f'{option} {name_of(kind, REGISTRY)}: it needs {" and ".join(needed)}, which are '
+            f'written in {_BY_FILE}'
         )
     return kind()
 
 
 def _needed(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _name(kind: type[Any]) -> str:
-    return next((name for name, known in REGISTRY.items() if known is kind), kind.__name__)
-
-
-def _refuse_unknown(arguments: Sequence[str], kind: type[Any], own: dict[str, Any]) -> None:
-    """Raise UserError for a setting that the objective does not have."""
-    for argument in arguments:
-        option, _, setting = argument.partition('=')[0].partition('.')
-        setting = setting.partition('.')[0].replace('-', '_')
-        if option != OPTION or not setting or setting in own:
-            continue
-        shown = argument.partition('=')[0]
-        near = difflib.get_close_matches(setting, own, n=1)
-        has = [
-            name
-            for name, other in REGISTRY.items()
-            if setting in {field.name for field in dataclasses.fields(other)}
-        ]
-        if has and not near:
-            raise UserError(
-                f'{shown} is a setting of {", ".join(has)}, and this trains {_name(kind)}: give '
-                f'{OPTION} {has[0]} too, or leave it out'
-            )
-        meant = f'did you mean {OPTION}.{near[0].replace("_", "-")}? ' if near else ''
-        known = ', '.join(name.replace('_', '-') for name in own) or 'no settings'
-        raise UserError(f'there is no option {shown}: {meant}{_name(kind)} has {known}')

@@ -252,7 +252,7 @@ def test_a_base_that_is_gone_or_changed(tuned, base, one, tmp_path):
                 '--tune',
                 'QLoRA',
             ),
-            'it is one of Full, LoRA, Frozen',
+            '--tune QLoRA: did you mean LoRA? there are Full, LoRA, Frozen',
         ),
         (('--tune.rank', '4'), '--tune.rank is a setting of LoRA, and this trains Full'),
     ],

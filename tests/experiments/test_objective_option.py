@@ -107,9 +107,10 @@ def test_all_names_are_spelt_as_options():
     assert [name for name in REGISTRY if name != name.lower().replace('_', '-')] == []
 
 
-def test_the_help_lists_them_with_what_they_say(read, capsys):
+@pytest.mark.parametrize('words', ['--help', '--objective masked -h'])
+def test_the_help_lists_them_with_what_they_say(read, capsys, words):
     with pytest.raises(SystemExit):
-        read('quickstart --help')
+        read(f'quickstart {words}')
     said = ' '.join(capsys.readouterr().out.replace('│', ' ').split())
     assert 'causal Causal language modelling: predict each token' in said
     assert len(objective_option.listing().splitlines()) == 1 + len(REGISTRY)

@@ -41,8 +41,12 @@ def test_an_optimizer_is_chosen_by_its_name(monkeypatch, words, wanted):
     [
         ('--optimizer mion', r'--optimizer mion: did you mean (muon|lion)\? there are adamw'),
         ('--optimizer soap', '--optimizer soap: there are adamw, muon, lion, adafactor'),
-        ('--optimizer', '--optimizer : there are'),
+        ('--optimizer', '--optimizer : give one name of adamw, muon, lion, adafactor'),
         ('--optimizer adamw --optimizer.beta 0.9', 'a setting of muon, and this trains with adamw'),
+        (
+            '--optimizer adamw --optimizer.beta 0.9',
+            'did you mean --optimizer.beta2.* give --optimizer muon too',
+        ),
         ('--optimizer muon --optimizer.momentum float32', 'setting of adafactor, .* with muon'),
         ('--optimizer muon --optimizer.clp 1', 'did you mean --optimizer.clip'),
     ],
@@ -57,3 +61,11 @@ def test_a_grid_keeps_the_rate_of_each_arm(monkeypatch):
     grid, _ = cli.read_grid('compare', '')
     for arm, before in zip(grid.arms, configs.grid('objectives_small').arms, strict=True):
         assert arm.experiment.optimizer == Muon(schedule=before.experiment.optimizer.schedule)
+
+
+@pytest.mark.parametrize('words', [(), ('--train.steps', '84')])
+def test_arms_of_a_grid_have_their_own_where_none_is_named(monkeypatch, words):
+    monkeypatch.setattr(sys, 'argv', ['compare', 'muon', *words])
+    grid, _ = cli.read_grid('compare', '')
+    kinds = [type(arm.experiment.optimizer) for arm in grid.arms]
+    assert kinds == [AdamW, Muon]
