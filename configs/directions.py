@@ -8,10 +8,9 @@ two idle CPU cores, all of the command. What came out: docs/directions.md.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from configs import objectives
-from llama_jax.compare.grid import Arm, Grid
+from configs.objectives import _arm, objectives_small
+from llama_jax.compare.grid import Grid
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.evaluate.suite import Suite
 from llama_jax.objectives.block_diffusion import BlockDiffusion
@@ -35,7 +34,7 @@ _LIKELIHOOD = Suite(topics=0, order=0, pairs='', pool=0, windows=128)
 
 def _base(*, steps: int) -> Experiment:
     """1 million parameters on the source of Python's standard library, 4096 tokens a step."""
-    base = objectives.objectives_small().arms[0].experiment
+    base = objectives_small().arms[0].experiment
     return replace(
         base,
         name='base',
@@ -50,10 +49,6 @@ def _on(base: Experiment, *sources: str, tokenizer: TokenizerConfig) -> Experime
     data = DataConfig(sources=tuple(map(Source, sources)), tokenizer=tokenizer)
     # The tokenizer says how many ids there are: a text of few words has fewer.
     return replace(base, data=data, model=replace(base.model, vocab=0))
-
-
-def _arm(name: str, base: Experiment, **changes: Any) -> Arm:
-    return Arm(name, replace(base, name=name, **changes))
 
 
 # --- causal and diffusion on repeated data --------------------------------------------------------

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from configs import objectives
-from llama_jax.compare.grid import Arm, Grid
+from configs.objectives import _arm, _smaller
+from llama_jax.compare.grid import Grid
 from llama_jax.evaluate.suite import Suite
 
 WIDTHS = (32, 64, 128, 192)
@@ -21,27 +21,19 @@ WIDTHS = (32, 64, 128, 192)
 
 def _sizes(name: str, title: str, steps: int) -> Grid:
     """Every width at `steps` steps of 4,096 tokens. The schedule ends where the run does."""
-    base = objectives._smaller()
+    base = _smaller()
+    schedule = replace(base.optimizer.schedule, warmup_steps=steps // 10)
+    base = replace(
+        base,
+        train=replace(base.train, steps=steps),
+        optimizer=replace(base.optimizer, schedule=schedule),
+        evaluation=replace(base.evaluation, every=steps),
+        checkpoint=replace(base.checkpoint, every=steps),
+    )
     arms = []
     for width in WIDTHS:
         model = replace(base.model, dim=width, head_dim=width // 4, ffn=width * 5 // 2)
-        arms.append(
-            Arm(
-                f'width-{width}',
-                replace(
-                    base,
-                    name=f'width-{width}',
-                    model=model,
-                    train=replace(base.train, steps=steps),
-                    optimizer=replace(
-                        base.optimizer,
-                        schedule=replace(base.optimizer.schedule, warmup_steps=steps // 10),
-                    ),
-                    evaluation=replace(base.evaluation, every=steps),
-                    checkpoint=replace(base.checkpoint, every=steps),
-                ),
-            )
-        )
+        arms.append(_arm(f'width-{width}', base, model=model))
     return Grid(
         name=name,
         title=title,

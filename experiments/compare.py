@@ -77,15 +77,12 @@ def main() -> None:
     planned = only(grid, planned, options.only)
 
     _begin(grid, workdir, options, tuning)
-    failed = runner.run_all(planned, workdir, command=_command(workdir), jobs=options.jobs)
+    failed = _run(planned, workdir, options)
     record.note_device(workdir)
     judged = Judged(read_grid(workdir))
     results.write(workdir, results.collect(judged))
     say(f'report: {comparison.write(workdir, judged)}')
-    for line in failed:
-        print(f'error: {line}', file=sys.stderr)
-    if failed:
-        raise SystemExit(1)
+    _stop_at(failed)
 
 
 def _begin(grid: Grid, workdir: Path, options: Any, tuning: dict[str, Any] | None) -> None:
@@ -118,22 +115,29 @@ def _tuned(grid: Grid, workdir: Path, options: Any) -> tuple[Grid, dict[str, Any
         untuned = tune.at_rates(grid, known or {})
         _begin(untuned, workdir, options, found)
         say('trying learning rates, each arm under the first seed')
-        failed = runner.run_all(missing, workdir, command=_command(workdir), jobs=options.jobs)
-        if failed:
-            for line in failed:
-                print(f'error: {line}', file=sys.stderr)
-            raise SystemExit(1)
+        _stop_at(_run(missing, workdir, options))
         for arm, tuned in tune.chosen(missing, workdir).items():
             found[arm] = tuned.facts()
             edge = ', at the edge of those tried' if tuned.at_the_edge else ''
             say(f'{arm}: learning rate {tuned.rate:g}{edge}')
         # The rates that are chosen stand in the record before a run begins at them.
-        grid = tune.at_rates(grid, {arm: told['rate'] for arm, told in found.items()})
         record.retune(workdir, grid, found)
         grid = tune.at_rates(grid, record.rates(workdir) or {})
         tune.take_over(grid, workdir)
         return grid, found
     return tune.at_rates(grid, known or {}), found
+
+
+def _run(planned: list[Planned], workdir: Path, options: Any) -> list[str]:
+    """A line for each run that failed."""
+    return runner.run_all(planned, workdir, command=_command(workdir), jobs=options.jobs)
+
+
+def _stop_at(failed: list[str]) -> None:
+    for line in failed:
+        print(f'error: {line}', file=sys.stderr)
+    if failed:
+        raise SystemExit(1)
 
 
 def _command(workdir: Path) -> Callable[[Planned], list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -96,14 +95,11 @@ def _read(experiment: Experiment) -> Iterator[np.ndarray]:
     of_sources = tokenised(open_sources(experiment.data, 'train'), tokenizer)
     left = train.steps * train.batch * train.seq_len
     rng = np.random.default_rng(0)
-    places = itertools.chain.from_iterable(
-        ((texts, i) for i in range(len(texts))) for texts in of_sources
-    )
-    every = list(places)
-    for i in rng.permutation(len(every)):
+    every = [(source, i) for source in of_sources for i in range(len(source))]
+    for place in rng.permutation(len(every)):
         if left <= 0:
             return
-        of, document = every[i]
-        tokens = np.asarray(of[document])[:left]
+        source, i = every[place]
+        tokens = np.asarray(source[i])[:left]
         left -= len(tokens)
         yield np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]])

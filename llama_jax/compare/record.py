@@ -154,7 +154,7 @@ def write(
     }
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomically(workdir / NAME, json.dumps(facts, indent=1, ensure_ascii=False))
+        _write(workdir, facts)
         if config_file is not None:
             config_file.keep(workdir)
     except OSError as error:
@@ -163,12 +163,15 @@ def write(
         ) from error
 
 
+def _write(workdir: Path, facts: dict[str, Any]) -> None:
+    write_atomically(workdir / NAME, json.dumps(facts, indent=1, ensure_ascii=False))
+
+
 def retune(workdir: Path, grid: Grid, tuning: dict[str, Any]) -> None:
     """Record the rates that were chosen: the arms of `grid` have them."""
     facts = read(workdir) or {}
     grid, tuning = _tuned(grid, facts, tuning)
-    text = json.dumps({**facts, **_plan(grid), TUNING: tuning}, indent=1, ensure_ascii=False)
-    write_atomically(workdir / NAME, text)
+    _write(workdir, {**facts, **_plan(grid), TUNING: tuning})
 
 
 def _tuned(
@@ -186,8 +189,7 @@ def note_device(workdir: Path) -> None:
         return
     found = [read_run(path.parent) or {} for path in workdir.glob('*/**/run.json')]
     devices = {f'{run.get("devices", 1)} x {run["device"]}' for run in found if 'device' in run}
-    text = json.dumps({**facts, 'device': ', '.join(sorted(devices))}, indent=1, ensure_ascii=False)
-    write_atomically(workdir / NAME, text)
+    _write(workdir, {**facts, 'device': ', '.join(sorted(devices))})
 
 
 def rates(workdir: Path) -> dict[str, float] | None:

@@ -8,8 +8,9 @@ from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.paired import Difference
 from llama_jax.report.judged import Judged
 from llama_jax.report.picture import Axis, Curve, Picture
+from llama_jax.report.pictures import titled
 from llama_jax.report.style import arm_style
-from llama_jax.report.units import arrow, factor, spoken
+from llama_jax.report.units import factor, spoken
 
 
 def one_a_task(metrics: tuple[str, ...]) -> tuple[str, ...]:
@@ -31,7 +32,7 @@ def floor(judged: Judged, metrics: tuple[str, ...]) -> Picture:
             place = abs(difference.value) / noise.half
             points.setdefault(name, []).append((place, float(len(shown))))
         if found:
-            shown.append(_named(metric))
+            shown.append(spoken(metric)[0])
     return Picture(
         'noise-floor',
         'Differences over the noise floor',
@@ -63,29 +64,21 @@ def forest(judged: Judged, metric: str) -> Picture:
     noise = judged.noise(metric)
     half = noise.half if noise is not None and math.isfinite(noise.half) else 0.0
     base = judged.base.name if judged.base else ''
-    label, unit = spoken(metric)
+    label, unit = titled(metric)
     band = ' The band is the noise floor: A/A half-width.' if half else ''
     return Picture(
         f'difference-{metric.replace("_", "-")}',
         label,
-        f'{unit} {arrow(metric)}'.strip(),
+        unit,
         Axis(f'less {base}, corrected interval', tight=True),
         curves,
         rows=[arm.name for arm in arms],
         band=factor(metric) * half,
         line=0.0,
-        note=f'{"" if _up(metric) else "Left is better."}{band}'.strip(),
+        note=f'{"" if METRICS[metric].higher_is_better else "Left is better."}{band}'.strip(),
     )
 
 
 def _scaled(metric: str, found: Difference) -> tuple[float, list[float]]:
     ends = [] if math.isnan(found.half) else [found.low, found.high]
     return factor(metric) * found.value, [factor(metric) * x for x in ends]
-
-
-def _named(metric: str) -> str:
-    return spoken(metric)[0]
-
-
-def _up(metric: str) -> bool:
-    return METRICS[metric].higher_is_better
