@@ -12,6 +12,7 @@ import numpy as np
 from llama_jax.compare import results, scaling
 from llama_jax.compare.scaling import Law, Runs
 from llama_jax.errors import UserError
+from llama_jax.evaluate.metrics import METRICS
 from llama_jax.report.grid import read_grid
 from llama_jax.report.picture import Axis, Curve, Picture
 
@@ -28,7 +29,12 @@ class Point(NamedTuple):
 
 def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
     """The finished runs of comparisons, by the name of their objective; sweeps are left out. Raises
-    UserError where there are none."""
+    UserError where there are none, and for a metric of which more is better: a law falls."""
+    if metric in METRICS and METRICS[metric].higher_is_better:
+        raise UserError(
+            f'--metric {metric}: a law is of what falls with size; give loss, bits_per_byte or '
+            'another metric of which less is better'
+        )
     found: dict[str, list[Point]] = defaultdict(list)
     for workdir in workdirs:
         grid = read_grid(workdir)

@@ -98,6 +98,10 @@ def test_what_tells_no_law_is_refused_in_one_line():
         scaling.fit(runs().take(np.arange(5)))
     with pytest.raises(UserError, match='numbers above 0'):
         scaling.fit(runs()._replace(loss=np.full(16, np.nan)))
+    with pytest.raises(UserError, match='--metric recall_span_1: a law is of what falls'):
+        scaling_report.read([], 'recall_span_1')
+    with pytest.raises(UserError, match='no finished run of no directory has alignment'):
+        scaling_report.read([], 'alignment')
 
 
 def test_a_report_holds_every_view_of_the_runs():
