@@ -8,7 +8,6 @@ everything here does nothing.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import multiprocessing
 import os
@@ -17,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -25,6 +23,7 @@ from jax._src import distributed  # the service's client has no public name, in 
 
 from llama_jax.errors import Stopped, UserError
 from llama_jax.train.checkpoint import difference
+from llama_jax.train.code import all_code
 from llama_jax.train.records import versions
 
 _KEY = 'llama_jax'
@@ -70,12 +69,8 @@ def same(values: dict[str, Any], what: str, remedy: str = '') -> None:
 
 def code() -> dict[str, Any]:
     """What must be equal of the software: the package's sources, and what decides results."""
-    package = Path(__file__).parents[1]
-    hashed = hashlib.sha256()
-    for path in sorted(package.rglob('*.py')):
-        hashed.update(f'{path.relative_to(package)}\n'.encode() + path.read_bytes())
     python, others = '.'.join(map(str, sys.version_info[:2])), versions()
-    return {'llama_jax': hashed.hexdigest()[:16], **others, 'python': python}
+    return {'llama_jax': all_code()[:16], **others, 'python': python}
 
 
 @contextmanager

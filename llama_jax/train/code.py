@@ -23,6 +23,11 @@ def evaluation_code() -> str:
     return digest(EVALUATES)
 
 
+def all_code() -> str:
+    """Of the whole package."""
+    return digest(('.',))
+
+
 @functools.cache
 def digest(packages: tuple[str, ...], *, beside: bool = False, root: Path = ROOT) -> str:
     """Of the packages' source, and of the modules of `root` itself with `beside`."""
