@@ -118,17 +118,18 @@ def _ranks(grid: GridRecords, metric: str) -> Picture:
     for arm in grid.arms:
         points = [
             # Arms that are level share a place.
-            (x, 1.0 + sum(sign * of[x] < sign * y for of in means.values() if x in of))
+            (x, float(sum(sign * of[x] < sign * y for of in means.values() if x in of)))
             for x, y in means[arm.name].items()
         ]
         curves.append(Curve(arm.name, points, arm_style(arm.index), dots=True))
+    label = titled(metric)[0]
     names = [str(i + 1) for i in range(len(grid.arms))]
     return Picture(
         f'ranks-{metric.replace("_", "-")}',
-        f'Rank by {titled(metric)[0][0].lower()}{titled(metric)[0][1:]}',
+        f'Rank by {label[0].lower()}{label[1:]}',
         'first above',
         Axis('tokens'),
-        [replace(c, points=[(x, (y or 1) - 1) for x, y in c.points]) for c in curves],
+        curves,
         rows=names if len(names) > 1 else (),
     )
 

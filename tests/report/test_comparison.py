@@ -121,6 +121,18 @@ def test_curves_lie_where_the_records_say(whole):
     assert legend == [(str(i), name) for i, name in enumerate(compared.ARMS)]
 
 
+def test_ranks_are_by_the_mean_of_seeds_the_best_above(three):
+    grid = read_grid(three)
+    (picture,) = [p for *_, found in sections(grid) for p in found if p.name.startswith('ranks')]
+    found = [dict(curve.points) for curve in picture.curves]
+    lines = [[{x['tokens']: x for x in run.records.light} for run in a.runs] for a in grid.arms]
+    for x in found[0]:
+        mean = [sum(run[x]['recall_span_1'] for run in runs) / len(runs) for runs in lines]
+        places = [sorted(mean, reverse=True).index(value) for value in mean]
+        assert [points[x] for points in found] == places
+    assert picture.rows == ['1', '2', '3'] and len(found[0]) > 1
+
+
 def test_pareto(three):
     set_metric(three, 'causal', 'bits_per_byte', [1.0, 1.2])
     set_metric(three, 'causal', 'probe_accuracy', [0.5, 0.6])
