@@ -285,6 +285,26 @@ class Transformer(nnx.Module):
             x_LBSD = jnp.concatenate([embedded_BSD[None], x_LBSD])
         return x_BSD, segment_BS, x_LBSD
 
+    def embed(self, token_BT: Int[Array, 'B T'], dtype: jnp.dtype) -> Float[Array, 'B T D']:
+        """Embeddings of tokens, without positions."""
+        embed_VD = plain_in_use(self.embed_VD, 'VD', dtype)
+        x_BTD = rows(embed_VD, token_BT, letters='BTD', dtype=dtype)
+        if self.config.positions != 'sinusoidal':
+            return x_BTD
+        # Embeddings begin with a variance of 1 / D: scaled to be as large as the waves.
+        return x_BTD * self.config.dim**0.5
+
+    def absolute(
+        self, position_BT: Int[Array, 'B T'], dtype: jnp.dtype
+    ) -> Float[Array, 'B T D'] | None:
+        """Vectors of absolute positions; None where rotations stand for positions."""
+        if self.config.positions == 'sinusoidal':
+            return sinusoidal(position_BT, dim=self.config.dim).astype(dtype)
+        if self.position_CD is None:
+            return None
+        position_CD = layout.gather(self.position_CD[...].astype(dtype), 'CD')
+        return position_CD.at[position_BT].get(out_sharding=layout.act('BTD'))
+
     def _embedded(
         self,
         token_BT: jax.Array,
@@ -292,18 +312,12 @@ class Transformer(nnx.Module):
         compute: Compute,
         keys: jax.Array | None,
     ) -> jax.Array:
-        config, dtype = self.config, precision.dtype(compute.precision)
-        token_BT = jax.reshard(token_BT, layout.act('BT'))
-        embed_VD = plain_in_use(self.embed_VD, 'VD', dtype)
-        x_BTD = rows(embed_VD, token_BT, letters='BTD', dtype=dtype)
-        if config.positions == 'sinusoidal':
-            # Embeddings begin with a variance of 1 / D: scaled to be as large as the waves.
-            x_BTD = x_BTD * config.dim**0.5
-            x_BTD = x_BTD + sinusoidal(position_BT, dim=config.dim).astype(dtype)
-        elif self.position_CD is not None:
-            position_CD = layout.gather(self.position_CD[...].astype(dtype), 'CD')
-            x_BTD = x_BTD + position_CD.at[position_BT].get(out_sharding=layout.act('BTD'))
-        return drop(x_BTD, config.dropout, None if keys is None else keys[0])
+        dtype = precision.dtype(compute.precision)
+        x_BTD = self.embed(jax.reshard(token_BT, layout.act('BT')), dtype)
+        place_BTD = self.absolute(position_BT, dtype)
+        if place_BTD is not None:
+            x_BTD = x_BTD + place_BTD
+        return drop(x_BTD, self.config.dropout, None if keys is None else keys[0])
 
     def _rotation(
         self,

@@ -28,7 +28,7 @@ from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
-from llama_jax.objectives.contrastive import places, places_in
+from llama_jax.objectives.contrastive import at_places, places, places_in
 from llama_jax.objectives.flops import TRAINING, features_flops, layer, mean_keys
 from llama_jax.text.chat import ChatFormat
 from llama_jax.text.vocabulary import Vocabulary
@@ -224,10 +224,7 @@ class Classification(Base):
     ) -> Loss:
         logit_BMC = self.logits(model, batch, extra=extra, compute=compute, key=key)
         place_BMT = places(batch['segments'])
-        label_BM, weight_BM = (
-            jnp.max(jnp.where(place_BMT, batch[name][:, None], 0), axis=-1)
-            for name in ('label', 'weights')
-        )
+        label_BM, weight_BM = (at_places(batch[name], place_BMT) for name in ('label', 'weights'))
         is_label_BMC = label_BM[..., None] == jnp.arange(len(self.labels))
         log_BMC = jax.nn.log_softmax(logit_BMC)
         nll_BM = -jnp.sum(jnp.where(is_label_BMC, log_BMC, 0), axis=-1)

@@ -177,7 +177,7 @@ class InfoNCE(Base):
         sums = info_nce(
             a_BMD,
             b_BMD,
-            document_BM=jnp.max(jnp.where(place_BMT, document_BT[:, None], 0), axis=-1),
+            document_BM=at_places(document_BT, place_BMT),
             valid_BM=jnp.any(place_BMT, axis=-1),
             temperature=temperature,
         )
@@ -287,6 +287,11 @@ def places(segment_BT: Int[Array, 'B T'], n: int | None = None) -> Bool[Array, '
     as `places_in` says by default."""
     segment_M = jnp.arange(1, (n or places_in(segment_BT.shape[1])) + 1)
     return segment_BT[:, None] == segment_M[:, None]
+
+
+def at_places(x_BT: jax.Array, place_BMT: Bool[Array, 'B M T']) -> jax.Array:
+    """What all tokens of each place have alike [B, M], 0 or more; 0 of a place without tokens."""
+    return jnp.max(jnp.where(place_BMT, x_BT[:, None], 0), axis=-1)
 
 
 def pooled(x_BTD: Float[Array, 'B T D'], place_BMT: Bool[Array, 'B M T']) -> jax.Array:

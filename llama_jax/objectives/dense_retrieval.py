@@ -24,7 +24,7 @@ from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.asked import NOTHING, Reading
 from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
 from llama_jax.objectives.classify import shortened
-from llama_jax.objectives.contrastive import PLACE, PLACES, places, text_vectors
+from llama_jax.objectives.contrastive import PLACE, PLACES, at_places, places, text_vectors
 from llama_jax.objectives.flops import features_flops
 from llama_jax.objectives.in_batch import ranked
 from llama_jax.objectives.prediction import check_architecture
@@ -174,7 +174,7 @@ class DenseRetrieval(Base):
             key=key,
         )
         place_BMT = places(text_BT, M * P)
-        id_BM = jnp.max(jnp.where(place_BMT, batch[IDENTITY][:, None], 0), axis=-1)
+        id_BM = at_places(batch[IDENTITY], place_BMT)
         valid_BM = jnp.any(place_BMT, axis=-1)
         vector_BMPD = vector_BMD.reshape(B, M, P, -1)
         id_BMP, valid_BMP = (x_BM.reshape(B, M, P) for x_BM in (id_BM, valid_BM))

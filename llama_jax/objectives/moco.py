@@ -20,7 +20,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.base import ALONE, Batch, Context, Loss, backbone, followed
-from llama_jax.objectives.contrastive import DOCUMENT, InfoNCE, places, places_in
+from llama_jax.objectives.contrastive import DOCUMENT, InfoNCE, at_places, places, places_in
 from llama_jax.objectives.flops import features_flops
 from llama_jax.objectives.info_nce import NEVER
 
@@ -86,7 +86,7 @@ class MomentumContrast(InfoNCE):
         key_a, key_b = (None, None) if key is None else jax.random.split(key)
         place_BMT = places(batch['a/segments'])
         valid_BM = jnp.any(place_BMT, axis=-1)
-        document_BM = jnp.max(jnp.where(place_BMT, batch[f'a/{DOCUMENT}'][:, None], 0), axis=-1)
+        document_BM = at_places(batch[f'a/{DOCUMENT}'], place_BMT)
         query_BMD = self.encode(model, batch, 'a', compute=compute, key=key_a)
         encoder = layers.bind(model.config, carried[ENCODER])
         key_BMD = self.encode(encoder, batch, 'b', compute=compute, key=key_b)

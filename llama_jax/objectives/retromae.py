@@ -23,12 +23,9 @@ from llama_jax.model.attention import Attention
 from llama_jax.model.block import drop
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
-from llama_jax.model.linear import plain_in_use
 from llama_jax.model.masks import Visibility
 from llama_jax.model.mlp import feed_forward
 from llama_jax.model.norm import norm
-from llama_jax.model.positions import sinusoidal
-from llama_jax.model.quantized import rows
 from llama_jax.model.rope import rotation_of
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.asked import Reading
@@ -215,13 +212,11 @@ class Decoder(nnx.Module):
         config = self.config
         keys = [None] * 2 if key is None else list(jax.random.split(key))
         dtype = vector_BTD.dtype
-        embed_VD = plain_in_use(model.embed_VD, 'VD', dtype)
-        embedded_BTD = rows(embed_VD, token_BT, letters='BTD', dtype=dtype)
-        place_BTD = _absolute(model, position_BT, dtype)
-        if config.positions == 'sinusoidal':
-            embedded_BTD *= config.dim**0.5  # as in the backbone
+        place_BTD = model.absolute(position_BT, dtype)
+        if place_BTD is None:
+            place_BTD = jnp.zeros((), dtype)
         first_BT1 = (position_BT == 0)[..., None]
-        context_BTD = jnp.where(first_BT1, vector_BTD, embedded_BTD + place_BTD)
+        context_BTD = jnp.where(first_BT1, vector_BTD, model.embed(token_BT, dtype) + place_BTD)
         rope = None
         if config.positions == 'rope':
             rope = rotation_of(config, position_BT, segment_BT=segment_BT)
@@ -269,13 +264,3 @@ def seen(
     is_vector_BTS = (position_BT == 0)[:, None, :]
     read_BTS = of_text_BTS & (is_vector_BTS | (uniform_BTS >= rate) & ~itself_TS)
     return jnp.where((segment_BT > 0)[..., None], read_BTS, itself_TS)
-
-
-def _absolute(model: Transformer, position_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The vectors of absolute positions [B, T, D]; 0 where rotations stand for positions."""
-    if model.config.positions == 'sinusoidal':
-        return sinusoidal(position_BT, dim=model.config.dim).astype(dtype)
-    if model.position_CD is not None:
-        position_CD = layout.gather(model.position_CD[...].astype(dtype), 'CD')
-        return position_CD.at[position_BT].get(out_sharding=layout.act('BTD'))
-    return jnp.zeros((), dtype)
