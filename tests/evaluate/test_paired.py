@@ -161,6 +161,21 @@ def test_a_difference_of_the_texts_alone_has_the_degrees_of_its_documents():
     assert found.se == pytest.approx(of_documents.std() / 4**0.5, rel=0.08)
 
 
+def test_seeds_and_documents_add_up_and_none_counts_twice():
+    """A difference of parts by seed and by document: the standard error by hand."""
+    of_seed, of_document = np.array([-0.3, 0.1, 0.5]), np.random.default_rng(7).normal(size=6)
+    base_SN = np.random.default_rng(8).normal(size=(3, 12))
+    document_N = np.repeat(np.arange(6), 2)
+    more_SN = base_SN + of_seed[:, None] + of_document[document_N]
+    arms = {'base': sample(base_SN, document_N), 'more': sample(more_SN, document_N)}
+    found = paired.differences(arms, [('more', 'base')])['more', 'base']
+    seeds, documents = of_seed.var(ddof=1) / 3, of_document.var() / 6
+    assert 0.5 < documents / seeds < 2  # neither hides the other
+    assert found.se == pytest.approx(math.sqrt(seeds + documents), rel=0.05)
+    df = (seeds + documents) ** 2 / (seeds**2 / 2 + documents**2 / 5)
+    assert found.df == pytest.approx(df, rel=0.1)
+
+
 def test_one_seed_says_nothing_of_others():
     arms = drawn(np.random.default_rng(3), arms=2, seeds=1)
     found = paired.differences(arms, [('arm 1', 'arm 0')])['arm 1', 'arm 0']
@@ -196,6 +211,19 @@ def test_the_noise_floor_covers_zero_as_often_as_it_says():
     )
     assert 0 < one.half < min(halves) and math.isnan(one.p)
     assert math.isnan(paired.noise(Sample({0: 1.0}), Sample({1000: 2.0})).half)
+
+
+def test_the_noise_of_two_or_three_seeds_is_that_of_unpaired_ones():
+    """Without texts it is Student's test of two independent samples of equal variance."""
+    from scipy import stats
+
+    for base, again in (([1.0, 1.4], [0.7, 1.2]), ([1.0, 1.4, 0.8], [0.7, 1.2, 1.3])):
+        of_again = {1000 + i: x for i, x in enumerate(again)}
+        found = paired.noise(Sample(dict(enumerate(base))), Sample(of_again))
+        wanted = stats.ttest_ind(again, base)
+        assert (found.df, found.p) == (wanted.df, pytest.approx(wanted.pvalue))
+        assert found.half == pytest.approx(stats.t.ppf(0.975, wanted.df) * found.se)
+    assert paired.seed_variance({}) == (pytest.approx(math.nan, nan_ok=True), 0)
 
 
 def test_seeds_that_a_difference_needs():
