@@ -17,6 +17,7 @@ from llama_jax.model.masks import Visibility
 from llama_jax.model.mlp import feed_forward
 from llama_jax.model.norm import Norm, norm
 from llama_jax.model.rope import Rotation
+from llama_jax.model.wanted import Wanted
 
 _PROJECTED = ('query', 'key', 'value')
 
@@ -55,9 +56,11 @@ class Block(nnx.Module):
         cache: LayerCache | None = None,
         at_B: jax.Array | None = None,
         key: jax.Array | None = None,
+        wanted: Wanted | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """Apply the layer; with a `key`, dropout is on. `memory` is what an encoder made [B, S, D],
-        or its keys and values, and what of it is seen."""
+        or its keys and values, and what of it is seen. `wanted`: the output is right there alone,
+        as no layer reads it."""
         n_sublayers = 2 if self.cross is None else 3
         keys = [None] * n_sublayers if key is None else list(jax.random.split(key, n_sublayers))
         with jax.named_scope('attention'):
@@ -81,7 +84,8 @@ class Block(nnx.Module):
                 )
                 x_BTD = self._after(self.cross_norm, x_BTD, update_BTD, keys[1])
         with jax.named_scope('mlp'):
-            update_BTD = self.mlp(self._before(self.mlp_norm, x_BTD))
+            apply = _everywhere if wanted is None else wanted.apply
+            update_BTD = apply(lambda x: self.mlp(self._before(self.mlp_norm, x)), x_BTD)
             x_BTD = self._after(self.mlp_norm, x_BTD, update_BTD, keys[-1])
         return x_BTD, cache
 
@@ -93,6 +97,10 @@ class Block(nnx.Module):
     ) -> jax.Array:
         x_BTD = x_BTD + drop(update_BTD, self.dropout, key)
         return norm(x_BTD) if self.post else x_BTD
+
+
+def _everywhere(f: Callable[[jax.Array], jax.Array], x_BTD: jax.Array) -> jax.Array:
+    return f(x_BTD)
 
 
 def drop(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -15,6 +15,7 @@ from llama_jax.mesh import platform_in_use
 from llama_jax.model.block import Block, rematerialized
 from llama_jax.model.cache import Cache
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.wanted import Wanted
 
 Blocks = Block | nnx.List
 """One Block whose arrays are stacked over layers, or a list of Blocks."""
@@ -33,10 +34,14 @@ def through(
     *,
     compute: Compute,
     keep: Literal['each', 'trunk'] | None = None,
+    wanted: Wanted | None = None,
     **context: Any,
 ) -> tuple[jax.Array, Any]:
     """The output of all layers, and what is to be kept: the output of each [L, B, T, D], or the
-    'trunk' that the last one read. `keys`: of the embedding, then of each layer."""
+    'trunk' that the last one read. `keys`: of the embedding, then of each layer. `wanted`: where
+    the output of the last one is read."""
+    if wanted is not None:
+        return _through_wanted(blocks, x_BTD, keys, wanted=wanted, compute=compute, **context), None
     layer_keys = None if keys is None else keys[1:]
     trunk_BTD = x_BTD
     if isinstance(blocks, nnx.List):
@@ -72,6 +77,32 @@ def through(
     first = x_BTD, trunk_BTD if keep == 'trunk' else None
     (x_BTD, last_BTD), kept = jax.lax.scan(step, first, layers, unroll=unroll)
     return x_BTD, last_BTD if keep == 'trunk' else kept
+
+
+def _through_wanted(
+    blocks: Blocks,
+    x_BTD: jax.Array,
+    keys: jax.Array | None,
+    *,
+    wanted: Wanted,
+    compute: Compute,
+    **context: Any,
+) -> jax.Array:
+    """The last layer by itself, for it alone may leave places out."""
+    before: Blocks
+    if isinstance(blocks, nnx.List):
+        before, last = nnx.List(blocks[:-1]), blocks[-1]
+    else:
+        before = jax.tree.map(lambda x_L: x_L[:-1], blocks)
+        last = jax.tree.map(lambda x_L: x_L[-1], blocks)
+    before_keys = None if keys is None else keys[:-1]
+    trunk_BTD, _ = through(before, x_BTD, before_keys, compute=compute, **context)
+
+    def layer(x_BTD: jax.Array, block: Block, key: jax.Array | None) -> jax.Array:
+        return block(x_BTD, key=key, compute=compute, wanted=wanted, **context)[0]
+
+    last_key = None if keys is None else keys[-1]
+    return rematerialized(layer, compute.remat)(trunk_BTD, last, last_key)
 
 
 def run_beside(

@@ -25,6 +25,7 @@ from llama_jax.model.norm import norm
 from llama_jax.model.positions import sinusoidal
 from llama_jax.model.quantized import product, rows
 from llama_jax.model.rope import Rotation, rotation_of
+from llama_jax.model.wanted import Wanted
 from llama_jax.model.width import width_of
 
 
@@ -93,6 +94,7 @@ class Transformer(nnx.Module):
         place_BT: Int[Array, 'B T'] | None = None,
         key: jax.Array | None = None,
         beside: Sequence[Block] = (),
+        wanted: Wanted | None = None,
     ) -> tuple[Float[Array, '*J B T D'], Cache | None]:
         """Normalised output of the last layer, before the head.
 
@@ -122,6 +124,8 @@ class Transformer(nnx.Module):
           beside: layers that read what the last layer reads, each for itself (see heads.py). Then
             the output is [1 + n, B, T, D], the last layer's first; a cache holds them behind the
             model's own.
+          wanted: where the output is read, and no further piece or layer reads it: elsewhere the
+            last layer's feed-forward part is left out.
         """
         config = self.config
         if cache is not None and not causal:
@@ -141,6 +145,8 @@ class Transformer(nnx.Module):
             raise UserError('a row of a cache is one document: leave segment_BT out')
         if at_B is not None and prefix_BT is not None:
             raise UserError('a prefix has to be in the first piece: leave at_B out')
+        if wanted is not None and (cache is not None or beside):
+            raise UserError('a cache, and layers beside the last, read every place: no `wanted`')
         if at_B is not None:
             at_B = jax.reshard(at_B, layout.act('B'))
         whole = segment_BT is None
@@ -182,7 +188,10 @@ class Transformer(nnx.Module):
         trunk_BTD = x_BTD
         if cache is None:
             x_BTD, trunk_BTD = through(
-                *(self.blocks, x_BTD, keys), keep='trunk' if beside else None, **context
+                *(self.blocks, x_BTD, keys),
+                keep='trunk' if beside else None,
+                wanted=wanted,
+                **context,
             )
         elif not isinstance(self.blocks, nnx.List):
             raise UserError('decoding with a cache needs unrolled layers: see layers.unstack')

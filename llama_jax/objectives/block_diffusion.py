@@ -16,6 +16,7 @@ from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.patterns import Dense
 from llama_jax.model.transformer import Transformer
+from llama_jax.model.wanted import Wanted
 from llama_jax.objectives.asked import Kind, Middle, Question, Reading, Unmasking
 from llama_jax.objectives.base import Batch
 from llama_jax.objectives.diffusion import DRAWS, MaskedDiffusion
@@ -110,6 +111,7 @@ class BlockDiffusion(MaskedDiffusion):
         *,
         compute: Compute,
         key: jax.Array | None = None,
+        wanted: Wanted | None = None,
     ) -> jax.Array:
         place_BT, until_BT = self.places(batch)
         x_BTD, _ = model.features(
@@ -120,6 +122,7 @@ class BlockDiffusion(MaskedDiffusion):
             until_BS=until_BT,
             compute=compute,
             key=key,
+            wanted=wanted,
         )
         return x_BTD
 

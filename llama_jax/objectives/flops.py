@@ -78,9 +78,13 @@ def mean_keys(model: ModelConfig, seq_len: int, *, causal: bool) -> float:
 def layer(model: ModelConfig, keys: float) -> float:
     """Multiply-adds of one position in one layer, of which each query meets `keys`."""
     D, N, K, H = model.dim, model.heads, model.kv_heads, model.head_dim
-    matrices = 3 if model.mlp == 'swiglu' else 2
-    weights = 2 * D * N * H + 2 * D * K * H + matrices * D * model.ffn
+    weights = 2 * D * N * H + 2 * D * K * H + feed_forward(model)
     return weights + 2 * N * H * keys  # q k^T and weights v
+
+
+def feed_forward(model: ModelConfig) -> float:
+    """Multiply-adds of one position in the feed-forward part of one layer."""
+    return (3 if model.mlp == 'swiglu' else 2) * model.dim * model.ffn
 
 
 def cross_attention(model: ModelConfig, keys: float) -> float:

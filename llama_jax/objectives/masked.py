@@ -113,8 +113,12 @@ class MaskedLM(TokenPrediction):
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         """Of a row that one text fills."""
-        predicted = self.selected(seq_len - 1)
-        return decoder_flops(model, seq_len, causal=False, predicted=predicted)
+        predicted = self.predicts(seq_len)
+        whole = decoder_flops(model, seq_len, causal=False, predicted=predicted)
+        return whole - self.skipped_flops(model, seq_len)
+
+    def predicts(self, seq_len: int) -> int:
+        return self.selected(seq_len - 1)
 
     def check(self, model: ModelConfig) -> None:
         check_architecture(model, 'masked language modelling', encoder=False)

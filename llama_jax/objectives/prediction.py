@@ -13,7 +13,9 @@ from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
+from llama_jax.model.wanted import Wanted
 from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
+from llama_jax.objectives.flops import TRAINING, feed_forward
 from llama_jax.objectives.softmax import cross_entropy
 
 ENCODER = 'encoder'
@@ -41,11 +43,21 @@ class TokenPrediction(Base):
     def lends(self) -> bool:
         return type(self).loss is TokenPrediction.loss
 
+    def predicts(self, seq_len: int) -> int:
+        """Tokens of a row that bear loss, where one text fills it; all, unless a class says so."""
+        return seq_len
+
     def read(
-        self, model: Transformer, batch: Batch, *, compute: Compute, key: jax.Array | None
+        self,
+        model: Transformer,
+        batch: Batch,
+        *,
+        compute: Compute,
+        key: jax.Array | None,
+        wanted: Wanted | None = None,
     ) -> jax.Array:
-        """What the model makes of the inputs [B, T, D], before its head."""
-        visible: dict[str, Any] = {}
+        """What the model makes of the inputs [B, T, D], before its head; where it is `wanted`."""
+        visible: dict[str, Any] = {'wanted': wanted}
         if self.sees_all:
             visible['causal'] = False
         if 'prefix' in batch:
@@ -81,7 +93,9 @@ class TokenPrediction(Base):
     ) -> Loss:
         x_BTD = context.features
         if x_BTD is None:
-            x_BTD = self.read(model, batch, compute=compute, key=key)
+            most = self._room(batch['inputs'].shape[1])
+            wanted = None if most is None else Wanted(batch['weights'] != 0, most)
+            x_BTD = self.read(model, batch, compute=compute, key=key, wanted=wanted)
         sums = cross_entropy(
             *(x_BTD, model.head()[...], batch['targets'], batch['weights']),
             *(self.z_loss, model.config.vocab_padding),
@@ -94,6 +108,19 @@ class TokenPrediction(Base):
 
     def loss_tokens(self, batch: Batch) -> int:
         return int(np.count_nonzero(batch['weights']))
+
+    def skipped_flops(self, model: ModelConfig, seq_len: int) -> float:
+        """FLOPs of forward and backward per position that the last layer does not take, as its
+        output is read where there is loss alone."""
+        if self._room(seq_len) is None:
+            return 0.0
+        return TRAINING * feed_forward(model) * (1 - self.predicts(seq_len) / seq_len)
+
+    def _room(self, seq_len: int) -> int | None:
+        """Places of a row for tokens that bear loss: a quarter more than one text has, for several
+        are rounded each. None: for all."""
+        most = -(-5 * self.predicts(seq_len) // 4)
+        return most if 2 * most <= seq_len else None
 
 
 def predicted(inputs: np.ndarray, targets: np.ndarray) -> Example:

@@ -175,7 +175,8 @@ class RetroMAE(Base):
         token, a product with what has no gradient; for a row that one text fills."""
         written = (seq_len - 1) / seq_len
         decoder = TRAINING * (layer(model, seq_len) + written * head(model))
-        return self.masked.flops(model, seq_len) + decoder + 4 * seq_len * model.dim
+        masked = self.masked.flops(model, seq_len) + self.masked.skipped_flops(model, seq_len)
+        return masked + decoder + 4 * seq_len * model.dim
 
     def check(self, model: ModelConfig) -> None:
         check_architecture(model, 'RetroMAE', encoder=False)

@@ -124,7 +124,12 @@ class SpanCorruption(TokenPrediction):
         inputs = self._inputs(seq_len)
         if self.encoder:
             return encoder_decoder_flops(model, inputs, seq_len - inputs)
-        return prefix_flops(model, seq_len, prefix=inputs, predicted=seq_len - inputs)
+        predicted = self.predicts(seq_len)
+        whole = prefix_flops(model, seq_len, prefix=inputs, predicted=predicted)
+        return whole - self.skipped_flops(model, seq_len)
+
+    def predicts(self, seq_len: int) -> int:
+        return seq_len if self.encoder else seq_len - self._inputs(seq_len)
 
     def check(self, model: ModelConfig) -> None:
         name = f'span corruption with encoder={self.encoder}'

@@ -30,7 +30,7 @@ from llama_jax.objectives.base import (
     backbone,
     of_stream,
 )
-from llama_jax.objectives.prediction import in_lanes
+from llama_jax.objectives.prediction import TokenPrediction, in_lanes
 
 BITS = 53
 """Of a number in [0, 1)."""
@@ -237,6 +237,11 @@ class Weighted(Base):
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         sizes = self._sizes(seq_len)
         per_row = [n * part.flops(model, n) for part, n in zip(self.parts, sizes, strict=True)]
+        first = self.parts[0]
+        if isinstance(first, TokenPrediction) and any(part.joins for part in self.parts):
+            per_row[0] += sizes[0] * first.skipped_flops(
+                model, sizes[0]
+            )  # its pass is for others too
         return sum(per_row) / seq_len
 
     def check(self, model: ModelConfig) -> None:
