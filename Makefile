@@ -33,7 +33,7 @@ help:
 	@echo 'make test              lint, types and the tests'
 	@echo 'make test-parity       against PyTorch and transformers; writes the goldens'
 	@echo 'make test-tpu-compile  compiles for TPUs that are not there (Linux)'
-	@echo 'make test-newest       the tests again on the newest Python present'
+	@echo 'make test-newest       each test once on the newest Python present'
 	@echo 'make breaks            breaks the code in 12 places, and tells what no test notices'
 	@echo 'make docs              API pages in runs/api'
 	@echo 'make clean             removes environments and caches, keeps runs/'
@@ -76,7 +76,7 @@ test-tpu-compile: $(TPU)
 test-newest:
 	@newest=$$(sh tools/newest_python.sh '$(PYTHON)'); \
 	if [ -n "$$newest" ]; then $(MAKE) pytest VENV=.venv-newest PYTHON="$$newest" \
-	  SELECT='-m "not parity and not tpu and not slow"'; \
+	  SELECT='-m "not parity and not tpu and not slow" --one-of-each'; \
 	else echo 'test-newest: skipped, no Python newer than $(PYTHON) here'; fi
 
 # make breaks WHERE='llama_jax/data configs' N=60 SEED=12

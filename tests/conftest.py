@@ -41,6 +41,29 @@ if (
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        '--one-of-each',
+        action='store_true',
+        help='take each test with its first parameters alone, but for those marked all_parameters',
+    )
+
+
+@pytest.hookimpl(trylast=True)  # behind the selection by -m and -k
+def pytest_collection_modifyitems(config, items):
+    """On another Python and jax it is functions that may fail, and less their cases."""
+    if not config.getoption('one_of_each'):
+        return
+    seen, left_out = set(), []
+    for item in items[:]:
+        name = item.nodeid.partition('[')[0]
+        if name in seen and item.get_closest_marker('all_parameters') is None:
+            items.remove(item)
+            left_out.append(item)
+        seen.add(name)
+    config.hook.pytest_deselected(items=left_out)
+
+
 _MAPS = Path('/proc/self/maps')
 _MOST_MAPS = 15_000
 """Of the 65,530 that Linux gives a process. Each compiled program takes several, 35 tests of a

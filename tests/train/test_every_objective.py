@@ -150,6 +150,7 @@ QUICK = 'causal', 'weighted', 'switch', 'latent', 'spans encoder', 'instruct'
 """The others are left out on the newest Python."""
 
 
+@pytest.mark.all_parameters
 @pytest.mark.parametrize(
     'name',
     [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EVERY],
