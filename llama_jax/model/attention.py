@@ -42,6 +42,7 @@ class Attention(nnx.Module):
         visible: Visibility,
         compute: Compute,
         memory: jax.Array | LayerCache | None = None,
+        memory_rope: Rotation | None = None,
         cache: LayerCache | None = None,
         at_B: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
@@ -57,7 +58,8 @@ class Attention(nnx.Module):
         q_BTNH = checkpoint_name(q_BTNH, 'query')
         kept = memory if isinstance(memory, LayerCache | LayerParts) else None
         if not isinstance(memory, LayerCache | LayerParts):
-            k_BSKH, v_BSKH = self._projected(x_BTD if memory is None else memory, rope)
+            read = (x_BTD, rope) if memory is None else (memory, memory_rope)
+            k_BSKH, v_BSKH = self._projected(*read)
             if cache is not None:
                 cache = cache.write(k_BSKH, v_BSKH, at_B=at_B, pattern=visible.pattern)
                 kept = None if at_B is None else cache

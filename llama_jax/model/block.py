@@ -17,7 +17,6 @@ from llama_jax.model.masks import Visibility
 from llama_jax.model.mlp import feed_forward
 from llama_jax.model.norm import Norm, norm
 from llama_jax.model.rope import Rotation
-from llama_jax.model.wanted import Wanted
 
 _PROJECTED = ('query', 'key', 'value')
 
@@ -56,11 +55,11 @@ class Block(nnx.Module):
         cache: LayerCache | None = None,
         at_B: jax.Array | None = None,
         key: jax.Array | None = None,
-        wanted: Wanted | None = None,
+        source: tuple[jax.Array, Rotation | None] | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """Apply the layer; with a `key`, dropout is on. `memory` is what an encoder made [B, S, D],
-        or its keys and values, and what of it is seen. `wanted`: the output is right there alone,
-        as no layer reads it."""
+        or its keys and values, and what of it is seen. `source`: the whole rows [B, S, D] and their
+        rotation, where `x_BTD` has some places of them alone; they attend to all."""
         n_sublayers = 2 if self.cross is None else 3
         keys = [None] * n_sublayers if key is None else list(jax.random.split(key, n_sublayers))
         with jax.named_scope('attention'):
@@ -69,6 +68,8 @@ class Block(nnx.Module):
                 rope=rope,
                 visible=visible,
                 compute=compute,
+                memory=None if source is None else self._before(self.attention_norm, source[0]),
+                memory_rope=None if source is None else source[1],
                 cache=cache,
                 at_B=at_B,
             )
@@ -84,8 +85,7 @@ class Block(nnx.Module):
                 )
                 x_BTD = self._after(self.cross_norm, x_BTD, update_BTD, keys[1])
         with jax.named_scope('mlp'):
-            apply = _everywhere if wanted is None else wanted.apply
-            update_BTD = apply(lambda x: self.mlp(self._before(self.mlp_norm, x)), x_BTD)
+            update_BTD = self.mlp(self._before(self.mlp_norm, x_BTD))
             x_BTD = self._after(self.mlp_norm, x_BTD, update_BTD, keys[-1])
         return x_BTD, cache
 
@@ -97,10 +97,6 @@ class Block(nnx.Module):
     ) -> jax.Array:
         x_BTD = x_BTD + drop(update_BTD, self.dropout, key)
         return norm(x_BTD) if self.post else x_BTD
-
-
-def _everywhere(f: Callable[[jax.Array], jax.Array], x_BTD: jax.Array) -> jax.Array:
-    return f(x_BTD)
 
 
 def drop(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -88,7 +88,8 @@ def _through_wanted(
     compute: Compute,
     **context: Any,
 ) -> jax.Array:
-    """The last layer by itself, for it alone may leave places out."""
+    """The last layer by itself, for it alone may leave places out: all are attended to, and the
+    wanted ones alone attend."""
     before: Blocks
     if isinstance(blocks, nnx.List):
         before, last = nnx.List(blocks[:-1]), blocks[-1]
@@ -99,7 +100,19 @@ def _through_wanted(
     trunk_BTD, _ = through(before, x_BTD, before_keys, compute=compute, **context)
 
     def layer(x_BTD: jax.Array, block: Block, key: jax.Array | None) -> jax.Array:
-        return block(x_BTD, key=key, compute=compute, wanted=wanted, **context)[0]
+        def at_wanted(x_BTD: jax.Array) -> jax.Array:
+            source = x_BTD, context['rope']
+            return block(
+                wanted.taken(x_BTD),
+                source=source,
+                rope=wanted.rotation(context['rope']),
+                visible=wanted.visible(context['visible']),
+                compute=compute,
+            )[0]
+
+        return wanted.of(
+            x_BTD, at_wanted, lambda x_BTD: block(x_BTD, key=key, compute=compute, **context)[0]
+        )
 
     last_key = None if keys is None else keys[-1]
     return rematerialized(layer, compute.remat)(trunk_BTD, last, last_key)

@@ -124,8 +124,8 @@ class Transformer(nnx.Module):
           beside: layers that read what the last layer reads, each for itself (see heads.py). Then
             the output is [1 + n, B, T, D], the last layer's first; a cache holds them behind the
             model's own.
-          wanted: where the output is read, and no further piece or layer reads it: elsewhere the
-            last layer's feed-forward part is left out.
+          wanted: where the output is read; elsewhere it is that of zeros, and the last layer does
+            no more there than keys and values. Under dropout all is computed.
         """
         config = self.config
         if cache is not None and not causal:
@@ -145,8 +145,13 @@ class Transformer(nnx.Module):
             raise UserError('a row of a cache is one document: leave segment_BT out')
         if at_B is not None and prefix_BT is not None:
             raise UserError('a prefix has to be in the first piece: leave at_B out')
-        if wanted is not None and (cache is not None or beside):
-            raise UserError('a cache, and layers beside the last, read every place: no `wanted`')
+        if wanted is not None and (cache is not None or memory is not None or beside):
+            raise UserError(
+                'a cache, an encoder and layers beside the last work at every place: leave out '
+                '`wanted`'
+            )
+        if key is not None and config.dropout:
+            wanted = None  # a draw is of whole rows
         if at_B is not None:
             at_B = jax.reshard(at_B, layout.act('B'))
         whole = segment_BT is None

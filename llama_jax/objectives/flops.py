@@ -77,14 +77,15 @@ def mean_keys(model: ModelConfig, seq_len: int, *, causal: bool) -> float:
 
 def layer(model: ModelConfig, keys: float) -> float:
     """Multiply-adds of one position in one layer, of which each query meets `keys`."""
-    D, N, K, H = model.dim, model.heads, model.kv_heads, model.head_dim
-    weights = 2 * D * N * H + 2 * D * K * H + feed_forward(model)
+    return 2 * model.dim * model.kv_heads * model.head_dim + query(model, keys)
+
+
+def query(model: ModelConfig, keys: float) -> float:
+    """The same but for the position's own key and value."""
+    D, N, H = model.dim, model.heads, model.head_dim
+    matrices = 3 if model.mlp == 'swiglu' else 2
+    weights = 2 * D * N * H + matrices * D * model.ffn
     return weights + 2 * N * H * keys  # q k^T and weights v
-
-
-def feed_forward(model: ModelConfig) -> float:
-    """Multiply-adds of one position in the feed-forward part of one layer."""
-    return (3 if model.mlp == 'swiglu' else 2) * model.dim * model.ffn
 
 
 def cross_attention(model: ModelConfig, keys: float) -> float:

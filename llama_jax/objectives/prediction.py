@@ -15,7 +15,7 @@ from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.model.wanted import Wanted
 from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
-from llama_jax.objectives.flops import TRAINING, feed_forward
+from llama_jax.objectives.flops import TRAINING, mean_keys, query
 from llama_jax.objectives.softmax import cross_entropy
 
 ENCODER = 'encoder'
@@ -38,6 +38,8 @@ class TokenPrediction(Base):
 
     sees_all: ClassVar[bool] = False
     """Whether every position sees its whole segment in training, and not what is before it."""
+    in_front: ClassVar[bool] = False
+    """Whether what bears no loss, where it is most, stands in front and sees itself alone."""
 
     @property
     def lends(self) -> bool:
@@ -114,12 +116,16 @@ class TokenPrediction(Base):
         output is read where there is loss alone."""
         if self._room(seq_len) is None:
             return 0.0
-        return TRAINING * feed_forward(model) * (1 - self.predicts(seq_len) / seq_len)
+        left_out = seq_len - self.predicts(seq_len)
+        keys = mean_keys(model, left_out if self.in_front else seq_len, causal=False)
+        return TRAINING * query(model, keys) * left_out / seq_len
 
     def _room(self, seq_len: int) -> int | None:
         """Places of a row for tokens that bear loss: a quarter more than one text has, for several
         are rounded each. None: for all."""
         most = -(-5 * self.predicts(seq_len) // 4)
+        if seq_len >= 8 * _LANES:
+            most = -(-most // _LANES) * _LANES
         return most if 2 * most <= seq_len else None
 
 

@@ -7,7 +7,7 @@ import bisect
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -81,6 +81,8 @@ class SpanCorruption(TokenPrediction):
     encoder: bool = False
     """Inputs to the encoder of an encoder-decoder. False: inputs and targets in one stream, the
     inputs in full view."""
+
+    in_front: ClassVar[bool] = True
 
     @property
     def marks(self) -> bool:

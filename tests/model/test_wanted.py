@@ -13,6 +13,7 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute
+from llama_jax.model.patterns import Window
 from llama_jax.model.wanted import Wanted
 
 B, T = 8, 24
@@ -26,7 +27,9 @@ def wanted_places(per_row, seed=0):
     return at_BT
 
 
-def features_and_gradients(config, params, at_BT, most, *, compute=tiny.REFERENCE, key=None):
+def features_and_gradients(
+    config, params, at_BT, most, *, compute=tiny.REFERENCE, key=None, **seen
+):
     """Output where it is wanted, zeros elsewhere, and the gradients of a function of it."""
     token_BT = tiny.token_ids(B, T)
     weight_BTD = np.random.default_rng(1).standard_normal((B, T, config.dim)).astype(np.float32)
@@ -36,6 +39,7 @@ def features_and_gradients(config, params, at_BT, most, *, compute=tiny.REFERENC
             token_BT,
             compute=compute,
             key=key,
+            **seen,
             wanted=None if most is None else Wanted(jnp.asarray(at_BT), most),
         )
         return jnp.sum(jnp.where(at_BT[:, :, None], jnp.sin(x_BTD) * weight_BTD, 0)), x_BTD
@@ -54,25 +58,42 @@ def assert_equal(found, expected, rounding=2e-6):
     )
 
 
+SEGMENT_BT = np.repeat([[1, 2, 3, 0]], [5, 9, 7, 3], axis=1) * np.ones((B, 1), np.int32)
+PACKED = {
+    'segment_BT': SEGMENT_BT,
+    'position_BT': np.concatenate([np.arange(n) for n in (5, 9, 7, 3)])[None].repeat(B, 0),
+}
+PREFIX = np.tile([1, 1, 1, 0, 0, 0], 4)[None].repeat(B, 0)
+
+
 @pytest.mark.parametrize(
-    ('changes', 'remat'),
+    ('changes', 'compute', 'seen'),
     [
-        ({}, 'none'),
-        ({}, 'full'),
-        ({'norm_place': 'post', 'mlp': 'gelu', 'norm': 'layernorm', 'bias': True}, 'dots'),
-        ({'layers': 1}, 'none'),
-        ({'dropout': 0.5}, 'none'),
+        ({}, {}, {}),
+        ({}, {'remat': 'full'}, {'causal': False, **PACKED}),
+        ({}, {'remat': 'named', 'attention': 'auto'}, {'causal': False, **PACKED}),
+        ({}, {'attention': 'auto'}, {'prefix_BT': PREFIX, **PACKED}),
+        ({'pattern': Window(4)}, {}, PACKED),
+        ({'pattern': Window(4)}, {'attention': 'auto'}, {'causal': False}),
+        (
+            {'norm_place': 'post', 'mlp': 'gelu', 'norm': 'layernorm', 'bias': True},
+            {'remat': 'dots'},
+            {},
+        ),
+        ({'positions': 'learned'}, {}, {'place_BT': np.arange(T)[None].repeat(B, 0) // 2}),
+        ({'layers': 1}, {}, {}),
+        ({'dropout': 0.5}, {}, {}),
     ],
 )
-def test_equals_the_output_of_all_places(changes, remat):
+def test_equals_the_output_of_all_places(changes, compute, seen):
     config = dataclasses.replace(tiny.CONFIG, **changes)
-    compute = dataclasses.replace(tiny.REFERENCE, remat=remat)
+    compute = dataclasses.replace(tiny.REFERENCE, **compute)
     devices = mesh.make(MeshConfig(), jax.devices()[:1])
     at_BT = wanted_places([0, 1, 2, 3, 4, 5, 5, 5])
     key = jax.random.key(3) if config.dropout else None
     with jax.set_mesh(devices):
         params = tiny.parameters(config, devices)
-        how = {'compute': compute, 'key': key}
+        how = {'compute': compute, 'key': key, **seen}
         expected = features_and_gradients(config, params, at_BT, None, **how)
         found = features_and_gradients(config, params, at_BT, 5, **how)
         assert_equal(found, expected)
@@ -102,11 +123,12 @@ def test_devices_give_the_same():
 
 @pytest.mark.parametrize(('per_row', 'computed'), [([5] * B, 5), ([4] * 7 + [6], T)])
 def test_wanted_places_alone_are_computed_while_they_fit(per_row, computed):
-    """The function tells how many places of a row it was given."""
+    """Each function tells of how many places of a row it is."""
     at_BT = wanted_places(per_row)
     with jax.set_mesh(mesh.make(MeshConfig(), jax.devices()[:1])):
         x_BTD = jax.reshard(jnp.ones((B, T, 4)), layout.act('BTD'))
-        found = Wanted(jnp.asarray(at_BT), 5).apply(lambda x: x * x.shape[1], x_BTD)
+        wanted = Wanted(jnp.asarray(at_BT), 5)
+        found = wanted.of(x_BTD, lambda x: 5 * wanted.taken(x), lambda x: T * x)
     np.testing.assert_array_equal(found[:, :, 0], computed * at_BT)
 
 
@@ -114,7 +136,7 @@ def test_refused_where_every_place_is_read():
     devices = mesh.make(MeshConfig(), jax.devices()[:1])
     with jax.set_mesh(devices):
         model = layers.bind(tiny.CONFIG, layers.unstack(tiny.parameters(tiny.CONFIG, devices)))
-        with pytest.raises(UserError, match='read every place'):
+        with pytest.raises(UserError, match='leave out `wanted`'):
             model.features(
                 tiny.token_ids(1, 4),
                 compute=Compute(),

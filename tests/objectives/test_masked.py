@@ -125,7 +125,7 @@ def test_what_cannot_be_is_refused():
 def test_every_token_sees_its_own_text_and_no_other(objective):
     batch = reading.make_batch(objective, seq_len=32, sizes=[11, 14])
     segment = batch['segments'][0]
-    found = reading.reach(objective, DECODER, batch)
+    found = reading.reach_of_all(objective, DECODER, batch)
     np.testing.assert_array_equal(found[segment > 0], reading.same(segment, segment)[segment > 0])
 
 
@@ -164,6 +164,8 @@ def test_an_encoder_is_refused():
 
 def test_flops_count_every_key_and_what_is_made_of_the_selected_alone():
     head = 6 * DECODER.vocab * DECODER.dim
-    last = 6 * 3 * DECODER.dim * DECODER.ffn  # the last layer's, whose output the head alone reads
+    # Of the last layer, whose output the head alone reads, keys and values are made of all.
+    queries = 2 * DECODER.heads * DECODER.head_dim * (DECODER.dim + 64)
+    last = 6 * (queries + 3 * DECODER.dim * DECODER.ffn)
     without = decoder_flops(DECODER, 64, causal=False) - head - last
     assert FORMS[0].flops(DECODER, 64) == pytest.approx(without + (head + last) * 9 / 64)

@@ -243,7 +243,7 @@ def test_who_sees_whom_on_a_decoder():
     segment, prefix = batch['segments'][0], batch['prefix'][0] > 0
     place = np.arange(48)
     seen = reading.same(segment, segment) & ((place[:, None] >= place) | prefix)
-    found = reading.reach(objective, DECODER, batch)
+    found = reading.reach_of_all(objective, DECODER, batch)
     np.testing.assert_array_equal(found[segment > 0], seen[segment > 0])
     # The inputs see no target, and no target sees itself or what comes after.
     assert not found[np.ix_(prefix, ~prefix)].any()
@@ -296,6 +296,7 @@ def test_flops_are_those_of_the_longest_text():
     assert FORMS[0].flops(DECODER, 513) == pytest.approx(
         decoder_flops(DECODER, 513, causal=True)
         + 6 * DECODER.layers * 2 * DECODER.heads * DECODER.head_dim * pairs / 513
-        # Where nothing is predicted there is no head, nor the last layer's feed-forward part.
+        # Where nothing is predicted there is no head, and of the last layer keys and values alone.
         - 6 * (DECODER.vocab + 3 * DECODER.ffn) * DECODER.dim * inputs / 513
+        - 6 * 2 * DECODER.heads * DECODER.head_dim * (DECODER.dim + inputs) * inputs / 513
     )
