@@ -114,7 +114,7 @@ class TokenPrediction(Base):
     def skipped_flops(self, model: ModelConfig, seq_len: int) -> float:
         """FLOPs of forward and backward per position that the last layer does not take, as its
         output is read where there is loss alone."""
-        if self._room(seq_len) is None:
+        if self._room(seq_len) is None or model.dropout:
             return 0.0
         left_out = seq_len - self.predicts(seq_len)
         keys = mean_keys(model, left_out if self.in_front else seq_len, causal=False)

@@ -57,7 +57,9 @@ def _on_a_model(objective):
     except UserError:
         objective.check(BOTH)
         return objective, BOTH
-    return objective, DECODER
+    # Without dropout there is no output where there is no loss.
+    sure = objective in (SpanCorruption(), MaskedLM(read_previous=True))
+    return objective, replace(DECODER, dropout=0.0) if sure else DECODER
 
 
 _NAMES = dict.fromkeys([*REGISTRY, *SETTINGS])
