@@ -44,8 +44,10 @@ help:
 quickstart: $(CORE)
 	$(VENV)/bin/python -m experiments.pretrain quickstart --workdir runs/quickstart
 
+# Two runs at a time on a CPU: each leaves half of it idle.
 compare: $(COMPARE)
-	$(VENV)/bin/python -m experiments.compare objectives_small --workdir runs/compare
+	jobs=$$($(VENV)/bin/python -c 'import jax; print(2 if jax.default_backend() == "cpu" else 1)'); \
+	$(VENV)/bin/python -m experiments.compare objectives_small --jobs $$jobs --workdir runs/compare
 
 finetune: $(TUNE)
 	$(VENV)/bin/python -m benchmarks.sets bbc_chat runs/data/topics

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from configs.objectives import _arm, objectives_small
+from configs.objectives import _ONE_FINE_TUNING, _arm, _at_rate, _smaller
 from llama_jax.compare.grid import Grid
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.evaluate.suite import Suite
@@ -23,7 +23,7 @@ from llama_jax.objectives.masked_inputs import MaskedInputs
 from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.objectives.token_order import TokenOrder
 from llama_jax.objectives.weighted import Weighted
-from llama_jax.optim.muon import Muon
+from llama_jax.optim.adamw import AdamW
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import Experiment
 
@@ -34,7 +34,7 @@ _LIKELIHOOD = Suite(topics=0, order=0, pairs='', pool=0, windows=128)
 
 def _base(*, steps: int) -> Experiment:
     """1 million parameters on the source of Python's standard library, 4096 tokens a step."""
-    base = objectives_small().arms[0].experiment
+    base = _smaller()
     return replace(
         base,
         name='base',
@@ -284,7 +284,7 @@ def biphasic() -> Grid:
             _arm('causal_first', base, objective=first),
         ),
         seeds=3,
-        suite=Suite(rates=(1e-3,), tuned_seeds=1, steps=60, order=240, windows=32),
+        suite=replace(_ONE_FINE_TUNING, windows=32),
     )
 
 
@@ -329,8 +329,10 @@ def muon() -> Grid:
         name='muon',
         title='Muon against AdamW',
         arms=(
-            _arm('adamw', base),
-            _arm('muon', base, optimizer=Muon(schedule=base.optimizer.schedule)),
+            _arm(
+                'adamw', base, optimizer=AdamW(schedule=replace(base.optimizer.schedule, peak=5e-3))
+            ),
+            _arm('muon', base),
         ),
         seeds=3,
         suite=_LIKELIHOOD,
@@ -349,9 +351,9 @@ def noise() -> Grid:
     return Grid(
         name='noise',
         title='Causal against itself under other seeds',
-        arms=(_arm('causal', base, objective=CausalLM()),),
+        arms=(_at_rate(3e-2, 'causal', base, objective=CausalLM()),),
         seeds=5,
-        suite=Suite(rates=(1e-3,), tuned_seeds=1, steps=60, order=240),
+        suite=_ONE_FINE_TUNING,
         may_differ=(),
         tuned='as in objectives_small',
     )
