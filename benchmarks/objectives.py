@@ -29,6 +29,7 @@ from llama_jax.objectives import of_text
 from llama_jax.objectives.base import Objective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.moco import MomentumContrast
 from llama_jax.objectives.spans import SpanCorruption
 from llama_jax.objectives.weighted import Weighted
@@ -39,8 +40,25 @@ from llama_jax.train.experiment import Experiment, resolved
 from llama_jax.train.run import place
 from llama_jax.train.step import initial_state, train_step
 
+
+@dataclass(frozen=True)
+class _MaskedEverywhere(MaskedLM):
+    """With the last layer at places that nobody reads."""
+
+    def _room(self, seq_len: int) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class _SpansEverywhere(SpanCorruption):
+    def _room(self, seq_len: int) -> None:
+        return None
+
+
 ARMS: dict[str, Objective] = {
     **of_text(),
+    'masked, last layer everywhere': _MaskedEverywhere(),
+    'spans, last layer everywhere': _SpansEverywhere(),
     'moco': MomentumContrast(queue=4096),
     'spans, encoder-decoder': SpanCorruption(encoder=True),
     'causal + contrastive': Weighted(
