@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from configs.objectives import _ONE_FINE_TUNING, _arm, _at_rate, _smaller
+from configs.objectives import _ONE_FINE_TUNING, _arm, _at_rate, _small
 from llama_jax.compare.grid import Grid
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.evaluate.suite import Suite
@@ -34,7 +34,7 @@ _LIKELIHOOD = Suite(topics=0, order=0, pairs='', pool=0, windows=128)
 
 def _base(*, steps: int) -> Experiment:
     """1 million parameters on the source of Python's standard library, 4096 tokens a step."""
-    base = _smaller()
+    base = _small()
     return replace(
         base,
         name='base',

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from configs.objectives import _arm, _smaller
+from configs.objectives import _arm, _small
 from llama_jax.compare.grid import Grid
 from llama_jax.evaluate.suite import Suite
 
@@ -21,7 +21,7 @@ WIDTHS = (32, 64, 128, 192)
 
 def _sizes(name: str, title: str, steps: int) -> Grid:
     """Every width at `steps` steps of 4,096 tokens. The schedule ends where the run does."""
-    base = _smaller()
+    base = _small()
     schedule = replace(base.optimizer.schedule, warmup_steps=steps // 10)
     base = replace(
         base,
