@@ -70,16 +70,19 @@ class Tuned(NamedTuple):
     """Least validation loss at each rate, in nats."""
     steps: list[int]
     """At which each seed's run was best on validation."""
+    most: int
+    """Steps of the budget."""
 
     def about(self) -> dict[str, Any]:
         """For the record; 'edge': whether the rate is the first or last of several, so that one
-        beyond could be better."""
+        beyond could be better; 'cut': in how many runs the last step was the best."""
         rates = sorted(self.validation)
         return {
             'rate': self.rate,
             'edge': len(rates) > 1 and self.rate in (rates[0], rates[-1]),
             'validation_loss': {f'{rate:g}': loss for rate, loss in self.validation.items()},
             'steps': self.steps,
+            'cut': sum(step == self.most for step in self.steps),
             'accuracy_of_seeds': self.right_SN.mean(axis=1).tolist(),
         }
 
@@ -117,6 +120,7 @@ def finetune(
         rate,
         {rate: one.loss for rate, one in first.items()},
         [one.step for one in runs],
+        budget.steps,
     )
 
 

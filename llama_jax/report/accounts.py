@@ -138,6 +138,28 @@ def code(grid: GridRecords) -> list[str]:
     return told
 
 
+def fine_tuning(grid: GridRecords) -> list[str]:
+    """Sentences on fine-tunings that more steps or other rates could make better."""
+    told = []
+    for key, what, remedy in (
+        ('cut', 'was still getting better at its last step', 'raise --suite.steps'),
+        ('edge', 'took the lowest or highest of its learning rates', 'widen --suite.rates'),
+    ):
+        arms = [
+            f'{arm.name} ({n} of {len(arm.runs)} seeds)'
+            for arm in grid.arms
+            if (n := sum(_of_fine_tuning(run, key) for run in arm.runs))
+        ]
+        if arms:
+            told.append(f'Fine-tuning {what} in {", ".join(arms)}: {remedy}.')
+    return told
+
+
+def _of_fine_tuning(run: SeedRun, key: str) -> bool:
+    found = run.evaluation.get('finetuning')
+    return isinstance(found, dict) and bool(found.get(key))
+
+
 def held_fixed(grid: GridRecords) -> Table:
     """Names and hashes, or values, of what is the same in all arms."""
     fixed = grid.facts.get('held_fixed')

@@ -188,7 +188,7 @@ def notes(grid: GridRecords) -> list[str]:
             f'This grid is not complete: {done} of {len(runs)} runs are finished. Tables of '
             f'metrics hold those; curves show all. Open: {", ".join(open_arms)}.'
         )
-    return [*told, *accounts.code(grid), *grid.problems]
+    return [*told, *accounts.code(grid), *accounts.fine_tuning(grid), *grid.problems]
 
 
 def title(grid: GridRecords) -> str:

@@ -218,12 +218,14 @@ def test_finetuning_learns_what_can_be_learnt_and_stops_by_validation(mesh, para
     assert found.rate == 1e-2 and found.validation[1e-2] < 0.1 < found.validation[1e-6]
     about = found.about()
     assert about['edge'] and about['accuracy_of_seeds'] == [1, 1]
+    assert found.steps == [40, 40] and about['cut'] == 2  # the loss still falls at the last step
     alone = tuned(texts, labels, mesh, params)
     np.testing.assert_array_equal(alone.right_SN[0], found.right_SN[0])
     assert alone.steps == found.steps[:1] and not alone.about()['edge']
     # Nothing to learn: chance, 3 sigma of 50 draws, and the best step is an early one.
     noise = tuned(texts, rng.permutation(labels), mesh, params)
-    assert 0.29 < noise.right_SN.mean() < 0.71 and noise.steps[0] < 40
+    assert 0.29 < noise.right_SN.mean() < 0.71
+    assert noise.steps[0] < 40 and not noise.about()['cut']
     # A rate that leaves the numbers is not the best one.
     wild = tuned(texts, labels, mesh, params, rates=(1e30, 1e-2))
     assert wild.rate == 1e-2

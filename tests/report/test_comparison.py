@@ -47,14 +47,15 @@ def test_budget_and_cost(three):
 
 
 def test_what_was_not_made_alike_is_said_and_clipping_is_counted(three):
-    assert 'they are not equals' not in page(three)
+    assert 'they are not equals' not in page(three) and 'Fine-tuning' not in page(three)
     path = three / 'masked/seed-1'
     facts = json.loads((path / 'run.json').read_text('utf-8'))
     facts |= {'code': 'b', 'versions': {'jax': '0.0.1'}}
     facts['experiment']['optimizer'] = {'clip': 1.0}
     (path / 'run.json').write_text(json.dumps(facts))
     for seed, texts in ((0, 'x'), (1, 'y')):
-        made = {**compared.evaluation('masked', seed), 'examples': texts}
+        tuned = {'cut': 1 - seed, 'edge': True}
+        made = {**compared.evaluation('masked', seed), 'examples': texts, 'finetuning': tuned}
         (three / f'masked/seed-{seed}/evaluation.json').write_text(json.dumps(made))
     first = three / 'causal/seed-0/run.json'
     first.write_text(json.dumps(json.loads(first.read_text('utf-8')) | {'code': 'a'}))
@@ -68,6 +69,10 @@ def test_what_was_not_made_alike_is_said_and_clipping_is_counted(three):
         'Runs were trained by different code: they are not equals.',
         'Runs were trained by different versions of packages: they are not equals.',
         'Runs were measured on different texts: they are not equals.',
+        'Fine-tuning was still getting better at its last step in masked (1 of 3 seeds): raise '
+        '--suite.steps.',
+        'Fine-tuning took the lowest or highest of its learning rates in masked (2 of 3 seeds): '
+        'widen --suite.rates.',
     ):
         assert sentence in text
     assert cells(accounts.cost(read_grid(three)), 'masked')['clipped'].text == '50%'
