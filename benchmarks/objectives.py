@@ -25,6 +25,7 @@ from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
+from llama_jax.model.config import ModelConfig
 from llama_jax.objectives import of_text
 from llama_jax.objectives.base import Objective
 from llama_jax.objectives.causal import CausalLM
@@ -45,13 +46,13 @@ from llama_jax.train.step import initial_state, train_step
 class _MaskedEverywhere(MaskedLM):
     """With the last layer at places that nobody reads."""
 
-    def _room(self, seq_len: int) -> None:
+    def _room(self, model: ModelConfig, seq_len: int) -> None:
         return None
 
 
 @dataclass(frozen=True)
 class _SpansEverywhere(SpanCorruption):
-    def _room(self, seq_len: int) -> None:
+    def _room(self, model: ModelConfig, seq_len: int) -> None:
         return None
 
 

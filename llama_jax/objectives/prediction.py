@@ -23,6 +23,8 @@ ENCODER = 'encoder'
 
 _LANES = 128
 """Of a TPU: fused attention takes lengths in multiples of it."""
+_FEW_LAYERS = 8
+"""At most, of models whose last layer is computed where there is loss alone."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class TokenPrediction(Base):
     ) -> Loss:
         x_BTD = context.features
         if x_BTD is None:
-            most = self._room(batch['inputs'].shape[1])
+            most = self._room(model.config, batch['inputs'].shape[1])
             wanted = None if most is None else Wanted(batch['weights'] != 0, most)
             x_BTD = self.read(model, batch, compute=compute, key=key, wanted=wanted)
         sums = cross_entropy(
@@ -114,15 +116,18 @@ class TokenPrediction(Base):
     def skipped_flops(self, model: ModelConfig, seq_len: int) -> float:
         """FLOPs of forward and backward per position that the last layer does not take, as its
         output is read where there is loss alone."""
-        if self._room(seq_len) is None or model.dropout:
+        if self._room(model, seq_len) is None or model.dropout:
             return 0.0
         left_out = seq_len - self.predicts(seq_len)
         keys = mean_keys(model, left_out if self.in_front else seq_len, causal=False)
         return TRAINING * query(model, keys) * left_out / seq_len
 
-    def _room(self, seq_len: int) -> int | None:
+    def _room(self, model: ModelConfig, seq_len: int) -> int | None:
         """Places of a row for tokens that bear loss: a quarter more than one text has, for several
-        are rounded each. None: for all."""
+        are rounded each. None: for all. One layer of many is not worth its own program, which
+        takes 4 GB more of a TPU for 16 layers of 2048."""
+        if model.layers > _FEW_LAYERS:
+            return None
         most = -(-5 * self.predicts(seq_len) // 4)
         if seq_len >= 8 * _LANES:
             most = -(-most // _LANES) * _LANES

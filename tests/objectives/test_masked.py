@@ -1,5 +1,7 @@
 """Masked language modelling: 80/10/10, and where a token is read."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -169,3 +171,7 @@ def test_flops_count_every_key_and_what_is_made_of_the_selected_alone():
     last = 6 * (queries + 3 * DECODER.dim * DECODER.ffn)
     without = decoder_flops(DECODER, 64, causal=False) - head - last
     assert FORMS[0].flops(DECODER, 64) == pytest.approx(without + (head + last) * 9 / 64)
+    # One layer of many is computed as the others are.
+    deep = dataclasses.replace(DECODER, layers=9)
+    whole = decoder_flops(deep, 64, causal=False) - head
+    assert FORMS[0].flops(deep, 64) == pytest.approx(whole + head * 9 / 64)
