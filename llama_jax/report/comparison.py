@@ -28,11 +28,11 @@ _BOLD = (
     'arms; where nothing is shown nothing is bold. ▽: not above a baseline.'
 )
 _BELOW = (
-    'Metrics in which no arm is above every baseline: at this size and budget training has not '
-    'helped in them, so that they are no headline. They rank arms by something else than what is '
-    'learned.'
+    'Metrics whose best arm is not above every baseline of it: at this size and budget training '
+    'has not helped in them, so that they are no headline. They rank arms by something else than '
+    'what is learned.'
 )
-_NONE = ' No arm is above every baseline in any of them.'
+_NONE = ' In none of them is the best arm above every baseline.'
 _UNMEASURED = ' The suite of this comparison measures none of them.'
 _DIFFERENCES = (
     'Each arm less the first, on the same seeds and the same texts; in brackets the interval (95%, '

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 
 from llama_jax.evaluate import stats
 from llama_jax.evaluate.metrics import METRICS
@@ -32,13 +33,15 @@ def measured(grid: GridRecords, metrics: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def headline(grid: GridRecords) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The common metrics in which some arm is above every baseline of it, and the others: of them a
-    comparison says how well its arms do what no training is needed for."""
+    """The common metrics whose best arm, by the means, is above every baseline of it, and the
+    others: of them a comparison says how well its arms do what no training is needed for."""
     common = measured(grid, HEADLINE)
 
     def helped(metric: str) -> bool:
-        arms = [arm for arm in grid.arms if arm.values(metric)]
-        return not arms or any(not below(grid, arm, metric) for arm in arms)
+        arms = {arm.name: arm for arm in grid.arms if arm.values(metric)}
+        sign = 1 if METRICS[metric].higher_is_better else -1
+        best = max(arms.values(), key=lambda arm: sign * fmean(arm.values(metric)), default=None)
+        return best is None or not below(grid, best, metric)
 
     carried = tuple(metric for metric in common if helped(metric))
     return carried, tuple(metric for metric in common if metric not in carried)

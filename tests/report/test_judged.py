@@ -161,6 +161,10 @@ def test_baselines_are_rows_and_an_arm_below_one_is_marked(three):
     html = page(three)
     assert 'Below a baseline' in html and f'The share of the {len(scores.tasks(carried))} ' in html
     assert "'recall_doc_1'" not in str(scores.tasks(carried))
+    # Nor what the best arm had before its first step, whoever else has learned.
+    set_metric(three, 'causal', 'recall_span_1', [0.97, 0.97])
+    assert 'recall_span_1' in carried
+    assert 'recall_span_1' in scores.headline(read_grid(three))[1]
 
 
 def test_one_seed_has_no_deviation(tmp_path):
