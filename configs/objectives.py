@@ -230,7 +230,8 @@ def objectives_1b() -> Grid:
     Launch, on every host of a slice, an arm per slice and one directory for all of them:
         LLAMA_JAX_COORDINATOR=auto python -m experiments.compare objectives_1b \\
             --only causal --workdir /a/shared/file/system
-    What it takes: python -m tpu.plan objectives_1b --topology v5e:4x8
+    What it takes: python -m tpu.plan objectives_1b --topology v5e:4x8; 9.2 of 16 GB a chip at most
+    (spans and UL2, whose prefix no fused kernel takes), 5.0 to 5.4 (replaced, causal_contrastive).
     Expected: as `objectives`, with differences that are larger than those of seeds. About 1.4e20
     FLOPs a run: 19 hours on 32 chips of v5e at a third of their peak. It is measured on its own
     held-out text.
