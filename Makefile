@@ -27,13 +27,13 @@ TPU := .venv-tpu/.test-$(BY)
 
 help:
 	@echo 'make quickstart        train, sample and report in a few minutes: runs/quickstart'
-	@echo 'make compare           three objectives, three seeds, a report in 25 minutes: runs/compare'
+	@echo 'make compare           three objectives, three seeds, a report in 20 minutes: runs/compare'
 	@echo 'make finetune          SmolLM2 tuned to tell the topics of news, and measured: runs/finetune'
 	@echo 'make weights           the weights of SmolLM2-135M (93 MB) to generate with and to serve'
 	@echo 'make test              lint, types and the tests'
 	@echo 'make test-parity       against PyTorch and transformers; writes the goldens'
 	@echo 'make test-tpu-compile  compiles for TPUs that are not there (Linux)'
-	@echo 'make test-newest       each test once on the newest Python present'
+	@echo 'make test-newest       each test once (tests marked all_parameters as a whole) on the newest Python'
 	@echo 'make breaks            breaks the code in 12 places, and tells what no test notices'
 	@echo 'make docs              API pages in runs/api'
 	@echo 'make clean             removes environments and caches, keeps runs/'
@@ -46,7 +46,7 @@ quickstart: $(CORE)
 
 # Two runs at a time on a CPU: each leaves half of it idle.
 compare: $(COMPARE)
-	jobs=$$($(VENV)/bin/python -c 'import jax; print(2 if jax.default_backend() == "cpu" else 1)'); \
+	jobs=$$($(VENV)/bin/python -c 'import jax; print(2 if jax.default_backend() == "cpu" else 1)') && \
 	$(VENV)/bin/python -m experiments.compare objectives_small --jobs $$jobs --workdir runs/compare
 
 finetune: $(TUNE)

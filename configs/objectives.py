@@ -95,7 +95,7 @@ def _small() -> Experiment:
 
 
 _ONE_FINE_TUNING = Suite(rates=(1e-3,), tuned_seeds=1, steps=240, batch=16, order=1600)
-"""A run: three rates and three seeds of it take longer than the training of small arms."""
+"""Once a run, at one rate: three rates and three seeds would take longer than to train."""
 
 
 def _arm(name: str, base: Experiment, **changes: Any) -> Arm:
@@ -155,7 +155,7 @@ def objectives_small() -> Grid:
             python -m experiments.compare objectives_small --workdir runs/compare
             python -m experiments.compare objectives_small --tune-rates --workdir runs/tuned
     Expected: 20 minutes on two idle CPU cores, two runs at a time. The headline table has the
-    metrics in which some arm is above TF-IDF, chance and its own backbone before the first step;
+    metrics whose best arm is above TF-IDF, chance and its own backbone before the first step;
     docs/objectives.md has the figures.
     """
     base = _small()
@@ -170,7 +170,8 @@ def objectives_small() -> Grid:
         seeds=3,
         suite=_ONE_FINE_TUNING,
         may_differ=('name', 'objective', 'optimizer.schedule.peak'),
-        tuned='of 1e-3, 3e-3, 1e-2 and 3e-2 by --tune-rates, in 160 steps of the same comparison',
+        tuned='of 1e-3, 3e-3, 1e-2 and 3e-2 by --tune-rates, in 160 steps of the same comparison; '
+        'causal has the highest of them, contrastive the lowest',
     )
 
 
@@ -181,7 +182,7 @@ def frontier() -> Grid:
     Launch: python -m experiments.compare frontier --tune-rates --workdir runs/frontier
     Expected: likelihoods of the diffusion arms are bounds and stand beside the exact ones without
     being ranked; latent prediction is the negative control, level with causal. 27 runs and 40
-    that choose rates, a minute or two each on two CPU cores.
+    that choose rates, two or three minutes each on two CPU cores.
     """
     base = _small()
     return Grid(
@@ -207,7 +208,7 @@ def vectors() -> Grid:
 
     Launch: python -m experiments.compare vectors --tune-rates --workdir runs/vectors
     Expected: contrastive arms lead in retrieval and alignment, RetroMAE above masked. Not measured
-    yet; 15 runs and 20 that choose rates, a minute or two each on two CPU cores.
+    yet; 15 runs and 20 that choose rates, two or three minutes each on two CPU cores.
     """
     base = _small()
     return Grid(

@@ -52,7 +52,7 @@ def of_grid(arguments: Sequence[str], grid: Grid) -> tuple[Grid, list[str]]:
         own = chosen(arm.experiment.optimizer, type(optimizer))
         experiment = dataclasses.replace(arm.experiment, optimizer=own)
         arms.append(dataclasses.replace(arm, experiment=experiment))
-    return dataclasses.replace(grid, arms=tuple(arms)), others
+    return dataclasses.replace(grid, arms=tuple(arms), tuned=''), others
 
 
 def listing() -> str:

@@ -195,10 +195,15 @@ def common(experiment: Experiment) -> dict[str, Any]:
     return {name: getattr(experiment, name) for name in fields}
 
 
+_RATES_GO_BY = ('model', 'data', 'train', 'optimizer', 'objective', 'start', 'tune')
+"""Parts of an experiment with which the best learning rate changes."""
+
+
 def overridden(grid: Grid, settings: dict[str, Any]) -> Grid:
     """The grid with the values of `settings` that differ from those of the first arm, in every arm.
 
-    `settings` are parts of an experiment, as `common` gives them.
+    `settings` are parts of an experiment, as `common` gives them. Rates that were chosen for other
+    settings are not called chosen any more.
     """
     first = grid.arms[0].experiment
     changes = list(_changes(to_dict(first), to_dict(replace(first, **settings))))
@@ -213,7 +218,8 @@ def overridden(grid: Grid, settings: dict[str, Any]) -> Grid:
                 inner = inner[group]
             inner[last] = value
         arms.append(replace(arm, experiment=from_dict(plain)))
-    return replace(grid, arms=tuple(arms))
+    kept = all(path[0] not in _RATES_GO_BY for path, _ in changes)
+    return replace(grid, arms=tuple(arms), tuned=grid.tuned if kept else '')
 
 
 def _changes(before: Any, after: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:

@@ -46,7 +46,8 @@ class Attention(nnx.Module):
         cache: LayerCache | None = None,
         at_B: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
-        """Attend from `x_BTD` to itself, or to a memory [B, S, D] or its `keys_and_values`. A cache
+        """Attend from `x_BTD` to itself, or to a memory [B, S, D], whose keys are rotated by
+        `memory_rope`, or to its `keys_and_values`. A cache
         is written from place `at_B` on, and what it held before is attended to as well; `at_B`
         None: it held nothing."""
         dtype = x_BTD.dtype

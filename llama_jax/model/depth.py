@@ -96,6 +96,9 @@ def _through_wanted(
     else:
         before = jax.tree.map(lambda x_L: x_L[:-1], blocks)
         last = jax.tree.map(lambda x_L: x_L[-1], blocks)
+    few = compute
+    if compute.attention not in ('reference', 'xla'):  # others may refuse a part of the queries
+        few = replace(compute, attention='auto')
     before_keys = None if keys is None else keys[:-1]
     trunk_BTD, _ = through(before, x_BTD, before_keys, compute=compute, **context)
 
@@ -107,7 +110,7 @@ def _through_wanted(
                 source=source,
                 rope=wanted.rotation(context['rope']),
                 visible=wanted.visible(context['visible']),
-                compute=compute,
+                compute=few,
             )[0]
 
         return wanted.of(

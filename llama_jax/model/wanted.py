@@ -66,7 +66,7 @@ class Wanted:
         is_none_BN = place_BN == self.at_BT.shape[1]
         segment_BN = jnp.where(is_none_BN, segment_BS[:, :1], self.taken(visible.query_segment_BT))
         query_BN, key_BS = visible.query_place_BT, visible.key_place_BS
-        if visible.causal or visible.pattern != Dense():
+        if visible.causal or visible.pattern != Dense() or query_BN is not None:
             if query_BN is None or key_BS is None:
                 query_BN = key_BS = jnp.cumsum(jnp.ones_like(segment_BS), axis=1) - 1
             query_BN = jnp.where(is_none_BN, key_BS[:, :1], self.taken(query_BN))

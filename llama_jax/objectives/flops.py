@@ -1,7 +1,8 @@
 """Model FLOPs, the numerator of model FLOPs utilisation (Chowdhery et al. 2022, appendix B).
 
 A multiply-add counts as two, the backward pass as two forward passes. All matrix products are
-counted, the head's where there is loss included (objectives/softmax.py computes it nowhere else);
+counted, the head's where there is loss included (objectives/softmax.py computes it nowhere else;
+nor is the last layer where `TokenPrediction.skipped_flops` says so);
 the embedding's look-up, norms and recomputation are not. Every row is taken to be unpacked: a query
 meets (T + 1) / 2 keys on average under a causal mask, T under a full one. A sparse pattern is
 counted by the keys that it lets through.

@@ -12,6 +12,7 @@ from llama_jax.data.pieces import Example
 from llama_jax.errors import UserError
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
+from llama_jax.model.patterns import Dense
 from llama_jax.model.transformer import Transformer
 from llama_jax.model.wanted import Wanted
 from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
@@ -125,12 +126,13 @@ class TokenPrediction(Base):
     def _room(self, model: ModelConfig, seq_len: int) -> int | None:
         """Places of a row for tokens that bear loss: a quarter more than one text has, for several
         are rounded each. None: for all. One layer of many is not worth its own program, which
-        takes 4 GB more of a TPU for 16 layers of 2048."""
-        if model.layers > _FEW_LAYERS:
+        takes 4 GB more of a TPU for 16 layers of 2048; nor is one whose pattern a kernel computes
+        by blocks of whole rows."""
+        if model.layers > _FEW_LAYERS or model.pattern != Dense():
             return None
         most = -(-5 * self.predicts(seq_len) // 4)
-        if seq_len >= 8 * _LANES:
-            most = -(-most // _LANES) * _LANES
+        lanes = _LANES if seq_len >= 8 * _LANES else 2  # cuDNN takes an even number
+        most = -(-most // lanes) * lanes
         return most if 2 * most <= seq_len else None
 
 

@@ -226,6 +226,7 @@ class Decoder(nnx.Module):
             self.attention_norm(x_BTD),
             rope=rope,
             memory=self.context_norm(context_BTD),
+            memory_rope=rope,
             visible=Drawn(segment_BT, segment_BT, causal=False, seen_BTS=seen_BTS),
             compute=dataclasses.replace(compute, attention='reference'),
         )

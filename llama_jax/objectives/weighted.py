@@ -239,9 +239,8 @@ class Weighted(Base):
         per_row = [n * part.flops(model, n) for part, n in zip(self.parts, sizes, strict=True)]
         first = self.parts[0]
         if isinstance(first, TokenPrediction) and any(part.joins for part in self.parts):
-            per_row[0] += sizes[0] * first.skipped_flops(
-                model, sizes[0]
-            )  # its pass is for others too
+            # Its pass is for others too.
+            per_row[0] += sizes[0] * first.skipped_flops(model, sizes[0])
         return sum(per_row) / seq_len
 
     def check(self, model: ModelConfig) -> None:

@@ -145,10 +145,11 @@ def fine_tuning(grid: GridRecords) -> list[str]:
         ('cut', 'was still getting better at its last step', 'raise --suite.steps'),
         ('edge', 'took the lowest or highest of its learning rates', 'widen --suite.rates'),
     ):
+        runs = {arm.name: [*arm.runs, *arm.again] for arm in grid.arms}
         arms = [
-            f'{arm.name} ({n} of {len(arm.runs)} seeds)'
-            for arm in grid.arms
-            if (n := sum(_of_fine_tuning(run, key) for run in arm.runs))
+            f'{name} ({n} of {len(of_arm)} runs)'
+            for name, of_arm in runs.items()
+            if (n := sum(_of_fine_tuning(run, key) for run in of_arm))
         ]
         if arms:
             told.append(f'Fine-tuning {what} in {", ".join(arms)}: {remedy}.')

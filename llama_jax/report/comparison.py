@@ -28,7 +28,7 @@ _BOLD = (
     'arms; where nothing is shown nothing is bold. ▽: not above a baseline.'
 )
 _BELOW = (
-    'Metrics whose best arm is not above every baseline of it: at this size and budget training '
+    'Metrics in which the best arm is below one of its baselines: at this size and budget training '
     'has not helped in them, so that they are no headline. They rank arms by something else than '
     'what is learned.'
 )

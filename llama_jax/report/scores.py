@@ -38,10 +38,10 @@ def headline(grid: GridRecords) -> tuple[tuple[str, ...], tuple[str, ...]]:
     common = measured(grid, HEADLINE)
 
     def helped(metric: str) -> bool:
-        arms = {arm.name: arm for arm in grid.arms if arm.values(metric)}
         sign = 1 if METRICS[metric].higher_is_better else -1
-        best = max(arms.values(), key=lambda arm: sign * fmean(arm.values(metric)), default=None)
-        return best is None or not below(grid, best, metric)
+        means = [(sign * fmean(x), arm) for arm in grid.arms if (x := arm.values(metric))]
+        top = max((mean for mean, _ in means), default=None)
+        return not means or any(not below(grid, arm, metric) for mean, arm in means if mean == top)
 
     carried = tuple(metric for metric in common if helped(metric))
     return carried, tuple(metric for metric in common if metric not in carried)

@@ -373,3 +373,9 @@ def test_overrides_reach_every_arm_and_leave_what_they_differ_in(grid):
         assert after.experiment.objective == before.experiment.objective
         assert after.experiment.name == before.name
     assert overridden(grid, {'train': first.train}) == grid
+    # Rates go by what is trained, and not by how often it is looked at.
+    tuned = replace(grid, tuned='before')
+    seldom = tiny.changed(first, 'evaluation', every=first.evaluation.every + 1).evaluation
+    assert overridden(tuned, {'evaluation': seldom}).tuned == 'before'
+    longer = tiny.changed(first, 'train', steps=7).train
+    assert not overridden(tuned, {'train': longer, 'evaluation': seldom}).tuned

@@ -7,13 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from llama_jax import layout, mesh
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import kernels
+from llama_jax.model.attention import Attention
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import BlockGlobal, Dilated, Window
+from llama_jax.model.rope import rotation_of
 
 B, T, N, K, H = 4, 128, 4, 2, 8
 LETTERS = ('BTNH', 'BSKH', 'BSKH', 'BTNH')
@@ -178,3 +181,21 @@ def test_choice_is_logged_once(caplog):
         'attention: backend blocked on cpu, 128 queries over 128 keys',
         'attention: backend xla on cpu, 128 queries over 128 keys',
     ]
+
+
+@pytest.mark.parametrize('rotated', [True, False])
+def test_a_memory_is_rotated_by_its_own_positions(rotated):
+    """The row itself as its memory is self-attention; and rotations of the memory tell."""
+    with jax.set_mesh(mesh.make(MeshConfig(), jax.devices()[:1])):
+        attention = Attention(tiny.CONFIG, sublayers=1, key=jax.random.key(0))
+        position_BT = jnp.arange(6)[None]
+        x_BTD = jax.random.normal(jax.random.key(1), (1, 6, tiny.CONFIG.dim))
+        rope = rotation_of(tiny.CONFIG, position_BT)
+        how = {
+            'rope': rope,
+            'visible': Visibility(jnp.ones((1, 6), int), jnp.ones((1, 6), int), causal=False),
+            'compute': tiny.REFERENCE,
+        }
+        own, _ = attention(x_BTD, **how)
+        read, _ = attention(x_BTD, memory=x_BTD, memory_rope=rope if rotated else None, **how)
+    assert np.allclose(own, read, atol=1e-6) == rotated

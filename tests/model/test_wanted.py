@@ -73,6 +73,7 @@ PREFIX = np.tile([1, 1, 1, 0, 0, 0], 4)[None].repeat(B, 0)
         ({}, {'remat': 'full'}, {'causal': False, **PACKED}),
         ({}, {'remat': 'named', 'attention': 'auto'}, {'causal': False, **PACKED}),
         ({}, {'attention': 'auto'}, {'prefix_BT': PREFIX, **PACKED}),
+        ({}, {'attention': 'blocked'}, {'prefix_BT': PREFIX, **PACKED}),
         ({'pattern': Window(4)}, {}, PACKED),
         ({'pattern': Window(4)}, {'attention': 'auto'}, {'causal': False}),
         (
@@ -97,6 +98,22 @@ def test_equals_the_output_of_all_places(changes, compute, seen):
         expected = features_and_gradients(config, params, at_BT, None, **how)
         found = features_and_gradients(config, params, at_BT, 5, **how)
         assert_equal(found, expected)
+
+
+def test_layers_in_a_list_and_bfloat16():
+    devices = mesh.make(MeshConfig(), jax.devices()[:1])
+    at_BT = wanted_places([0, 1, 2, 3, 4, 5, 5, 5])
+    half = dataclasses.replace(tiny.REFERENCE, precision='bfloat16')
+    with jax.set_mesh(devices):
+        params = layers.unstack(tiny.parameters(tiny.CONFIG, devices))
+        for compute, rounding in ((tiny.REFERENCE, 2e-6), (half, 2e-2)):
+            found, expected = (
+                features_and_gradients(tiny.CONFIG, params, at_BT, most, compute=compute)
+                for most in (5, None)
+            )
+            assert_equal(found[0], expected[0], rounding)
+            if compute == tiny.REFERENCE:
+                assert_equal(found, expected)
 
 
 def test_more_places_than_there_is_room_for_are_all_computed():

@@ -57,7 +57,7 @@ def _on_a_model(objective):
     except UserError:
         objective.check(BOTH)
         return objective, BOTH
-    # Without dropout there is no output where there is no loss.
+    # Without dropout the last layer is computed where there is loss alone.
     sure = objective in (SpanCorruption(), MaskedLM(read_previous=True))
     return objective, replace(DECODER, dropout=0.0) if sure else DECODER
 

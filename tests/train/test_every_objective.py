@@ -188,7 +188,8 @@ def test_losses_are_golden_on_any_mesh_and_a_run_goes_on_bit_for_bit(name, data,
     np.testing.assert_allclose(losses[:3], goldens[name][:3], rtol=2e-5)
 
     # Attention is counted by what is seen, and here all pairs are formed; what else a loss
-    # multiplies (a table of cosines, a head that is sampled from) is a few percent.
+    # multiplies (a table of cosines, a head that is sampled from) is a few percent, and so is the
+    # room for a quarter more targets in the last layer.
     # The head is computed in as many turns of a loop as there are tokens that bear loss, which no
     # program says: it grows with the vocabulary, and the rest does not.
     said, larger = (
@@ -196,7 +197,7 @@ def test_losses_are_golden_on_any_mesh_and_a_run_goes_on_bit_for_bit(name, data,
         for vocab in (config.model.vocab, 2 * config.model.vocab)
     )
     head = larger - said
-    assert steps.least / 1.3 < said - head <= steps.mean
+    assert steps.least / 1.35 < said - head <= steps.mean
 
 
 def on_one_device():
