@@ -6,7 +6,7 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-import signal
+import os
 import sys
 
 from llama_jax import installed
@@ -32,8 +32,10 @@ def main() -> None:
         _run(COMMANDS[name])
         return
     if name in ('', '-h', '--help'):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # for `| head`
-        print('\n'.join(usage()))
+        try:
+            print('\n'.join(usage()), flush=True)
+        except BrokenPipeError:  # `| head`; Python flushes once more as it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0 if name else 2)
     near = difflib.get_close_matches(name, COMMANDS, n=1)
     hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(COMMANDS)}'

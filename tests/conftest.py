@@ -38,7 +38,9 @@ if (
 ):
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# SIGPIPE as well: where it is not ignored, a write to a closed socket ends the process without a
+# word.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE)
 
 
 def pytest_addoption(parser):

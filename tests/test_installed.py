@@ -104,6 +104,15 @@ def test_llama_jax_runs_from_anywhere(site, tmp_path):
     (tmp_path / 'mine.py').write_text(
         'from configs import quickstart\nsmall = quickstart.quickstart'
     )
+    unread = subprocess.run(
+        f'{sys.executable} {script} --help | true',
+        shell=True,
+        cwd=tmp_path,
+        env={**os.environ, 'PYTHONPATH': str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert unread.stderr == ''
     refused = python(
         *(script, 'pretrain', 'mine.py:small', '--train.stpes', '3'),
         cwd=tmp_path,

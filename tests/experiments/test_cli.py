@@ -15,7 +15,7 @@ from experiments import cli, evaluate, pretrain
 from llama_jax.data.config import DataConfig, Source, labels
 from llama_jax.errors import Stopped
 from llama_jax.evaluate.metrics import METRICS
-from llama_jax.evaluate.suite import Evaluation, Suite
+from llama_jax.evaluate.suite import Evaluation
 from llama_jax.model.config import LongRope
 from llama_jax.train.experiment import Experiment, digest, from_dict, to_dict
 
@@ -259,7 +259,8 @@ def test_overrides_reach_every_arm_of_a_grid(monkeypatch):
     monkeypatch.setattr('sys.argv', command)
     grid, options = cli.read_grid('compare', 'Compares.', jobs=(int, 1))
     assert options.jobs == 2 and len(grid.arms) == 2
-    assert grid.suite == Suite(pool=9, rates=(0.1, 0.2))
+    suite = configs.grid('fim').suite
+    assert grid.suite == dataclasses.replace(suite, pool=9, rates=(0.1, 0.2))
     for arm, before in zip(grid.arms, configs.grid('fim').arms, strict=True):
         changed = dataclasses.replace(
             before.experiment,
