@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from llama_jax import layout, mesh
 from llama_jax.errors import UserError
@@ -17,6 +16,7 @@ from llama_jax.model.attention import Attention
 from llama_jax.model.masks import Visibility
 from llama_jax.model.patterns import BlockGlobal, Dilated, Window
 from llama_jax.model.rope import rotation_of
+from tests.model import tiny
 
 B, T, N, K, H = 4, 128, 4, 2, 8
 LETTERS = ('BTNH', 'BSKH', 'BSKH', 'BTNH')

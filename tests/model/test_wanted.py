@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 
 from llama_jax import layout, mesh
 from llama_jax.errors import UserError
@@ -15,6 +14,7 @@ from llama_jax.model import layers
 from llama_jax.model.config import Compute
 from llama_jax.model.patterns import Window
 from llama_jax.model.wanted import Wanted
+from tests.model import tiny
 
 B, T = 8, 24
 
