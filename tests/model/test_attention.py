@@ -190,6 +190,7 @@ def test_a_memory_is_rotated_by_its_own_positions(rotated):
         attention = Attention(tiny.CONFIG, sublayers=1, key=jax.random.key(0))
         position_BT = jnp.arange(6)[None]
         x_BTD = jax.random.normal(jax.random.key(1), (1, 6, tiny.CONFIG.dim))
+        x_BTD = jax.reshard(x_BTD, layout.act('BTD'))
         rope = rotation_of(tiny.CONFIG, position_BT)
         how = {
             'rope': rope,
