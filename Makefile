@@ -33,7 +33,7 @@ help:
 	@echo 'make test              lint, types and the tests'
 	@echo 'make test-parity       against PyTorch and transformers; writes the goldens'
 	@echo 'make test-tpu-compile  compiles for TPUs that are not there (Linux)'
-	@echo 'make test-newest       each test once (tests marked all_parameters as a whole) on the newest Python'
+	@echo 'make test-newest       each test once on the newest Python present'
 	@echo 'make breaks            breaks the code in 12 places, and tells what no test notices'
 	@echo 'make docs              API pages in runs/api'
 	@echo 'make clean             removes environments and caches, keeps runs/'

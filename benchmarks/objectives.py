@@ -42,8 +42,7 @@ from llama_jax.train.run import place
 from llama_jax.train.step import initial_state, train_step
 
 
-@dataclass(frozen=True)
-class _MaskedEverywhere(MaskedLM):
+class _Everywhere:
     """With the last layer at places that nobody reads."""
 
     def _room(self, model: ModelConfig, seq_len: int) -> None:
@@ -51,9 +50,13 @@ class _MaskedEverywhere(MaskedLM):
 
 
 @dataclass(frozen=True)
-class _SpansEverywhere(SpanCorruption):
-    def _room(self, model: ModelConfig, seq_len: int) -> None:
-        return None
+class _MaskedEverywhere(_Everywhere, MaskedLM):
+    pass
+
+
+@dataclass(frozen=True)
+class _SpansEverywhere(_Everywhere, SpanCorruption):
+    pass
 
 
 ARMS: dict[str, Objective] = {

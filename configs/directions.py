@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from configs.objectives import _ONE_FINE_TUNING, _arm, _at_rate, _small
+from configs.objectives import _LIKELIHOOD, _ONE_FINE_TUNING, _arm, _at_rate, _small
 from llama_jax.compare.grid import Grid
 from llama_jax.data.config import DataConfig, Source
-from llama_jax.evaluate.suite import Suite
 from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
@@ -28,8 +27,6 @@ from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import Experiment
 
 _CODE = 'python_corpus/stdlib_code'
-_LIKELIHOOD = Suite(topics=0, order=0, pairs='', pool=0, windows=128)
-"""Likelihoods alone."""
 
 
 def _base(*, steps: int) -> Experiment:

@@ -94,6 +94,8 @@ def _small() -> Experiment:
     )
 
 
+_LIKELIHOOD = Suite(topics=0, order=0, pairs='', pool=0, windows=128)
+"""Likelihoods alone."""
 _ONE_FINE_TUNING = Suite(rates=(1e-3,), tuned_seeds=1, steps=240, batch=16, order=1600)
 """Once a run, at one rate: three rates and three seeds would take longer than to train."""
 
@@ -306,5 +308,5 @@ def fim() -> Grid:
             _arm('fim', base, objective=FillInMiddle(rate=0.5)),
         ),
         seeds=3,
-        suite=Suite(topics=0, order=0, pairs='', pool=0, windows=128),
+        suite=_LIKELIHOOD,
     )

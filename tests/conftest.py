@@ -56,13 +56,13 @@ def pytest_collection_modifyitems(config, items):
     """On another Python and jax it is functions that may fail, and less their cases."""
     if not config.getoption('one_of_each'):
         return
-    seen, left_out = set(), []
-    for item in items[:]:
+    seen, kept, left_out = set(), [], []
+    for item in items:
         name = item.nodeid.partition('[')[0]
-        if name in seen and item.get_closest_marker('all_parameters') is None:
-            items.remove(item)
-            left_out.append(item)
+        again = name in seen and item.get_closest_marker('all_parameters') is None
+        (left_out if again else kept).append(item)
         seen.add(name)
+    items[:] = kept
     config.hook.pytest_deselected(items=left_out)
 
 

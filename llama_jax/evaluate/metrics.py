@@ -19,6 +19,11 @@ class Metric(NamedTuple):
     needs: tuple[str, ...] = ()
     """Texts that not every corpus has: names of `Texts.absent`."""
 
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is."""
+        return 1 if self.higher_is_better else -1
+
 
 def _share(label: str, task: str, *needs: str, headline: bool = True) -> Metric:
     return Metric(label, 'share', True, headline, task, needs)

@@ -47,9 +47,8 @@ class Attention(nnx.Module):
         at_B: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """Attend from `x_BTD` to itself, or to a memory [B, S, D], whose keys are rotated by
-        `memory_rope`, or to its `keys_and_values`. A cache
-        is written from place `at_B` on, and what it held before is attended to as well; `at_B`
-        None: it held nothing."""
+        `memory_rope`, or to its `keys_and_values`. A cache is written from place `at_B` on, and
+        what it held before is attended to as well; `at_B` None: it held nothing."""
         dtype = x_BTD.dtype
         q_DNH = in_use(self.q_DNH, 'DNH', dtype)
         out_NHD = in_use(self.out_NHD, 'NHD', dtype)

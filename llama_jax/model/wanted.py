@@ -1,4 +1,5 @@
-"""Places of a row whose output is read: work that needs no other place is done there alone."""
+"""Places of a row whose output is read, such as those that bear loss: work that needs no other
+place is done there alone."""
 
 from __future__ import annotations
 

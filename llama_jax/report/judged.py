@@ -83,7 +83,7 @@ class Judged:
         if EXACT not in kinds and len(kinds) != 1:
             return set()
         samples = self._of_kind(metric, EXACT if EXACT in kinds else next(iter(kinds)))
-        sign = 1 if METRICS[metric].higher_is_better else -1
+        sign = METRICS[metric].sign
         better, worse = set(), set()
         pairs = itertools.combinations(samples, 2)
         for (one, other), found in paired.differences(samples, pairs).items():

@@ -113,7 +113,7 @@ def _ranks(grid: GridRecords, metric: str) -> Picture:
         of_seeds = [series(run.records.light, 'tokens', metric) for run in arm.runs if run.records]
         points = _mean([points for points in of_seeds if points])
         means[arm.name] = {x: y for x, y in points if y is not None}
-    sign = -1 if METRICS[metric].higher_is_better else 1
+    sign = -METRICS[metric].sign
     curves = []
     for arm in grid.arms:
         points = [

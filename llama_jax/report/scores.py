@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean
 
 from llama_jax.evaluate import stats
 from llama_jax.evaluate.metrics import METRICS
@@ -38,10 +37,10 @@ def headline(grid: GridRecords) -> tuple[tuple[str, ...], tuple[str, ...]]:
     common = measured(grid, HEADLINE)
 
     def helped(metric: str) -> bool:
-        sign = 1 if METRICS[metric].higher_is_better else -1
-        means = [(sign * fmean(x), arm) for arm in grid.arms if (x := arm.values(metric))]
-        top = max((mean for mean, _ in means), default=None)
-        return not means or any(not below(grid, arm, metric) for mean, arm in means if mean == top)
+        means = [(mean_std(arm, metric)[0], arm) for arm in grid.arms]
+        found = [mean for mean, _ in means if mean is not None]
+        best = max(found, key=lambda mean: METRICS[metric].sign * mean, default=None)
+        return not found or any(not below(grid, arm, metric) for mean, arm in means if mean == best)
 
     carried = tuple(metric for metric in common if helped(metric))
     return carried, tuple(metric for metric in common if metric not in carried)
@@ -122,11 +121,10 @@ def below(grid: GridRecords, arm: ArmRecords, metric: str) -> list[str]:
     mean, _ = mean_std(arm, metric)
     if mean is None or not METRICS[metric].task:
         return []
-    sign = 1 if METRICS[metric].higher_is_better else -1
     found = []
     for baseline in grid.baselines:
         value = baseline.value(metric) if baseline.applies(arm.name) else None
-        if value is not None and sign * (mean - value) <= 0:
+        if value is not None and METRICS[metric].sign * (mean - value) <= 0:
             found.append(baseline.name)
     return found
 
