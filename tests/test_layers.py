@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama_jax.mesh import AXES
+from llama_jax.train.code import TRAINS
 
 ROOT = Path(__file__).parents[1]
 
@@ -161,6 +162,19 @@ def test_imports_point_downwards_only():
 def test_package_root_imports_nothing():
     # Whoever imports one module loads the root as well.
     assert not list(imports(parse('llama_jax'), 'llama_jax'))
+
+
+def test_code_that_trains_imports_nothing_that_its_hash_leaves_out():
+    packages = {name.split('.')[1] for name in SOURCES if is_package(name) and '.' in name}
+    assert packages.issuperset(TRAINS)
+    others = [f'llama_jax.{name}' for name in packages.difference(TRAINS)]
+    assert not [
+        f'{module} imports {name}'
+        for module in SOURCES
+        if any(within(module, f'llama_jax.{name}') for name in TRAINS)
+        for name in imports(parse(module), module)
+        if any(within(name, other) for other in others)
+    ]
 
 
 @pytest.mark.parametrize('root', BARE)

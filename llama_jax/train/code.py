@@ -8,8 +8,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-TRAINS = ('data', 'model', 'objectives', 'optim', 'text', 'train')
-"""Packages that decide what training makes; and the modules beside them."""
+TRAINS = ('convert', 'data', 'generate', 'model', 'objectives', 'optim', 'text', 'train')
+"""Packages that decide what training makes, from the weights that it starts with to the answers
+that it draws and learns from; and the modules beside them."""
 EVALUATES = ('evaluate',)
 
 

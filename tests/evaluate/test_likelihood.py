@@ -138,8 +138,6 @@ def test_of_training_forms():
 
 
 def test_what_applies():
-    """The table of docs/evaluation.md, but for what is common to all."""
-
     def row(objective):
         found = objective.reading
         kinds = (q and q.kind for q in (found.whole, found.rest, found.middle))
