@@ -38,10 +38,16 @@ def make(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mes
     """The mesh of `config` over `devices` (default: all). Raises UserError when they do not fit."""
     devices = jax.devices() if devices is None else list(devices)
     shape = _resolve(config, len(devices))
+    n_slices = len({getattr(device, 'slice_index', 0) for device in devices})
     if shape[0] == 1:
+        if n_slices > 1 and devices[0].platform == 'tpu':
+            # Nodes of GPUs are slices to JAX, and FSDP over them is usual.
+            raise UserError(
+                f'mesh with slice 1: these TPUs form {n_slices} slices, and no other axis may '
+                f'cross the network between them; set --mesh.slice {n_slices}'
+            )
         grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        n_slices = len({getattr(device, 'slice_index', 0) for device in devices})
         if n_slices != shape[0]:
             raise UserError(
                 f'mesh with slice {shape[0]}: these devices form {n_slices} slice(s); '

@@ -1,6 +1,6 @@
 """The mesh: sizes that fit, and one line for those that do not."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import pytest
@@ -69,6 +69,14 @@ def test_only_the_axis_of_slices_goes_from_slice_to_slice(config, sizes):
 def test_slices_that_are_not_there_are_refused(slices):
     with pytest.raises(UserError, match=r'form 2 slice\(s\); set --mesh.slice 2, or --mesh.data'):
         mesh.make(MeshConfig(slice=slices), TWO_SLICES)
+
+
+def test_slices_of_tpus_have_an_axis_of_their_own_and_nodes_of_gpus_need_none():
+    tpus = [replace(chip, platform='tpu') for chip in TWO_SLICES]
+    with pytest.raises(UserError, match='form 2 slices.*; set --mesh.slice 2'):
+        mesh.make(MeshConfig(), tpus)
+    gpus = [replace(chip, platform='gpu') for chip in TWO_SLICES]
+    assert mesh.make(MeshConfig(), gpus).shape['fsdp'] == 8
 
 
 @pytest.mark.parametrize(
