@@ -17,7 +17,7 @@ from pathlib import Path
 
 import configs
 from experiments import cli
-from llama_jax.errors import UserError
+from llama_jax.errors import DivergedError, UserError
 from llama_jax.optim import REGISTRY
 from llama_jax.optim.schedule import ScheduleConfig
 from llama_jax.train import loop
@@ -73,8 +73,9 @@ def main(options: Options) -> None:
 
 
 def name_of(options: Options, width: int, rate: float, *, mup: bool) -> str:
-    kind = 'muP' if mup else 'usual'
-    return f'{options.optimizer} {kind} {width} {rate:g} {options.steps}'
+    kind = f'muP from {options.widths[0]}' if mup else 'usual'
+    length = f'{options.steps} x {options.batch} x {options.seq_len}'
+    return f'{options.configuration} {options.optimizer} {kind}: {width}, {rate:g}, {length}'
 
 
 def experiment(options: Options, width: int, rate: float, *, mup: bool) -> Experiment:
@@ -107,7 +108,7 @@ def loss(experiment: Experiment) -> float:
     with tempfile.TemporaryDirectory() as workdir:
         try:
             loop.train(experiment, Path(workdir))
-        except UserError:  # no longer finite
+        except DivergedError:
             return float('inf')
         lines = [line for line in read_metrics(Path(workdir)) if line['kind'] == 'train']
     last = lines[-max(1, round(LAST * len(lines))) :]

@@ -17,6 +17,7 @@ FLOORS = (
     (
         'llama_jax.errors',
         'llama_jax.installed',
+        'llama_jax.keys',
         'llama_jax.convert.gguf_header',
         'llama_jax.mesh',
         'llama_jax.layout',

@@ -13,7 +13,9 @@ import optax
 from jax.sharding import Mesh
 
 from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned
+from llama_jax.data import order
 from llama_jax.data.load_tokenizer import load_tokenizer
+from llama_jax.data.recipe import blocks_of
 from llama_jax.data.sources import open_sources
 from llama_jax.data.tokens import tokenised
 from llama_jax.evaluate import baselines, texts
@@ -74,7 +76,7 @@ def run(planned: Planned, suite: Suite, directory: Path, mesh: Mesh) -> None:
 
 
 def untrained(experiment: Experiment, suite: Suite, mesh: Mesh) -> dict:
-    """The suite of the backbone that training begins with, fine-tuned once at the middle rate."""
+    """The suite of the backbone that training begins with."""
     state = initial_state(
         experiment.model,
         experiment.objective,
@@ -84,22 +86,27 @@ def untrained(experiment: Experiment, suite: Suite, mesh: Mesh) -> dict:
     )
     tokenizer = load_tokenizer(experiment.data)
     trained = Trained(experiment, backbone(state.params), {}, tokenizer, step=0)
-    rate = sorted(suite.rates)[len(suite.rates) // 2]
-    small = replace(suite, rates=(rate,), tuned_seeds=1)
-    return evaluate_trained(trained, experiment, small, mesh).result
+    return evaluate_trained(trained, experiment, suite, mesh).result
 
 
 def _read(experiment: Experiment) -> Iterator[np.ndarray]:
-    """Documents of the training text, as many tokens as a run of the experiment has positions."""
-    train, tokenizer = experiment.train, load_tokenizer(experiment.data)
-    of_sources = tokenised(open_sources(experiment.data, 'train'), tokenizer)
+    """The training text that a run of the experiment reads, in its order, as many tokens as it has
+    positions; what is read again is counted once."""
+    data, train, tokenizer = experiment.data, experiment.train, load_tokenizer(experiment.data)
+    corpus = open_sources(data, 'train')
+    of_sources = tokenised(corpus, tokenizer)
+    stream = order.Stream(
+        [blocks_of(texts, train.seq_len) for texts in of_sources],
+        corpus.weights,
+        seed=experiment.seed_of('data'),
+        share=data.share,
+    )
     left = train.steps * train.batch * train.seq_len
-    rng = np.random.default_rng(0)
-    every = [(source, i) for source in of_sources for i in range(len(source))]
-    for place in rng.permutation(len(every)):
+    for block in stream:
+        if block.epoch == 0:
+            ids = [tokenizer.bos_id, *of_sources[block.source][block.document], tokenizer.eos_id]
+            # A unit is a token of the document or its end.
+            yield np.array(ids[block.start + (block.start > 0) : block.stop + 1])
+        left -= block.stop - block.start
         if left <= 0:
             return
-        source, i = every[place]
-        tokens = np.asarray(source[i])[:left]
-        left -= len(tokens)
-        yield np.concatenate([[tokenizer.bos_id], tokens, [tokenizer.eos_id]])

@@ -205,6 +205,11 @@ def _settings(grid: Grid) -> dict[str, Any]:
     optimizer = dict(plain['optimizer'])
     kind = optimizer.pop('class')
     del optimizer['schedule']
+    for name in [x for x in optimizer if allowed(f'optimizer.{x}', grid.may_differ)]:
+        del optimizer[name]
+    warm_up = {
+        arm.experiment.optimizer.schedule.warmup(arm.experiment.train.steps) for arm in grid.arms
+    }
     values = {
         ('train.batch', 'train.seq_len'): (
             'tokens per step',
@@ -218,7 +223,8 @@ def _settings(grid: Grid) -> dict[str, Any]:
                     schedule.kind,
                     # Where each arm has its own it stands with the arm.
                     *([] if allowed(PEAK, grid.may_differ) else [f'peak {schedule.peak:g}']),
-                    f'{schedule.warmup(first.train.steps)} steps of warm-up',
+                    # By FLOPs each arm has as many as its steps are.
+                    *(f'{n} steps of warm-up' for n in warm_up if len(warm_up) == 1),
                 ]
             ),
         ),

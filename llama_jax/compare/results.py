@@ -13,7 +13,7 @@ from typing import Any
 from llama_jax.evaluate import stats
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.paired import Difference
-from llama_jax.report.grid import ArmRecords, GridRecords, SeedRun
+from llama_jax.report.grid import EXACT, ArmRecords, GridRecords, SeedRun
 from llama_jax.report.judged import Judged
 from llama_jax.report.read import last
 from llama_jax.train.records import write_atomically
@@ -30,6 +30,8 @@ class Score:
     """Sample standard deviation; None for one seed."""
     n: int
     """Seeds that have it."""
+    kind: str
+    """'exact', or what else it is: figures of different kinds are not compared."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class RunResult:
     loss: float | None
     """The arm's own loss on held-out text, at the end."""
     metrics: dict[str, float | None]
+    kinds: dict[str, str]
+    """Of the metrics that are not exact."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def _scores(arm: ArmRecords) -> dict[str, Score]:
         values = arm.values(metric)
         if values:
             mean, std = stats.mean_std(values)
-            scores[metric] = Score(mean, std, len(values))
+            scores[metric] = Score(mean, std, len(values), arm.kind(metric))
     return scores
 
 
@@ -158,10 +162,11 @@ def _run(arm: ArmRecords, run: SeedRun, sweep: bool) -> RunResult:
         seconds=last(train, 'seconds'),
         loss=last(records.validation, 'loss') if records else None,
         metrics={name: run.metric(name) for name in METRICS},
+        kinds={name: kind for name in METRICS if (kind := arm.kind(name)) != EXACT},
     )
 
 
 def _row(run: RunResult) -> dict[str, Any]:
     row = asdict(run)
-    metrics = row.pop('metrics')
-    return {**row, **metrics}
+    metrics, kinds = row.pop('metrics'), row.pop('kinds')
+    return {**row, 'kinds': ' '.join(f'{k}={v}' for k, v in kinds.items()), **metrics}

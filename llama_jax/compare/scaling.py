@@ -23,6 +23,9 @@ _STARTS = 12
 """Of the paper's grid of starts the best are followed."""
 _LEAST = 6
 """Runs: one more than there are numbers to be found."""
+_VALUES = 3
+"""Of sizes, and of numbers of tokens: by two of them neither A, alpha and E nor B, beta and E can
+be told apart."""
 RESAMPLES = 200
 LEVEL = 0.95
 
@@ -105,15 +108,15 @@ class Fitted(NamedTuple):
 
 
 def fitted(runs: Runs, *, seed: int = 0, resamples: int = RESAMPLES) -> Fitted:
-    """`fit` with the percentile intervals of a bootstrap over runs. A resample that has but one
-    size, or one number of tokens, is drawn again."""
+    """`fit` with the percentile intervals of a bootstrap over runs. A resample of fewer than three
+    sizes or numbers of tokens, which tells no law, is drawn again."""
     law = fit(runs)
     numbers = np.array([[np.log(law.A), np.log(law.B), np.log(law.E), law.alpha, law.beta]])
     rng = np.random.default_rng(seed)
     found: list[Law] = []
     while len(found) < resamples:
         drawn = runs.take(rng.integers(len(runs.loss), size=len(runs.loss)))
-        if len(set(drawn.parameters)) > 1 and len(set(drawn.tokens)) > 1:
+        if min(len(set(drawn.parameters)), len(set(drawn.tokens))) >= _VALUES:
             found.append(_follow(drawn, _centred(numbers, drawn)))
     low, high = zip(*(_interval(values) for values in zip(*found, strict=True)), strict=True)
     return Fitted(law, Law(*low), Law(*high), found)
@@ -150,7 +153,8 @@ def iso_flops(runs: Runs, flops: np.ndarray) -> dict[float, tuple[float, float]]
     parabola that opens downwards, or whose lowest point lies beyond the sizes, is left out."""
     found = {}
     left = np.ones(len(flops), bool)
-    for budget in np.sort(flops):
+    while left.any():
+        budget = flops[left].min()
         same = left & np.isclose(flops, budget, rtol=0.05)
         left &= ~same
         x, y = np.log(runs.parameters[same]), runs.loss[same]
@@ -180,10 +184,11 @@ def _check(runs: Runs) -> None:
     if not all(np.isfinite(x).all() and (x > 0).all() for x in runs):
         raise UserError('a law takes numbers above 0: parameters, tokens and loss of finished runs')
     sizes, lengths = len(set(runs.parameters)), len(set(runs.tokens))
-    if len(runs.loss) < _LEAST or sizes < 2 or lengths < 2:
+    if len(runs.loss) < _LEAST or min(sizes, lengths) < _VALUES:
         raise UserError(
             f'{len(runs.loss)} runs of {sizes} sizes and {lengths} numbers of tokens tell no law '
-            f'of five numbers: give {_LEAST} runs or more, of two sizes and two numbers of tokens'
+            f'of five numbers: give {_LEAST} runs or more, of {_VALUES} sizes and {_VALUES} '
+            'numbers of tokens'
         )
 
 

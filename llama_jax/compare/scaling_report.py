@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,30 +29,58 @@ class Point(NamedTuple):
 
 
 def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
-    """The finished runs of comparisons, by the name of their objective; sweeps are left out. Raises
-    UserError where there are none, and for a metric of which more is better: a law falls."""
+    """The finished runs of comparisons, by the name of their objective, and of their optimizer
+    where there are several; sweeps are left out. Raises UserError where there are none, for two
+    settings of one objective, and for a metric of which more is better: a law falls."""
     if metric in METRICS and METRICS[metric].higher_is_better:
         raise UserError(
             f'--metric {metric}: a law is of what falls with size; give loss, bits_per_byte or '
             'another metric of which less is better'
         )
     found: dict[str, list[Point]] = defaultdict(list)
-    for workdir in workdirs:
-        grid = read_grid(workdir)
-        facts = grid.facts
-        size = {row['arm']: row['parameters'] for row in facts.get('budget', [])}
-        kind = {arm['name']: arm['objective']['class'] for arm in facts['arms']}
+    grids = [read_grid(workdir) for workdir in workdirs]
+    kind = _kinds([arm for grid in grids for arm in grid.facts['arms']])
+    for grid in grids:
+        size = {row['arm']: row['parameters'] for row in grid.facts.get('budget', [])}
+        of_arm = {arm['name']: kind[_settings(arm)] for arm in grid.facts['arms']}
         for run in results.runs(grid):
             loss = run.loss if metric == 'loss' else run.metrics.get(metric)
             numbers = (size.get(run.arm), run.tokens, run.flops, run.seconds, loss)
-            if not run.sweep and all(x is not None for x in numbers):
-                found[kind[run.arm]].append(Point(*map(float, numbers)))  # type: ignore[arg-type]
+            is_finished = run.state == 'finished' and not run.sweep
+            if is_finished and all(x is not None for x in numbers):
+                found[of_arm[run.arm]].append(Point(*map(float, numbers)))  # type: ignore[arg-type]
     if not found:
         raise UserError(
             f'no finished run of {", ".join(map(str, workdirs)) or "no directory"} has {metric}: '
             'give the --workdir of comparisons, or another --metric'
         )
     return dict(found)
+
+
+def _settings(arm: dict[str, Any]) -> str:
+    """What has to be the same in all runs of a law: the objective, and the optimizer but for what a
+    size or a length has of its own."""
+    optimizer = {k: v for k, v in arm['optimizer'].items() if k != 'schedule'}
+    return json.dumps([arm['objective'], optimizer], sort_keys=True)
+
+
+def _kinds(arms: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """The settings of arms to what they are called."""
+    optimizers = {arm['optimizer']['class'] for arm in arms}
+    names: dict[str, str] = {}
+    first: dict[str, dict[str, Any]] = {}
+    for arm in arms:
+        name = arm['objective']['class']
+        if len(optimizers) > 1:
+            name += f', {arm["optimizer"]["class"]}'
+        other = first.setdefault(name, arm)
+        if _settings(arm) != _settings(other):
+            raise UserError(
+                f'the arms {other["name"]} and {arm["name"]} are both {name}, with other settings: '
+                'a law is of runs that differ in size and tokens alone; give comparisons of one'
+            )
+        names[_settings(arm)] = name
+    return names
 
 
 def report(

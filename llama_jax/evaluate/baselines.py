@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import keyword
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 from llama_jax import installed
 from llama_jax.data.synthetic import TASKS
 from llama_jax.errors import UserError
-from llama_jax.evaluate import likelihood, retrieval
+from llama_jax.evaluate import examples, likelihood, retrieval, words
 from llama_jax.evaluate.examples import Labelled, Pairs
 from llama_jax.evaluate.metrics import METRICS, TASK
 from llama_jax.evaluate.probe import labels
@@ -25,7 +23,6 @@ from llama_jax.text.tokenizer import Tokenizer
 Row = dict[str, dict[str, float | int]]
 """Metric to its value and the number of its texts."""
 
-_NAME = re.compile(r'[^\W\d]\w{2,}')
 _PLACES = (1, 5, 10)
 ORDER = 3
 """Of the n-gram model."""
@@ -187,10 +184,10 @@ def _bytes(asked: Sequence[Middle], tokenizer: Tokenizer) -> int:
 def _infills(found: Texts, tokenizer: Tokenizer) -> Row:
     """The name that stands most often around the gap."""
     right = []
+    candidates = (examples if found.about.get('infills') == 'names' else words).candidates
     for text in found.infills:
         around = f'{tokenizer.decode(text.prefix)} {tokenizer.decode(text.suffix)}'
-        names = Counter(x for x in _NAME.findall(around) if not keyword.iskeyword(x))
-        guess = names.most_common(1)[0][0] if names else ''
+        guess, _ = max(candidates(around).items(), key=lambda of: of[1], default=('', 0))
         right.append(guess == tokenizer.decode(text.middle).strip())
     return {'infill_exact': _value(float(np.mean(right)), len(right))} if right else {}
 

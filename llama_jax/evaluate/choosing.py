@@ -36,8 +36,6 @@ def asked(name: str, tokenizer: Tokenizer, *, n: int, longest: int) -> Asked:
     """Up to `n` held-out items of a task. Raises UserError where one is longer than `longest`
     tokens, which are all that the model can read."""
     items = list(synthetic.examples(name, 'test', n))
-    if len(items) < n:  # of the few held-out modules of the Python installation all
-        items += synthetic.examples(name, 'validation', n - len(items))
     texts, owner, right = [], [], []
     for number, made in enumerate(items):
         prefix = tokenizer.encode(made.prompt)

@@ -37,6 +37,8 @@ class Record(NamedTuple):
     label: str = ''
     pair: tuple[str, str] = ('', '')
     """Two texts that belong together."""
+    chose: bool = False
+    """Whether choices have seen it, such as that of a learning rate: no figure is taken on it."""
 
 
 class Chunk(NamedTuple):
@@ -61,6 +63,9 @@ class Pairs(NamedTuple):
     b: list[np.ndarray]
     document: np.ndarray
     """Name of the document of each pair, text [n]: the other pairs of one are no wrong answers."""
+    cluster: np.ndarray
+    """What each pair is of that is independent of the others, text [n]: the document, or its group.
+    """
 
 
 class Window(NamedTuple):
@@ -140,19 +145,19 @@ def _shuffled(tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _parted(records: Sequence[Record], rng: np.random.Generator) -> list[list[Record]]:
-    """The records of 60, 15 and 25% of the groups, at least one each."""
+    """The records of 60, 15 and 25% of the groups, at least one each; the last are of groups that
+    no choice has seen."""
     groups: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         groups[record.group].append(record)
     names = sorted(groups)
     names = [names[i] for i in rng.permutation(len(names))]
+    fresh = [name for name in names if not any(record.chose for record in groups[name])]
     n_test = max(1, round(_SHARES[2] * len(names)))
     n_validation = max(1, round(_SHARES[1] * len(names)))
-    cut = (
-        names[n_test + n_validation :],
-        names[n_test : n_test + n_validation],
-        names[:n_test],
-    )
+    test = fresh[:n_test]
+    rest = [name for name in names if name not in set(test)]
+    cut = rest[n_validation:], rest[:n_validation], test
     return [sorted(record for name in part for record in groups[name]) for part in cut]
 
 
@@ -214,7 +219,8 @@ def span_pairs(
 
     halves = [np.array_split(piece, 2) for _, piece in chosen]
     a, b = [span(h[0]) for h in halves], [span(h[1]) for h in halves]
-    return Pairs(a, b, np.array([name for name, _ in chosen], str))
+    document = np.array([name for name, _ in chosen], str)
+    return Pairs(a, b, document, document)
 
 
 def text_pairs(
@@ -226,20 +232,21 @@ def text_pairs(
     Of pairs with equal first or equal second texts the first is taken: no other can be told.
     """
     seen: set[str] = set()
-    pairs: list[tuple[str, str]] = []
+    pairs: list[Record] = []
     for record in records:
         one, other = record.pair
         if len(one.encode()) < 20 or not other.strip() or one in seen or other in seen:
             continue
         seen |= {one, other}
-        pairs.append((one, other))
+        pairs.append(record)
     order = np.random.default_rng(seed).permutation(len(pairs))[:n]
 
     def tokens(side: int) -> list[np.ndarray]:
-        texts = [pairs[i][side][: length * _BLOCK] for i in order]
+        texts = [pairs[i].pair[side][: length * _BLOCK] for i in order]
         return [tokenizer.encode(text)[:length] for text in texts]
 
-    return Pairs(tokens(0), tokens(1), np.array([str(i) for i in range(len(order))], str))
+    document = np.array([str(i) for i in range(len(order))], str)
+    return Pairs(tokens(0), tokens(1), document, np.array([pairs[i].group for i in order], str))
 
 
 def windows(
@@ -267,6 +274,12 @@ def thirds(pieces: Iterable[np.ndarray], *, middle: int) -> list[Middle]:
         start = (len(tokens) - middle) // 2
         cut.append(Middle(tokens[:start], tokens[start : start + middle], tokens[start + middle :]))
     return cut
+
+
+def candidates(text: str) -> Counter[str]:
+    """How often each name that `infills` could take out stands in a text."""
+    names = (name.strip() for name in _NAME.findall(text))
+    return Counter(name for name in names if _is_name(name))
 
 
 def infills(
@@ -352,10 +365,13 @@ def _names(tokens: np.ndarray, tokenizer: Tokenizer, longest: int) -> Iterator[t
                 and (text.startswith(' ') or not _in_word(texts[start - 1][-1:]))
                 and not _in_word(texts[end][:1])
                 and words[name] > 1
-                and name != 'self'
-                and not keyword.iskeyword(name)
+                and _is_name(name)
             ):
                 yield start, end
+
+
+def _is_name(word: str) -> bool:
+    return word != 'self' and not keyword.iskeyword(word)
 
 
 def _in_word(character: str) -> bool:

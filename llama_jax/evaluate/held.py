@@ -39,6 +39,9 @@ class Held(NamedTuple):
     train: tuple[Documents, ...] = ()
     splits: tuple[str, ...] = ()
     """Of `test`, for the record."""
+    chose: tuple[str, ...] = ()
+    """Names of those of `test` that choices of a run see as well: of its rate, its best checkpoint.
+    """
 
     @property
     def names(self) -> str:
@@ -58,20 +61,22 @@ def of_run(data: DataConfig, reads: type[Reads]) -> Held:
     sets = data.of('validation')
     if data.validation:
         splits = tuple(source.split or '' for source in sets)
-        return Held(open_sources(data, 'validation', reads).sources, (), train, splits)
-    test: list[Source] = []
+        test = open_sources(data, 'validation', reads).sources
+        return Held(test, (), train, splits, tuple(dict.fromkeys(x.name for x in test)))
+    own: list[Source] = []
     validation: list[Source] = []
     for source, of_run in zip(sets, data.sources, strict=True):
         known = builder(source, reads=reads).info.splits
         n = known['test'].num_examples if of_run.split is None and 'test' in known else 0
         if n and source.split != 'test':
-            test.append(dataclasses.replace(source, split='test'))
-        (validation if n > 1 else test).append(source)
+            own.append(dataclasses.replace(source, split='test'))
+        (validation if n > 1 else own).append(source)
     return Held(
-        _opened(data, test, reads),
+        _opened(data, own, reads),
         _opened(data, validation, reads),
         train,
-        tuple(dict.fromkeys(source.split or '' for source in test)),
+        tuple(dict.fromkeys(source.split or '' for source in own)),
+        tuple(dict.fromkeys(source.name for source in own if source in sets)),
     )
 
 
@@ -99,12 +104,17 @@ def pairs_name(text: str, pairs: str, data: DataConfig) -> str:
 
 
 def records(
-    sets: Sequence[Documents], *, group: str, label: str = '', pair: Sequence[str] = ()
+    sets: Sequence[Documents],
+    *,
+    group: str,
+    label: str = '',
+    pair: Sequence[str] = (),
+    chose: bool = False,
 ) -> list[Record]:
     """Documents as records, at most 4096, spread evenly over each set, and of each the beginning.
 
     `group`, `label` and `pair` are names of fields; one that a document lacks is ''. Without a
-    group each document is one by itself.
+    group each document is one by itself. `chose`: whether choices see these sets.
     """
     found = []
     for number, documents in enumerate(sets):
@@ -114,9 +124,10 @@ def records(
             found.append(
                 Record(
                     documents[i][:_CHARACTERS],
-                    fields.get(group) or f'{number}:{i}',
+                    fields.get(group) or f'{"chose " * chose}{number}:{i}',
                     fields.get(label, ''),
                     (fields.get(pair[0], ''), fields.get(pair[1], '')) if pair else ('', ''),
+                    chose,
                 )
             )
     return found

@@ -104,7 +104,8 @@ def differences(
 
 def noise(base: Sample, again: Sample) -> Difference | None:
     """The A/A comparison: the base arm under other seeds, less itself. The half-width of its
-    interval (95%) is the noise floor: what is smaller may be seeds and texts alone."""
+    interval (95%) is the noise floor: what is smaller may be seeds and texts alone. Of one seed it
+    is nan: nothing is known of others."""
     seeds = dict(zip(sorted(base.values), sorted(again.values), strict=False))
     if not seeds:
         return None
@@ -117,7 +118,8 @@ def noise(base: Sample, again: Sample) -> Difference | None:
     # The seeds are no pairs here: each arm varies by itself.
     within, df = (2 * x_AS.var(axis=1, ddof=1).mean(), 2 * (n - 1)) if n > 1 else (math.nan, 0)
     found = _difference(moved, base, list(seeds), within, df, _Draws(), own=False)
-    return found._replace(corrected=found.p, half=_half(found, ALPHA))
+    half = _half(found, ALPHA) if n > 1 else math.nan
+    return found._replace(corrected=found.p, half=half)
 
 
 def seed_variance(arms: Mapping[str, Sample]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from llama_jax.data import synthetic
 from llama_jax.errors import UserError
 from llama_jax.evaluate import choosing, finetune, held, likelihood, per_text, retrieval
 from llama_jax.evaluate import texts as of_suite
-from llama_jax.evaluate.examples import Labelled
+from llama_jax.evaluate.examples import Labelled, Pairs
 from llama_jax.evaluate.metrics import METRICS, TASK
 from llama_jax.evaluate.per_text import PerText, text_id
 from llama_jax.evaluate.probe import Part, Probed, labels, probe
@@ -209,15 +209,15 @@ class _Measuring:
             if not pairs.a:
                 continue
             ids = [text_id(a, b) for a, b in zip(pairs.a, pairs.b, strict=True)]
-            documents = pairs.document.tolist()
+            clusters = pairs.cluster.tolist()
             both = self._vectors(last, [*pairs.a, *pairs.b])
             a_ND, b_ND = both[: len(ids)], both[len(ids) :]
-            self._recall(f'recall_{kind}', a_ND, b_ND, pairs.document, ids)
+            self._recall(f'recall_{kind}', a_ND, b_ND, pairs, ids)
             if white is not None:
                 name = f'recall_{kind}_white'
-                self._recall(name, white(a_ND), white(b_ND), pairs.document, ids)
+                self._recall(name, white(a_ND), white(b_ND), pairs, ids)
             if kind == 'span':
-                self._mean('alignment', retrieval.distance(a_ND, b_ND), ids, documents)
+                self._mean('alignment', retrieval.distance(a_ND, b_ND), ids, clusters)
                 seed = self._suite.seed
                 self.metrics['uniformity'] = retrieval.uniformity_result(a_ND, seed=seed)
                 self.metrics['effective_rank'] = retrieval.effective_rank_result(a_ND)
@@ -286,13 +286,13 @@ class _Measuring:
         return ids, [self._found.document[each] for each in ids]
 
     def _recall(
-        self, name: str, a_ND: np.ndarray, b_ND: np.ndarray, document_N: np.ndarray, ids: list[str]
+        self, name: str, a_ND: np.ndarray, b_ND: np.ndarray, pairs: Pairs, ids: list[str]
     ) -> None:
-        rank_N = retrieval.ranks(a_ND, b_ND, document_N)
+        rank_N = retrieval.ranks(a_ND, b_ND, pairs.document)
         for k in (1, 5, 10):
             # Among k texts the first k hold every one.
-            if k < retrieval.smallest_pool(document_N):
-                self._mean(f'{name}_{k}', rank_N < k, ids, document_N.tolist())
+            if k < retrieval.smallest_pool(pairs.document):
+                self._mean(f'{name}_{k}', rank_N < k, ids, pairs.cluster.tolist())
 
     def _probe(self, name: str, parts: Labelled) -> Probed:
         """The metric is the test accuracy of the best layer that sees other tokens."""

@@ -63,7 +63,7 @@ def digest(found: Texts) -> str:
 
 
 NO_LABELS = Labelled((), [], [], [])
-NO_PAIRS = Pairs([], [], np.zeros(0, str))
+NO_PAIRS = Pairs([], [], np.zeros(0, str), np.zeros(0, str))
 
 
 def of_run(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> Texts:
@@ -103,9 +103,13 @@ def collect(
     their names."""
     seed, name = suite.seed, called or sets.names
     absent: dict[str, str] = {}
-    every = held.records(
-        [*sets.validation, *sets.test], group=suite.group_field, label=suite.topics_field
-    )
+    every = [
+        record
+        for of, chose in ((sets.test, False), (sets.validation, True))
+        for record in held.records(
+            of, group=suite.group_field, label=suite.topics_field, chose=chose
+        )
+    ]
     topics = examples.topics(
         every,
         tokenizer,
@@ -124,7 +128,7 @@ def collect(
         )
         order = NO_LABELS
     belong = examples.text_pairs(
-        held.records(pairs.test, group='', pair=suite.pairs_fields),
+        held.records(pairs.test, group=suite.group_field, pair=suite.pairs_fields),
         tokenizer,
         n=suite.pool,
         length=suite.span,
@@ -197,6 +201,8 @@ def collect(
             'split': '+'.join(sets.splits),
             'documents': sum(map(len, sets.test)),
             'pairs': pairs.names if belong.a else '',
+            'infills': 'names' if python else 'words',
+            'chose': ' and '.join(sets.chose),
         },
     )
 

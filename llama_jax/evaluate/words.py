@@ -44,6 +44,18 @@ def infills(
     return found
 
 
+def candidates(text: str) -> Counter[str]:
+    """How often each span that `infills` could take out stands in a text: words, and of scripts
+    without spaces every two letters in a row."""
+    found: Counter[str] = Counter()
+    for word in _words(text):
+        if _unspaced(word[0]):
+            found.update(a + b for a, b in itertools.pairwise(word))
+        elif len(word) >= _LEAST:
+            found[word] += 1
+    return found
+
+
 def pieces_of(text: str) -> Iterator[str]:
     """Words of scripts that put spaces between them, and single characters of those that do not."""
     for word in _words(text):

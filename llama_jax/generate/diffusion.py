@@ -109,6 +109,9 @@ class Unmasker:
         """
         controls = self._checked(prompts, settings)
         longest = max(one.max_tokens for one in controls)
+        for name, value in (('block', block), ('steps', steps)):
+            if value < 0:
+                raise UserError(f'{name} {value}: it must be 0 or more')
         own = self.model.block
         if own and block not in (0, own):
             raise UserError(

@@ -10,6 +10,7 @@ from flax import nnx
 
 from llama_jax import layout
 from llama_jax.errors import UserError
+from llama_jax.keys import named_key
 from llama_jax.model.attention import Attention
 from llama_jax.model.cache import LayerCache
 from llama_jax.model.config import Compute, ModelConfig, Remat
@@ -37,9 +38,7 @@ class Block(nnx.Module):
         self.attention = Attention(config, sublayers=sublayers, key=attention_key)
         self.cross_norm = norm(config) if cross else None
         self.cross = (
-            Attention(config, sublayers=sublayers, key=jax.random.fold_in(key, 1))
-            if cross
-            else None
+            Attention(config, sublayers=sublayers, key=named_key(key, 'cross')) if cross else None
         )
         self.mlp_norm = norm(config)
         self.mlp = feed_forward(config, sublayers=sublayers, key=mlp_key)

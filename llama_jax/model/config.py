@@ -226,6 +226,11 @@ class ModelConfig:
                 'model.base_dim scales the norm before the head, and with model.norm_place post '
                 'there is none: set model.norm_place pre'
             )
+        if self.base_dim and self.positions == 'sinusoidal':
+            raise UserError(
+                'model.base_dim carries nothing over with model.positions sinusoidal, which '
+                'multiplies embeddings by the root of the width: take rope or learned'
+            )
 
     @property
     def ids(self) -> int:

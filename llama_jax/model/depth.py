@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from llama_jax.keys import named_key
 from llama_jax.mesh import platform_in_use
 from llama_jax.model.block import Block, rematerialized
 from llama_jax.model.cache import Cache
@@ -134,7 +135,7 @@ def run_beside(
     """Outputs of layers that all read the trunk; their caches are the last ones."""
     keys: Any = [None] * len(blocks)
     if key is not None:  # one of its own, so that the model draws as it does without them
-        keys = jax.random.split(jax.random.fold_in(key, 1), len(blocks))
+        keys = jax.random.split(named_key(key, 'beside'), len(blocks))
     if cache is None:
         layer = rematerialized(
             lambda x_BTD, block, key: block(x_BTD, key=key, compute=compute, **context)[0],

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from llama_jax import layout, precision
 from llama_jax.errors import UserError
+from llama_jax.keys import named_key
 from llama_jax.model.block import Block, drop
 from llama_jax.model.cache import Cache, Cross
 from llama_jax.model.config import Compute, ModelConfig
@@ -53,13 +54,13 @@ class Transformer(nnx.Module):
         self.config = config
         width = width_of(config)
         self.embed_VD = nnx.Param(fan_in(embed_key, shape, width.base))
-        self.position_CD = _learned_positions(config, jax.random.fold_in(key, 1))
+        self.position_CD = _learned_positions(config, named_key(key, 'positions'))
         self.encoder_blocks: Blocks | None = (
             stacked(
                 config,
                 depth=config.encoder_layers,
                 cross=False,
-                key=jax.random.fold_in(key, 2),
+                key=named_key(key, 'encoder'),
             )
             if encodes
             else None

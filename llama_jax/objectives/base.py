@@ -38,18 +38,30 @@ class Loss(NamedTuple):
     weight: jax.Array
     """Sum of weights, float32 []: `total` / `weight` is the loss."""
     metrics: dict[str, jax.Array]
-    """Further weighted sums, float32 []; the loop divides each by `weight`. 'nll' where the
-    objective has a likelihood: negative log-likelihood in nats."""
+    """Further weighted sums, float32 []. 'nll' where the objective has a likelihood: negative
+    log-likelihood in nats."""
     largest: dict[str, jax.Array] = {}  # noqa: RUF012  a tuple's default, which nobody writes to
     """Figures float32 [] of which a batch has the largest of its microbatches."""
     kept: Batch = {}  # noqa: RUF012
     """Arrays [B, ...] that the further updates by the same batch find in it, or that `carry` is
     given."""
+    weights: dict[str, jax.Array] = {}  # noqa: RUF012
+    """By the name of a metric what it is divided by, float32 []; default: `weight`."""
 
     def plus(self, other: Loss) -> Loss:
         """Both microbatches together; `kept` is of neither."""
-        total, weight, metrics = jax.tree.map(jnp.add, self[:3], other[:3])
-        return Loss(total, weight, metrics, jax.tree.map(jnp.maximum, self.largest, other.largest))
+        largest = jax.tree.map(jnp.maximum, self.largest, other.largest)
+        sums = ((x.total, x.weight, x.metrics, x.weights) for x in (self, other))
+        total, weight, metrics, weights = jax.tree.map(jnp.add, *sums)
+        return Loss(total, weight, metrics, largest, weights=weights)
+
+    def means(self) -> dict[str, jax.Array]:
+        """The loss, and every metric, by its weight."""
+        sums = {'loss': self.total, **self.metrics}
+        return {
+            name: x / jnp.maximum(self.weights.get(name, self.weight), 1.0)
+            for name, x in sums.items()
+        }
 
 
 class Context(NamedTuple):

@@ -256,6 +256,11 @@ class Classification(Base):
                 f'one class only, {_named(self.labels)}: there is nothing to tell apart; give two '
                 'labels or more'
             )
+        if model.encoder_layers and model.base_dim:
+            raise UserError(
+                'model.base_dim carries no rate over to a head upon an encoder: set '
+                '--model.base-dim 0, and tune the rate at this width'
+            )
         if model.encoder_layers and self.bidirectional:
             raise UserError(
                 'bidirectional has no effect on an encoder, which sees all of a text: leave it out'

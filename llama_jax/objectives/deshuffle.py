@@ -56,6 +56,8 @@ class Deshuffling(TokenPrediction):
         self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
     ) -> Example | None:
         text = piece.text
+        if not len(text):
+            return None  # of an end alone there is nothing to learn
         targets = np.append(text, tokenizer.eos_id)
         return denoising(rng.permutation(text), targets, tokenizer=tokenizer, encoder=self.encoder)
 

@@ -73,6 +73,11 @@ class Distillation(Base):
             raise UserError(f'--objective.top-k is {self.top_k}: it must be 0 or more')
         if not self.teacher:
             raise UserError('--objective.teacher names nothing: give a RUN or weights of others')
+        if type(self.task) not in (CausalLM, InstructionTuning):
+            raise UserError(
+                f'a teacher says nothing of {type(self.task).__name__}: --objective.task is '
+                'CausalLM or InstructionTuning'
+            )
 
     @property
     def reads(self) -> type[Record]:

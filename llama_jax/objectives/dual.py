@@ -113,16 +113,21 @@ class Dual(MaskedDiffusion):
         masked = cross_entropy(x_BTD, head, targets, weight_BT, *how, never_BT)
         tokens = batch['weights'].sum()
         n_causal = jnp.sum(batch['weights'] * is_causal_BT)
-        per_causal = tokens / jnp.maximum(n_causal, 1)
-        per_masked = tokens / jnp.maximum(tokens - n_causal, 1)
+        n_masked = tokens - n_causal
         return Loss(
             total=self.causal_weight * causal.total + masked.total,
             weight=tokens,
             metrics={
-                'causal_nll': per_causal * causal.nll,
-                'causal_accuracy': per_causal * causal.correct,
-                'masked_nll': per_masked * masked.nll,
-                'masked_accuracy': per_masked * masked.correct,
+                'causal_nll': causal.nll,
+                'causal_accuracy': causal.correct,
+                'masked_nll': masked.nll,
+                'masked_accuracy': masked.correct,
+            },
+            weights={
+                'causal_nll': n_causal,
+                'causal_accuracy': n_causal,
+                'masked_nll': n_masked,
+                'masked_accuracy': n_masked,
             },
         )
 

@@ -90,13 +90,13 @@ class MultiToken(CausalLM):
             *(self.scales(context.step), self.z_loss, model.config.vocab_padding),
         )
         weight_J = weight_JBT.sum(axis=(1, 2))
-        # Of each head over its own targets.
-        ratio_J = weight_J[0] / jnp.maximum(weight_J, 1)
         metrics = {'nll': sums.nll[0], 'accuracy': sums.correct[0]}
-        for j in range(1, self.heads):
-            metrics[f'nll_{j + 1}'] = ratio_J[j] * sums.nll[j]
-            metrics[f'accuracy_{j + 1}'] = ratio_J[j] * sums.correct[j]
-        return Loss(total, weight_J[0], metrics)
+        weights: dict[str, jax.Array] = {}
+        for j in range(1, self.heads):  # of each head over its own targets
+            own = {f'nll_{j + 1}': sums.nll[j], f'accuracy_{j + 1}': sums.correct[j]}
+            metrics |= own
+            weights |= dict.fromkeys(own, weight_J[j])
+        return Loss(total, weight_J[0], metrics, weights=weights)
 
     def scales(self, step: jax.Array | None) -> jax.Array:
         """What each head's loss counts [heads], after so many steps; None: outside of training."""

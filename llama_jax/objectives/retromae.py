@@ -28,6 +28,7 @@ from llama_jax.model.mlp import feed_forward
 from llama_jax.model.norm import norm
 from llama_jax.model.rope import rotation_of
 from llama_jax.model.transformer import Transformer
+from llama_jax.model.width import width_of
 from llama_jax.objectives.asked import Reading
 from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss, after_begin
 from llama_jax.objectives.flops import TRAINING, head, layer
@@ -193,7 +194,7 @@ class Decoder(nnx.Module):
         self.attention = Attention(config, sublayers=2, key=attention_key)
         self.mlp_norm = norm(config)
         self.mlp = feed_forward(config, sublayers=2, key=mlp_key)
-        self.norm = norm(config)
+        self.norm = norm(config, scale=width_of(config).out)
 
     def __call__(
         self,

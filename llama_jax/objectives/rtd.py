@@ -188,6 +188,7 @@ class ReplacedTokens(Base):
         return dataclasses.replace(
             model,
             dim=max(1, model.dim * heads // model.heads),
+            base_dim=model.base_dim and max(1, model.base_dim * heads // model.heads),
             ffn=max(1, model.ffn * heads // model.heads),
             heads=heads,
             kv_heads=math.gcd(heads, max(1, heads // groups)),

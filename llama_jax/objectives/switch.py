@@ -28,7 +28,8 @@ class Switch(Base):
     all of them and its place in the data means the same; each has a row of its own, as long as in a
     run by it alone, of which a step computes one. Arrays of the last part have their own names,
     those of part k before it are in the streams 'k' and 'k/STREAM': the run is validated, asked and
-    read as a model of its last part. Metrics are those that all parts have.
+    read as a model of its last part. Metrics are those that all parts have. A curriculum of a part
+    counts from where the part begins.
     """
 
     parts: tuple[Objective, ...]
@@ -45,6 +46,10 @@ class Switch(Base):
                 f'--objective.begins {" ".join(map(str, self.begins))}: give the step at which '
                 f'each of {len(self.parts)} parts begins, 0 first, each later than the one before'
             )
+
+    @property
+    def _begins(self) -> tuple[int, ...]:
+        return self.begins or (0,) * len(self.parts)
 
     @property
     def last(self) -> Objective:
@@ -136,13 +141,14 @@ class Switch(Base):
         context: Context = ALONE,
     ) -> Loss:
         def of(k: int) -> Loss:
+            step = None if context.step is None else context.step - self._begins[k]
             return self.parts[k].loss(
                 model,
                 self._batch(k, batch),
                 extra=extra.get(str(k), {}),
                 compute=compute,
                 key=key,
-                context=context,
+                context=context._replace(step=step),
             )
 
         last = len(self.parts) - 1
@@ -154,14 +160,14 @@ class Switch(Base):
         def branch(k: int) -> Callable[[], Loss]:
             def run() -> Loss:
                 loss = of(k)
-                return Loss(loss.total, loss.weight, {name: loss.metrics[name] for name in common})
+                metrics = {name: loss.metrics[name] for name in common}
+                weights = {name: loss.weights.get(name, loss.weight) for name in common}
+                return Loss(loss.total, loss.weight, metrics, weights=weights)
 
             return run
 
-        begun = jnp.array(self.begins or (0,) * (last + 1))
-        return jax.lax.switch(
-            jnp.sum(context.step >= begun) - 1, [branch(k) for k in range(last + 1)]
-        )
+        begun = context.step >= jnp.array(self._begins)
+        return jax.lax.switch(jnp.sum(begun) - 1, [branch(k) for k in range(last + 1)])
 
     def loss_tokens(self, batch: Batch) -> int:
         """Of the last part."""
@@ -186,6 +192,9 @@ class Switch(Base):
                 f'{type(self.last).__name__} begins at step {max(self.begins)}, and the run has '
                 f'{steps}: lower --objective.begins or raise --train.steps'
             )
+        ends = (*self.begins[1:], steps)
+        for part, begin, end in zip(self.parts, self.begins, ends, strict=True):
+            part.check_steps(end - begin)  # the first of its own is step 0
 
     def _batch(self, k: int, batch: Batch) -> Batch:
         """The arrays of part k by its own names."""

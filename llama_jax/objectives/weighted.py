@@ -218,18 +218,18 @@ class Weighted(Base):
         ]
         weight = losses[0].weight
         total = self.weights[0] * losses[0].total
-        metrics = {}
+        for own, loss in zip(self.weights[1:], losses[1:], strict=True):
+            # Brings a sum over one part's weight to a sum over the first part's.
+            total += own * weight / jnp.maximum(loss.weight, 1) * loss.total
+        metrics, weights = {}, {}
         if self.has_likelihood:
             metrics['nll'] = losses[0].metrics['nll']
-        for k, (name, loss) in enumerate(zip(self._names(), losses, strict=True)):
-            # Brings a sum over one part's weight to a sum over the first part's.
-            ratio = weight / jnp.maximum(loss.weight, 1) if k else jnp.float32(1)
-            if k:
-                total += self.weights[k] * ratio * loss.total
-            sums = {'loss': loss.total, **loss.metrics}
-            metrics |= {f'{name}/{metric}': ratio * value for metric, value in sums.items()}
+        for name, loss in zip(self._names(), losses, strict=True):
+            for metric, value in {'loss': loss.total, **loss.metrics}.items():
+                metrics[f'{name}/{metric}'] = value
+                weights[f'{name}/{metric}'] = loss.weights.get(metric, loss.weight)
         kept = {f'{k}/{name}': x for k, loss in enumerate(losses) for name, x in loss.kept.items()}
-        return Loss(total, weight, metrics, kept=kept)
+        return Loss(total, weight, metrics, kept=kept, weights=weights)
 
     def loss_tokens(self, batch: Batch) -> int:
         return sum(part.loss_tokens(self._batch(k, batch)) for k, part in enumerate(self.parts))
@@ -304,6 +304,7 @@ def check_parts(parts: Sequence[Objective], whole: str, *, joining: bool = False
                 'those of others; give single objectives'
             )
         alone = part.rollout is not None or part.knows or part.updates > 1
+        alone |= hasattr(part, 'teacher')
         if part.reads is not Text or alone or (part.joins and not joining):
             raise UserError(
                 f'{type(part).__name__} is no part of {whole}: it needs more than the text that '

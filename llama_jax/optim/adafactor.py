@@ -12,7 +12,7 @@ import optax
 from llama_jax.errors import UserError
 from llama_jax.layout import letters_of
 from llama_jax.model.tune import INPUTS
-from llama_jax.optim.base import Limit, OptimizerConfig, is_matrix, share, stored
+from llama_jax.optim.base import Limit, OptimizerConfig, check_stored, is_matrix, share, stored
 from llama_jax.trees import map_named
 
 _EPS = 1e-30
@@ -53,6 +53,7 @@ class Adafactor(OptimizerConfig):
 
     def check(self) -> None:
         super().check()
+        check_stored(self.momentum, 'momentum', beta1=self.beta1)
         if self.beta1 != Adafactor.beta1 and self.momentum == 'none':
             raise UserError(
                 f'--optimizer.beta1 {self.beta1} has no effect without a momentum: set '

@@ -7,8 +7,7 @@ from typing import Any
 
 import optax
 
-from llama_jax.errors import UserError
-from llama_jax.optim.base import Limit, Moments, OptimizerConfig, share, stored
+from llama_jax.optim.base import Limit, Moments, OptimizerConfig, check_stored, share, stored
 
 
 @dataclass(frozen=True)
@@ -30,12 +29,7 @@ class AdamW(OptimizerConfig):
 
     def check(self) -> None:
         super().check()
-        check_moments(self.moments, self.beta2)
-
-
-_BETA2_OF_BFLOAT16 = 0.99
-"""bfloat16 keeps 8 bits: a second moment that falls by less than 0.4% a step rounds back to where
-it was, and never falls."""
+        check_stored(self.moments, beta1=self.beta1, beta2=self.beta2)
 
 
 def adam_limits(config: Any) -> tuple[Limit, ...]:
@@ -45,16 +39,6 @@ def adam_limits(config: Any) -> tuple[Limit, ...]:
         share('beta2', config.beta2),
         Limit('eps', config.eps, config.eps > 0, 'positive'),
     )
-
-
-def check_moments(moments: Moments, beta2: float) -> None:
-    """Raise UserError where the type of the moments cannot hold how slowly the second one falls."""
-    if moments == 'bfloat16' and beta2 > _BETA2_OF_BFLOAT16:
-        raise UserError(
-            f'--optimizer.moments bfloat16 cannot hold the small changes of --optimizer.beta2 '
-            f'{beta2}: set --optimizer.beta2 {_BETA2_OF_BFLOAT16} or less, or '
-            '--optimizer.moments float32'
-        )
 
 
 def adam(config: Any) -> optax.GradientTransformation:

@@ -140,3 +140,19 @@ def is_matrix(path: str, leaf: Any) -> bool:
     """Whether the parameter of a layer is a matrix: of two letters or more, and no bias."""
     letters = letters_of(path, leaf.ndim).replace('L', '')
     return len(letters) > 1 and not path.removesuffix(f'_{letters}').endswith('bias')
+
+
+_SLOWEST_OF_BFLOAT16 = 0.99
+"""bfloat16 keeps 8 bits: a moment that falls by less than 0.4% a step rounds back to where it was,
+and never falls."""
+
+
+def check_stored(moments: str, option: str = 'moments', **decays: float) -> None:
+    """Raise UserError where the type of a moment cannot hold how slowly one of `decays` falls."""
+    for name, decay in decays.items():
+        if moments == 'bfloat16' and decay > _SLOWEST_OF_BFLOAT16:
+            raise UserError(
+                f'--optimizer.{option} bfloat16 cannot hold the small changes of '
+                f'--optimizer.{name} {decay}: set it to {_SLOWEST_OF_BFLOAT16} or less, or '
+                f'--optimizer.{option} float32'
+            )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import optax
 
-from llama_jax.optim.base import Limit, Moments, OptimizerConfig, share, stored
+from llama_jax.optim.base import Limit, Moments, OptimizerConfig, check_stored, share, stored
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,10 @@ class Lion(OptimizerConfig):
 
     def directions(self) -> optax.GradientTransformation:
         return stored(optax.scale_by_lion(self.beta1, self.beta2), self.moments)
+
+    def check(self) -> None:
+        super().check()
+        check_stored(self.moments, beta2=self.beta2)
 
     def limits(self) -> tuple[Limit, ...]:
         return share('beta1', self.beta1), share('beta2', self.beta2)

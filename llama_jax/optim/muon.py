@@ -13,8 +13,8 @@ import optax.contrib
 
 from llama_jax import layout
 from llama_jax.model.tune import INPUTS
-from llama_jax.optim.adamw import adam, adam_limits, check_moments
-from llama_jax.optim.base import Limit, Moments, OptimizerConfig, share, stored
+from llama_jax.optim.adamw import adam, adam_limits
+from llama_jax.optim.base import Limit, Moments, OptimizerConfig, check_stored, share, stored
 from llama_jax.trees import map_named
 
 RMS = 0.2
@@ -58,7 +58,7 @@ class Muon(OptimizerConfig):
 
     def check(self) -> None:
         super().check()
-        check_moments(self.moments, self.beta2)
+        check_stored(self.moments, beta=self.beta, beta1=self.beta1, beta2=self.beta2)
 
 
 def is_hidden(path: str) -> bool:

@@ -31,7 +31,7 @@ def by_width(
 def factor(path: str, width: Width, *, power: float) -> float:
     """What the learning rate of the parameter at a dotted path is multiplied by. `power`: of 1 / m,
     for matrices of layers."""
-    if path in ('norm.scale_D', 'norm.bias_D'):
+    if path.rsplit('.', 2)[-2:] in (['norm', 'scale_D'], ['norm', 'bias_D']):  # before a head
         return width.out
     name = path.rsplit('.', 1)[-1]
     if name not in INPUTS:

@@ -6,8 +6,9 @@ import shlex
 import statistics
 from typing import Any
 
+from llama_jax.report import baselines
 from llama_jax.report.grid import ArmRecords, GridRecords, SeedRun
-from llama_jax.report.read import inside, last, number
+from llama_jax.report.read import Line, inside, last, number
 from llama_jax.report.tables import NOT_YET, Cell, Row, Table
 from llama_jax.report.text import compact, duration, significant
 
@@ -25,17 +26,31 @@ _SHARES = ('padding', 'cut')
 
 
 def arms(grid: GridRecords) -> Table:
-    """What each arm is and how far it has come; of the model, what is not the same in all arms."""
-    differing = _differing([inside(arm.facts, 'model') for arm in grid.arms])
+    """What each arm is and how far it has come; of the model and the optimizer, what is not the
+    same in all arms."""
+    settings = [_settings(arm) for arm in grid.arms]
+    differing = _differing(settings)
     rows = []
-    for arm in grid.arms:
-        model = ', '.join(f'{x} {_shown(inside(arm.facts, "model", x))}' for x in differing)
-        about = [_shown(arm.facts.get('objective')), *([model or NOT_YET] if differing else [])]
+    for arm, of_arm in zip(grid.arms, settings, strict=True):
+        other = ', '.join(f'{x} {_shown(of_arm[x])}' for x in differing if x in of_arm)
+        about = [_shown(arm.facts.get('objective')), *([other or NOT_YET] if differing else [])]
         digest = str(arm.facts.get('digest') or NOT_YET)
         cells = [*about, digest[:12], progress(arm)]
         rows.append(Row(arm.name, [Cell(text) for text in cells], arm.index, not arm.done))
-    model_column = ['model, where arms differ'] * bool(differing)
-    return Table(['arm', 'objective', *model_column, 'digest', 'seeds'], rows, right=False)
+    column = ['settings, where arms differ'] * bool(differing)
+    return Table(['arm', 'objective', *column, 'digest', 'seeds'], rows, right=False)
+
+
+def _settings(arm: ArmRecords) -> Line:
+    """Of its model by their names, and of its optimizer."""
+    optimizer = inside(arm.facts, 'experiment', 'optimizer')
+    optimizer = dict(optimizer) if isinstance(optimizer, dict) else {}
+    schedule = optimizer.pop('schedule', None)
+    found = {f'optimizer.{name}': value for name, value in optimizer.items()}
+    for name, value in schedule.items() if isinstance(schedule, dict) else ():
+        found[f'optimizer.schedule.{name}'] = value
+    model = arm.facts.get('model')
+    return {**(model if isinstance(model, dict) else {}), **found}
 
 
 def progress(arm: ArmRecords) -> str:
@@ -124,6 +139,28 @@ def rates(grid: GridRecords) -> Table | None:
     return Table(['arm', 'learning rate', *(f'own loss\nat {text}' for text in tried)], rows)
 
 
+def absent(grid: GridRecords) -> list[str]:
+    """What is planned beside the arms and not finished, in words."""
+    seeds = int(number(grid.facts, 'seeds') or 0)
+    told = []
+    planned = grid.facts.get(baselines.FOLDER)
+    for name in planned if isinstance(planned, dict) else ():
+        if name == baselines.COUNTS:
+            done, whole = int(any(x.arms is None for x in grid.baselines)), 1
+        else:
+            done = sum(len(x.metrics) for x in grid.baselines if x.name == name)
+            whole = seeds
+        if done < whole:
+            told.append(
+                f'The baseline {name} is not finished ({done} of {whole}): what stands in the '
+                'headline may be below it.'
+            )
+    done = sum(run.done for run in grid.arms[0].again) if grid.arms else 0
+    if grid.facts.get('again') and done < seeds:
+        told.append(f'The A/A arm is not finished ({done} of {seeds}): it is the noise floor.')
+    return told
+
+
 def code(grid: GridRecords) -> list[str]:
     """Sentences on runs that were not made, or not measured, alike."""
     told = []
@@ -132,6 +169,12 @@ def code(grid: GridRecords) -> list[str]:
     for name, what in (('code', 'code'), ('versions', 'versions of packages')):
         if len({repr(x[name]) for x in facts if name in x}) > 1:
             told.append(f'Runs were trained by different {what}: they are not equals.')
+    chose = {str(inside(run.evaluation, 'text', 'chose') or '') for run in runs} - {''}
+    if chose and grid.facts.get('tuning'):
+        told.append(
+            f'The texts of {", ".join(sorted(chose))} chose the learning rates and are measured as '
+            'well: give them a split test of their own.'
+        )
     texts = {run.evaluation['examples'] for run in runs if 'examples' in run.evaluation}
     if len(texts) > 1:
         told.append('Runs were measured on different texts: they are not equals.')
@@ -225,11 +268,10 @@ def _written(value: Any) -> str:
     return repr(value)
 
 
-def _differing(models: list[Any]) -> list[str]:
-    """Names of settings that are not the same in all."""
-    known = [model for model in models if isinstance(model, dict)]
-    names = dict.fromkeys(name for model in known for name in model)
-    return [x for x in names if any(m.get(x) != known[0].get(x) for m in known)]
+def _differing(settings: list[Line]) -> list[str]:
+    """Names of those that are not the same in all."""
+    names = dict.fromkeys(name for of_arm in settings for name in of_arm)
+    return [x for x in names if any(s.get(x) != settings[0].get(x) for s in settings)]
 
 
 def _last(run: SeedRun, name: str) -> float | None:

@@ -37,8 +37,9 @@ _UNMEASURED = ' The suite of this comparison measures none of them.'
 _DIFFERENCES = (
     'Each arm less the first, on the same seeds and the same texts; in brackets the interval (95%, '
     'hierarchical bootstrap over seeds and documents, corrected by Holm over the arms). Bold: the '
-    'interval leaves 0 out. What is smaller than the noise floor (the half-width of the same '
-    'interval between the first arm and itself under other seeds) may be seeds and texts alone.'
+    'interval leaves 0 out; that any bold one of a metric is false has a chance of 5%. What is '
+    'smaller than the noise floor (the half-width of the interval, not corrected, of the first arm '
+    'under other seeds less itself) may be seeds and texts alone.'
 )
 
 
@@ -188,6 +189,7 @@ def notes(grid: GridRecords) -> list[str]:
             f'This grid is not complete: {done} of {len(runs)} runs are finished. Tables of '
             f'metrics hold those; curves show all. Open: {", ".join(open_arms)}.'
         )
+    told += accounts.absent(grid)
     return [*told, *accounts.code(grid), *accounts.fine_tuning(grid), *grid.problems]
 
 

@@ -18,7 +18,7 @@ from llama_jax.evaluate import per_text
 from llama_jax.evaluate.paired import Sample
 from llama_jax.evaluate.per_text import PerText
 from llama_jax.report.baselines import Baseline, read_baselines
-from llama_jax.report.read import Line, RunRecords, last, number, read, read_object
+from llama_jax.report.read import Line, RunRecords, inside, last, number, read, read_object
 
 EVALUATION = 'evaluation.json'
 LOG = 'log.txt'
@@ -30,6 +30,7 @@ AGAIN = 'again'
 """The folder of an arm's runs under other seeds."""
 FINISHED = 'finished'
 TRAINED = 'trained, not evaluated'
+EXACT = 'exact'
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,11 @@ class ArmRecords:
     def values(self, metric: str) -> list[float]:
         """The metric of every seed that has it."""
         return [x for x in (run.metric(metric) for run in self.runs) if x is not None]
+
+    def kind(self, metric: str) -> str:
+        """What kind of figure it has: 'exact', or a bound, or a pseudo-likelihood."""
+        found = (inside(run.evaluation, 'metrics', metric, 'kind') for run in self.runs)
+        return next((x for x in found if isinstance(x, str)), EXACT)
 
     def sample(self, metric: str) -> Sample:
         """The metric over the seeds, with what each text adds to it."""
@@ -235,9 +241,11 @@ def _failure(path: Path) -> str | None:
 
 
 def _state(records: RunRecords, evaluation: Line) -> str:
-    if isinstance(evaluation.get('metrics'), dict):
+    steps, metrics = last(records.train, 'step'), evaluation.get('metrics')
+    if metrics == {} and evaluation.get('loss') is None:  # of a rate that was tried
+        return f'failed: loss not finite at step {steps or 0:,}'
+    if isinstance(metrics, dict):
         return FINISHED
-    steps = last(records.train, 'step')
     planned = number(records.facts, 'experiment', 'train', 'steps')
     if steps is None:
         return 'no step taken yet'

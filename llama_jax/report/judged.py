@@ -7,10 +7,7 @@ import itertools
 from llama_jax.evaluate import paired
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.paired import Difference, Sample
-from llama_jax.report.grid import ArmRecords, GridRecords
-from llama_jax.report.read import inside
-
-EXACT = 'exact'
+from llama_jax.report.grid import EXACT, ArmRecords, GridRecords
 
 
 class Judged:
@@ -34,11 +31,6 @@ class Judged:
             found = {arm.name: arm.sample(metric) for arm in self.grid.arms}
             self._samples[metric] = {name: x for name, x in found.items() if x.values}
         return self._samples[metric]
-
-    def kind(self, arm: ArmRecords, metric: str) -> str:
-        """What kind of figure the arm has: 'exact', or a bound, or a pseudo-likelihood."""
-        found = (inside(run.evaluation, 'metrics', metric, 'kind') for run in arm.runs)
-        return next((x for x in found if isinstance(x, str)), EXACT)
 
     def differences(self, metric: str) -> dict[str, Difference]:
         """Every other arm less the base, where both have the metric and of one kind; corrected over
@@ -67,11 +59,11 @@ class Judged:
     def _of_kind(self, metric: str, kind: str) -> dict[str, Sample]:
         arms = {arm.name: arm for arm in self.grid.arms}
         found = self.samples(metric)
-        return {name: x for name, x in found.items() if self.kind(arms[name], metric) == kind}
+        return {name: x for name, x in found.items() if arms[name].kind(metric) == kind}
 
     def _to_base(self, metric: str) -> dict[str, Difference]:
         base = self.base
-        samples = self._of_kind(metric, self.kind(base, metric)) if base else {}
+        samples = self._of_kind(metric, base.kind(metric)) if base else {}
         if base is None or base.name not in samples:
             return {}
         pairs = [(name, base.name) for name in samples if name != base.name]
@@ -79,7 +71,7 @@ class Judged:
 
     def _best(self, metric: str) -> set[str]:
         names = self.samples(metric)
-        kinds = dict.fromkeys(self.kind(a, metric) for a in self.grid.arms if a.name in names)
+        kinds = dict.fromkeys(a.kind(metric) for a in self.grid.arms if a.name in names)
         if EXACT not in kinds and len(kinds) != 1:
             return set()
         samples = self._of_kind(metric, EXACT if EXACT in kinds else next(iter(kinds)))

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from llama_jax.evaluate.metrics import CURVES, METRICS
 from llama_jax.report.curves import series
-from llama_jax.report.grid import ArmRecords, GridRecords, SeedRun
+from llama_jax.report.grid import EXACT, ArmRecords, GridRecords, SeedRun
 from llama_jax.report.picture import Axis, Curve, Picture, Point, running_median
 from llama_jax.report.read import Line, RunRecords, inside, last, number
 from llama_jax.report.style import arm_style
@@ -192,7 +192,8 @@ def _pareto(grid: GridRecords, x_metric: str, y_metric: str) -> Picture:
         if points:
             xs, ys = zip(*points, strict=True)
             x, y = statistics.fmean(xs), statistics.fmean(ys)
-            best.append((x, y))
+            if arm.kind(x_metric) == arm.kind(y_metric) == EXACT:  # a bound is no figure to rank by
+                best.append((x, y))
             means.append(Curve(arm.name, [(x, y)], f'{style} mean cloud', line=False))
         if len(points) > 1:
             dx, dy = statistics.stdev(xs), statistics.stdev(ys)

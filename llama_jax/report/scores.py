@@ -8,8 +8,8 @@ from llama_jax.evaluate import stats
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.paired import Difference
 from llama_jax.report.baselines import Baseline
-from llama_jax.report.grid import ArmRecords, GridRecords, SeedRun
-from llama_jax.report.judged import EXACT, Judged
+from llama_jax.report.grid import EXACT, ArmRecords, GridRecords, SeedRun
+from llama_jax.report.judged import Judged
 from llama_jax.report.read import inside, number
 from llama_jax.report.tables import NOT_APPLICABLE, NOT_YET, Cell, Row, Table
 from llama_jax.report.units import arrow, spoken, told
@@ -75,7 +75,7 @@ def differences(judged: Judged, metrics: tuple[str, ...]) -> Table | None:
         return None
     columns = [(metric, judged.differences(metric)) for metric in metrics]
     rows = [
-        Row(arm.name, [_difference(m, found.get(arm.name)) for m, found in columns], arm.index)
+        Row(arm.name, [_difference(m, found, base, arm) for m, found in columns], arm.index)
         for arm in judged.grid.arms[1:]
     ]
     rows += _noise(judged, metrics)
@@ -117,9 +117,10 @@ def tasks(metrics: tuple[str, ...]) -> dict[str, dict[str, bool]]:
 
 
 def below(grid: GridRecords, arm: ArmRecords, metric: str) -> list[str]:
-    """Names of the baselines that the arm's mean does not surpass."""
+    """Names of the baselines that the arm's mean does not surpass. Of a bound there are none: what
+    it bounds may be above them."""
     mean, _ = mean_std(arm, metric)
-    if mean is None or not METRICS[metric].task:
+    if mean is None or not METRICS[metric].task or arm.kind(metric) in ('bound', 'pseudo'):
         return []
     found = []
     for baseline in grid.baselines:
@@ -156,7 +157,7 @@ def _score(judged: Judged, arm: ArmRecords, metric: str) -> Cell:
     values = arm.values(metric)
     spread = '' if std is None else f' ± {told(metric, std)}'
     of = f' ({len(values)} of {len(arm.runs)})' if len(values) < len(arm.runs) else ''
-    kind = judged.kind(arm, metric)
+    kind = arm.kind(metric)
     label = '' if kind == EXACT else f' {kind}{_monte_carlo(arm, metric)}'
     under = below(judged.grid, arm, metric)
     text = f'{told(metric, mean)}{spread}{of}{label}{f" {BELOW}" if under else ""}'
@@ -182,9 +183,13 @@ def _baseline(baseline: Baseline, metric: str) -> Cell:
     return Cell(NOT_APPLICABLE if value is None else told(metric, value))
 
 
-def _difference(metric: str, found: Difference | None) -> Cell:
+def _difference(
+    metric: str, differences: dict[str, Difference], base: ArmRecords, arm: ArmRecords
+) -> Cell:
+    found = differences.get(arm.name)
     if found is None:
-        return Cell(NOT_APPLICABLE)
+        absent = [_absent(of.runs, metric) for of in (base, arm) if not of.values(metric)]
+        return Cell(NOT_YET if NOT_YET in absent else NOT_APPLICABLE)
     value = told(metric, found.value, sign=True)
     if math.isnan(found.half):
         return Cell(value, told='one seed: no interval')

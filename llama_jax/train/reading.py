@@ -41,6 +41,7 @@ def with_steps(
             agreement.same(content(tokenizer, loader), 'data')
             steps = loader.batches(train.epochs)
         schedule(experiment.optimizer.schedule, steps)
+        experiment.objective.check_steps(steps)
     train = dataclasses.replace(train, steps=steps, tokens=0, epochs=0.0)
     return dataclasses.replace(experiment, train=train)
 

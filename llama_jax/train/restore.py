@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, NamedTuple
@@ -54,9 +55,11 @@ class Trained(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """The mean of the parameters of the newest `n` checkpoints, as one of the newest."""
+    """The mean of the parameters of `n` checkpoints, as one of the newest of them."""
 
     n: int
+    until: int | None = None
+    """Step of the newest; None: of the run's newest."""
 
     def __str__(self) -> str:
         return f'mean:{self.n}'
@@ -95,7 +98,7 @@ def named(run: str | Path, what: str = '--checkpoint') -> Named:
 
 
 def load(
-    run: str | Path, mesh: Mesh, *, shared_heads: bool = False, what: str = '--checkpoint'
+    run: str | Path | Named, mesh: Mesh, *, shared_heads: bool = False, what: str = '--checkpoint'
 ) -> Trained:
     """A checkpoint of a run, see `named`, placed on `mesh`: of the newest, the first readable.
 
@@ -103,7 +106,7 @@ def load(
     generation, see `layout.check`. Raises UserError when there is no run, no such checkpoint, or
     none that can be read.
     """
-    workdir, step = named(run, what)
+    workdir, step = run if isinstance(run, Named) else named(run, what)
     experiment = experiment_of(workdir)
     layout.check(experiment.model.sizes(), mesh, shared_heads=shared_heads)
     abstract = jax.eval_shape(
@@ -120,7 +123,7 @@ def load(
     with _checkpoints(workdir) as checkpoints:
         chosen = _chosen(workdir, step, checkpoints)
         if isinstance(step, Mean):
-            restored = _mean(checkpoints, step.n, {item: placed})
+            restored = _mean(checkpoints, step, {item: placed})
         elif chosen is None:
             newest = checkpoints.restore_newest({item: placed})
             assert newest is not None  # there are some
@@ -165,8 +168,11 @@ def base(
     keep = Kept(experiment.tune, compute, mesh)
     rows, said = experiment.model.vocab, ''
     if read_run(workdir) is not None:
-        then = recorded and recorded.get('step')
-        run = load(f'{workdir}@{then}' if then else start, mesh, shared_heads=True, what=what)
+        which = named(start, what)
+        if recorded is not None and 'step' in recorded:
+            step, n = recorded['step'], recorded.get('mean')
+            which = Named(workdir, Mean(n, step) if n else step)
+        run = load(which, mesh, shared_heads=True, what=what)
         params, said, identity = run.params, f', step {run.step}', run.identity
         if rows > run.config.vocab:
             params = grown(params, rows, ids=run.config.ids, mesh=mesh)
@@ -237,15 +243,26 @@ def _nothing_yet(workdir: Path) -> UserError:
     return UserError(f'{workdir} holds no checkpoint yet: train until the first one is saved')
 
 
-def _mean(checkpoints: Checkpoints, n: int, abstract: Items) -> Restored:
-    """The newest checkpoint with the mean of the arrays of the newest `n`."""
-    *others, newest = checkpoints.steps()[-n:]
+def _mean(checkpoints: Checkpoints, mean: Mean, abstract: Items) -> Restored:
+    """The newest checkpoint of a mean with the mean of all their arrays, and the checksum of all
+    checksums."""
+    *others, newest = _of_mean(checkpoints.steps(), mean)
     restored = checkpoints.restore_step(newest, abstract)
-    total = restored.items
+    total, sums = restored.items, [restored.metadata['checksums']['params']]
     for step in others:
-        items = checkpoints.restore_step(step, abstract).items
-        total = jax.tree.map(jnp.add, total, items)
-    return restored._replace(items=jax.tree.map(lambda x: x / n, total))
+        other = checkpoints.restore_step(step, abstract)
+        total = jax.tree.map(jnp.add, total, other.items)
+        sums.append(other.metadata['checksums']['params'])
+    checksums = {'params': zlib.crc32(str(sums).encode())}
+    return restored._replace(
+        items=jax.tree.map(lambda x: x / mean.n, total),
+        metadata={**restored.metadata, 'checksums': checksums},
+    )
+
+
+def _of_mean(steps: Sequence[int], mean: Mean) -> Sequence[int]:
+    """Those of `steps` that a mean is of, if all are there."""
+    return [step for step in steps if mean.until is None or step <= mean.until][-mean.n :]
 
 
 def _chosen(workdir: Path, step: Which, checkpoints: Checkpoints) -> int | None:
@@ -254,10 +271,12 @@ def _chosen(workdir: Path, step: Which, checkpoints: Checkpoints) -> int | None:
     if not steps:
         raise _nothing_yet(workdir)
     if isinstance(step, Mean):
-        if step.n > len(steps):
+        of_mean = _of_mean(steps, step)
+        if step.n > len(of_mean):
             raise UserError(
-                f'{workdir} has {len(steps)} checkpoints, not {step.n}: take fewer, or train with '
-                f'--checkpoint.keep {step.n}'
+                f'{workdir} has {len(of_mean)} checkpoints'
+                + (f' up to step {step.until}' if step.until else '')
+                + f', not {step.n}: take fewer, or train with --checkpoint.keep {step.n}'
             )
         return None
     if step == 'best':

@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from llama_jax import layout, precision
+from llama_jax.keys import named_key
 from llama_jax.model import layers
 from llama_jax.model import tune as tuning
 from llama_jax.model.config import Compute, ModelConfig
@@ -53,11 +54,6 @@ class State:
 
 
 Metrics = dict[str, jax.Array]
-
-_ADAPTERS = 0x10AA
-"""Folded into the key of a step, for the dropout of adapters."""
-_CARRIED = 0xCA221ED
-"""Folded into the key of a run, for what an objective carries."""
 
 
 def loss_of(
@@ -127,8 +123,8 @@ def _fresh(
 
 
 def _carried(config: ModelConfig, objective: Objective, params: Params, key: jax.Array) -> Params:
-    # Copies: a step reuses the memory of both. No step has this number.
-    carried = objective.carried(config, params, jax.random.fold_in(key, _CARRIED))
+    # Copies: a step reuses the memory of both.
+    carried = objective.carried(config, params, named_key(key, 'carried'))
     return jax.tree.map(jnp.copy, carried)
 
 
@@ -146,9 +142,9 @@ def initial_params(
 ) -> Params:
     """What is trained: of the backbone, and under EXTRA those of the objective where it has any."""
     whole = layers.split(layers.Transformer(config, key=key))
-    params = tuning.trained(tune, whole, config, jax.random.fold_in(key, 2))
+    params = tuning.trained(tune, whole, config, named_key(key, 'adapters'))
     # A key of its own: the backbone begins with the same values under every objective.
-    extra = objective.extra(config, jax.random.fold_in(key, 1))
+    extra = objective.extra(config, named_key(key, 'objective'))
     return {**params, EXTRA: extra} if extra else params
 
 
@@ -187,7 +183,7 @@ def train_step(
 
         def loss_sum(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Loss]:
             # A key of its own: the draws of model and objective are those of a full run.
-            own = jax.random.fold_in(key, _ADAPTERS)
+            own = named_key(key, 'adapters')
             whole = tuning.combined(state.tune, params, state.frozen, own)
             context = Context(state.step, state.carried)
             loss = loss_of(
@@ -232,10 +228,9 @@ def train_step(
         )
         params = jax.tree.map(lambda p, d: p - rate * d, state.params, directions)
         mean = state.average and averaged(state.average, params, decay=average, taken=state.step)
-        params, optimizer_state, mean = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, optimizer_state, mean),
-            (state.params, state.optimizer, state.average),
+        mean = _where(finite & ~_is_spike(optimizer_state, state.optimizer), mean, state.average)
+        params, optimizer_state = _where(
+            finite, (params, optimizer_state), (state.params, state.optimizer)
         )
         skipped = 1 - finite.astype(jnp.int32)
         new_state = replace(
@@ -267,10 +262,8 @@ def train_step(
             keys = jax.random.split(key, objective.updates - 1)
             (new_state, loss, grad_norm), _ = jax.lax.scan(again, first, keys)
             new_state = replace(new_state, frozen=state.frozen)
-        weight = jnp.maximum(loss.weight, 1.0)
         metrics = {
-            'loss': loss.total / weight,
-            **{name: total / weight for name, total in loss.metrics.items()},
+            **loss.means(),
             **loss.largest,
             'weight': loss.weight / objective.updates,
             'grad_norm': grad_norm,
@@ -281,13 +274,22 @@ def train_step(
         if isinstance(new_state.optimizer, SpikeState):
             metrics['spikes'] = new_state.optimizer.spikes
         if state.carried:
+            is_taken = new_state.skipped == state.skipped
+            is_taken &= ~_is_spike(new_state.optimizer, state.optimizer)
             carried = objective.carry(state.carried, new_state.params, kept, state.step)
             carried = layout.at_rest(carried)
-            taken = new_state.skipped == state.skipped
-            carried = jax.tree.map(
-                lambda new, old: jnp.where(taken, new, old), carried, state.carried
-            )
+            carried = _where(is_taken, carried, state.carried)
             new_state = replace(new_state, carried=carried)
         return replace(new_state, step=state.step + 1), metrics
 
     return jax.jit(step, donate_argnums=0)
+
+
+def _is_spike(new: Any, old: Any) -> jax.Array:
+    """Whether an update from the optimizer's state `old` to `new` was skipped as a spike."""
+    return new.spikes > old.spikes if isinstance(new, SpikeState) else jnp.array(False)
+
+
+def _where(taken: jax.Array, new: Any, old: Any) -> Any:
+    """The tree `new` if `taken`, else `old`."""
+    return jax.tree.map(lambda a, b: jnp.where(taken, a, b), new, old)

@@ -207,7 +207,8 @@ def loss_sums(
     place: Callable[[dict[str, Any]], dict[str, jax.Array]],
     byte_lengths: np.ndarray | None,
 ) -> dict[str, float]:
-    """Sums over all `batches`: 'loss', 'weight', the objective's metrics, and 'bytes'.
+    """Sums over all `batches`: 'loss', the objective's metrics, what they are divided by, and
+    'bytes'.
 
     Args:
       batches: this process's share of each global batch.
@@ -221,6 +222,7 @@ def loss_sums(
         if pending is not None:
             loss, n_bytes = pending
             values = {'loss': loss.total, 'weight': loss.weight, **loss.metrics}
+            values |= {f'weight {name}': x for name, x in loss.weights.items()}
             if n_bytes is not None:
                 values['bytes'] = n_bytes
             for name, value in jax.device_get(values).items():  # one transfer; adds in float64
@@ -251,8 +253,12 @@ def added(sums: Iterable[dict[str, float]]) -> dict[str, float]:
 def figures(sums: dict[str, float]) -> dict[str, Any]:
     """'loss' and the objective's metrics per unit of weight; with a likelihood also 'bytes' and
     'bits_per_byte'."""
-    weight = max(sums.get('weight', 0.0), 1.0)
-    means = {name: x / weight for name, x in sums.items() if name not in ('weight', 'bytes')}
+    common = sums.get('weight', 0.0)
+    means = {
+        name: x / max(sums.get(f'weight {name}', common), 1.0)
+        for name, x in sums.items()
+        if name != 'bytes' and name.partition(' ')[0] != 'weight'
+    }
     if 'bytes' not in sums:
         return means
     result: dict[str, Any] = {**means, 'bytes': int(sums['bytes'])}

@@ -63,6 +63,11 @@ def test_the_best_size_is_the_lowest_point_at_its_budget():
     found = scaling.iso_flops(Runs(sizes, flops / 6 / sizes, LAW(sizes, flops / 6 / sizes)), flops)
     assert list(found) == budgets.tolist()
     np.testing.assert_allclose([size for size, _ in found.values()], n, rtol=0.05)
+    # A budget that another has taken opens none of its own.
+    near = np.array([100.0, 102, 106, 106.5, 107.3])
+    sizes = np.array([1.0, 2, 1, 2, 4])
+    at = Runs(sizes, near / sizes, 2 + np.log(sizes / 2) ** 2)
+    assert list(scaling.iso_flops(at, near)) == [106]
     # None where the lowest point is beyond the sizes.
     beyond = sizes[3:5] * 4, flops[3:5]
     one = np.append(beyond[0], beyond[0][-1] * 2), np.append(beyond[1], 1e19)
@@ -94,6 +99,10 @@ def test_an_arm_whose_loss_does_not_fall_with_size_is_not_ranked():
 def test_what_tells_no_law_is_refused_in_one_line():
     with pytest.raises(UserError, match='16 runs of 1 sizes .* tell no law of five numbers'):
         scaling.fit(runs()._replace(parameters=np.full(16, 1e8)))
+    for name in ('parameters', 'tokens'):  # of two values neither exponent is known
+        few = np.sort(np.unique(getattr(runs(), name)))[:2]
+        with pytest.raises(UserError, match='8 runs of .* 3 sizes and 3 numbers of tokens'):
+            scaling.fit(runs().take(np.isin(getattr(runs(), name), few)))
     with pytest.raises(UserError, match='5 runs of 4 sizes'):
         scaling.fit(runs().take(np.arange(5)))
     with pytest.raises(UserError, match='numbers above 0'):

@@ -211,6 +211,8 @@ def test_what_cannot_be_is_refused():
     for how, message in (
         ({'block': 3}, 'write blocks of 4 tokens'),
         ({'steps': 5}, 'takes 4 at most'),
+        ({'steps': -1}, 'steps -1: it must be 0 or more'),
+        ({'block': -4}, 'block -4: it must be 0 or more'),
         ({'min_tokens': 2}, 'min_tokens is for models that write from left to right'),
         ({'max_tokens': 46}, 'exceed the model'),
         ({'temperature': -1.0}, 'temperature'),

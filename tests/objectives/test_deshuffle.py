@@ -32,6 +32,13 @@ def test_inputs_are_the_tokens_in_any_order_and_targets_the_text(encoder):
     assert example[key].tolist() != other[key].tolist()
 
 
+@pytest.mark.parametrize('encoder', [False, True])
+def test_an_end_without_a_text_is_left_out(encoder):
+    end = pieces.Piece(np.array([5]), 1, 2, 0.0, (0, 1), 0)
+    made = Deshuffling(encoder=encoder).example(end, tokenizer=TOKENIZER, seq_len=8, rng=None)
+    assert made is None
+
+
 def test_every_order_is_as_likely_as_another():
     orders = [tuple(example_of(np.arange(3), seed=seed)['inputs'][:3]) for seed in range(600)]
     counts = np.unique(orders, axis=0, return_counts=True)[1]

@@ -284,8 +284,17 @@ def test_both_kinds_of_texts_in_one_model():
     hidden = np.flatnonzero(masks.masked_BT[0, 6:9])
     rows = log_p([[IDS.bos_id, *OTHER], shown(hidden, OTHER)], 'all')
     wanted = -sum(rows[1, i, OTHER[i]] * 3 / len(hidden) for i in hidden)
-    assert loss.metrics['masked_nll'] / 7 == pytest.approx(wanted / 3, rel=1e-5)
-    assert loss.metrics['causal_nll'] / 7 == pytest.approx(causal.total / 4, rel=1e-5)
+    # Each kind over its own tokens, in whichever microbatches these are.
+    for found in (loss, loss.plus(first), loss.plus(loss)):
+        means = found.means()
+        assert set(means) == {'loss', *loss.metrics}
+        assert means['causal_nll'] == pytest.approx(
+            found.metrics['causal_nll'] / found.weights['causal_nll']
+        )
+    assert loss.means()['masked_nll'] == pytest.approx(wanted / 3, rel=1e-5)
+    assert loss.means()['causal_nll'] == pytest.approx(causal.total / 4, rel=1e-5)
+    assert loss.plus(first).weights['masked_nll'] == 3
+    assert loss.plus(first).weights['causal_nll'] == 4 + 7
     assert loss.total == pytest.approx(2 * causal.total + wanted, rel=1e-5)
     assert loss.weight == 7 and dual.loss_tokens(batch) == 4 + 2
 

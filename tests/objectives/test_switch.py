@@ -1,6 +1,6 @@
 """A schedule of objectives against its parts."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,14 @@ from llama_jax import layout
 from llama_jax.data import pieces
 from llama_jax.errors import UserError
 from llama_jax.model import layers
-from llama_jax.objectives.base import Context
+from llama_jax.objectives.base import Base, Context, Loss
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.latent import LatentPrediction
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.objectives.switch import Switch
 from llama_jax.objectives.weighted import Weighted
 from tests.objectives.test_weighted import (
@@ -96,6 +98,25 @@ def test_every_part_makes_an_example_of_the_same_text_and_the_last_has_plain_nam
 
 def test_a_run_is_long_enough_for_every_part():
     Switch((CausalLM(), MaskedLM()), (0, 9)).check_steps(10)
+    heads = MultiToken(heads=4, curriculum='forward', curriculum_steps=40)
+    Switch((CausalLM(), heads), (0, 30)).check_steps(70)
+
+
+@dataclass(frozen=True)
+class Told(Base):
+    """Its loss is the step that it is told, and a number of its own."""
+
+    own: float = 0.0
+
+    def loss(self, model, batch, *, context, **how):
+        return Loss(context.step + self.own, jnp.float32(1), {})
+
+
+def test_a_curriculum_of_a_part_counts_from_where_the_part_begins():
+    switch = Switch((Told(0.25), Told(0.5)), (0, 3))
+    how = {'extra': {}, 'compute': COMPUTE, 'key': None}
+    told = [switch.loss(None, {}, **how, context=Context(jnp.int32(step))) for step in range(5)]
+    assert [float(loss.total) for loss in told] == [0.25, 1.25, 2.25, 0.5, 1.5]
 
 
 def test_schedules_that_cannot_be_are_refused():
@@ -111,6 +132,14 @@ def test_schedules_that_cannot_be_are_refused():
         (lambda: Switch((CausalLM(), shared), (0, 1)), 'InfoNCE is no part of a schedule'),
         (lambda: Switch(two).check(CONFIG), 'set --objective.begins 0'),
         (lambda: Switch(two, (0, 9)).check_steps(9), 'MaskedLM begins at step 9, .* has 9'),
+        (
+            lambda: Switch(
+                (CausalLM(), MultiToken(heads=4, curriculum='forward', curriculum_steps=40)),
+                (0, 50),
+            ).check_steps(70),
+            'has 20',
+        ),
+        (lambda: Weighted((CausalLM(), Distillation('a'))), 'Distillation is no part of a sum'),
         (lambda: Switch((CausalLM(), OBJECTIVE), (0, 1)), 'Switch within a schedule'),
         (lambda: Weighted((CausalLM(), OBJECTIVE)), 'Switch within a sum'),
         (

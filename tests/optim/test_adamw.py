@@ -129,7 +129,7 @@ def test_norms_and_embeddings_do_not_decay():
         ({'eps': 0.0}, 'eps'),
         ({'weight_decay': -1.0}, 'weight-decay'),
         ({'clip': 0.0}, 'clip'),
-        ({'moments': 'bfloat16', 'beta2': 0.999}, 'optimizer.beta2 0.99 or less'),
+        ({'moments': 'bfloat16', 'beta2': 0.999}, 'optimizer.beta2 0.999: set it to 0.99 or less'),
     ],
 )
 def test_nonsense_is_refused_by_name(settings, named):

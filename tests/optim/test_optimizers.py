@@ -202,7 +202,10 @@ def test_the_state_takes_the_memory_that_it_promises():
     'config, said',
     [
         (Muon(beta=1.0), r'--optimizer\.beta is 1\.0: it must be in \[0, 1\)'),
-        (Muon(moments='bfloat16', beta2=0.999), r'beta2 0\.99 or less'),
+        (Muon(moments='bfloat16', beta2=0.999), r'beta2 0\.999: set it to 0\.99 or less'),
+        (Muon(moments='bfloat16', beta=0.995), r'beta 0\.995: set it to 0\.99 or less'),
+        (Lion(moments='bfloat16', beta2=0.999), r'beta2 0\.999: set it to 0\.99 or less'),
+        (Adafactor(momentum='bfloat16', beta1=0.999), r'momentum bfloat16 cannot hold'),
         (Lion(beta1=-0.1), r'--optimizer\.beta1 is -0\.1'),
         (Lion(beta2=1.0), r'--optimizer\.beta2 is 1\.0'),
         (Adafactor(decay=0.0), r'--optimizer\.decay is 0\.0'),

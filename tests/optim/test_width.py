@@ -13,6 +13,9 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.width import width_of
+from llama_jax.objectives.classify import Classification
+from llama_jax.objectives.retromae import RetroMAE
+from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.optim import AdamW, Muon
 from llama_jax.optim.base import optimizer
 from llama_jax.optim.width import factor
@@ -88,6 +91,21 @@ def test_initial_values_and_rates_are_those_of_the_table():
         assert factor(path, width, power=Muon.width_power) == pytest.approx(muon), path
     assert width_of(wide(1, base_dim=16)) == width_of(wide(1))  # at its own width nothing changes
     assert factor('objective.head_DC', width, power=1.0) == 1.0
+    # Also where an objective has a norm before the head, and a model of its own.
+    assert factor('objective.decoder.norm.scale_D', width, power=1.0) == 0.25
+    assert factor('objective.decoder.mlp_norm.scale_D', width, power=1.0) == 1.0
+
+
+def test_models_of_objectives_are_those_of_the_base_at_its_width():
+    base, config = (wide(4, base_dim=size) for size in (64, 16))
+    mae = [RetroMAE().extra(model, jax.random.key(0)) for model in (base, config)]
+    scales = [tree['decoder']['norm']['scale_D'] for tree in mae]
+    np.testing.assert_allclose(scales[1], 0.25 * scales[0])
+    small = ReplacedTokens(generator=0.25).generator_of(config)
+    assert width_of(small).ratio == width_of(config).ratio == 4
+    assert ReplacedTokens(generator=0.25).generator_of(wide(4)).base_dim == 0
+    with pytest.raises(UserError, match='--model.base-dim 0'):
+        Classification(('a', 'b')).check(dataclasses.replace(config, encoder_layers=1))
 
 
 @pytest.mark.parametrize(
@@ -96,6 +114,7 @@ def test_initial_values_and_rates_are_those_of_the_table():
         ({'base_head_dim': 8}, 'no effect without model.base_dim'),
         ({'base_dim': 16, 'norm_place': 'post'}, 'model.norm_place pre'),
         ({'base_dim': -1}, '0 or more'),
+        ({'base_dim': 16, 'positions': 'sinusoidal'}, 'take rope or learned'),
     ],
 )
 def test_a_base_without_effect_is_refused(settings, said):

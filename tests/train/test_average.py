@@ -1,6 +1,7 @@
 """Averaged parameters, small learning rates, and runs that end early."""
 
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from llama_jax.model.config import Compute
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.optim.adamw import AdamW
 from llama_jax.optim.base import optimizer
+from llama_jax.optim.spikes import FIRST
 from llama_jax.train import loop, run
 from llama_jax.train.checkpoint import Checkpoints
 from llama_jax.train.experiment import check
@@ -38,8 +40,9 @@ def on_one_device(monkeypatch):
 
 def test_the_step_keeps_the_average_of_its_parameters_and_small_rates_move_them():
     """At a rate of 1e-6: after 12 steps the parameters have moved by as much as Adam's directions
-    say, the average is the formula's, and a step that is skipped moves neither."""
-    devices, tx = meshes.make(MeshConfig()), optimizer(AdamW(weight_decay=0.0))
+    say, the average is the formula's, and a step that is skipped moves neither, as not finite or
+    as a spike."""
+    devices, tx = meshes.make(MeshConfig()), optimizer(AdamW(weight_decay=0.0, spikes=4.0))
     state = initial_state(MODEL, CausalLM(), tx, seed=0, mesh=devices)
     assert state.evaluated is state.params and not state.average
     state = averaging(state)
@@ -62,7 +65,13 @@ def test_the_step_keeps_the_average_of_its_parameters_and_small_rates_move_them(
         bad = batch()
         bad['weights'][0, 0] = np.nan
         state, metrics = step(state, place(bad, devices))
-    assert int(metrics['skipped']) == 1 and state.evaluated is state.average
+        assert (int(metrics['skipped']), int(metrics['spikes'])) == (1, 0)
+        far_below = state.optimizer._replace(seen=jnp.int32(FIRST), mean=jnp.float32(-1e9))
+        state, metrics = step(replace(state, optimizer=far_below), place(batch(), devices))
+    assert (int(metrics['skipped']), int(metrics['spikes'])) == (
+        1,
+        1,
+    ) and state.evaluated is state.average
     after = jax.device_get((state.params, state.average))
     jax.tree.map(np.testing.assert_array_equal, after, before)
     for got, average, begun in zip(

@@ -16,6 +16,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.tune import LoRA
 from llama_jax.objectives.base import EXTRA, Base, Loss
 from llama_jax.objectives.weighted import Weighted
+from llama_jax.optim.spikes import FIRST, without_spikes
 from llama_jax.train import run
 from llama_jax.train.experiment import Experiment, TrainConfig, check
 from llama_jax.train.place import place
@@ -56,8 +57,10 @@ def on(n):
     return mesh.make(MeshConfig(), jax.devices()[:n])
 
 
-def steps(objective, devices, accumulate=1):
-    tx = optax.identity()
+IDENTITY = optax.identity()
+
+
+def steps(objective, devices, accumulate=1, tx=IDENTITY):
     step = train_step(
         *(MODEL, objective, tx),
         learning_rate=lambda step: 0.01,
@@ -91,6 +94,18 @@ def test_what_is_carried_follows_the_parameters_and_is_of_the_step_before(n_devi
         before = jax.tree.map(np.asarray, state.carried)
         state, metrics = step(state, batch(np.nan, devices))
     assert int(metrics['skipped']) == 1
+    jax.tree.map(np.testing.assert_array_equal, before, state.carried)
+
+
+def test_what_is_carried_stays_where_an_update_is_skipped_as_a_spike():
+    devices = on(1)
+    step, state = steps(Ema(), devices, tx=without_spikes(optax.identity(), 4.0))
+    with jax.set_mesh(devices):
+        state, _ = step(state, batch(0, devices))
+        before = jax.tree.map(np.asarray, state.carried)
+        far_below = state.optimizer._replace(seen=jnp.int32(FIRST), mean=jnp.float32(-1e9))
+        state, metrics = step(replace(state, optimizer=far_below), batch(1, devices))
+    assert (int(metrics['spikes']), int(metrics['skipped'])) == (1, 0)
     jax.tree.map(np.testing.assert_array_equal, before, state.carried)
 
 

@@ -11,6 +11,9 @@ from llama_jax.compare.grid import Arm, Grid
 from llama_jax.errors import UserError
 from llama_jax.evaluate.suite import Suite
 from llama_jax.mesh import MeshConfig
+from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.switch import Switch
 from llama_jax.train import loop
 from llama_jax.train.experiment import check
 from llama_jax.train.records import read_metrics, read_run
@@ -89,6 +92,12 @@ def test_epochs_are_read_and_may_change_when_a_run_goes_on(plain, tmp_path):
 def test_a_warm_up_longer_than_the_epochs_is_refused(plain, tmp_path):
     with pytest.raises(UserError, match='a warm-up of 500 steps leaves nothing of a run of'):
         loop.train(scheduled(of(plain, epochs=0.05), warmup_steps=500), tmp_path)
+
+
+def test_epochs_too_short_for_every_part_of_an_objective_are_refused(plain, tmp_path):
+    parts = Switch((CausalLM(), MaskedLM()), (0, 10_000))
+    with pytest.raises(UserError, match='MaskedLM begins at step 10000, and the run has'):
+        loop.train(dataclasses.replace(of(plain, epochs=0.05), objective=parts), tmp_path)
 
 
 @pytest.mark.parametrize('length', [{'tokens': 8000}, {'epochs': 1.0}, {'steps': 8, 'tokens': 80}])

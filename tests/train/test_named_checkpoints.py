@@ -15,7 +15,7 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.train import loop, reading, run
 from llama_jax.train.checkpoint import SCORES
 from llama_jax.train.records import read_run
-from llama_jax.train.restore import load, named
+from llama_jax.train.restore import Mean, Named, load, named
 from llama_jax.train.start import check_start
 from tests.train.conftest import changed, events, one_device
 
@@ -54,6 +54,8 @@ def test_a_mean_is_of_the_newest_checkpoints(short_run):
     assert mean.step == 8 and mean.identity['mean'] == 2
     four, eight = (embedding(f'{short_run}@{step}') for step in (4, 8))
     np.testing.assert_allclose(mean.params['embed_VD'], (four + eight) / 2, rtol=1e-6)
+    with pytest.raises(UserError, match='has 1 checkpoints up to step 4, not 2'):
+        load(Named(short_run, Mean(2, until=4)), one_device(MeshConfig()))
     assert str(named('a@mean:2').step) == 'mean:2'  # as the names of files have it
 
 

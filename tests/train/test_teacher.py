@@ -14,6 +14,7 @@ from llama_jax.errors import UserError
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.instruct import InstructionTuning
+from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train import loop, run, teacher
 from llama_jax.train.checkpoint import numpy_tree
@@ -192,6 +193,7 @@ def test_teachers_that_cannot_teach_are_told(student, taught, short_run, tmp_pat
     for refused, match in (
         (lambda: Distillation(''), 'names nothing'),
         (lambda: Distillation('a', temperature=0.0), 'temperature'),
+        (lambda: Distillation('a', task=MultiToken()), 'says nothing of MultiToken'),
         (lambda: Distillation('a', alpha=0.0), 'alpha'),
         (lambda: Distillation('a', top_k=-1), 'top-k'),
         (lambda: Distillation('a', top_k=VOCAB + 1).check(student.model), 'more than the 399'),

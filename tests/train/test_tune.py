@@ -10,6 +10,7 @@ import pytest
 
 from llama_jax import mesh as meshes
 from llama_jax import trees
+from llama_jax.errors import UserError
 from llama_jax.model.tune import Frozen, Full, LoRA
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.train import loop, restore
@@ -53,6 +54,23 @@ def tuned_run(tuned, tmp_path_factory):
         patch.setattr(meshes, 'make', one_device)
         loop.train(tuned, workdir)
     return workdir
+
+
+def test_what_is_trained_upon_a_mean_goes_on_upon_it_and_refuses_another(
+    tuned, short_run, tmp_path
+):
+    shutil.copytree(short_run, tmp_path / 'begun')
+    upon = replace(tuned, start=f'{tmp_path}/begun@mean:2', tune=Frozen(), objective=Shifted())
+    loop.train(upon, tmp_path / 'run')
+    mean = restore.load(f'{short_run}@mean:2', one_device(meshes.MeshConfig())).params
+    newest = restore.load(short_run, one_device(meshes.MeshConfig())).params
+    found = restore.load(tmp_path / 'run', one_device(meshes.MeshConfig())).params
+    same(found, mean)
+    assert np.any(np.asarray(found['embed_VD']) != newest['embed_VD'])
+    loop.train(changed(upon, 'train', steps=6), tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'begun/checkpoints/4')
+    with pytest.raises(UserError, match='has 1 checkpoints up to step 8, not 2'):
+        restore.load(tmp_path / 'run', one_device(meshes.MeshConfig()))
 
 
 def same(one, other):
