@@ -14,7 +14,7 @@ from llama_jax.compare import results, scaling
 from llama_jax.compare.scaling import Law, Runs
 from llama_jax.errors import UserError
 from llama_jax.evaluate.metrics import METRICS
-from llama_jax.report.grid import read_grid
+from llama_jax.report.grid import EXACT, read_grid
 from llama_jax.report.picture import Axis, Curve, Picture
 
 
@@ -26,6 +26,8 @@ class Point(NamedTuple):
     flops: float
     seconds: float
     loss: float
+    kind: str = EXACT
+    """Of the loss: figures of different kinds are not compared."""
 
 
 def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
@@ -48,7 +50,8 @@ def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
             numbers = (size.get(run.arm), run.tokens, run.flops, run.seconds, loss)
             is_finished = run.state == 'finished' and not run.sweep
             if is_finished and all(x is not None for x in numbers):
-                found[of_arm[run.arm]].append(Point(*map(float, numbers)))  # type: ignore[arg-type]
+                point = Point(*map(float, numbers), run.kinds.get(metric, EXACT))  # type: ignore
+                found[of_arm[run.arm]].append(point)
     if not found:
         raise UserError(
             f'no finished run of {", ".join(map(str, workdirs)) or "no directory"} has {metric}: '
@@ -60,19 +63,23 @@ def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
 def _settings(arm: dict[str, Any]) -> str:
     """What has to be the same in all runs of a law: the objective, and the optimizer but for what a
     size or a length has of its own."""
-    optimizer = {k: v for k, v in arm['optimizer'].items() if k != 'schedule'}
+    optimizer = {k: v for k, v in _optimizer(arm).items() if k != 'schedule'}
     return json.dumps([arm['objective'], optimizer], sort_keys=True)
+
+
+def _optimizer(arm: dict[str, Any]) -> dict[str, Any]:
+    return arm['experiment']['optimizer']
 
 
 def _kinds(arms: Sequence[dict[str, Any]]) -> dict[str, str]:
     """The settings of arms to what they are called."""
-    optimizers = {arm['optimizer']['class'] for arm in arms}
+    optimizers = {_optimizer(arm)['class'] for arm in arms}
     names: dict[str, str] = {}
     first: dict[str, dict[str, Any]] = {}
     for arm in arms:
         name = arm['objective']['class']
         if len(optimizers) > 1:
-            name += f', {arm["optimizer"]["class"]}'
+            name += f', {_optimizer(arm)["class"]}'
         other = first.setdefault(name, arm)
         if _settings(arm) != _settings(other):
             raise UserError(
@@ -113,7 +120,11 @@ def report(
         }
     every = [point.flops for points in found.values() for point in points]
     budgets = np.geomspace(min(every), 10 * max(every), 5).tolist()
-    best = scaling.best_by_budget(laws, budgets, per=per)
+    # Own losses of several objectives are of different things.
+    ranked = {
+        name: law for name, law in laws.items() if metric != 'loss' and found[name][0].kind == EXACT
+    }
+    best = scaling.best_by_budget(ranked, budgets, per=per)
     result = {
         'metric': metric,
         'objectives': objectives,

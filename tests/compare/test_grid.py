@@ -120,7 +120,8 @@ def test_results_are_those_of_the_runs(whole):
     }
     one, other = (values[place]['probe_accuracy']['value'] for place in PLACES)
     assert one != other
-    assert found['scores']['plain'] == {'probe_accuracy': {'mean': one, 'std': None, 'n': 1}}
+    score = {'mean': one, 'std': None, 'n': 1, 'kind': 'exact'}
+    assert found['scores']['plain'] == {'probe_accuracy': score}
     assert found['scores']['z']['probe_accuracy']['mean'] == other
     difference = found['differences']['z']['probe_accuracy']
     assert difference['value'] == pytest.approx(other - one)

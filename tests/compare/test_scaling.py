@@ -1,5 +1,7 @@
 """Scaling laws: data of a known law give it back, what was left out is forecast."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from llama_jax.compare import scaling, scaling_report
 from llama_jax.compare.scaling import Law, Runs
 from llama_jax.compare.scaling_report import Point
 from llama_jax.errors import UserError
+from tests.report import compared
 
 LAW = Law(1.82, 482.0, 2085.0, 0.348, 0.366)
 """About that of Besiroglu et al. (2024)."""
@@ -111,6 +114,53 @@ def test_what_tells_no_law_is_refused_in_one_line():
         scaling_report.read([], 'recall_span_1')
     with pytest.raises(UserError, match='no finished run of no directory has alignment'):
         scaling_report.read([], 'alignment')
+
+
+def test_finished_runs_are_read_by_what_a_law_is_of(tmp_path):
+    workdir = compared.write(tmp_path / 'grid', arms=compared.THREE)
+    compared.write_run(workdir / 'causal/seed-1', 'causal', 1, steps=150, evaluated=False)
+    (workdir / 'causal/seed-1/evaluation.json').unlink()
+    compared.set_metric(workdir, 'masked', 'bits_per_byte', [1.0, 1.1], kind='bound')
+    found = scaling_report.read([workdir], 'loss')
+    # A run on its way has a loss of its middle.
+    assert {name: len(points) for name, points in found.items()} == {
+        'CausalLM': 1,
+        'MaskedLM': 2,
+        'InfoNCE': 2,
+    }
+    of_bits = scaling_report.read([workdir], 'bits_per_byte')
+    assert {name: {p.kind for p in points} for name, points in of_bits.items()} == {
+        'CausalLM': {'exact'},
+        'MaskedLM': {'bound'},
+    }
+    facts = json.loads((workdir / 'grid.json').read_text())
+    arms = facts['arms']
+    arms[2]['experiment']['optimizer']['class'] = 'AdamW'
+    (workdir / 'grid.json').write_text(json.dumps(facts))
+    assert {*scaling_report.read([workdir], 'loss')} == {
+        *('CausalLM, Muon', 'MaskedLM, Muon', 'InfoNCE, AdamW')
+    }
+    arms[1]['objective'] = {**arms[0]['objective'], 'z_loss': 0.0}
+    (workdir / 'grid.json').write_text(json.dumps(facts))
+    with pytest.raises(UserError, match='arms causal and masked are both CausalLM, Muon, with'):
+        scaling_report.read([workdir], 'loss')
+
+
+def test_the_best_is_told_of_exact_figures_alone():
+    def points(law, kind='exact'):
+        made = zip(*runs(law=law), strict=True)
+        return [Point(n, d, 6 * n * d, 1.0, loss, kind) for n, d, loss in made]
+
+    better = LAW._replace(E=1.5)
+    found = {
+        'CausalLM': points(LAW),
+        'Dual': points(LAW._replace(E=1.9)),
+        'Low': points(better, 'bound'),
+    }
+    best, _ = scaling_report.report(found, 'bits_per_byte', resamples=2)
+    assert {*best['best'].values()} == {'CausalLM'}
+    # The own losses of two objectives are of different things.
+    assert scaling_report.report(found, 'loss', resamples=2)[0]['best'] == {}
 
 
 def test_a_report_holds_every_view_of_the_runs():

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from llama_jax.evaluate import baselines
+from llama_jax.evaluate import baselines, examples, words
 from llama_jax.evaluate.baselines import NGram
 from llama_jax.evaluate.choosing import Asked
 from llama_jax.evaluate.examples import Chunk, Labelled, Pairs
 from llama_jax.evaluate.metrics import METRICS
-from llama_jax.evaluate.texts import Texts
+from llama_jax.evaluate.texts import NO_PAIRS, Texts
 from llama_jax.objectives.asked import Middle
 
 VOCAB = 40
@@ -49,7 +49,8 @@ def found():
     rng = np.random.default_rng(0)
     a = [rng.integers(VOCAB, size=20) for _ in range(30)]
     b = [np.concatenate([x[:12], rng.integers(VOCAB, size=8)]) for x in a]
-    pairs = Pairs(a, b, np.repeat(np.arange(15), 2).astype(str))
+    document = np.repeat(np.arange(15), 2).astype(str)
+    pairs = Pairs(a, b, document, document)
     windows = [rng.integers(VOCAB, size=16) for _ in range(5)]
     middles = [Middle(x[:6], x[6:10], x[10:]) for x in windows]
     infills = [
@@ -60,7 +61,7 @@ def found():
         topics=labelled(rng, by_words=True),
         order=labelled(rng, by_words=False),
         spans=pairs,
-        pairs=Pairs([], [], np.zeros(0, str)),
+        pairs=NO_PAIRS,
         whitening=[],
         begun=windows,
         windows=windows,
@@ -69,8 +70,20 @@ def found():
         tasks={'star_graph': Asked([], np.arange(0), np.arange(0), ['a', 'b'], ['a', 'b'], False)},
         document={},
         absent={},
-        about={},
+        about={'infills': 'names'},
     )
+
+
+def test_the_most_frequent_name_is_one_that_can_be_asked_for():
+    code = 'self.size = self.end - self.start; return size'
+    assert examples.candidates(code) == {'size': 2, 'end': 1, 'start': 1}
+    assert words.candidates('the cat and the dog, or a cat') == {
+        'the': 2,
+        'cat': 2,
+        'and': 1,
+        'dog': 1,
+    }
+    assert words.candidates('我们爱我们').most_common(1) == [('我们', 2)]
 
 
 def test_rows(found):

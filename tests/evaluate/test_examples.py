@@ -162,6 +162,8 @@ def test_pairs_can_be_told_apart():
     firsts = {docstring.format(i)[:32] for i in (1, 4)} | {'七个汉字也够长'}
     assert {decode(a) for a in found.a} == firsts
     assert sorted(found.document) == ['0', '1', '2']
+    # Pairs of one group are not independent, and wrong answers for each other all the same.
+    assert sorted(found.cluster) == ['a', 'f', 'g']
 
 
 def test_windows_are_whole_and_apart():

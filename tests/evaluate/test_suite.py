@@ -187,6 +187,7 @@ def test_texts_are_of_held_out_modules(tokenizer):
         groups = [{chunk.group for chunk in part} for part in parts[1:]]
         assert all(groups) and set.union(*groups) <= validation | test
         assert sum(map(len, groups)) == len(set.union(*groups))
+        assert groups[-1] <= test
     # Figures are of the split that no choice has seen.
     text = '\0'.join(record.text for record in held.records(sets.test, group='module'))
     windows = [tokenizer.decode(window) for window in found.windows]

@@ -165,7 +165,13 @@ def grid(arms=ARMS, seeds=2, **changes):
     """grid.json"""
     model = run.facts()['experiment']['model']
     entries = [
-        {'name': x, 'objective': ARMS[x][0], 'model': model, 'digest': f'{hash_of(x):064x}'}
+        {
+            'name': x,
+            'objective': ARMS[x][0],
+            'model': model,
+            'digest': f'{hash_of(x):064x}',
+            'experiment': facts(x, 0)['experiment'],
+        }
         for x in arms
     ]
     total = STEPS * TOKENS_PER_STEP
@@ -261,12 +267,13 @@ def column(table, start):
     return [cell.text for cell in found], [cell.best for cell in found]
 
 
-def set_metric(workdir, arm, name, values):
+def set_metric(workdir, arm, name, values, kind='exact'):
     """One value per seed into evaluation.json."""
     for seed, value in enumerate(values):
         path = workdir / arm / f'seed-{seed}' / 'evaluation.json'
         made = json.loads(path.read_text('utf-8'))
-        made['metrics'][name] = {'value': value, 'low': 0.1, 'high': 0.9, 'n': 500}
+        told = {'value': value, 'low': 0.1, 'high': 0.9, 'n': 500}
+        made['metrics'][name] = told if kind == 'exact' else {**told, 'kind': kind}
         path.write_text(json.dumps(made), 'utf-8')
 
 

@@ -46,6 +46,58 @@ def test_budget_and_cost(three):
     assert row['evaluation\ntime'].text == '32.0 s'  # of 31.5 and 32.5
 
 
+def test_settings_in_which_arms_differ_stand_with_the_arms(three):
+    facts = compared.grid(THREE)
+    for arm, decay in zip(facts['arms'], (0.1, 0.1, 1.0), strict=True):
+        schedule = {'peak': decay / 10}
+        arm['experiment'] = {'optimizer': {'weight_decay': decay, 'schedule': schedule}}
+    (three / 'grid.json').write_text(json.dumps(facts))
+    table = accounts.arms(read_grid(three))
+    differing = [cells(table, arm)['settings, where arms differ'].text for arm in THREE]
+    assert differing[0] == differing[1]
+    assert differing[0] == 'optimizer.weight_decay 0.1, optimizer.schedule.peak 0.01'
+    assert differing[2] == 'optimizer.weight_decay 1.0, optimizer.schedule.peak 0.1'
+
+
+def test_what_is_planned_beside_the_arms_and_not_there_is_said(three):
+    facts = compared.grid(THREE) | {
+        'again': True,
+        'tuning': {'causal': {'rate': 0.01, 'losses': {'0.01': 2.0}}},
+        'baselines': {'counts': [], 'untrained': ['causal']},
+    }
+    (three / 'grid.json').write_text(json.dumps(facts))
+    evaluation = {**compared.evaluation('causal', 0), 'text': {'chose': 'text_files'}}
+    (three / 'causal/seed-0/evaluation.json').write_text(json.dumps(evaluation))
+    text = Page(page(three)).text
+    for sentence in (
+        'The baseline counts is not finished (0 of 1): what stands in the headline may be below',
+        'The baseline untrained is not finished (0 of 2)',
+        'The A/A arm is not finished (0 of 2): it is the noise floor.',
+        'The texts of text_files chose the learning rates and are measured as well',
+    ):
+        assert sentence in text
+    for name, made in (
+        ('baselines/counts/seed-0', {'rows': {'chance': {}}}),
+        ('baselines/untrained/seed-0', {'metrics': {'alignment': {'value': 1.0}}}),
+        ('baselines/untrained/seed-1', {'metrics': {'alignment': {'value': 1.0}}}),
+    ):
+        (three / name).mkdir(parents=True)
+        (three / name / 'evaluation.json').write_text(json.dumps(made))
+    for seed in (1000, 1001):
+        compared.write_run(three / f'causal/again/seed-{seed}', 'causal', seed)
+    assert 'is not finished' not in Page(page(three)).text
+
+
+def test_a_rate_at_which_training_broke_off_is_no_finished_run(three):
+    path = three / 'causal/lr-1/seed-0'
+    compared.write_run(path, 'causal', 0, rate=1.0, told={'metrics': {}, 'loss': None}, steps=150)
+    (arm, *_) = read_grid(three).arms
+    (run,) = arm.sweep
+    assert run.state == 'failed: loss not finite at step 150' and not run.trained
+    (path / 'evaluation.json').write_text(json.dumps({'metrics': {}, 'loss': 2.5}))
+    assert read_grid(three).arms[0].sweep[0].done
+
+
 def test_what_was_not_made_alike_is_said_and_clipping_is_counted(three):
     assert 'they are not equals' not in page(three) and 'Fine-tuning' not in page(three)
     path = three / 'masked/seed-1'
@@ -89,13 +141,13 @@ def test_what_was_compared_and_what_was_held(whole):
         'scikit-learn 1.9.0',
     ):
         assert told_once in text
-    assert 'model, where arms differ' not in text
+    assert 'where arms differ' not in text
     facts = compared.grid()
     facts['arms'][1]['model'] = {**facts['arms'][1]['model'], 'layers': 8}
     (whole / 'grid.json').write_text(json.dumps(facts))
     table = accounts.arms(read_grid(whole))
     (whole / 'grid.json').write_text(json.dumps(compared.grid()))
-    assert column(table, 'model, where')[0][:2] == ['layers 6', 'layers 8']
+    assert column(table, 'settings, where')[0][:2] == ['layers 6', 'layers 8']
 
 
 def test_curves_lie_where_the_records_say(whole):

@@ -151,6 +151,19 @@ def test_baselines_are_rows_and_an_arm_below_one_is_marked(three):
     )
     spans = column(table, 'Span to span, recall@1\n')[0]
     assert '▽' in spans[0] and '▽' not in spans[1] and spans[-1] == '98.0'
+    # What is not measured yet is not what does not apply.
+    (three / 'contrastive/seed-0/evaluation.json').unlink()
+    (three / 'contrastive/seed-1/evaluation.json').unlink()
+    less = scores.differences(judged(three), ('probe_accuracy',))
+    assert [row.cells[0].text for row in less.rows[1:2]] == ['—']
+    # A bound may be of what is above a baseline; nothing is said of it.
+    rows['3-gram'] = {'bits_per_byte': {'value': 0.5}}
+    (three / 'baselines/counts/seed-0/evaluation.json').write_text(json.dumps({'rows': rows}))
+    for kind, mark in (('exact', True), ('order', True), ('bound', False), ('pseudo', False)):
+        set_metric(three, 'causal', 'bits_per_byte', [1.0, 1.1], kind=kind)
+        causal = read_grid(three).arms[0]
+        assert causal.kind('bits_per_byte') == kind
+        assert bool(scores.below(read_grid(three), causal, 'bits_per_byte')) is mark
     # What training does not help in is no headline, and has no vote.
     rows['TF-IDF'] |= {f'recall_doc_{k}': {'value': 0.999} for k in (1, 5, 10)}
     (three / 'baselines/counts/seed-0/evaluation.json').write_text(json.dumps({'rows': rows}))
