@@ -1,0 +1,59 @@
+"""The text that counts are made of is what an arm reads."""
+
+import argparse
+import difflib
+from dataclasses import replace
+
+import numpy as np
+
+from llama_jax.compare.baselines import _read
+from llama_jax.data.config import Source
+from llama_jax.data.load_tokenizer import load_tokenizer
+from llama_jax.data.sources import open_sources
+from tests.compare import tiny
+
+
+def experiment(tmp_path, steps):
+    """A third of one module, two thirds of another."""
+    files = [
+        tiny.write_text(tmp_path / f'{module.__name__}.jsonl', module)
+        for module in (argparse, difflib)
+    ]
+    sources = tuple(
+        Source('text_files', files=(str(path),), weight=weight)
+        for path, weight in zip(files, (1.0, 2.0), strict=True)
+    )
+    made = tiny.experiment(files[0])
+    data = replace(made.data, sources=sources, validation_split='train[:2]')
+    return replace(made, data=data, train=replace(made.train, steps=steps))
+
+
+def test_it_is_mixed_as_for_an_arm_and_as_long(tmp_path):
+    of = experiment(tmp_path, steps=20)
+    tokenizer = load_tokenizer(of.data)
+    read = [tokenizer.decode(ids) for ids in _read(of)]
+    positions = of.train.steps * of.train.batch * of.train.seq_len
+    assert positions <= sum(map(len, _read(of))) < positions + 4 * of.train.seq_len + len(read)
+    whole = [
+        ''.join(source[i] for i in range(len(source)))
+        for source in open_sources(of.data, 'train').sources
+    ]
+    lengths = [sum(len(text) for text in read if text.strip() in one) for one in whole]
+    assert 0.25 < lengths[0] / sum(lengths) < 0.42
+
+
+def test_what_is_read_again_is_counted_once_and_documents_begin_and_end(tmp_path):
+    of = experiment(tmp_path, steps=2000)
+    tokenizer = load_tokenizer(of.data)
+    read = list(_read(of))
+    texts = [
+        source[i] for source in open_sources(of.data, 'train').sources for i in range(len(source))
+    ]
+    joined = np.concatenate(read)
+    assert np.count_nonzero(joined == tokenizer.bos_id) == len(texts)
+    assert np.count_nonzero(joined == tokenizer.eos_id) == len(texts)
+    n = sum(len(tokenizer.encode(text)) for text in texts)
+    assert len(joined) == n + 2 * len(texts)
+    whole = [ids for ids in read if ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_id]
+    told = {tokenizer.decode(ids[1:-1]) for ids in whole}
+    assert told and told <= set(texts)
