@@ -135,7 +135,7 @@ def test_two_parts_are_the_sum_made_by_hand():
     np.testing.assert_allclose(
         dextra['1']['log_temperature'], share * dextra_1['log_temperature'], rtol=1e-5
     )
-    means = {name: x / loss.weight for name, x in loss.metrics.items()}
+    means = loss.means()
     assert means['nll'] == loss_0.metrics['nll'] / loss_0.weight == means['CausalLM/nll']
     for name in ('accuracy', 'alignment', 'uniformity', 'temperature'):
         want = loss_1.metrics[name] / loss_1.weight
@@ -208,8 +208,8 @@ def test_one_pass_serves_both_parts():
     apart_NN = np.array(owner)[:, None] != np.array(owner)
     logit_NN = np.where(apart_NN | np.eye(len(a), dtype=bool), cos_NN, -np.inf)
     want = sum((np.log(np.exp(x).sum(1)) - np.diag(x)).sum() / 2 for x in (logit_NN, logit_NN.T))
-    ratio = loss.weight / len(a)
-    np.testing.assert_allclose(loss.metrics['InfoNCE/loss'] / ratio, want, rtol=1e-4)
+    np.testing.assert_allclose(loss.metrics['InfoNCE/loss'], want, rtol=1e-4)
+    assert loss.weights['InfoNCE/loss'] == len(a)
     assert SHARED.loss_tokens(batch) == alone.weight + len(a)
     assert SHARED.flops(CONFIG, SEQ_LEN) == CAUSAL.flops(CONFIG, SEQ_LEN)
 
