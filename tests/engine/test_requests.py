@@ -46,7 +46,8 @@ def test_a_grammar_is_obeyed_beside_free_rows(engine):
     for one, other in zip(free, alone, strict=True):
         assert one.wait().tokens == other.tokens
         chances, expected = ([x.logprob for x in heard.logprobs] for heard in (one, other))
-        np.testing.assert_allclose(chances, expected, atol=1e-5)
+        # Another number of rows sums in another order: by 3.4e-5 on a processor with AVX2 alone.
+        np.testing.assert_allclose(chances, expected, atol=5e-5)
     # The slot's next text is free of it.
     assert ask(ours, prompt_of(8), asked[0][1]).wait().tokens == uncached(prompt_of(8), 30)
 
