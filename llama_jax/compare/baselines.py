@@ -104,9 +104,11 @@ def _read(experiment: Experiment) -> Iterator[np.ndarray]:
     left = train.steps * train.batch * train.seq_len
     for block in stream:
         if block.epoch == 0:
-            ids = [tokenizer.bos_id, *of_sources[block.source][block.document], tokenizer.eos_id]
+            tokens = of_sources[block.source][block.document]
             # A unit is a token of the document or its end.
-            yield np.array(ids[block.start + (block.start > 0) : block.stop + 1])
+            begin = [tokenizer.bos_id] if block.start == 0 else []
+            end = [tokenizer.eos_id] if block.stop > len(tokens) else []
+            yield np.concatenate([begin, tokens[block.start : block.stop], end]).astype(np.int32)
         left -= block.stop - block.start
         if left <= 0:
             return

@@ -224,7 +224,7 @@ def _settings(grid: Grid) -> dict[str, Any]:
                     # Where each arm has its own it stands with the arm.
                     *([] if allowed(PEAK, grid.may_differ) else [f'peak {schedule.peak:g}']),
                     # By FLOPs each arm has as many as its steps are.
-                    *(f'{n} steps of warm-up' for n in warm_up if len(warm_up) == 1),
+                    *([f'{min(warm_up)} steps of warm-up'] if len(warm_up) == 1 else []),
                 ]
             ),
         ),

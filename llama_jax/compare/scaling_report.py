@@ -14,7 +14,7 @@ from llama_jax.compare import results, scaling
 from llama_jax.compare.scaling import Law, Runs
 from llama_jax.errors import UserError
 from llama_jax.evaluate.metrics import METRICS
-from llama_jax.report.grid import EXACT, read_grid
+from llama_jax.report.grid import EXACT, FINISHED, read_grid
 from llama_jax.report.picture import Axis, Curve, Picture
 
 
@@ -48,7 +48,7 @@ def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
         for run in results.runs(grid):
             loss = run.loss if metric == 'loss' else run.metrics.get(metric)
             numbers = (size.get(run.arm), run.tokens, run.flops, run.seconds, loss)
-            is_finished = run.state == 'finished' and not run.sweep
+            is_finished = run.state == FINISHED and not run.sweep
             if is_finished and all(x is not None for x in numbers):
                 point = Point(*map(float, numbers), run.kinds.get(metric, EXACT))  # type: ignore
                 found[of_arm[run.arm]].append(point)

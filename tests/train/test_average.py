@@ -68,10 +68,8 @@ def test_the_step_keeps_the_average_of_its_parameters_and_small_rates_move_them(
         assert (int(metrics['skipped']), int(metrics['spikes'])) == (1, 0)
         far_below = state.optimizer._replace(seen=jnp.int32(FIRST), mean=jnp.float32(-1e9))
         state, metrics = step(replace(state, optimizer=far_below), place(batch(), devices))
-    assert (int(metrics['skipped']), int(metrics['spikes'])) == (
-        1,
-        1,
-    ) and state.evaluated is state.average
+    assert (int(metrics['skipped']), int(metrics['spikes'])) == (1, 1)
+    assert state.evaluated is state.average
     after = jax.device_get((state.params, state.average))
     jax.tree.map(np.testing.assert_array_equal, after, before)
     for got, average, begun in zip(
