@@ -37,7 +37,7 @@ class Record(NamedTuple):
     label: str = ''
     pair: tuple[str, str] = ('', '')
     """Two texts that belong together."""
-    chose: bool = False
+    selection: bool = False
     """Whether choices have seen it, such as that of a learning rate: no figure is taken on it."""
 
 
@@ -152,7 +152,7 @@ def _parted(records: Sequence[Record], rng: np.random.Generator) -> list[list[Re
         groups[record.group].append(record)
     names = sorted(groups)
     names = [names[i] for i in rng.permutation(len(names))]
-    fresh = [name for name in names if not any(record.chose for record in groups[name])]
+    fresh = [name for name in names if not any(record.selection for record in groups[name])]
     n_test = max(1, round(_SHARES[2] * len(names)))
     n_validation = max(1, round(_SHARES[1] * len(names)))
     test = fresh[:n_test]

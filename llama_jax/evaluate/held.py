@@ -39,7 +39,7 @@ class Held(NamedTuple):
     train: tuple[Documents, ...] = ()
     splits: tuple[str, ...] = ()
     """Of `test`, for the record."""
-    chose: tuple[str, ...] = ()
+    selection: tuple[str, ...] = ()
     """Names of those of `test` that choices of a run see as well: of its rate, its best checkpoint.
     """
 
@@ -109,12 +109,12 @@ def records(
     group: str,
     label: str = '',
     pair: Sequence[str] = (),
-    chose: bool = False,
+    selection: bool = False,
 ) -> list[Record]:
     """Documents as records, at most 4096, spread evenly over each set, and of each the beginning.
 
     `group`, `label` and `pair` are names of fields; one that a document lacks is ''. Without a
-    group each document is one by itself. `chose`: whether choices see these sets.
+    group each document is one by itself. `selection`: whether choices see these sets.
     """
     found = []
     for number, documents in enumerate(sets):
@@ -124,10 +124,10 @@ def records(
             found.append(
                 Record(
                     documents[i][:_CHARACTERS],
-                    fields.get(group) or f'{"chose " * chose}{number}:{i}',
+                    fields.get(group) or f'{"selection " * selection}{number}:{i}',
                     fields.get(label, ''),
                     (fields.get(pair[0], ''), fields.get(pair[1], '')) if pair else ('', ''),
-                    chose,
+                    selection,
                 )
             )
     return found

@@ -105,9 +105,9 @@ def collect(
     absent: dict[str, str] = {}
     every = [
         record
-        for of, chose in ((sets.test, False), (sets.validation, True))
+        for of, selection in ((sets.test, False), (sets.validation, True))
         for record in held.records(
-            of, group=suite.group_field, label=suite.topics_field, chose=chose
+            of, group=suite.group_field, label=suite.topics_field, selection=selection
         )
     ]
     topics = examples.topics(
@@ -202,7 +202,7 @@ def collect(
             'documents': sum(map(len, sets.test)),
             'pairs': pairs.names if belong.a else '',
             'infills': 'names' if python else 'words',
-            'chose': ' and '.join(sets.chose),
+            'selection': ' and '.join(sets.selection),
         },
     )
 

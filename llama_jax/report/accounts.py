@@ -169,11 +169,11 @@ def code(grid: GridRecords) -> list[str]:
     for name, what in (('code', 'code'), ('versions', 'versions of packages')):
         if len({repr(x[name]) for x in facts if name in x}) > 1:
             told.append(f'Runs were trained by different {what}: they are not equals.')
-    chose = {str(inside(run.evaluation, 'text', 'chose') or '') for run in runs} - {''}
-    if chose and grid.facts.get('tuning'):
+    selection = {str(inside(run.evaluation, 'text', 'selection') or '') for run in runs} - {''}
+    if selection and grid.facts.get('tuning'):
         told.append(
-            f'The texts of {", ".join(sorted(chose))} chose the learning rates and are measured as '
-            'well: give them a split test of their own.'
+            f'The texts of {", ".join(sorted(selection))} chose the learning rates and are measured '
+            'as well: give them a split test of their own.'
         )
     texts = {run.evaluation['examples'] for run in runs if 'examples' in run.evaluation}
     if len(texts) > 1:

@@ -66,7 +66,7 @@ def test_what_is_planned_beside_the_arms_and_not_there_is_said(three):
         'baselines': {'counts': [], 'untrained': ['causal']},
     }
     (three / 'grid.json').write_text(json.dumps(facts))
-    evaluation = {**compared.evaluation('causal', 0), 'text': {'chose': 'text_files'}}
+    evaluation = {**compared.evaluation('causal', 0), 'text': {'selection': 'text_files'}}
     (three / 'causal/seed-0/evaluation.json').write_text(json.dumps(evaluation))
     text = Page(page(three)).text
     for sentence in (
