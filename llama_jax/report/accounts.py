@@ -172,8 +172,8 @@ def code(grid: GridRecords) -> list[str]:
     selection = {str(inside(run.evaluation, 'text', 'selection') or '') for run in runs} - {''}
     if selection and grid.facts.get('tuning'):
         told.append(
-            f'The texts of {", ".join(sorted(selection))} chose the learning rates and are measured '
-            'as well: give them a split test of their own.'
+            f'The texts of {", ".join(sorted(selection))} chose the learning rates and are '
+            'measured as well: give them a split test of their own.'
         )
     texts = {run.evaluation['examples'] for run in runs if 'examples' in run.evaluation}
     if len(texts) > 1:
