@@ -102,6 +102,25 @@ def test_order_is_told_by_nothing_but_order(records):
     assert sum(map(len, found[1:])) > 40
 
 
+def test_tokens_that_are_all_the_same_have_no_other_order():
+    tokens = np.array([7, 7, 7, 7, 1, 2, 2, 2, 5])
+    shuffled = examples._shuffled(tokens, np.random.default_rng(0))
+    assert shuffled[:4].tolist() == [7, 7, 7, 7] and shuffled[8] == 5
+    assert sorted(shuffled[4:8]) == [1, 2, 2, 2] and shuffled[4] == 2
+
+
+def test_blocks_are_whole_lines_and_half_a_block_at_least():
+    blocks = list(examples._blocks('ab\ncd\nef\ngh\nij\n', 6))
+    assert blocks == ['ab\ncd\n', 'ef\ngh\n', 'ij\n']
+    assert list(examples._blocks('ab\ncd\nx', 6)) == ['ab\ncd\n']
+
+
+def test_two_spans_are_of_a_piece_of_four():
+    found = examples.span_pairs([np.arange(400)], n=99, length=20, seed=0)
+    assert len(found.a) == 5
+    assert all(a[0] // 80 == b[-1] // 80 for a, b in zip(found.a, found.b, strict=True))
+
+
 def test_choice_follows_the_seed_alone(records):
     def choice(records, seed):
         return examples.digest(
