@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.flags import FAST_COMPILATION
+
 # Before the first import of jax.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 # A flag and not JAX_NUM_CPU_DEVICES: a process that a test starts can override it either way.
@@ -18,8 +20,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
     (
         os.environ.get('XLA_FLAGS', ''),
         '--xla_force_host_platform_device_count=8',
-        # Most of the time of these tests is LLVM's; shapes are too tiny to gain from its work.
-        '--xla_backend_optimization_level=0',
+        FAST_COMPILATION,
     )
 )
 

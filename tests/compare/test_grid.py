@@ -22,6 +22,7 @@ from llama_jax.report.grid import read_grid
 from llama_jax.report.judged import Judged
 from llama_jax.train.records import read_metrics, versions
 from tests.compare import tiny
+from tests.flags import FAST_COMPILATION
 
 ROOT = Path(__file__).parents[2]
 DRIVER = ROOT / 'tests/compare/driver.py'
@@ -35,7 +36,7 @@ def start(text, *arguments, **environment):
         env={
             **os.environ,
             'PYTHONPATH': str(ROOT),
-            'XLA_FLAGS': '',
+            'XLA_FLAGS': FAST_COMPILATION,
             'TINY_TEXT': str(text),
             **environment,
         },
@@ -98,6 +99,7 @@ def measured(workdir):
     return found
 
 
+@pytest.mark.slow
 def test_a_killed_grid_goes_on_to_the_same_results(whole, broken):
     workdir, _, unfinished, said = broken
     assert unfinished, 'the kill came too late to test anything'

@@ -152,6 +152,7 @@ def alive(pid):
     return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_is_passed_on_and_leaves_with_a_message(parent, tmp_path, number):
     parent.send_signal(number)

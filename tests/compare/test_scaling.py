@@ -146,6 +146,7 @@ def test_finished_runs_are_read_by_what_a_law_is_of(tmp_path):
         scaling_report.read([workdir], 'loss')
 
 
+@pytest.mark.slow
 def test_the_best_is_told_of_exact_figures_alone():
     def points(law, kind='exact'):
         made = zip(*runs(law=law), strict=True)

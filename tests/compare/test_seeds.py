@@ -39,6 +39,7 @@ def parts(text):
     return parts
 
 
+@pytest.mark.slow
 def test_each_seed_changes_its_part_alone(parts):
     usual = parts()
     assert parts(init=0, data=0, masks=0) == usual

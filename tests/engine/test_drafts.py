@@ -63,6 +63,7 @@ def check_equal(drafts, plain, requests):
             np.testing.assert_allclose(a.logprob, b.logprob, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_mixed_requests_and_fewer_steps(engines):
     drafts, plain = engines(generator().programs)
     check_equal(drafts, plain, MIXED)
@@ -72,6 +73,7 @@ def test_mixed_requests_and_fewer_steps(engines):
     assert plain.stats().drafted_tokens_total == 0
 
 
+@pytest.mark.slow
 def test_heads_draft(engine):
     """As in a Generator: also where the prompt is shared, and after a row that chose its tokens."""
     drafts = engine(headed().programs, speculate=Heads(2), rows=1)
@@ -92,6 +94,7 @@ def test_text_without_repetition(engines):
     check_equal(*engines(generator(loops=False).programs), MIXED)
 
 
+@pytest.mark.slow
 def test_alone_a_row_that_repeats_itself_takes_few_steps(engines):
     drafts, _ = engines(generator().programs, rows=1)
     ask(drafts, prompt_of(5), replace(GREEDY, max_tokens=100, ignore_end=True)).wait()
@@ -109,6 +112,7 @@ def test_a_stop_string_within_drafts(engines):
         check_equal(drafts, plain, [(5, stop)])
 
 
+@pytest.mark.slow
 def test_a_constrained_row_is_not_drafted_for(engines):
     drafts, plain = engines(generator().programs)
     heard = []
@@ -128,6 +132,7 @@ def test_a_ring_and_several_devices(engines):
     check_equal(*engines(generator(config=config, axes=axes, n=2).programs), MIXED)
 
 
+@pytest.mark.slow
 def test_drafts_that_go_round_leave_shared_beginnings_whole(engines):
     config = replace(CONFIG, pattern=Window(17))
     drafts, plain = engines(generator(config=config).programs, rows=1, length=32)
@@ -139,6 +144,7 @@ def test_drafts_that_go_round_leave_shared_beginnings_whole(engines):
         np.testing.assert_allclose(*[[x.logprob for x in one.logprobs] for one in heard], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder(engines):
     pair = engines(sources.ours('llama').programs, source_length=32)
     for ours in pair:

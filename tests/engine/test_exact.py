@@ -58,6 +58,7 @@ def test_a_row_does_not_depend_on_its_mates(engine, monkeypatch, together):
     assert alone[7].finish.reason == 'stop' and len(alone[7].tokens) >= 6
 
 
+@pytest.mark.slow
 def test_engine_equals_generator(engine):
     ours = engine()
     for n, controls in MIXED:
@@ -69,6 +70,7 @@ def test_engine_equals_generator(engine):
         assert one.finish.reason == completion.finish_reason
 
 
+@pytest.mark.slow
 def test_tensor_parallel_equals_one_device(engine):
     sharded = engine(programs(n_devices=2, tensor=2))
     ours = engine()
@@ -77,6 +79,7 @@ def test_tensor_parallel_equals_one_device(engine):
         assert theirs.wait().tokens == one.wait().tokens
 
 
+@pytest.mark.slow
 def test_a_window_decodes_in_a_ring(engine):
     config = replace(CONFIG, pattern=Window(5))
     ours = engine(programs(config), length=120)

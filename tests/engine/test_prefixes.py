@@ -3,6 +3,8 @@
 import time
 from dataclasses import replace
 
+import pytest
+
 from tests.engine.asking import GREEDY, ask
 from tests.generate.tiny import prompt_of
 
@@ -29,6 +31,7 @@ def test_a_shared_beginning_is_read_once_and_changes_nothing(engine):
     assert [one.finish.cached_tokens for one in asked] == [0, 48]
 
 
+@pytest.mark.slow
 def test_a_busy_rows_beginning_is_copied(engine):
     ours, prompt = engine(rows=3, steps=1), prompt_of(40)
     running = ask(ours, prompt, replace(GREEDY, max_tokens=80))

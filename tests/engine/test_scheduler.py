@@ -139,6 +139,7 @@ def test_the_time_to_compile_is_not_owed():
     assert scheduler.next_to_read() is one
 
 
+@pytest.mark.slow
 def test_a_short_prompt_behind_a_long_one_begins_first(engine):
     ours, heard = engine(length=256, rows=3, prefill_chunk=16), []
     for n in (240, 9, 30):

@@ -56,6 +56,7 @@ def log_p(subject, context, continuation):
     return scored.total
 
 
+@pytest.mark.slow
 def test_choices_by_every_norm(tmp_path, subject):
     items = [{'text': f'colour {i}', 'label': WORDS[i % 3]} for i in range(7)]
     choices = WORDS[:2] + WORDS[2:3] + WORDS[4:5]
@@ -122,6 +123,7 @@ def test_shots_differ_by_seed_and_not_by_item(tmp_path, subject):
     assert len(ask.shots_of(replace(one, task=replace(one.task, shots=0)), 0)) == 1
 
 
+@pytest.mark.slow
 def test_text_is_what_greedy_decoding_writes(tmp_path, subject):
     """By the engine, and by batches, as on a mesh of several replicas, which cannot stop early."""
     items = [{'prompt': f'def f{i}', 'answer': ['x', '(']} for i in range(3)]

@@ -63,6 +63,7 @@ def trained(tmp_path_factory):
     return restore.load(path / 'run', one_device(MeshConfig()))
 
 
+@pytest.mark.slow
 def test_classes_of_new_texts(trained):
     """In their order, whatever stands beside them in a batch."""
     devices = one_device(MeshConfig())

@@ -204,6 +204,7 @@ def tuned(texts, labels, mesh, params, rates=(1e-2,), seeds=1):
     )
 
 
+@pytest.mark.slow
 def test_finetuning_learns_what_can_be_learnt_and_stops_by_validation(mesh, params):
     rng = np.random.default_rng(0)
     labels = rng.integers(2, size=114)

@@ -89,6 +89,7 @@ def measured(chinese, params, tokenizer, mesh):
     return {type(objective): run(objective) for objective in (CausalLM(), MaskedLM())}
 
 
+@pytest.mark.slow
 def test_what_needs_labels_or_pairs_is_absent_and_the_rest_is_there(measured):
     likelihoods = {
         *('bits_per_byte', 'suffix_bits_per_byte', 'suffix_ordinary_bits_per_byte'),

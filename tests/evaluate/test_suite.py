@@ -83,6 +83,7 @@ def present(result):
     return {name for name, found in result['metrics'].items() if found['value'] is not None}
 
 
+@pytest.mark.slow
 def test_what_is_measured_of_whom(measured):
     for result in measured.values():
         of_suite = {f'{TASK}{name}' for name in SMALL.tasks}

@@ -68,6 +68,7 @@ def assert_close(found, expected):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, expected)
 
 
+@pytest.mark.slow
 def test_merged_on_export_and_not_before(run_script, tuned, one):
     workdir, config, whole = tuned
     code, _, _ = run_script(export.main, 'out', '--checkpoint', workdir, '--to', 'huggingface')

@@ -253,6 +253,7 @@ def test_a_template_with_tokens_of_another_model_is_told(run_script, gguf, tmp_p
         assert code == 0 and sum('writes <|end|>, no token of' in line for line in error) == told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('drafts', ['lookup', 'draft'])
 def test_drafts_leave_the_text_as_it_is(run_script, run, drafts):
     options = ['--checkpoint', run, '--prompt', 'def 世', '--temperature', '0', *ONE[:-2]]

@@ -32,6 +32,7 @@ def run(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_heads_draft_and_stay_behind(run_script, run, tmp_path, monkeypatch):
     options = ['--checkpoint', run, '--prompt', 'a', '--seed', 3, *ONE[:-2], '--max-tokens', 20]
     _, expected, _ = run_script(generate.main, *options)

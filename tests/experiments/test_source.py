@@ -43,6 +43,7 @@ def ask(monkeypatch, capsys):
     return ask
 
 
+@pytest.mark.slow
 def test_a_source_changes_what_is_written(ask):
     written = {ask(BOTH, '--source', text, '--temperature', '0') for text in ('a<mask>', 'bcd')}
     assert len(written) == 2

@@ -148,6 +148,7 @@ def nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(run, 'train_step', lambda *_, **__: pytest.fail('it compiles'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', BAD)
 def test_one_line(run_script, short_run, tmp_path, name):  # noqa: F811
     recipe, train, test, options, said = BAD[name]

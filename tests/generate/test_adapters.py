@@ -40,6 +40,7 @@ def placed(params, mesh):
     return jax.device_put(params, layout.shardings(params, mesh))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('targets', 'kind', 'axes'),
     [
@@ -88,6 +89,7 @@ def test_a_quantised_base_stays_in_its_integers(bits, monkeypatch):
     assert [t[0] for t in tokens] == [t[0] for t in expected]
 
 
+@pytest.mark.slow
 def test_a_base_is_quantised_below_its_adapters():
     """The base alone loses bits: the factors are those that were trained."""
     tune, mesh, how = LoRA(rank=3, alpha=6.0), mesh_of(), Quantization(weights='int8')

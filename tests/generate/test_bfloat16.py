@@ -33,6 +33,7 @@ def texts(precision):
     return ours(PROMPTS, max_tokens=60, logprobs=20)
 
 
+@pytest.mark.slow
 def test_where_greedy_texts_part_each_token_is_likely_to_the_other():
     parted, compared = 0, []
     for pair in zip(texts('bfloat16'), texts('float32'), strict=True):

@@ -98,6 +98,7 @@ def test_cached_equals_uncached(name):
         np.testing.assert_array_equal(forward(config)(tokens)[after].argmax(-1), completion.tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['window', 'dynamic'])
 def test_beams_and_drafts_read_as_one_row_does(name):
     config, prompts = CONFIGS[name], [prompt_of(n) for n in (48, 17, 3)]

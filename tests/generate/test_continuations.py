@@ -93,6 +93,7 @@ def check(scores, asked, config=TINY):
         assert scored.total == pytest.approx(log_p.sum(), abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('pieces', [(16, 32), (128,)], ids=['cached', 'packed'])
 def test_shared_beginnings_equal_each_text_by_itself(pieces, monkeypatch):
     """With small pieces the shots are read into the cache before, and items in several bins."""
@@ -105,6 +106,7 @@ def test_shared_beginnings_equal_each_text_by_itself(pieces, monkeypatch):
     assert sum(read) == len(beginnings)  # each once
 
 
+@pytest.mark.slow
 def test_not_shared_and_divided_over_devices(monkeypatch):
     check(scorer()(requests(), shared=False), requests())
     monkeypatch.setattr(continuations, 'PIECES', (16, 32))
@@ -120,6 +122,7 @@ def test_other_architectures(name):
     assert scorer(config, weights_of(config))._may_share == (name == 'classic')
 
 
+@pytest.mark.slow
 def test_what_cannot_be_scored():
     score = scorer()
     for request, words in (

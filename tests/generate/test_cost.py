@@ -17,6 +17,7 @@ from tests.generate.tiny import (
 )
 
 
+@pytest.mark.slow
 def test_a_second_call_compiles_nothing():
     ours = Generator(
         CONFIG, weights(), mesh=mesh_of(), compute=COMPUTE, eos_ids=(3,), pad_id=0, prefill_chunk=16

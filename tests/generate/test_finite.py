@@ -100,6 +100,7 @@ def test_vectors_name_the_text():
         embed([GOOD, [*GOOD, BAD]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('lookup', [None, Lookup(n_draft=3)])
 def test_other_requests_go_on_and_the_row_is_clean_for_the_next(engine, lookup):  # noqa: F811
     one = engine(generator().programs, rows=2, speculate=lookup)
@@ -132,6 +133,7 @@ def test_finite_weights_that_overflow_are_told_apart():
         Generator(CONFIG, large, mesh=mesh_of(), compute=COMPUTE, eos_ids=(), pad_id=0)([GOOD])
 
 
+@pytest.mark.slow
 def test_each_device_tells_of_its_rows():
     mesh = mesh_of(2, data=2)
     made = Generator(CONFIG, broken(), mesh=mesh, compute=COMPUTE, eos_ids=(), pad_id=0)

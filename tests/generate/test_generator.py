@@ -48,6 +48,7 @@ def test_padded_rows_equal_lone_rows():
     assert len({tuple(tokens) for tokens in tokens_of(together)}) == 5
 
 
+@pytest.mark.slow
 def test_a_prompt_several_times_draws_several_texts():
     again, other = prompt_of(7), prompt_of(9)
     settings = {'max_tokens': N, 'temperature': 1.0}
@@ -171,6 +172,7 @@ def test_parameters_already_apart():
     jax.tree.map(np.testing.assert_array_equal, ours.programs.params, generator().programs.params)
 
 
+@pytest.mark.slow
 def test_bfloat16_on_a_cpu_keeps_matrices_in_it_and_computes_in_float32():
     """As a float32 model whose matrices were rounded: activations are not."""
     compute = Compute(precision='bfloat16')

@@ -82,6 +82,7 @@ def counted(text, start, said):
     return steps, accepted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('cpu', [True, False])
 def test_drafts_are_those_of_the_whole_text_and_greedy_text_stays(monkeypatch, cpu):
     """In columns, and as on an accelerator."""
@@ -105,6 +106,7 @@ def test_drafts_are_those_of_the_whole_text_and_greedy_text_stays(monkeypatch, c
         assert sum(x.speculation.accepted for x in other) > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('cpu', [True, False])
 def test_what_heads_expect_after_some_steps(monkeypatch, cpu):
     """Of heads that say other things than the model, and than each other."""

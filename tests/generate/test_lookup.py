@@ -14,6 +14,7 @@ from tests.generate.drafting import CONTROLS, PROMPTS, N, check_equal, generator
 from tests.generate.tiny import prompt_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CONTROLS)
 @pytest.mark.parametrize('loops', [True, False])
 def test_looking_up_draws_the_same_tokens(loops, name):
@@ -21,6 +22,7 @@ def test_looking_up_draws_the_same_tokens(loops, name):
     assert rate > 2 or not loops or name != 'greedy'
 
 
+@pytest.mark.slow
 def test_a_longer_least_match_makes_some_steps_of_one_token():
     ours, how = generator(), Lookup(n_gram=4, n_draft=5, least=3)
     check_equal(ours, how)
@@ -51,6 +53,7 @@ def test_what_is_looked_up(how):
         assert expected is None or tokens.tolist() == expected
 
 
+@pytest.mark.slow
 def test_a_second_call_compiles_nothing_and_the_cache_stays_in_place():
     ours, how = generator(), Lookup(n_draft=5)
     ours(PROMPTS, max_tokens=N, speculate=how)

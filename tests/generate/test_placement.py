@@ -78,6 +78,7 @@ def test_without_tensor_parallelism_a_step_moves_nothing():
     assert moved(generator(fsdp=8), 'decode') == {}
 
 
+@pytest.mark.slow
 def test_a_step_of_an_encoder_decoder_moves_activations_only():
     config = replace(CONFIG, encoder_layers=2)
     ours = generator(config, fsdp=2, tensor=4)
@@ -111,6 +112,7 @@ SHARED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SHARED)
 def test_more_devices_than_key_value_heads(name):
     config, axes = SHARED[name]

@@ -77,6 +77,7 @@ def assert_greedy(name, source, prompt, generated):
     np.testing.assert_array_equal(forward(name)(source, tokens)[after].argmax(-1), generated)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CONFIGS)
 def test_cached_equals_uncached(name):
     """Prompts and sources of several lengths together; prompts in three pieces, the longest of
@@ -97,6 +98,7 @@ def test_the_source_is_heard():
     assert all(a != b for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.slow
 def test_alone_equals_together():
     together = ours()(PROMPTS, sources=SOURCES, max_tokens=N, **SAMPLED)
     for i in (0, 3):
@@ -105,12 +107,14 @@ def test_alone_equals_together():
         assert alone == together[i]
 
 
+@pytest.mark.slow
 def test_stream_equals_loop():
     pieces = list(ours().stream(PROMPTS[1], source=SOURCES[1], max_tokens=N, chunk=6))
     [whole] = ours()(PROMPTS[1:2], sources=SOURCES[1:2], max_tokens=N)
     assert sum(pieces, []) == whole.tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [(('data', 2), ('tensor', 2)), ()])
 def test_eight_devices_equal_one(axes):
     settings = {'sources': SOURCES, 'max_tokens': N, **SAMPLED}

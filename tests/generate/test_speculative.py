@@ -95,6 +95,7 @@ def test_another_vocabulary_is_refused():
         generator()(PROMPTS[:1], max_tokens=3, speculate=Draft(theirs))
 
 
+@pytest.mark.slow
 def test_a_text_longer_than_the_small_models_context_is_refused():
     short = generator(config=replace(SMALL, context=16), small=True).programs
     ours, how = generator(), Draft(short, n_draft=2)

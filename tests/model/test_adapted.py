@@ -80,6 +80,7 @@ def in_bits(params, bits):
     return trees.map_named(one, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('bits', [None, 'int8', 'int4'])
 def test_model_and_gradients_are_those_of_the_merged_weights(bits):
     mesh = mesh_of()
@@ -113,6 +114,7 @@ def test_model_and_gradients_are_those_of_the_merged_weights(bits):
             assert error < (2e-5 if bits is None else 3e-3), path
 
 
+@pytest.mark.slow
 def test_a_sharded_step_is_that_of_one_device_and_the_base_stays():
     """Factors lie by the letters of their weight; microbatches and dropout as ever."""
     results = []

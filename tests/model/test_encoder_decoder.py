@@ -8,6 +8,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from llama_jax import layout, mesh, trees
 from llama_jax.mesh import MeshConfig
@@ -103,6 +104,7 @@ def test_every_parameter_of_an_encoder_decoder_has_a_part_in_the_loss():
         assert np.abs(leaf).max() > 1e-6 or 'k_bias' in path, path
 
 
+@pytest.mark.slow
 def test_sharded_encoder_decoder_equals_single_device():
     assert_same(loss_and_gradients(MeshConfig(data=2, fsdp=2, tensor=2)), loss_and_gradients())
 

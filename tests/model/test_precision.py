@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from llama_jax import precision
 from llama_jax.model import layers
@@ -21,6 +22,7 @@ def relative(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close_to_float32(one_device):
     params, token_BT = tiny.parameters(CONFIG, one_device), tiny.token_ids(4, 64)
 

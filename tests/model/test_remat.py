@@ -30,6 +30,7 @@ def results(remat, mesh):
     return *compiled(*arguments), compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', POLICIES[1:])
 def test_policy_changes_neither_loss_nor_gradients(remat, one_device):
     loss, gradients, _ = results(remat, one_device)

@@ -100,6 +100,7 @@ def test_equals_the_output_of_all_places(changes, compute, seen):
         assert_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_layers_in_a_list_and_bfloat16():
     devices = mesh.make(MeshConfig(), jax.devices()[:1])
     at_BT = wanted_places([0, 1, 2, 3, 4, 5, 5, 5])
@@ -126,6 +127,7 @@ def test_more_places_than_there_is_room_for_are_all_computed():
         assert_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_devices_give_the_same():
     at_BT = wanted_places([5, 1, 2, 3, 4, 0, 5, 5])
     results = []

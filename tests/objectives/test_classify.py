@@ -124,6 +124,7 @@ def by_hand(objective, config):
     return total, weight, right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('settings', 'config'),
     [
@@ -148,6 +149,7 @@ def test_loss_of_packed_texts_is_that_of_each_by_hand(settings, config):
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(untouched))
 
 
+@pytest.mark.slow
 def test_sharded_loss_and_gradients():
     rows = [*ROWS, *ROWS, *ROWS, *ROWS]
     batch = batch_of(LAST, rows, TOKENIZER, seq_len=SEQ_LEN)

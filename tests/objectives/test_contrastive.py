@@ -156,6 +156,7 @@ def sums_and_gradients(objective, name):
         return jax.device_get(gradient(params, place(batch, devices)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('chunks', 'name'), [(1, 'fsdp 8'), (2, 'fsdp 8'), (4, 'one device')])
 def test_devices_and_chunks_change_neither_loss_nor_gradients(chunks, name):
     dparams, loss = sums_and_gradients(InfoNCE(chunks=chunks), name)
@@ -169,6 +170,7 @@ def test_devices_and_chunks_change_neither_loss_nor_gradients(chunks, name):
     )
 
 
+@pytest.mark.slow
 def test_chunks_need_less_memory():
     devices = make_mesh('one device')
 

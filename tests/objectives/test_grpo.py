@@ -286,6 +286,7 @@ def state_after(objective, batch, *, accumulate):
         return step(state, place(batch, devices()))
 
 
+@pytest.mark.slow
 def test_microbatches_change_nothing_of_several_updates():
     """One batch of 8 rows, and 8 of one row: tokens are counted over all of them, and the second
     update finds the probabilities of the first in the order of the rows."""

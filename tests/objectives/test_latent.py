@@ -35,6 +35,7 @@ def make_batch():
     return texts.packed(made, OBJECTIVE, seq_len=16, rows=2, pad_id=BYTES.pad_id)
 
 
+@pytest.mark.slow
 def test_loss_is_the_likelihood_and_the_distance_to_the_next_token_of_the_teacher():
     batch, devices = make_batch(), make_mesh('one device')
     with jax.set_mesh(devices):

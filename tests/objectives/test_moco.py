@@ -139,6 +139,7 @@ def expected(taken):
     return losses, params, averaged, queue
 
 
+@pytest.mark.slow
 def test_steps_equal_those_of_a_list_and_of_eight_devices():
     taken = batches(4)
     pairs = [OBJECTIVE.loss_tokens(batch) for batch in taken]

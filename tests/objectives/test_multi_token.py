@@ -60,6 +60,7 @@ def with_last(params, block):
     return {**params, 'blocks': last}
 
 
+@pytest.mark.slow
 def test_heads_are_models_with_another_last_layer():
     """Losses, metrics and all gradients; and one head alone is the causal model, bit for bit."""
     devices = mesh.make(MeshConfig(), jax.devices()[:1])

@@ -233,6 +233,7 @@ def test_prompt_and_padding_bear_no_gradient():
         np.testing.assert_array_equal(bears_BT, batch[f'{stream}/weights'] > 0)
 
 
+@pytest.mark.slow
 def test_the_reference_with_adapters_off_is_the_base_that_they_are_upon():
     tune, devices = LoRA(rank=2), make_mesh('one device')
     base = initial_state(CONFIG, DPO(), NO_OPTIMIZER, seed=0, mesh=devices).params

@@ -116,6 +116,7 @@ def nll(logit_BTV, target_BT):
     return -np.take_along_axis(log_p, target_BT[..., None], -1)[..., 0]
 
 
+@pytest.mark.slow
 def test_loss_is_the_sum_of_two_means():
     batch = make_batch()
     loss, grads, (encoder_BTV, decoder_BTV), vectors, _ = program()(batch)

@@ -37,6 +37,7 @@ CONTRAST = InfoNCE(bidirectional=False, learned=True)
 OBJECTIVE = Switch((CONTRAST, CausalLM()), begins=(0, 3))
 
 
+@pytest.mark.slow
 def test_each_step_has_the_loss_and_the_gradient_of_its_part():
     devices = make_mesh(1)
     batch = pack(OBJECTIVE, documents(6), rows=8)

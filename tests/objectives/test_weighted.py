@@ -103,6 +103,7 @@ def first_stream(batch):
     return {name: x for name, x in batch.items() if '/' not in name}
 
 
+@pytest.mark.slow
 def test_one_part_is_that_part_bit_for_bit():
     alone = Weighted(parts=(CAUSAL,), weights=(1.0,), shares=(1.0,))
     batch = first_stream(pack(TYPICAL, documents(6), rows=8))
@@ -117,6 +118,7 @@ def test_one_part_is_that_part_bit_for_bit():
     assert alone.flops(CONFIG, SEQ_LEN) == CAUSAL.flops(CONFIG, SEQ_LEN)
 
 
+@pytest.mark.slow
 def test_two_parts_are_the_sum_made_by_hand():
     batch = pack(TYPICAL, documents(6), rows=8)
     (dparams, dextra), loss = evaluate(TYPICAL, batch)
@@ -144,6 +146,7 @@ def test_two_parts_are_the_sum_made_by_hand():
     assert TYPICAL.loss_tokens(batch) == loss_0.weight + loss_1.weight
 
 
+@pytest.mark.slow
 def test_devices_change_neither_loss_nor_gradients():
     batch = pack(TYPICAL, documents(6), rows=8)
     gradients, loss = evaluate(TYPICAL, batch, n_devices=8)
@@ -174,6 +177,7 @@ SHARED = Weighted(
 )
 
 
+@pytest.mark.slow
 def test_one_pass_serves_both_parts():
     """Cross-entropy is that of the causal part alone, bit for bit; the contrastive loss is of crops
     of its features. FLOPs are counted once: tests/train/test_every_objective.py has the program's.

@@ -60,6 +60,7 @@ def moved(config, rate=0.01, steps=3):
         return float(change(params))
 
 
+@pytest.mark.slow
 def test_how_far_logits_move_does_not_grow_with_the_width():
     base = moved(wide(1))
     assert 0.3 * base < moved(wide(8, base_dim=16)) < base

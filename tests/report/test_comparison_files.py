@@ -51,6 +51,7 @@ def tables(text):
     return [[re.split(r'(?<!\\)\|', line)[1:-1] for line in table.splitlines()] for table in found]
 
 
+@pytest.mark.slow
 def test_the_same_records_make_the_same_bytes(written):
     first = files(written)
     assert {'report.html', 'report.md', 'figures/alignment-uniformity.png'} <= set(first)

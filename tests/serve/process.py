@@ -93,7 +93,7 @@ def serving(*options: object, **environment: str) -> Iterator[ServerProcess]:
             env={
                 **os.environ,
                 # One device, not the eight of the tests.
-                'XLA_FLAGS': '--xla_backend_optimization_level=0',
+                'XLA_FLAGS': FAST_COMPILATION,
                 **environment,
             },
         )

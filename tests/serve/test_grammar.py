@@ -141,6 +141,7 @@ SCHEMAS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SCHEMAS)
 def test_what_ends_is_valid_under_its_schema(engine, name):
     schema = SCHEMAS[name]

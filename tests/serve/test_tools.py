@@ -104,6 +104,7 @@ def check(call):
     return call.function.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('chat', [HERMES, LLAMA3, MISTRAL], ids=['hermes', 'llama3', 'mistral'])
 def test_calls_are_demanded(client, chat):
     ask = client(chat).chat.completions

@@ -38,6 +38,7 @@ def on_one_device(monkeypatch):
     monkeypatch.setattr(meshes, 'make', one_device)
 
 
+@pytest.mark.slow
 def test_the_step_keeps_the_average_of_its_parameters_and_small_rates_move_them():
     """At a rate of 1e-6: after 12 steps the parameters have moved by as much as Adam's directions
     say, the average is the formula's, and a step that is skipped moves neither, as not finite or
@@ -93,6 +94,7 @@ def restless(short):
     return changed(restless, 'optimizer', average=0.2, layer_decay=0.9)
 
 
+@pytest.mark.slow
 def test_a_run_ends_early_keeps_its_best_and_goes_on_alike(restless, tmp_path):
     workdir = tmp_path / 'run'
     loop.train(restless, workdir)

@@ -47,6 +47,7 @@ def saved(workdir, step):
         checkpoints.close()
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_without_a_jump_and_a_kill_changes_nothing(
     copied_run, short, tmp_path
 ):

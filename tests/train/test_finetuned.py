@@ -87,6 +87,7 @@ def equal(a, b):
     assert np.abs(residual).max() < 1e-6 and abs(residual.mean()) < 1e-7
 
 
+@pytest.mark.slow
 def test_eight_rows_are_eight_microbatches_of_one(experiment, tmp_path):
     at_once = experiment
     apart = dataclasses.replace(

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from llama_jax.train.records import read_metrics, read_run
+from tests.flags import FAST_COMPILATION
 from tests.train.test_resume import DRIVER, ROOT, end, options
 
 pytestmark = pytest.mark.multiprocess
@@ -26,7 +27,7 @@ def start(workdir, text, *more, processes=1, when='never:SIGTERM'):
     if processes > 1:
         launcher = [sys.executable, '-m', 'tpu.local', '--processes', str(processes)]
         command = [*launcher, '--devices-per-process', str(each), '--', *command]
-    flags = f'--xla_force_host_platform_device_count={each}'
+    flags = f'{FAST_COMPILATION} --xla_force_host_platform_device_count={each}'
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -64,6 +65,7 @@ def records(workdir, kind, *names):
     return np.array([[line[name] for name in ('step', *names)] for line in lines])
 
 
+@pytest.mark.slow
 def test_one_process_told_to_stop_stops_both_after_the_same_step(runs):
     *_, stopped = runs
     last = [line for line in stopped if 'stopped by SIGTERM' in line]
@@ -73,6 +75,7 @@ def test_one_process_told_to_stop_stops_both_after_the_same_step(runs):
     assert signal.SIGTERM == 15
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_losses_of_one(runs):
     one, two_one, _, stopped = runs
     names = ('loss', 'grad_norm', 'weight')
@@ -82,6 +85,7 @@ def test_two_processes_have_the_losses_of_one(runs):
     assert read_run(one)['processes'] == 1 and read_run(one)['devices'] == 2
 
 
+@pytest.mark.slow
 def test_what_two_saved_one_restores_and_the_other_way_round(runs):
     one, two_one, one_two, _ = runs
     wanted = records(one, 'train', 'loss', 'weight')
@@ -96,6 +100,7 @@ def test_what_two_saved_one_restores_and_the_other_way_round(runs):
     np.testing.assert_allclose(records(one_two, 'train', 'loss', 'weight'), wanted, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_branch_what_one_saved(runs, text):
     """Process 0 alone copies, while the other waits."""
     one, *_ = runs
@@ -107,6 +112,7 @@ def test_two_processes_branch_what_one_saved(runs, text):
     np.testing.assert_allclose(records(branched, 'train', 'loss', 'weight'), wanted, rtol=2e-6)
 
 
+@pytest.mark.slow
 def test_validation_counts_every_byte_once(runs):
     one, two_one, one_two, _ = runs
     wanted = records(one, 'validation', 'bytes', 'bits_per_byte')
@@ -149,6 +155,7 @@ def test_a_process_that_fails_ends_the_others(text, tmp_path):
     assert time.monotonic() - begun < 60
 
 
+@pytest.mark.slow
 def test_chats_of_two_processes_have_the_losses_of_one(tmp_path):
     """Whose learnt tokens are not equally many on both."""
     path = tmp_path / 'chats.jsonl'

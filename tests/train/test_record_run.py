@@ -51,6 +51,7 @@ def losses(workdir):
     }
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_whole_one(pairs, tmp_path, monkeypatch):
     monkeypatch.setattr(meshes, 'make', one_device)
     train(pairs, tmp_path / 'whole')

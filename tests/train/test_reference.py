@@ -34,6 +34,7 @@ def of_one_device(monkeypatch):
     monkeypatch.setattr(run.meshes, 'make', one_device)
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_ln_2_and_held_out_pairs_are_told_apart(whole):
     steps = lines(whole, 'train')
     assert steps[0]['loss'] == pytest.approx(np.log(2), abs=1e-7) and steps[0]['margin'] == 0

@@ -15,6 +15,7 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.train.checkpoint import Checkpoints
 from llama_jax.train.records import read_metrics
 from llama_jax.train.restore import load
+from tests.flags import FAST_COMPILATION
 
 ROOT = Path(__file__).parents[2]
 DRIVER = ROOT / 'tests/train/driver.py'
@@ -56,7 +57,7 @@ def start(workdir, text, when='never:SIGTERM', *more):
             *('--workdir', str(workdir), *more),
         ],
         cwd=ROOT,
-        env={**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''},
+        env={**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': FAST_COMPILATION},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -139,6 +139,7 @@ def completions(batch):
             yield ids, batch['targets'][row, written], written, row, segment
 
 
+@pytest.mark.slow
 def test_reward_rises(finished):
     reward = [line['reward'] for line in lines(finished[0]).values()]
     assert np.mean(reward[-3:]) > 2 * np.mean(reward[:3])
@@ -206,6 +207,7 @@ def test_a_killed_run_goes_on_to_the_same_prompts_completions_and_rewards(
     assert lines(tmp_path / 'run', 'validation') == lines(whole, 'validation')
 
 
+@pytest.mark.slow
 def test_a_reward_that_fails_is_named_and_nothing_is_lost(experiment, finished, tmp_path):
     """The second batch has it: the step before is saved, and the run goes on once it is mended."""
     _, batches = finished

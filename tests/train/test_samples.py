@@ -98,6 +98,7 @@ def ready(experiment):
     return experiment, tokenizer, devices, sample, state
 
 
+@pytest.mark.slow
 def test_records_are_answered_by_the_greedy_text_of_the_model(begun):
     experiment, tokenizer, devices, sample, state = ready(
         replace(begun, objective=SequenceToSequence(between=' '))

@@ -29,6 +29,7 @@ def trained(tmp_path_factory):
     return reward, workdir
 
 
+@pytest.mark.slow
 def test_scores_are_the_rewards_of_validation(trained):
     """Alone in rows and padded as in packed rows, on eight devices as on one."""
     reward, workdir = trained

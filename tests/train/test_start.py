@@ -88,6 +88,7 @@ def test_model_and_tokenizer_are_theirs(short, others, caplog):
     check_start(found)
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_that_of_the_weights_and_no_row_is_added(begun, others, params, tmp_path):
     with prepare(begun, tmp_path / 'run') as run:
         jax.tree.map(np.testing.assert_array_equal, run.state.params, params)
@@ -128,6 +129,7 @@ def test_it_goes_on_bit_for_bit_when_they_are_gone(begun, others, tmp_path):
     assert kept(workdir) == pretrained.find(str(others)).text().chat  # it can still be asked
 
 
+@pytest.mark.slow
 def test_a_run_from_them_is_begun_with_as_well(begun, tmp_path):
     """With an objective that has control tokens: rows are added for them. A run that begins with
     parameters is validated before its first step."""

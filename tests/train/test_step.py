@@ -144,6 +144,7 @@ def assert_same_step(got, wanted):
         assert error(array, wanted_array) < 1e-6, name
 
 
+@pytest.mark.slow
 def test_accumulation_equals_the_large_batch():
     weights = batch()['weights'].sum(1)
     assert len(set(weights)) > 4  # the mean of the microbatches' means would be another loss
@@ -155,6 +156,7 @@ def test_sharded_step_equals_the_step_of_one_device(name):
     assert_same_step(take(name), take())
 
 
+@pytest.mark.slow
 def test_sharded_accumulation_equals_the_step_of_one_device():
     assert_same_step(take('tensor 2 fsdp 4', accumulate=2), take())
 
@@ -270,6 +272,7 @@ def test_dropout_differs_from_step_to_step_and_from_row_to_row():
     assert abs(other[0]['loss'] - first[0]['loss']) > 1e-4
 
 
+@pytest.mark.slow
 def test_bfloat16_compute_trains_float32_parameters():
     start, _ = take(precision='bfloat16')
     assert {x.dtype for x in jax.tree.leaves(start.params)} == {jnp.dtype('float32')}

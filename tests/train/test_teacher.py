@@ -85,6 +85,7 @@ def online(student, taught, tmp_path_factory):
     return experiment, workdir
 
 
+@pytest.mark.slow
 def test_a_student_comes_nearer_and_its_teacher_is_in_no_checkpoint(online, taught):
     experiment, workdir = online
     steps = lines(workdir, 'train')
@@ -109,6 +110,7 @@ def test_a_run_that_goes_on_has_the_same_teacher(online, taught, tmp_path):
     assert lines(resumed, 'train') == lines(workdir, 'train')
 
 
+@pytest.mark.slow
 def test_what_the_teacher_said_of_all_tokens_is_the_teacher(online, student, tmp_path):
     """k = V: the same losses; computed once and read again."""
     experiment, workdir = online
@@ -130,6 +132,7 @@ def test_what_the_teacher_said_of_all_tokens_is_the_teacher(online, student, tmp
     )
 
 
+@pytest.mark.slow
 def test_of_itself_a_model_learns_nothing(student, taught, tmp_path):
     itself = replace(
         student,
@@ -143,6 +146,7 @@ def test_of_itself_a_model_learns_nothing(student, taught, tmp_path):
     assert step['kl'] == step['loss'] == step['grad_norm'] == 0 and step['nll'] > 1
 
 
+@pytest.mark.slow
 def test_texts_are_read_by_the_teacher_in_pieces_as_long_as_a_row(
     short, short_run, tmp_path, monkeypatch
 ):

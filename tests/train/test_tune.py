@@ -56,6 +56,7 @@ def tuned_run(tuned, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_what_is_trained_upon_a_mean_goes_on_upon_it_and_refuses_another(
     tuned, short_run, tmp_path
 ):
@@ -78,6 +79,7 @@ def same(one, other):
     jax.tree.map(np.testing.assert_array_equal, numpy_tree(one), numpy_tree(other))
 
 
+@pytest.mark.slow
 def test_the_base_stays_and_a_run_begins_as_it(tuned, short_run, tmp_path):
     base = restore.load(short_run, one_device(tuned.mesh))
     full = replace(tuned, tune=Full())
@@ -101,6 +103,7 @@ def test_the_base_stays_and_a_run_begins_as_it(tuned, short_run, tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_bit_for_bit_and_small(tuned, tuned_run, tmp_path):
     whole = restore.load(tuned_run, one_device(tuned.mesh))
     killed = shutil.copytree(tuned_run, tmp_path / 'run')
@@ -113,6 +116,7 @@ def test_killed_and_resumed_bit_for_bit_and_small(tuned, tuned_run, tmp_path):
     assert size < full, 'three arrays for each factor, and nothing of the base'
 
 
+@pytest.mark.slow
 def test_a_base_of_integers_is_validated_sampled_and_loaded(tuned, tmp_path):
     """In bfloat16, where no float32 copy of the base is kept."""
     tune = replace(TUNE, base='int8')

@@ -161,6 +161,7 @@ def test_microbatches_give_the_same_sums(sets, tokenizer, mesh, params):
         assert float(four.metrics[name]) == pytest.approx(float(value), rel=1e-5), name
 
 
+@pytest.mark.slow
 def test_microbatches_save_the_memory_that_they_save_in_training(mesh):
     """Compiled only. The model is wide and its vocabulary small, so that activations outweigh the
     logits, of which the loss makes some at a time anyway."""
