@@ -98,7 +98,7 @@ def _without_corpus(recipe: TokenizerConfig) -> Tokenizer | None:
             )
         tokenizer = tokenizer_of(recipe.path)
         if tokenizer.losses:
-            _warn(recipe.path, tokenizer.losses)
+            warn_of_losses(recipe.path, tokenizer.losses)
         return tokenizer
     if recipe.kind == 'bytes':
         return bytes_tokenizer()
@@ -113,11 +113,12 @@ def _without_corpus(recipe: TokenizerConfig) -> Tokenizer | None:
 
 
 @functools.cache  # once, however often the tokenizer is asked for
-def _warn(path: str, losses: tuple[str, ...]) -> None:
+def warn_of_losses(name: str, losses: tuple[str, ...]) -> None:
+    """Says what a tokenizer makes of text that it cannot give back."""
     log.warning(
         'the tokenizer %s loses text: %s. Bits per byte are of the text as it comes back, and '
         'cannot be compared with those of other tokenizers',
-        *(path, '; '.join(losses)),
+        *(name, '; '.join(losses)),
     )
 
 

@@ -161,7 +161,8 @@ def _of_likelihood(
     row: Row = {}
     for name, asked in _asked(found).items():
         bits = sum(-log_p(text.prefix, text.middle) for text in asked) / math.log(2)
-        row[name] = _value(bits / _bytes(asked, tokenizer), len(asked))
+        n_bytes = likelihood.text_bytes(asked, tokenizer).sum()
+        row[name] = _value(bits / n_bytes, len(asked))
         # There are no control tokens among these: of ordinary ones alone it is the same.
         ordinary = name.replace('_bits', '_ordinary_bits')
         row |= {ordinary: row[name]} if ordinary in METRICS else {}
@@ -175,10 +176,6 @@ def _asked(found: Texts) -> dict[str, list[Middle]]:
         'middle_bits_per_byte': found.middles,
     }
     return {name: asked for name, asked in every.items() if asked}
-
-
-def _bytes(asked: Sequence[Middle], tokenizer: Tokenizer) -> int:
-    return int(sum(tokenizer.byte_lengths[text.middle].sum() for text in asked))
 
 
 def _infills(found: Texts, tokenizer: Tokenizer) -> Row:

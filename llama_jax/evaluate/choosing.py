@@ -81,7 +81,7 @@ def right(
             ],
             np.float64,
         )
-    cost_K = bits(answer, texts, tokenizer.byte_lengths).bits
+    cost_K = bits(answer, texts, tokenizer).bits
     least_N = np.full(n, np.inf)
     np.minimum.at(least_N, task.owner_K, cost_K)
     best_K = cost_K == least_N[task.owner_K]

@@ -56,7 +56,7 @@ def ask(
     return Answer(examples, np.array(owner), score(examples))
 
 
-def bits(answer: Answer, texts: Sequence[Middle], byte_lengths: np.ndarray) -> Bits:
+def bits(answer: Answer, texts: Sequence[Middle], tokenizer: Any) -> Bits:
     """Bits and bytes of each text that was asked about."""
     weights = _weights(answer)
 
@@ -64,9 +64,18 @@ def bits(answer: Answer, texts: Sequence[Middle], byte_lengths: np.ndarray) -> B
         bits_N = -(log_p_NP * weights).sum(axis=1) / math.log(2)
         return np.bincount(answer.owner, bits_N, minlength=len(texts))
 
-    bytes_N = [byte_lengths[text.middle].sum() for text in texts]
     scores = answer.scores
-    return Bits(of_texts(scores.log_p), of_texts(scores.ordinary), np.array(bytes_N, np.float64))
+    return Bits(of_texts(scores.log_p), of_texts(scores.ordinary), text_bytes(texts, tokenizer))
+
+
+def text_bytes(texts: Sequence[Middle], tokenizer: Any) -> np.ndarray:
+    """UTF-8 bytes of each middle [N], float64. Where nothing is before it, the space that a
+    tokenizer puts before a text (`dummy_prefix`) is none of them."""
+    bytes_N = np.array([tokenizer.byte_lengths[text.middle].sum() for text in texts], np.float64)
+    if not tokenizer.dummy_prefix:
+        return bytes_N
+    begins_N = np.array([len(text.prefix) == 0 for text in texts])
+    return bytes_N - (begins_N & (bytes_N > 0))
 
 
 def standard_error(answer: Answer, of: Bits, draws: int) -> float:

@@ -237,7 +237,7 @@ class _Measuring:
                 name = name.replace('_bits', '_pseudo_bits')
             score = self._scorer(question.sees_all, question.read)
             answer = likelihood.ask(score, question, asked_of, tokenizer, seed=seed)
-            bits = likelihood.bits(answer, asked_of, tokenizer.byte_lengths)
+            bits = likelihood.bits(answer, asked_of, tokenizer)
             of = self._documents(asked_of)
             about: dict[str, Any] = {'kind': question.kind}
             if question.draws > 1:

@@ -14,7 +14,7 @@ from llama_jax import layout
 from llama_jax.convert import pretrained
 from llama_jax.data.config import DataConfig
 from llama_jax.data.documents import Documents
-from llama_jax.data.load_tokenizer import for_model
+from llama_jax.data.load_tokenizer import for_model, warn_of_losses
 from llama_jax.errors import UserError
 from llama_jax.evaluate.represent import place, round_up
 from llama_jax.generate import finite
@@ -50,6 +50,8 @@ def of_others(name: str, mesh: Mesh, what: str) -> tuple[Trained, tuple[int, ...
             f'{found.name}: the embedding has {found.config.ids} rows and the vocabulary '
             f'{tokenizer.vocab_size} tokens: they are of different models'
         )
+    if tokenizer.losses:
+        warn_of_losses(found.name, tokenizer.losses)
     return Trained(experiment, found.params(mesh), {}, tokenizer, 0), begin
 
 
@@ -88,6 +90,8 @@ def likelihood_of_text(
         raise UserError('the text has no token whose likelihood could be asked for: give more')
     if not math.isfinite(sums['nll']):
         raise finite.error('the model gives', trained.params, trained.experiment.compute.precision)
+    if trained.tokenizer.dummy_prefix and begin:  # a space that is in no text
+        sums['bytes'] -= sum(len(text) > len(begin) for text in ids)
     return {
         'bits_per_byte': figures(sums).get('bits_per_byte'),
         'nats_per_token': sums['nll'] / sums['weight'],

@@ -11,8 +11,9 @@ trained model is one like any other. By m = dim / base_dim:
 | queries, besides | sqrt(base_head_dim / head_dim) | the same |
 | other norms, biases | as ever | 1 |
 
-The norm stands for muP's multiplier of the logits, 1 / m, also where the head is the embedding; the
-queries for its attention by 1 / head_dim in place of 1 / sqrt(head_dim). Where the optimizer does
+The norm stands for muP's multiplier of the logits, 1 / m, also where the head is the embedding; a
+network of an objective that reads features as a layer does is given them times m. The queries stand
+for its attention by 1 / head_dim in place of 1 / sqrt(head_dim). Where the optimizer does
 not see the scale of gradients, a factor upon a parameter is the same factor upon its initial values
 and its rate. Weight decay is that of the base at every width, as Mlodozeniec et al. have it (2025,
 Completed Hyperparameter Transfer, 2512.22382); depth, batch and duration are not carried over.

@@ -17,6 +17,7 @@ from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.linear import close, project
 from llama_jax.model.transformer import Transformer
+from llama_jax.model.width import width_of
 from llama_jax.objectives.base import ALONE, Batch, Context, Loss, backbone, followed
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.flops import TRAINING, features_flops
@@ -97,7 +98,9 @@ class LatentPrediction(CausalLM):
             layout.gather(extra[name].astype(x_BTD.dtype), name[-2:])
             for name in ('up_DF', 'down_FD')
         )
-        hidden_BTF = jax.nn.gelu(project(x_BTD, up_DF, 'DF'))
+        # Of the size that features have at the base: the network reads them as a layer does.
+        read_BTD = x_BTD / width_of(model.config).out
+        hidden_BTF = jax.nn.gelu(project(read_BTD, up_DF, 'DF'))
         predicted_BTD = close(hidden_BTF, down_FD, 'FD')
         segment_BT = batch['segments']
         followed_BT = (segment_BT[:, :-1] == segment_BT[:, 1:]) & (segment_BT[:, 1:] > 0)

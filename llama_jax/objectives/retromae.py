@@ -125,7 +125,8 @@ class RetroMAE(Base):
 
         y_BTD = bound(model.config, extra['decoder'])(
             model,
-            self.vectors(x_BTD, segment_BT, position_BT),
+            # Of the size that features have at the base, beside embeddings.
+            self.vectors(x_BTD, segment_BT, position_BT) / width_of(model.config).out,
             target_BT,
             position_BT=position_BT,
             segment_BT=segment_BT,

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+from llama_jax.text.tokenizer import SPACE_IN_BYTES
 from llama_jax.text.words import PATTERNS
 
 Content = dict[str, Any]
@@ -38,9 +39,13 @@ def falls_back_to_bytes(content: Content) -> bool:
     model = content['model']
     if not model.get('byte_fallback'):
         return False
-    vocab = model['vocab']
-    known = set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
-    return all(f'<0x{byte:02X}>' in known for byte in range(256))
+    return _spellings(content) >= {f'<0x{byte:02X}>' for byte in range(256)}
+
+
+def _spellings(content: Content) -> set[str]:
+    """Of every token of the vocabulary."""
+    vocab = content['model']['vocab']
+    return set(vocab) if isinstance(vocab, dict) else {piece for piece, _ in vocab}
 
 
 def losses(content: Content) -> tuple[str, ...]:
@@ -61,8 +66,7 @@ def _of_normalizers(content: Content) -> Iterator[str]:
     for step in steps(content, 'normalizer'):
         kind = step['type']
         if kind == 'Replace' and _is_mark(step):
-            if not falls_back_to_bytes(content):
-                yield f'U+{ord(step["content"]):04X} becomes a space'
+            yield from _of_mark(content, step['content'])
         elif kind not in ('Prepend', 'ByteLevel'):
             yield f'characters are changed ({kind})'
 
@@ -72,10 +76,18 @@ def _of_words(content: Content) -> Iterator[str]:
         yield 'white space is left out'
     for step in steps(content, 'pre_tokenizer'):
         kind = step['type']
-        if kind == 'Metaspace' and not falls_back_to_bytes(content):
-            yield f'U+{ord(step["replacement"]):04X} becomes a space'
+        if kind == 'Metaspace':
+            yield from _of_mark(content, step['replacement'])
         if step.get('add_prefix_space') or step.get('prepend_scheme', 'never') != 'never':
             yield 'a space at the beginning of a text is lost'
+
+
+def _of_mark(content: Content, mark: str) -> Iterator[str]:
+    """What becomes of the character that stands for a space."""
+    if not falls_back_to_bytes(content):
+        yield f'U+{ord(mark):04X} becomes a space'
+    elif mark not in _spellings(content):
+        yield SPACE_IN_BYTES
 
 
 def drops_spaces(content: Content) -> bool:

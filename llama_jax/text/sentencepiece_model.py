@@ -21,6 +21,7 @@ from llama_jax.text import long_text
 from llama_jax.text.tokenizer import (
     NOTHING,
     SPACE,
+    SPACE_IN_BYTES,
     Added,
     Special,
     Tokenizer,
@@ -62,6 +63,8 @@ class SentencePiece(Tokenizer):
             'extra spaces are left out': normalizer.remove_extra_whitespaces,
             'a space is put behind every text': suffix,
             'characters that it lacks become <unk>': not spec.byte_fallback,
+            SPACE_IN_BYTES: normalizer.escape_whitespaces
+            and SPACE not in {p.piece for p in proto.pieces if p.type not in _NO_TEXT},
         }
         self.losses = tuple(words for words, found in losses.items() if found)
         self._normalises = any(list(losses.values())[:3])

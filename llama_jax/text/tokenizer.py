@@ -33,6 +33,8 @@ CONTROL_NAMES = ('<s>', '</s>', *MARKS, *(f'<sentinel_{i}>' for i in reversed(ra
 
 SPACE = '\u2581'
 """SentencePiece, and files made from it, spell a space with this character."""
+SPACE_IN_BYTES = f'spaces become U+{ord(SPACE):04X}, for the vocabulary has no piece for them'
+"""One of the `losses` of a tokenizer."""
 
 
 @dataclasses.dataclass(frozen=True)

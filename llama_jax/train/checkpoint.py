@@ -34,14 +34,27 @@ class Restored(NamedTuple):
 
 
 SCORES = 'checkpoint-scores.json'
-"""Beside the checkpoints: the score of each that was validated, by step; lower is better."""
+"""Beside the checkpoints: the score of each that was validated, by step; lower is better. 'of' says
+what was read for them."""
 
 
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, the best of those that were validated, and
-    those of every `keep_every`-th step (0: none)."""
+    those of every `keep_every`-th step (0: none).
 
-    def __init__(self, directory: Path, *, keep: int, keep_every: int = 0, read_only: bool = False):
+    `validated_on`: the digest of what a validation reads. Scores of anything else are given up, for
+    they cannot be compared; `forgotten` are their steps. None: there is no validation.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        keep: int,
+        keep_every: int = 0,
+        validated_on: str | None = None,
+        read_only: bool = False,
+    ):
         policies = ocp.training.preservation_policies
         self.directory = directory
         self._scores: dict[int, float] = {}
@@ -54,7 +67,12 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,  # half-written ones, of a run that was killed
         )
         steps = set(self.steps())  # an earlier run's of the same directory count no more
-        self._scores = {s: score for s, score in self._read_scores().items() if s in steps}
+        of, scores = self._read_scores()
+        scores = {s: score for s, score in scores.items() if s in steps}
+        same = validated_on in (None, of)
+        self._of = of if validated_on is None else validated_on
+        self._scores = scores if same else {}
+        self.forgotten = () if same else tuple(scores)
 
     def save(self, step: int, items: Items, *, metadata: dict[str, Any]) -> None:
         """Begin to save; the arrays may be donated as soon as this returns.
@@ -81,7 +99,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             path = self.directory.parent / SCORES
             partial = path.with_name(f'.{SCORES}')
-            partial.write_text(json.dumps(self._scores))
+            partial.write_text(json.dumps({'of': self._of, 'scores': self._scores}))
             partial.replace(path)
 
     def has_score(self, step: int) -> bool:
@@ -94,12 +112,13 @@ class Checkpoints:
         known = {step: score for step, score in self._scores.items() if step in steps}
         return min(known, key=lambda step: (known[step], -step), default=None)
 
-    def _read_scores(self) -> dict[int, float]:
+    def _read_scores(self) -> tuple[str | None, dict[int, float]]:
         try:
-            scores = json.loads((self.directory.parent / SCORES).read_text())
-            return {int(step): float(score) for step, score in scores.items()}
+            found = json.loads((self.directory.parent / SCORES).read_text())
+            scores = found.get('scores', found)  # all of it, of an earlier version
+            return found.get('of'), {int(step): float(score) for step, score in scores.items()}
         except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not ours
-            return {}
+            return None, {}
 
     def wait(self) -> None:
         """Block until the save in progress is on disk. Raises UserError if it failed."""

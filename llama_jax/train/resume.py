@@ -55,7 +55,7 @@ RULES = (
     Rule(
         ('evaluation', 'data.validation_split', 'data.validation'),
         'may change',
-        'what is measured, not what is trained',
+        'what is measured, not what is trained; the best is found anew where texts change',
     ),
     Rule(
         ('checkpoint', 'train.log_every', 'train.max_nonfinite', 'evaluation.patience'),

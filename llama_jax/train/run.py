@@ -219,8 +219,18 @@ def _prepare(
         'format': resume.FORMAT,
     }
     keep = experiment.checkpoint
-    checkpoints = Checkpoints(workdir / 'checkpoints', keep=keep.keep, keep_every=keep.keep_every)
+    checkpoints = Checkpoints(
+        workdir / 'checkpoints',
+        keep=keep.keep,
+        keep_every=keep.keep_every,
+        validated_on=None if validation is None else validation.digest,
+    )
     opened.callback(checkpoints.close)
+    if checkpoints.forgotten:
+        notes.append(
+            'the validation reads something else than before: the scores of steps '
+            f'{", ".join(map(str, checkpoints.forgotten))} are given up, the best is found anew'
+        )
     restored = checkpoints.restore_newest(
         _abstract_items(experiment, tx, device_mesh),
         check=lambda saved: resume.check_metadata(saved, experiment, tokenizer.digest, workdir),

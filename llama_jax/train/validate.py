@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -101,15 +102,17 @@ class Validation:
         self.given: Sequence[Given] | None = None  # what is known of the records of each set
         warn_of_overlap(experiment.data)
         self.labels = labels(self._sources)
-        tokens = []
+        tokens, digests = [], []
         for index in range(len(self._sources)):
             with self.open(index) as loader:
                 tokens.append(sum(text.tokens for text in loader.texts))
+                digests.append(loader.digest)
         at_once = self.rows // rows_read(experiment)
         self.batches = shared_out(-(-experiment.evaluation.batches // at_once), tokens)
         if at_once > 1 and not experiment.evaluation.batches:
             self.batches = [self._pools(index) for index in range(len(self._sources))]
         self.tokens = sum(tokens)
+        self.digest = hashlib.sha256(repr((digests, self.batches)).encode()).hexdigest()[:16]
         self._step = loss_step(
             experiment.model,
             experiment.objective,
@@ -141,6 +144,7 @@ class Validation:
                         read,
                         place=lambda batch: place(batch, self._mesh),
                         byte_lengths=self._tokenizer.byte_lengths if likelihood else None,
+                        spaced=self._tokenizer.bos_id if self._tokenizer.dummy_prefix else None,
                     )
                 )
         result = figures(added(sums))
@@ -206,6 +210,7 @@ def loss_sums(
     *,
     place: Callable[[dict[str, Any]], dict[str, jax.Array]],
     byte_lengths: np.ndarray | None,
+    spaced: int | None = None,
 ) -> dict[str, float]:
     """Sums over all `batches`: 'loss', the objective's metrics, what they are divided by, and
     'bytes'.
@@ -214,6 +219,8 @@ def loss_sums(
       batches: this process's share of each global batch.
       place: puts a share on the devices as part of the global batch.
       byte_lengths: UTF-8 bytes of each token [V]; None for an objective without a likelihood.
+      spaced: the begin token behind which the tokenizer puts a space that no text has; it is not
+        counted. None where it puts none.
     """
     sums: dict[str, float] = {}
     pending: tuple[Loss, jax.Array | None] | None = None
@@ -232,6 +239,8 @@ def loss_sums(
         n_bytes = None
         if byte_lengths is not None:
             bytes_BT = np.where(batch['weights'] > 0, byte_lengths[batch['targets']], 0)
+            if spaced is not None:
+                bytes_BT = bytes_BT - _spaces(batch, bytes_BT, spaced)
             # Summed on the devices: they know which rows are held by several processes.
             n_bytes = jnp.sum(place({'bytes': bytes_BT.astype(np.int32)})['bytes'])
         loss = step(params, place(batch))
@@ -239,6 +248,15 @@ def loss_sums(
         pending = loss, n_bytes
     collect(pending)
     return sums
+
+
+def _spaces(batch: dict[str, Any], bytes_BT: np.ndarray, begin_id: int) -> np.ndarray:
+    """1 at the first text of each document that begins here: the target of the begin token, or
+    what stands behind it where each token is its own target."""
+    begins_BT = (batch['positions'] == 0) & (batch['inputs'] == begin_id)
+    behind_BT = np.zeros_like(begins_BT)
+    behind_BT[:, 1:] = (begins_BT & (batch['weights'] == 0))[:, :-1]
+    return (begins_BT | behind_BT) & (bytes_BT > 0)
 
 
 def added(sums: Iterable[dict[str, float]]) -> dict[str, float]:

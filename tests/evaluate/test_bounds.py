@@ -57,7 +57,7 @@ def test_draws_of_a_bound_have_its_mean_and_their_standard_error(
 
     texts = [text] * 12  # each under masks of its own
     answer = likelihood.ask(score, asked.rest, texts, tokenizer, seed=1)
-    bits = likelihood.bits(answer, texts, tokenizer.byte_lengths)
+    bits = likelihood.bits(answer, texts, tokenizer)
     error = likelihood.standard_error(answer, bits, asked.rest.draws) * bits.bytes.sum() / 12
     assert abs(bits.bits.mean() - wanted) < 4 * error
     # Stratified draws spread less than the error says, and it says no more than it has to.

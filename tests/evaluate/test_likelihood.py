@@ -31,6 +31,7 @@ class Ids:
         **{'[R]': 84, '[S]': 85, '[X]': 86},
     }
     byte_lengths = np.array([1] * 80 + [0] * 20)
+    dummy_prefix = False
 
     def decode(self, ids):
         return bytes(int(i) for i in ids if self.byte_lengths[i]).decode()
@@ -226,12 +227,13 @@ def by_halves(examples):
     return Scores(log_p, log_p, log_p, log_p / 2)
 
 
-BYTES = np.arange(100)
+class Sized(Ids):
+    byte_lengths = np.arange(100)
 
 
 def asked_about(score, question, texts):
     """Bits of each text, those among ordinary tokens, and bytes."""
-    return likelihood.bits(likelihood.ask(score, question, texts, IDS, seed=0), texts, BYTES)
+    return likelihood.bits(likelihood.ask(score, question, texts, IDS, seed=0), texts, Sized())
 
 
 def test_bits_per_byte_by_hand():
@@ -278,3 +280,16 @@ def test_calibration_error_is_the_gap_between_probability_and_accuracy():
     found = likelihood.calibration_error(answer, ['a', 'b', 'b'])
     assert found['value'] == pytest.approx(0.4 / 4, abs=0.02)
     assert found['low'] <= found['value'] <= found['high'] and found['n'] == 3
+
+
+def test_the_space_before_a_text_is_no_byte_of_it():
+    """Of what begins a text, and of that alone."""
+
+    class Spaced(Sized):
+        dummy_prefix = True
+
+    nothing = np.zeros(0, np.int32)
+    begins, empty = TEXT._replace(prefix=nothing), Middle(nothing, nothing, nothing)
+    counted = likelihood.text_bytes([TEXT, begins, empty], Spaced())
+    assert counted.tolist() == [9, 8, 0]
+    assert likelihood.text_bytes([TEXT, begins, empty], Sized()).tolist() == [9, 9, 0]

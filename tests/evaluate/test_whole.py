@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sentencepiece import sentencepiece_model_pb2
 
 from llama_jax import mesh as meshes
 from llama_jax import trees
@@ -16,8 +17,10 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.text.sentencepiece_model import bytes_tokenizer
 from tests.convert import written
 from tests.data.corpus import CHINESE
+from tests.objectives import texts
 
 MODEL = ModelConfig(
     vocab=520, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=32, context=48
@@ -72,6 +75,19 @@ def test_it_is_that_of_each_document_in_parts_of_the_context(trained, mesh, begi
     assert found['bits_per_byte'] == pytest.approx(expected / math.log(2) / n_bytes, rel=1e-5)
 
 
+def test_the_space_that_a_tokenizer_puts_before_a_text_is_no_byte_of_it(trained, mesh):
+    asked = trained[0]._replace(tokenizer=texts.tokenizer('spaced bytes'))
+    for begin, n_bytes in (
+        ((1,), sum(len(text.encode()) for text in TEXTS)),
+        (
+            (),  # the first token is given: the space
+            sum(len(text.encode()) for text in TEXTS),
+        ),
+    ):
+        found = whole.likelihood_of_text(asked, TEXTS, mesh, begin=begin)
+        assert found['bytes'] == n_bytes
+
+
 def test_no_more_is_read_than_said(trained, mesh, monkeypatch):
     monkeypatch.setattr(whole, 'TOKENS', 30)
     found = whole.likelihood_of_text(trained[0], TEXTS[1:2] * 40, mesh, begin=(1,))
@@ -90,3 +106,17 @@ def test_what_has_no_likelihood(trained, mesh):
     broken = {**trained.params, 'norm': {'scale_D': jnp.full(16, jnp.nan)}}
     with pytest.raises(NotFiniteError, match='norm.scale_D'):
         whole.likelihood_of_text(trained._replace(params=broken), TEXTS, mesh, begin=())
+
+
+def test_a_tokenizer_that_loses_text_is_told(tmp_path, mesh, caplog):
+    """Of bytes without a piece for a space."""
+    params = trees.map_named(lambda _, x: np.zeros(x.shape, np.float32), layers.abstract(MODEL))
+    path = written.directory(tmp_path / 'theirs', MODEL, params)
+    model = sentencepiece_model_pb2.ModelProto()
+    model.ParseFromString(bytes_tokenizer()._content)
+    model.pieces.remove(next(piece for piece in model.pieces if piece.piece == '▁'))
+    for other in path.glob('tokenizer*.json'):
+        other.unlink()
+    (path / 'tokenizer.model').write_bytes(model.SerializeToString())
+    whole.of_others(str(path), mesh, '--from')
+    assert 'theirs loses text: spaces become U+2581' in caplog.text

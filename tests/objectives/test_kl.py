@@ -130,7 +130,8 @@ def test_of_itself_a_model_learns_nothing(k):
     _, (sums, (dx_BTD, dhead_VD)) = run('one device', lambda *_: own, mix)
     assert abs(sums.kl) < 1e-4
     assert np.abs(dx_BTD).max() < 1e-5 and np.abs(dhead_VD).max() < 1e-5
-    assert (dx_BTD == 0).all() or k
+    # Both probabilities are of one head. A compiler may round them apart, in their last bit.
+    assert np.abs(dx_BTD).max() < 2e-7 or k
 
 
 def test_the_top_k_are_those_of_the_whole_vocabulary():

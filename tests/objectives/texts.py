@@ -29,16 +29,17 @@ NAMES = 'bpe', 'unigram', 'bytes', 'llama', 'byte-level'
 @functools.cache
 def tokenizer(name='bpe'):
     """Trained on the code alone, so that most Chinese is spelled in bytes: 'bpe', 'unigram'.
-    'bytes': nothing but bytes. 'llama': puts a space before every text, as LLaMA 1 and 2 do.
+    'bytes': nothing but bytes. 'llama' and 'spaced bytes': put a space before every text, as LLaMA
+    1 and 2 do.
     'byte-level': of the library `tokenizers`, as Llama 3's."""
     if name == 'byte-level':
         settings = written.vocabulary() | {'tokenizer.ggml.pre': 'llama-bpe'}
         return files.from_gguf(settings).vocabulary.extended()
     if name == 'bytes':
         return bytes_tokenizer()
-    if name == 'llama':
+    if name in ('llama', 'spaced bytes'):
         proto = sentencepiece_model_pb2.ModelProto()
-        proto.ParseFromString(tokenizer()._content)
+        proto.ParseFromString(tokenizer('bpe' if name == 'llama' else 'bytes')._content)
         proto.normalizer_spec.add_dummy_prefix = True
         return SentencePiece(proto.SerializeToString()).extended()
     return train([*CODE, *CHINESE[:2]], vocab=700, kind=name)

@@ -13,12 +13,16 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.width import width_of
+from llama_jax.objectives import latent, retromae
+from llama_jax.objectives.base import Context
 from llama_jax.objectives.classify import Classification
+from llama_jax.objectives.latent import LatentPrediction
 from llama_jax.objectives.retromae import RetroMAE
 from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.optim import AdamW, Muon
 from llama_jax.optim.base import optimizer
 from llama_jax.optim.width import factor
+from tests.objectives.pairs import place
 
 SMALL = ModelConfig(
     vocab=64, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=32, context=16, tied=True
@@ -107,6 +111,41 @@ def test_models_of_objectives_are_those_of_the_base_at_its_width():
     assert ReplacedTokens(generator=0.25).generator_of(wide(4)).base_dim == 0
     with pytest.raises(UserError, match='--model.base-dim 0'):
         Classification(('a', 'b')).check(dataclasses.replace(config, encoder_layers=1))
+
+
+@pytest.mark.parametrize('times', [1, 4])
+def test_networks_of_objectives_read_features_as_large_as_those_of_the_base(times, monkeypatch):
+    """The norm before the head makes them small, for the head alone."""
+    config, read = wide(times, base_dim=16), []
+    ones = np.ones(TOKENS.shape, np.int32)
+    batch = {'inputs': TOKENS, 'targets': TOKENS, 'segments': ones, 'weights': ones * 1.0}
+    batch['positions'] = np.broadcast_to(np.arange(16), TOKENS.shape)
+    project = latent.project
+
+    def predictor(x_BTD, weight_DF, letters):
+        read.append(x_BTD)
+        return project(x_BTD, weight_DF, letters)
+
+    def decoder(config, params):
+        return lambda model, vector_BTD, *_, **__: read.append(vector_BTD) or vector_BTD
+
+    monkeypatch.setattr(latent, 'project', predictor)
+    monkeypatch.setattr(retromae, 'bound', decoder)
+    devices = mesh.make(MeshConfig(), jax.devices()[:1])
+    with jax.set_mesh(devices):
+        params = layers.create(config, jax.random.key(0), devices)
+        batch = place(batch, devices)
+        for objective in (LatentPrediction(), RetroMAE(pool='first')):
+            carried = objective.carried(config, params, jax.random.key(2))
+            objective.loss(
+                *(layers.bind(config, params), batch),
+                extra=jax.jit(objective.extra, static_argnums=0)(config, jax.random.key(1)),
+                compute=Compute(),
+                key=None,
+                context=Context(jnp.int32(0), carried),
+            )
+    sizes = [float(jnp.sqrt(jnp.square(x).mean())) for x in read]
+    np.testing.assert_allclose(sizes, [1.0, 1.0], rtol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from llama_jax import trees
 from llama_jax.model import layers
 from llama_jax.model.config import ModelConfig
 from tests.convert import written
+from tests.flags import FAST_COMPILATION
 
 MODEL = ModelConfig(
     vocab=512, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn=64, context=256

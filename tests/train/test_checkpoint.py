@@ -119,7 +119,39 @@ def test_scores_of_checkpoints_that_are_gone_do_not_count(tmp_path):
     checkpoints.close()
 
 
-@pytest.mark.parametrize('text', ['', '[]', '{"a": 1}', '{"3": null}'])
+@pytest.mark.parametrize(
+    ('before', 'now', 'kept'),
+    [('a', 'a', True), ('a', 'b', False), ('a', None, True), (None, 'a', False)],
+)
+def test_scores_of_another_validation_do_not_count(tmp_path, before, now, kept):
+    directory = tmp_path / 'checkpoints'
+    checkpoints = Checkpoints(directory, keep=1, validated_on=before)
+    checkpoints.save(1, items(1), metadata={})
+    checkpoints.validated(1, 0.5)
+    checkpoints.close()
+    checkpoints = Checkpoints(directory, keep=1, validated_on=now)
+    assert checkpoints.has_score(1) == kept and checkpoints.forgotten == (() if kept else (1,))
+    checkpoints.save(2, items(2), metadata={})
+    checkpoints.validated(2, 3.0)
+    checkpoints.save(3, items(3), metadata={})
+    assert checkpoints.best() == (1 if kept else 2)
+    assert checkpoints.steps() == [checkpoints.best(), 3]
+    checkpoints.close()
+    checkpoints = Checkpoints(directory, keep=1, validated_on=now)
+    assert checkpoints.forgotten == ()
+    checkpoints.close()
+
+
+def test_scores_of_an_earlier_version_count_where_nothing_is_validated(saved):
+    """Its file does not say of what they are."""
+    (saved.parent / 'checkpoint-scores.json').write_text('{"3": 0.5}')
+    for of, best in ((None, 3), ('a', None)):
+        checkpoints = Checkpoints(saved, keep=3, validated_on=of, read_only=True)
+        assert checkpoints.best() == best
+        checkpoints.close()
+
+
+@pytest.mark.parametrize('text', ['', '[]', '{"a": 1}', '{"3": null}', '{"scores": [1]}'])
 def test_a_damaged_file_of_scores_is_no_file(saved, text):
     (saved.parent / 'checkpoint-scores.json').write_text(text)
     checkpoints = Checkpoints(saved, keep=3)

@@ -15,7 +15,7 @@ from llama_jax.mesh import MeshConfig
 from llama_jax.optim.schedule import Ramp
 from llama_jax.train import loop, resume
 from llama_jax.train.branch import branch
-from llama_jax.train.checkpoint import Checkpoints, present
+from llama_jax.train.checkpoint import SCORES, Checkpoints, present
 from llama_jax.train.config_file import ConfigFile
 from llama_jax.train.experiment import from_dict, to_dict
 from llama_jax.train.records import read_metrics, read_run
@@ -315,3 +315,20 @@ def test_the_file_of_a_configuration_is_kept_and_a_change_of_it_is_said(
         assert facts['sha256'] == config_file.digest and facts['name'] == 'experiment'
     (line,) = [line for line in events(copied_run) if 'mine.py' in line]
     assert line.startswith(f'{first} is not as it was when the run was last started (sha256 ')
+
+
+def test_scores_of_another_validation_do_not_choose_the_best(copied_run, short):
+    """Its figures are of other texts: no level of theirs ends the run or keeps a checkpoint."""
+    scores = copied_run / SCORES
+    before = json.loads(scores.read_text())
+    before['scores'] = dict.fromkeys(before['scores'], 0.0)  # no figure to come is better
+    scores.write_text(json.dumps(before))
+    longer = changed(short, 'train', steps=12)
+    loop.train(changed(longer, 'evaluation', batches=2, patience=1), copied_run)
+    assert any(
+        text.startswith('the validation reads something else than before: the scores of steps 4, 8')
+        for text in events(copied_run)
+    )
+    after = json.loads(scores.read_text())
+    assert after['scores'].keys() == {'8', '12'} and after['of'] != before['of']
+    assert min(after['scores'].values()) > 0

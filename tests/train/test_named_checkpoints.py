@@ -41,7 +41,8 @@ def test_a_checkpoint_is_named_by_its_step_or_as_the_best(short_run, copied_run)
     np.testing.assert_array_equal(embedding(short_run), embedding(f'{short_run}@8'))
     # The best is not the newest: as if step 8 had been validated worse.
     scores = json.loads((copied_run / SCORES).read_text())
-    (copied_run / SCORES).write_text(json.dumps({**scores, '8': 99.0}))
+    scores['scores']['8'] = 99.0
+    (copied_run / SCORES).write_text(json.dumps(scores))
     assert load(f'{copied_run}@best', one_device(MeshConfig())).step == 4
     assert load(f'{short_run}@best', one_device(MeshConfig())).step == 8
     (copied_run / SCORES).unlink()

@@ -143,7 +143,8 @@ def test_of_itself_a_model_learns_nothing(student, taught, tmp_path):
     )
     loop.train(changed(itself, 'train', steps=1), tmp_path / 'run')
     (step,) = lines(tmp_path / 'run', 'train')
-    assert step['kl'] == step['loss'] == step['grad_norm'] == 0 and step['nll'] > 1
+    # A compiler may round the two apart, in their last bit.
+    assert max(step['kl'], step['loss'], step['grad_norm']) < 1e-7 and step['nll'] > 1
 
 
 @pytest.mark.slow

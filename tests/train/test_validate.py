@@ -8,18 +8,22 @@ import re
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 from llama_jax import layout
 from llama_jax import mesh as meshes
+from llama_jax.data import pieces
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.objectives.base import Loss
+from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import DOCUMENT, InfoNCE
 from llama_jax.objectives.diffusion import MaskedDiffusion
@@ -31,6 +35,7 @@ from llama_jax.train.records import Records
 from llama_jax.train.step import abstract_state, train_step
 from llama_jax.train.validate import Validation, loss_step, shared_out
 from tests.data.corpus import CHINESE
+from tests.objectives import texts
 from tests.train.conftest import MODEL, changed
 
 SIZES = {'few': 2, 'some': 90, 'many': 240}
@@ -297,3 +302,45 @@ def test_a_bound_says_so_and_is_of_the_bytes_of_a_causal_model(sets, whole, mesh
     assert found['bytes'] == whole['bytes'] and found == measure(config, tokenizer, mesh, params)
     tokens = found['bits_per_byte'] * found['bytes'] * math.log(2) / found['nll']
     assert tokens == pytest.approx(round(tokens), abs=1e-2) and found['loss'] == found['nll']
+
+
+@pytest.mark.parametrize(
+    'objective',
+    [CausalLM(), MaskedDiffusion(), MaskedDiffusion(read_previous=True), BlockDiffusion(block=4)],
+)
+@pytest.mark.parametrize('name', ['llama', 'bpe'])
+def test_bytes_are_those_of_the_text(objective, name):
+    """Without the space that LLaMA 1 and 2 put before it; in documents that are cut as well."""
+    vocabulary = texts.tokenizer(name)
+    documents = ['a', 'of two words', CHINESE[0][:60], '', 'x' * 90]
+    made = [
+        example
+        for text in documents
+        for example in pieces.examples(
+            *(objective, vocabulary.encode(text)),
+            tokenizer=vocabulary,
+            seq_len=32,
+            rng=np.random.default_rng(0),
+        )
+    ]
+    batch = texts.packed(made, objective, seq_len=32, rows=16, pad_id=vocabulary.pad_id)
+    sums = validate.loss_sums(
+        lambda params, batch: Loss(jnp.zeros(()), jnp.ones(()), {'nll': jnp.zeros(())}),
+        {},
+        [batch],
+        place=lambda batch: batch,
+        byte_lengths=vocabulary.byte_lengths,
+        spaced=vocabulary.bos_id if vocabulary.dummy_prefix else None,
+    )
+    assert vocabulary.dummy_prefix == (name == 'llama')
+    assert sums['bytes'] == sum(len(text.encode()) for text in documents)
+
+
+def test_the_digest_is_of_what_is_read(sets, tokenizer, mesh):
+    def digest(experiment):
+        return Validation(experiment, tokenizer, mesh).digest
+
+    assert digest(sets) == digest(changed(sets, 'train', steps=99))
+    fewer = changed(sets, 'data', validation=sets.data.validation[1:])
+    others = [fewer, changed(sets, 'evaluation', batches=1), changed(sets, 'train', batch=4)]
+    assert len({digest(sets), *map(digest, others)}) == 4
