@@ -207,11 +207,11 @@ def test_views_have_dropout_masks_of_their_own(chunks):
     devices = make_mesh('one device')
     batch = pack(InfoNCE(views='dropout'), documents(8), rows=4)
     np.testing.assert_array_equal(batch['a/inputs'], batch['b/inputs'])
-    batch = place(batch, devices)
+    batch, params = place(batch, devices), parameters('one device')
 
     def alignment(key, *, same):
         objective = InfoNCE(views='dropout', same_dropout=same, chunks=chunks)
-        model = layers.bind(CONFIG, parameters('one device'))
+        model = layers.bind(CONFIG, params)
         loss = objective.loss(model, batch, extra={}, compute=COMPUTE, key=key)
         return loss.metrics['alignment'] / loss.weight
 
