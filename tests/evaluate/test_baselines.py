@@ -24,6 +24,7 @@ class Letters:
     vocab_size = VOCAB
     words = ['alpha', 'beta', 'gamma', 'return', *(f'w{i:02}' for i in range(VOCAB - 4))]
     byte_lengths = np.array([len(word) + 1 for word in words])
+    dummy_prefix = False
 
     def decode(self, ids):
         return ''.join(f' {self.words[i]}' for i in ids)

@@ -20,6 +20,7 @@ class Letters:
 
     bos_id, mask_id, pad_id = 1, 2, 0
     byte_lengths = np.ones(200, np.int32)
+    dummy_prefix = False
 
     def encode(self, text, continues=False):
         return np.array([ord(c) for c in text], np.int32)

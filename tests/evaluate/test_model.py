@@ -131,7 +131,7 @@ def test_bits_per_byte_equal_those_of_validation(tokenizer, mesh, params):
     score = scorer(params, mesh, tokenizer)
     texts = likelihood.wholes(windows)
     answer = likelihood.ask(score, CausalLM().reading.whole, texts, tokenizer, seed=0)
-    found = likelihood.bits(answer, texts, tokenizer.byte_lengths)
+    found = likelihood.bits(answer, texts, tokenizer)
     assert expected['bytes'] == found.bytes.sum() == 61 * 9
     assert found.bits.sum() / found.bytes.sum() == pytest.approx(
         expected['bits_per_byte'], rel=1e-5
