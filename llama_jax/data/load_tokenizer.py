@@ -97,8 +97,7 @@ def _without_corpus(recipe: TokenizerConfig) -> Tokenizer | None:
                 f'data.tokenizer.path {recipe.path} and kind bytes: leave one of them out'
             )
         tokenizer = tokenizer_of(recipe.path)
-        if tokenizer.losses:
-            warn_of_losses(recipe.path, tokenizer.losses)
+        warn_of_losses(recipe.path, tokenizer.losses)
         return tokenizer
     if recipe.kind == 'bytes':
         return bytes_tokenizer()
@@ -114,7 +113,9 @@ def _without_corpus(recipe: TokenizerConfig) -> Tokenizer | None:
 
 @functools.cache  # once, however often the tokenizer is asked for
 def warn_of_losses(name: str, losses: tuple[str, ...]) -> None:
-    """Says what a tokenizer makes of text that it cannot give back."""
+    """Says what a tokenizer makes of text that it cannot give back, where it does."""
+    if not losses:
+        return
     log.warning(
         'the tokenizer %s loses text: %s. Bits per byte are of the text as it comes back, and '
         'cannot be compared with those of other tokenizers',

@@ -50,8 +50,7 @@ def of_others(name: str, mesh: Mesh, what: str) -> tuple[Trained, tuple[int, ...
             f'{found.name}: the embedding has {found.config.ids} rows and the vocabulary '
             f'{tokenizer.vocab_size} tokens: they are of different models'
         )
-    if tokenizer.losses:
-        warn_of_losses(found.name, tokenizer.losses)
+    warn_of_losses(found.name, tokenizer.losses)
     return Trained(experiment, found.params(mesh), {}, tokenizer, 0), begin
 
 

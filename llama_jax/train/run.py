@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +50,7 @@ from llama_jax.train.step import (
     train_step,
 )
 from llama_jax.train.teacher import Taught
-from llama_jax.train.validate import Stop, Validation
+from llama_jax.train.validate import Stop, Validation, score
 from llama_jax.train.wandb import package
 from llama_jax.train.workdir import forget_unsaved, held, holder
 
@@ -134,13 +133,6 @@ class Run:
 
     def __exit__(self, *exception: object) -> None:
         self.opened.close()
-
-
-def score(result: dict[str, Any]) -> float | None:
-    """What makes a validation the best: bits per byte, or the loss of an objective without a
-    likelihood. None when it is not finite: NaN would stay the best for ever."""
-    figure = result.get('bits_per_byte', result['loss'])
-    return figure if math.isfinite(figure) else None
 
 
 def prepare(

@@ -113,6 +113,7 @@ class Validation:
             self.batches = [self._pools(index) for index in range(len(self._sources))]
         self.tokens = sum(tokens)
         self.digest = hashlib.sha256(repr((digests, self.batches)).encode()).hexdigest()[:16]
+        self._dummy_prefix = tokenizer.bos_id if tokenizer.dummy_prefix else None
         self._step = loss_step(
             experiment.model,
             experiment.objective,
@@ -144,7 +145,7 @@ class Validation:
                         read,
                         place=lambda batch: place(batch, self._mesh),
                         byte_lengths=self._tokenizer.byte_lengths if likelihood else None,
-                        spaced=self._tokenizer.bos_id if self._tokenizer.dummy_prefix else None,
+                        dummy_prefix=self._dummy_prefix,
                     )
                 )
         result = figures(added(sums))
@@ -210,7 +211,7 @@ def loss_sums(
     *,
     place: Callable[[dict[str, Any]], dict[str, jax.Array]],
     byte_lengths: np.ndarray | None,
-    spaced: int | None = None,
+    dummy_prefix: int | None = None,
 ) -> dict[str, float]:
     """Sums over all `batches`: 'loss', the objective's metrics, what they are divided by, and
     'bytes'.
@@ -219,8 +220,8 @@ def loss_sums(
       batches: this process's share of each global batch.
       place: puts a share on the devices as part of the global batch.
       byte_lengths: UTF-8 bytes of each token [V]; None for an objective without a likelihood.
-      spaced: the begin token behind which the tokenizer puts a space that no text has; it is not
-        counted. None where it puts none.
+      dummy_prefix: the begin token behind which the tokenizer puts a space that no text has; it is
+        not counted. None where it puts none.
     """
     sums: dict[str, float] = {}
     pending: tuple[Loss, jax.Array | None] | None = None
@@ -239,8 +240,8 @@ def loss_sums(
         n_bytes = None
         if byte_lengths is not None:
             bytes_BT = np.where(batch['weights'] > 0, byte_lengths[batch['targets']], 0)
-            if spaced is not None:
-                bytes_BT = bytes_BT - _spaces(batch, bytes_BT, spaced)
+            if dummy_prefix is not None:
+                bytes_BT = bytes_BT - _dummy_prefixes(batch, bytes_BT, dummy_prefix)
             # Summed on the devices: they know which rows are held by several processes.
             n_bytes = jnp.sum(place({'bytes': bytes_BT.astype(np.int32)})['bytes'])
         loss = step(params, place(batch))
@@ -250,7 +251,7 @@ def loss_sums(
     return sums
 
 
-def _spaces(batch: dict[str, Any], bytes_BT: np.ndarray, begin_id: int) -> np.ndarray:
+def _dummy_prefixes(batch: dict[str, Any], bytes_BT: np.ndarray, begin_id: int) -> np.ndarray:
     """1 at the first text of each document that begins here: the target of the begin token, or
     what stands behind it where each token is its own target."""
     begins_BT = (batch['positions'] == 0) & (batch['inputs'] == begin_id)
@@ -283,3 +284,10 @@ def figures(sums: dict[str, float]) -> dict[str, Any]:
     if result['bytes']:
         result['bits_per_byte'] = sums['nll'] / math.log(2) / result['bytes']
     return result
+
+
+def score(result: dict[str, Any]) -> float | None:
+    """What makes a validation the best: bits per byte, or the loss of an objective without a
+    likelihood. None when it is not finite: NaN would stay the best for ever."""
+    figure = result.get('bits_per_byte', result['loss'])
+    return figure if math.isfinite(figure) else None

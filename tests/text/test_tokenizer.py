@@ -151,27 +151,6 @@ def test_a_model_without_byte_fallback_learns_to_spell(modules):
     assert tokenizer.lossless
 
 
-@pytest.mark.parametrize('space', [True, False])
-def test_a_vocabulary_without_a_space_says_so(space):
-    """As one that is learnt from Chinese alone: the library then spells the mark of a space."""
-    lines = [line.replace(' ', '') for line in CHINESE] + ['天 地'] * space
-    tokenizer = SentencePiece(
-        sentencepiece_model(
-            lines, add_dummy_prefix=False, vocab_size=400, allow_whitespace_only_pieces=True
-        )
-    )
-    assert tokenizer.lossless == space
-    assert (tokenizer.decode(tokenizer.encode('天 地')) == '天 地') == space
-    assert space or 'spaces become U+2581' in tokenizer.losses[0]
-
-
-def test_a_model_that_normalises_says_so(modules):
-    lines = (modules / 'shlex.py').read_text('utf-8').splitlines()
-    assert not SentencePiece(
-        sentencepiece_model(lines, normalization_rule_name='nmt_nfkc')
-    ).lossless
-
-
 def test_the_saved_file_is_the_tokenizer_and_a_plain_model(tokenizer, tmp_path):
     path = tmp_path / 'deep' / 'tokenizer.model'
     tokenizer.save(path)

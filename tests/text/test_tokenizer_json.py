@@ -142,42 +142,6 @@ def test_ids_are_the_librarys(kind):
 
 
 @pytest.mark.parametrize(
-    ('kind', 'losses', 'prefix'),
-    [
-        ('prepend', [], True),
-        ('metaspace', ['beginning of a text'], True),
-        ('unigram', [], False),
-        ('lowercase', ['NFKC', 'Lowercase'], False),
-        ('wordpiece', ['BertNormalizer', 'white space', 'spaces between', 'unknown token'], True),
-        ('byte_level', ['beginning of a text'], True),
-    ],
-)
-def test_what_is_lost_is_said(kind, losses, prefix):
-    ours, _ = both(kind)
-    assert len(ours.losses) == len(losses)
-    assert all(word in said for word, said in zip(losses, ours.losses, strict=True))
-    assert ours.dummy_prefix == prefix and ours.lossless == (not losses)
-
-
-@pytest.mark.parametrize('kind', ['prepend', 'metaspace', 'unigram'])
-def test_a_vocabulary_without_a_space_says_so(kind):
-    content = json.loads(made(kind))
-    model = content['model']
-    if kind == 'unigram':
-        model['vocab'] = [x for x in model['vocab'] if '▁' not in x[0]]
-    else:
-        left_out = {x for x in model['vocab'] if '▁' in x}
-        model['merges'] = [
-            pair for pair in model['merges'] if not {*pair, ''.join(pair)} & left_out
-        ]
-        kept = [x for x in model['vocab'] if x not in left_out]
-        model['vocab'] = {token: i for i, token in enumerate(kept)}
-    tokenizer = JsonTokenizer(json.dumps(content).encode(), Special(1, 2))
-    assert tokenizer.decode(tokenizer.encode('天 地')) != '天 地'
-    assert any('spaces become U+2581' in words for words in tokenizer.losses)
-
-
-@pytest.mark.parametrize(
     ('kind', 'spaced'),
     [('prepend', True), ('metaspace', False), ('unigram', False), ('byte_level', True)],
 )

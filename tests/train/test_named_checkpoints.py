@@ -12,7 +12,7 @@ import pytest
 from llama_jax import mesh as meshes
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
-from llama_jax.train import loop, reading, run
+from llama_jax.train import loop, reading, run, validate
 from llama_jax.train.checkpoint import SCORES
 from llama_jax.train.records import read_run
 from llama_jax.train.restore import Mean, Named, load, named
@@ -61,10 +61,10 @@ def test_a_mean_is_of_the_newest_checkpoints(short_run):
 
 
 def test_without_a_likelihood_the_lowest_loss_is_the_best():
-    assert run.score({'loss': 3.0, 'bits_per_byte': 1.5}) == 1.5
-    assert run.score({'loss': 3.0}) == 3.0
-    assert run.score({'loss': math.nan}) is None
-    assert run.score({'loss': 3.0, 'bits_per_byte': math.inf}) is None
+    assert validate.score({'loss': 3.0, 'bits_per_byte': 1.5}) == 1.5
+    assert validate.score({'loss': 3.0}) == 3.0
+    assert validate.score({'loss': math.nan}) is None
+    assert validate.score({'loss': 3.0, 'bits_per_byte': math.inf}) is None
 
 
 @pytest.mark.parametrize(

@@ -330,7 +330,7 @@ def test_bytes_are_those_of_the_text(objective, name):
         [batch],
         place=lambda batch: batch,
         byte_lengths=vocabulary.byte_lengths,
-        spaced=vocabulary.bos_id if vocabulary.dummy_prefix else None,
+        dummy_prefix=vocabulary.bos_id if vocabulary.dummy_prefix else None,
     )
     assert vocabulary.dummy_prefix == (name == 'llama')
     assert sums['bytes'] == sum(len(text.encode()) for text in documents)
