@@ -344,3 +344,15 @@ def test_the_digest_is_of_what_is_read(sets, tokenizer, mesh):
     fewer = changed(sets, 'data', validation=sets.data.validation[1:])
     others = [fewer, changed(sets, 'evaluation', batches=1), changed(sets, 'train', batch=4)]
     assert len({digest(sets), *map(digest, others)}) == 4
+
+
+def test_what_is_carried_is_handed_to_the_loss(sets, tokenizer, mesh):
+    validation, given = Validation(sets, tokenizer, mesh), []
+
+    def step(params, batch, carried):
+        given.append(carried)
+        return Loss(jnp.zeros(()), jnp.ones(()), {'nll': jnp.zeros(())})
+
+    validation._step = step
+    validation({}, carried={'queue': 1})
+    assert given and all(carried == {'queue': 1} for carried in given)
