@@ -121,7 +121,7 @@ def test_it_trains_goes_on_and_is_read_back_and_asked(mine, tmp_path, monkeypatc
     texts = likelihood.wholes([found.tokenizer.encode('def f(x):\n    return x\n')])
     asked = objective.reading.whole
     answer = likelihood.ask(score, asked, texts, found.tokenizer, seed=0)
-    said = likelihood.bits(answer, texts, found.tokenizer.byte_lengths)
+    said = likelihood.bits(answer, texts, found.tokenizer)
     assert asked.kind == 'order' and 0 < said.bits.sum() / said.bytes.sum() < 20
 
     kept = workdir / config_file.NAME
