@@ -2,9 +2,8 @@
 
 Trains `--configuration` at every width, at every rate, each twice: as it is, and with
 `model.base_dim` at the smallest width. Prints the last training losses, and the best rate of each
-width: with muP it should stay within a factor of 2, without it moves. Four widths and seven rates
-of 400 steps are hours on two cores; what was trained is in DIRECTORY/runs.json, and the same
-command goes on there.
+width: with muP it should stay within a factor of 2, without it moves. The defaults take about an
+hour on two cores; what was trained is in DIRECTORY/runs.json, and the same command goes on there.
 """
 
 from __future__ import annotations
@@ -34,9 +33,10 @@ class Options:
     configuration: str = 'quickstart'
     widths: tuple[int, ...] = (64, 128, 256, 512)
     """The first is the base. Heads of 32, a feed-forward layer of three times the width."""
+    layers: int = 2
     optimizer: str = 'adamw'
-    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
-    steps: int = 400
+    rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+    steps: int = 200
     batch: int = 8
     seq_len: int = 128
     directory: Path = Path('runs/transfer')
@@ -74,8 +74,9 @@ def main(options: Options) -> None:
 
 def name_of(options: Options, width: int, rate: float, *, mup: bool) -> str:
     kind = f'muP from {options.widths[0]}' if mup else 'usual'
+    model = f'{options.configuration}, {options.layers} layers, width {width}'
     length = f'{options.steps} x {options.batch} x {options.seq_len}'
-    return f'{options.configuration} {options.optimizer} {kind}: {width}, {rate:g}, {length}'
+    return f'{model}, {kind}, {options.optimizer} {rate:g}, {length}'
 
 
 def experiment(options: Options, width: int, rate: float, *, mup: bool) -> Experiment:
@@ -85,6 +86,7 @@ def experiment(options: Options, width: int, rate: float, *, mup: bool) -> Exper
     model = replace(
         base.model,
         **{'dim': width, 'ffn': 3 * width, 'heads': heads, 'kv_heads': heads, 'head_dim': HEAD},
+        layers=options.layers,
         base_dim=smallest if mup else 0,
     )
     train = replace(
