@@ -61,32 +61,31 @@ def right(
     task: Asked,
     reading: Reading,
     tokenizer: Tokenizer,
-    ask: Callable[[Question, Sequence[Middle]], Answer],
-) -> np.ndarray | None:
-    """Whether each item [n] is answered rightly: of the choices the likeliest is taken, and half a
-    point is given to one of two that are equally likely. None where the objective cannot be asked.
-    """
+    ask: Callable[[Question, Sequence[Middle], Sequence[int]], Answer],
+) -> tuple[np.ndarray, str] | None:
+    """Whether each item [n] is answered rightly, and by what kind of likelihood: of the choices the
+    likeliest is taken, and half a point is given to one of two that are equally likely. None where
+    the objective cannot be asked. `ask` is told the item of each text."""
     question, texts = _question(task, reading, tokenizer)
     if question is None:
         return None
-    answer = ask(question, texts)
+    answer = ask(question, texts, task.owner_K.tolist())
     n = len(task.ids)
     if task.written:
         if question.kind not in ('exact', 'order') or len(answer.examples) != n:
             return None  # nothing that it would write one after the other
-        return np.array(
-            [
-                (chosen[: len(text.middle)] == text.middle).all()
-                for chosen, text in zip(answer.scores.chosen, texts, strict=True)
-            ],
-            np.float64,
-        )
+        same = [
+            (chosen[: len(text.middle)] == text.middle).all()
+            for chosen, text in zip(answer.scores.chosen, texts, strict=True)
+        ]
+        return np.array(same, np.float64), question.kind
     cost_K = bits(answer, texts, tokenizer).bits
     least_N = np.full(n, np.inf)
     np.minimum.at(least_N, task.owner_K, cost_K)
     best_K = cost_K == least_N[task.owner_K]
     shared_N = np.bincount(task.owner_K, best_K, minlength=n)
-    return np.bincount(task.owner_K, best_K & task.right_K, minlength=n) / shared_N
+    right_N = np.bincount(task.owner_K, best_K & task.right_K, minlength=n) / shared_N
+    return right_N, question.kind
 
 
 def _question(

@@ -43,14 +43,22 @@ class Answer(NamedTuple):
 
 
 def ask(
-    score: Score, question: Question, texts: Sequence[Middle], tokenizer: Tokenizer, *, seed: int
+    score: Score,
+    question: Question,
+    texts: Sequence[Middle],
+    tokenizer: Tokenizer,
+    *,
+    seed: int,
+    groups: Sequence[int] | None = None,
 ) -> Answer:
     """Put a question about each text. What it draws follows from `seed` and the number of the
-    text."""
+    text, or of its group: texts that are compared are hidden alike, as far as they are of one
+    length, so that their difference is none of masks (common random numbers)."""
     examples: list[Example] = []
     owner: list[int] = []
     for number, text in enumerate(texts):
-        made = question.examples(text, tokenizer, np.random.default_rng([seed, number]))
+        key = number if groups is None else int(groups[number])
+        made = question.examples(text, tokenizer, np.random.default_rng([seed, key]))
         examples += made
         owner += [number] * len(made)
     return Answer(examples, np.array(owner), score(examples))

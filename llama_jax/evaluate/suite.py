@@ -243,9 +243,8 @@ class _Measuring:
             if question.draws > 1:
                 about['standard_error'] = likelihood.standard_error(answer, bits, question.draws)
             self._ratio(name, bits.bits, bits.bytes, *of, **about)
-            # The end of a whole text is a control token: it has no likelihood among the others.
-            ordinary = name.replace('_bits', '_ordinary_bits')
-            if ordinary in METRICS:
+            if '_bits' in name:  # of a part: a whole text ends with a control token
+                ordinary = name.replace('_bits', '_ordinary_bits')
                 self._ratio(ordinary, bits.ordinary, bits.bytes, *of, kind=question.kind)
             if question is asked.rest and question.draws == 1:
                 self.metrics['calibration_error'] = likelihood.calibration_error(answer, of[1])
@@ -260,14 +259,17 @@ class _Measuring:
         """Accuracy on the tasks of the suite."""
         reading, tokenizer = self._experiment.objective.reading, self._trained.tokenizer
 
-        def ask(question: Question, texts: Sequence[Middle]) -> likelihood.Answer:
-            score = self._scorer(question.sees_all, question.read)
-            return likelihood.ask(score, question, texts, tokenizer, seed=self._suite.seed)
+        def ask(
+            question: Question, texts: Sequence[Middle], items: Sequence[int]
+        ) -> likelihood.Answer:
+            score, seed = self._scorer(question.sees_all, question.read), self._suite.seed
+            return likelihood.ask(score, question, texts, tokenizer, seed=seed, groups=items)
 
         for name, task in self._found.tasks.items():
-            right_N = choosing.right(task, reading, tokenizer, ask)
-            if right_N is not None:
-                self._mean(f'{TASK}{name}', right_N, task.ids, task.documents)
+            chosen = choosing.right(task, reading, tokenizer, ask)
+            if chosen is not None:
+                right_N, by = chosen
+                self._ratio(f'{TASK}{name}', right_N, None, task.ids, task.documents, by=by)
 
     def _scorer(self, sees_all: bool, read: Read | None = None) -> Scorer:
         return Scorer(

@@ -103,7 +103,8 @@ def content(judged: Judged) -> list[Section]:
         Section(
             'Metrics of some objectives',
             f'{_BOLD} n/a: the metric does not apply to the objective. A bound or a '
-            'pseudo-likelihood is never bold beside an exact value.',
+            'pseudo-likelihood is never bold beside an exact value. By: choices were weighed by it, '
+            'and the accuracy is that of the model asked so.',
             [scores.scores(judged, others)] if others else [],
         ),
         Section(

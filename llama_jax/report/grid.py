@@ -95,6 +95,11 @@ class ArmRecords:
         found = (inside(run.evaluation, 'metrics', metric, 'kind') for run in self.runs)
         return next((x for x in found if isinstance(x, str)), EXACT)
 
+    def by(self, metric: str) -> str:
+        """By what kind of likelihood the choices of a task were weighed; '' of other metrics."""
+        found = (inside(run.evaluation, 'metrics', metric, 'by') for run in self.runs)
+        return next((x for x in found if isinstance(x, str)), '')
+
     def sample(self, metric: str) -> Sample:
         """The metric over the seeds, with what each text adds to it."""
         return _sample(self.runs, metric)

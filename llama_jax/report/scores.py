@@ -159,6 +159,7 @@ def _score(judged: Judged, arm: ArmRecords, metric: str) -> Cell:
     of = f' ({len(values)} of {len(arm.runs)})' if len(values) < len(arm.runs) else ''
     kind = arm.kind(metric)
     label = '' if kind == EXACT else f' {kind}{_monte_carlo(arm, metric)}'
+    label += f' by {by}' if (by := arm.by(metric)) not in ('', EXACT) else ''
     under = below(judged.grid, arm, metric)
     text = f'{told(metric, mean)}{spread}{of}{label}{f" {BELOW}" if under else ""}'
     about = f'seeds: {", ".join(told(metric, value, more=2) for value in values)}'

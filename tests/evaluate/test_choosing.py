@@ -48,7 +48,7 @@ def named(monkeypatch):
 def answered(rule):
     """Log-probabilities of the characters of a middle by `rule`."""
 
-    def ask(question, texts):
+    def ask(question, texts, items):
         examples, owner, log_p = [], [], []
         for number, text in enumerate(texts):
             made = question.examples(text, Letters(), np.random.default_rng(0))
@@ -71,21 +71,24 @@ def test_the_likeliest_choice_is_taken_and_equal_ones_share_the_point(named, rea
     assert task.owner_K.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert task.documents == ['one', 'two', 'three'] and len(set(task.ids)) == 3
     x_best = answered(lambda c: {'x': -1.0, ' ': 0.0}.get(c, -2.0))
-    assert choosing.right(task, reading, Letters(), x_best).tolist() == [1, 0, 0]
+    right_N, by = choosing.right(task, reading, Letters(), x_best)
+    assert right_N.tolist() == [1, 0, 0]
+    assert by == ('exact' if reading is LEFT_TO_RIGHT else 'pseudo')
     x_or_y = answered(lambda c: -1.0 if c in 'xyz' else 0.0)  # zz costs 2
-    assert choosing.right(task, reading, Letters(), x_or_y).tolist() == [0.5, 0.5, 0]
+    assert choosing.right(task, reading, Letters(), x_or_y)[0].tolist() == [0.5, 0.5, 0]
 
 
 def test_texts_without_a_prompt_are_asked_from_their_beginning(named):
     task = named([one._replace(prompt='', choices=('x', 'yy'), answer='x') for one in MADE])
     seen = []
 
-    def ask(question, texts):
-        seen.append((question, texts[0].prefix.tolist()))
-        return answered(lambda c: -1.0)(question, texts)
+    def ask(question, texts, items):
+        seen.append((question, texts[0].prefix.tolist(), items))
+        return answered(lambda c: -1.0)(question, texts, items)
 
-    assert choosing.right(task, LEFT_TO_RIGHT, Letters(), ask).tolist() == [1, 1, 1]
-    assert seen == [(LEFT_TO_RIGHT.whole, [1])]
+    assert choosing.right(task, LEFT_TO_RIGHT, Letters(), ask)[0].tolist() == [1, 1, 1]
+    # Choices of one item are hidden alike.
+    assert seen == [(LEFT_TO_RIGHT.whole, [1], [0, 0, 1, 1, 2, 2])]
     assert choosing.right(task, NOTHING, Letters(), ask) is None
 
 
@@ -94,8 +97,8 @@ def test_an_answer_without_choices_has_to_be_the_most_likely_text(named):
     made = [one._replace(choices=(), answer=x) for one, x in zip(MADE, answers, strict=True)]
     task = named(made)
     assert task.written and len(task.texts) == 3
-    found = choosing.right(task, LEFT_TO_RIGHT, Letters(), answered(lambda c: -1.0))
-    assert found.tolist() == [1, 1, 0]
+    found, by = choosing.right(task, LEFT_TO_RIGHT, Letters(), answered(lambda c: -1.0))
+    assert found.tolist() == [1, 1, 0] and by == 'exact'
     assert choosing.right(task, MaskedLM().reading, Letters(), answered(lambda c: -1.0)) is None
 
 

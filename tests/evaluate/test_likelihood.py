@@ -261,6 +261,9 @@ def test_a_bound_is_the_weighted_sum_over_what_it_draws():
     assert [x.tolist() for x in found] == [[3.5, 2 * 3.5], [1.75, 3.5], [4, 4 + 1]]
     asked_about(by_halves, question, texts[::-1])
     assert drawn[:2] == drawn[2:] and drawn[0] != drawn[1]
+    # What is compared is hidden alike.
+    likelihood.ask(by_halves, question, texts * 2, IDS, seed=0, groups=[0, 0, 1, 0])
+    assert drawn[4] == drawn[5] == drawn[7] == drawn[0] and drawn[6] == drawn[1]
 
 
 def test_calibration_error_is_the_gap_between_probability_and_accuracy():

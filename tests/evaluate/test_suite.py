@@ -12,18 +12,20 @@ import pytest
 from llama_jax import mesh as meshes
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
-from llama_jax.evaluate import held, per_text, retrieval, texts
+from llama_jax.evaluate import held, likelihood, per_text, retrieval, texts
 from llama_jax.evaluate.light import light
 from llama_jax.evaluate.metrics import CURVES, METRICS, TASK
-from llama_jax.evaluate.suite import Suite, check, evaluate_trained
+from llama_jax.evaluate.scores import Scorer
+from llama_jax.evaluate.suite import Suite, _Measuring, check, evaluate_trained
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.objectives.base import EXTRA
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.diffusion import MaskedDiffusion
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.train.restore import Trained
-from tests.evaluate.conftest import MODEL, experiment
+from tests.evaluate.conftest import COMPUTE, MODEL, experiment
 
 SMALL = Suite(
     topics=3,
@@ -125,6 +127,40 @@ def test_values_are_sound(measured):
         assert result['step'] == 7 and result['seconds'] > 0
         assert result['topics'] == ['email', 'idlelib']
         assert result['suite']['pool'] == 24
+
+
+def test_whole_texts_are_charged_for_every_token(evaluations, params, tokenizer, mesh):
+    """For the end of a text too, of all that the model can say; only parts are told among ordinary
+    tokens as well."""
+    found = texts.of_run(SMALL, experiment(CausalLM()), tokenizer)
+    score = Scorer(
+        *(MODEL, params),
+        sees_all=False,
+        compute=COMPUTE,
+        mesh=mesh,
+        byte_lengths=tokenizer.byte_lengths,
+    )
+    asked, wholes = CausalLM().reading.whole, likelihood.wholes(found.begun)
+    answer = likelihood.ask(score, asked, wholes, tokenizer, seed=SMALL.seed)
+    bits = likelihood.bits(answer, wholes, tokenizer)
+    of = evaluations['causal'].texts['bits_per_byte']
+    np.testing.assert_allclose(of.over, bits.bits, rtol=1e-6)
+    assert (bits.ordinary < bits.bits).all()
+    value = evaluations['causal'].result['metrics']['bits_per_byte']['value']
+    assert value == pytest.approx(bits.bits.sum() / bits.bytes.sum(), rel=1e-6)
+
+
+def test_a_bound_of_whole_texts_has_its_standard_error(params, tokenizer, mesh):
+    setting = experiment(MaskedDiffusion())
+    found = texts.of_run(SMALL, setting, tokenizer)
+    trained = Trained(setting, params, {}, tokenizer, step=7)
+    measuring = _Measuring(trained, setting, SMALL, found, mesh)
+    measuring.likelihoods()
+    for name in ('bits_per_byte', 'suffix_bits_per_byte'):
+        assert measuring.metrics[name]['kind'] == 'bound'
+        assert 0 < measuring.metrics[name]['standard_error'] < 0.5
+    measuring.tasks()
+    assert measuring.metrics['task_minimal_pairs_en']['by'] == 'bound'
 
 
 def test_every_mean_is_that_of_its_texts(evaluations, tmp_path):
