@@ -87,7 +87,7 @@ def main() -> None:
 
 def _begin(grid: Grid, workdir: Path, options: Any, tuning: dict[str, Any] | None) -> None:
     """Prove that the grid is fair, and record it."""
-    record.check_workdir(workdir, grid)
+    record.check_workdir(workdir, grid, options.config_file)
     proof = fair.check(grid, say)
     say(f'{grid.title}\n{table(proof.budget)}')
     command = f'{installed.command("compare")} {shlex.join(sys.argv[1:])}'

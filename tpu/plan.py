@@ -32,12 +32,14 @@ from llama_jax import mesh as meshes
 from llama_jax.compare.grid import only, runs
 from llama_jax.data import packing, pieces
 from llama_jax.errors import UserError
+from llama_jax.model.tune import Full
 from llama_jax.model.width import width_of
 from llama_jax.optim.base import optimizer
 from llama_jax.optim.schedule import schedule
 from llama_jax.text.sentencepiece_model import bytes_tokenizer
-from llama_jax.train.experiment import Experiment, check, steps_of
-from llama_jax.train.step import abstract_state, train_step
+from llama_jax.train.experiment import Experiment, check, resolved, steps_of
+from llama_jax.train.flops import flops_per_token
+from llama_jax.train.step import abstract_state, averaging, train_step
 from tpu import hlo, topology
 from tpu.hlo import Collective
 
@@ -91,8 +93,7 @@ def plan(experiment: Experiment, where: topology.Slice, say: Any = lambda line: 
 
     Raises UserError for settings that do not fit each other or the slice.
     """
-    if not experiment.model.vocab:
-        raise UserError('a plan has no tokenizer to say what model.vocab is: give --model.vocab')
+    experiment = _sized(experiment)
     mesh = meshes.make(experiment.mesh, where.devices())
     check(experiment, mesh)
     transform = optimizer(experiment.optimizer, width_of(experiment.model))
@@ -105,8 +106,11 @@ def plan(experiment: Experiment, where: topology.Slice, say: Any = lambda line: 
         learning_rate=schedule(rate, steps_of(experiment.train) or rate.warmup_steps + 1),
         accumulate=experiment.train.accumulate,
         compute=experiment.compute,
+        average=experiment.optimizer.average,
     )
     state = abstract_state(experiment.model, experiment.objective, transform)
+    if experiment.optimizer.average:
+        state = jax.eval_shape(averaging, state)
     state = jax.tree.map(_placed, state, layout.shardings(state, mesh))
     start = time.monotonic()
     with jax.set_mesh(mesh):
@@ -135,6 +139,17 @@ def plan(experiment: Experiment, where: topology.Slice, say: Any = lambda line: 
         cycles=hlo.estimated_cycles(program),
         compile_seconds=seconds,
     )
+
+
+def _sized(experiment: Experiment) -> Experiment:
+    """With as many rows of the embedding as a tokenizer that has yet to be trained will have."""
+    if not isinstance(experiment.tune, Full):
+        raise UserError('a plan is of a run that trains all parameters: leave --tune out')
+    asked = experiment.data.tokenizer
+    if not experiment.model.vocab and asked.path is not None:
+        raise UserError('a plan loads no tokenizer to say what model.vocab is: give --model.vocab')
+    n = bytes_tokenizer().vocab_size if asked.kind == 'bytes' else asked.vocab
+    return experiment if experiment.model.vocab else resolved(experiment, n)
 
 
 def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
@@ -238,7 +253,7 @@ def report(plan: Plan) -> str:
 def _ideal(plan: Plan) -> float:
     """Seconds of a step at the peak of the chips."""
     train = plan.experiment.train
-    flops = plan.experiment.objective.flops(plan.experiment.model, train.seq_len)
+    flops = flops_per_token(plan.experiment)
     return flops * train.batch * train.seq_len / plan.slice.chips / plan.slice.chip.peak_flops
 
 

@@ -20,11 +20,13 @@ from llama_jax.data.sources import open_sources
 from llama_jax.data.tokens import tokenised
 from llama_jax.evaluate import baselines, texts
 from llama_jax.evaluate.suite import Suite, evaluate_trained
+from llama_jax.model.tune import Full
 from llama_jax.objectives.base import backbone
 from llama_jax.report.baselines import COUNTS, FOLDER
 from llama_jax.train.experiment import Experiment
 from llama_jax.train.records import write_atomically
 from llama_jax.train.restore import Trained
+from llama_jax.train.start import adapted
 from llama_jax.train.step import initial_state
 
 UNTRAINED = 'untrained-'
@@ -76,7 +78,7 @@ def run(planned: Planned, suite: Suite, directory: Path, mesh: Mesh) -> None:
 
 
 def untrained(experiment: Experiment, suite: Suite, mesh: Mesh) -> dict:
-    """The suite of the backbone that training begins with."""
+    """The suite of the backbone that training begins with: drawn, or that of `start`."""
     state = initial_state(
         experiment.model,
         experiment.objective,
@@ -85,6 +87,8 @@ def untrained(experiment: Experiment, suite: Suite, mesh: Mesh) -> dict:
         mesh=mesh,
     )
     tokenizer = load_tokenizer(experiment.data)
+    # All parameters of it, whatever is trained of them.
+    state, *_ = adapted(state, replace(experiment, tune=Full()), tokenizer, mesh)
     trained = Trained(experiment, backbone(state.params), {}, tokenizer, step=0)
     return evaluate_trained(trained, experiment, suite, mesh).result
 

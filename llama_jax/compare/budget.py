@@ -14,18 +14,22 @@ from llama_jax import trees
 from llama_jax.compare.grid import Arm, Grid, Match, check_steps
 from llama_jax.data.config import DataConfig
 from llama_jax.data.loader import Loader
+from llama_jax.data.pieces import longest
 from llama_jax.data.plan import Cursor
 from llama_jax.data.sources import Corpus
 from llama_jax.data.tokens import Texts, tokenised
 from llama_jax.text.tokenizer import Tokenizer
-from llama_jax.train import teacher
 from llama_jax.train.experiment import Experiment
+from llama_jax.train.flops import flops_per_token
 from llama_jax.train.start import chat_read
 from llama_jax.train.step import initial_params
 
 SAMPLE = 8
 """Batches of each arm that are counted."""
-MATCHED = ('train.steps', 'optimizer.schedule.warmup_steps')
+MATCHED = (
+    *('train.steps', 'optimizer.schedule.warmup_steps'),
+    *('objective.begins', 'objective.curriculum_steps', 'objective.parts'),
+)
 """What matching changes."""
 
 
@@ -45,7 +49,8 @@ class Budget:
     padding: float
     """Share of the positions that no text fills: measured in the sample."""
     cut: float
-    """Share of the documents that are longer than a row, and so are read in pieces."""
+    """Share of the documents of which the arm makes no single example, so that it reads them in
+    pieces: some objectives have less room in a row than others."""
     parameters: int
     """The objective's own included."""
     flops: float
@@ -92,6 +97,9 @@ def budget(arm: Arm, text: Text) -> Budget:
     share = train.steps / batches
     text_seen = [share * (units - objective.ends * documents) for units, documents in read]
     lengths = np.concatenate([np.diff(texts.offsets) for texts in text.texts])
+    room = tuple(objective.lengths(train.seq_len).values())
+    most = int(lengths.max(initial=1)) + objective.ends
+    whole = longest(objective, most, room=room, seq_len=train.seq_len, draw=0.5) - objective.ends
     parameters = jax.eval_shape(
         lambda: initial_params(experiment.model, objective, jax.random.key(0))
     )
@@ -106,7 +114,7 @@ def budget(arm: Arm, text: Text) -> Budget:
         ),
         text_seen=round(sum(text_seen)),
         padding=1 - filled / max(positions, 1),
-        cut=float((lengths > train.seq_len).mean()) if len(lengths) else 0.0,
+        cut=float((lengths > whole).mean()) if len(lengths) else 0.0,
         parameters=trees.size(parameters),
         flops=flops(experiment),
     )
@@ -120,15 +128,14 @@ def tokens(experiment: Experiment) -> int:
 
 def flops(experiment: Experiment) -> float:
     """FLOPs of all steps of a run, those of a teacher that runs in them included."""
-    seq_len = experiment.train.seq_len
-    own = experiment.objective.flops(experiment.model, seq_len)
-    return tokens(experiment) * (own + teacher.flops(experiment))
+    return tokens(experiment) * flops_per_token(experiment)
 
 
 def match_flops(grid: Grid) -> Grid:
     """The grid with as many FLOPs in every arm as in the first, to the nearest step.
 
-    Steps and warm-up change in proportion, so that the schedule has the same shape.
+    Steps, warm-up and the steps that an objective counts change in proportion, so that schedules
+    have the same shape.
     """
     check_steps(grid)
     return _matched(grid, 'flops', [flops(arm.experiment) for arm in grid.arms])
@@ -151,21 +158,24 @@ def _matched(grid: Grid, match: Match, found: list[float]) -> Grid:
         experiment = replace(
             arm.experiment,
             train=replace(train, steps=max(1, round(train.steps * ratio))),
+            objective=arm.experiment.objective.stretched(ratio),
             optimizer=replace(optimizer, schedule=replace(optimizer.schedule, warmup_steps=warmup)),
         )
         arms.append(replace(arm, experiment=experiment))
     may_differ = tuple(dict.fromkeys([*grid.may_differ, *MATCHED]))
-    return replace(grid, arms=tuple(arms), may_differ=may_differ, match=match)
+    # Rates that were chosen for other lengths are not chosen for these.
+    tuned = grid.tuned if all(mine == found[0] for mine in found) else ''
+    return replace(grid, arms=tuple(arms), may_differ=may_differ, match=match, tuned=tuned)
 
 
 def table(rows: list[Budget]) -> str:
     """The budget table for a terminal, FLOPs also over those of the first arm."""
-    head = ('arm', 'tokens', 'loss tokens', 'unique tokens', 'text seen', 'padding', 'parameters')
-    lines = [(*head, 'FLOPs', 'relative')] + [
+    head = ('arm', 'tokens', 'loss tokens', 'unique tokens', 'text seen', 'padding', 'cut')
+    lines = [(*head, 'parameters', 'FLOPs', 'relative')] + [
         (
             row.arm,
             *(f'{n:,}' for n in (row.tokens, row.loss_tokens, row.unique_tokens, row.text_seen)),
-            f'{row.padding:.1%}',
+            *(f'{row.padding:.1%}', f'{row.cut:.1%}'),
             f'{row.parameters:,}',
             f'{row.flops:.3g}',
             f'{row.flops / rows[0].flops:.2f}',

@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -67,6 +67,7 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
     check_names(grid)
     check_steps(grid)
     _check_fields(grid)
+    _check_seeds(grid)
     for arm in grid.arms:
         with _named(arm):
             _check_settings(arm.experiment)
@@ -142,6 +143,18 @@ def _check_fields(grid: Grid) -> None:
                 f'{grid.name} is no fair comparison: the arms {first.name} and {arm.name} differ '
                 f'in {"; ".join(unfair)}; make them equal, or add what is compared to may_differ '
                 f'({", ".join(grid.may_differ)})'
+            )
+
+
+def _check_seeds(grid: Grid) -> None:
+    """Seeds that change nothing would be counted as independent runs."""
+    for arm in grid.arms:
+        own = asdict(arm.experiment.randomness)
+        if None not in own.values() and (grid.seeds > 1 or grid.again):
+            raise UserError(
+                f'arm {arm.name}: randomness.{", randomness.".join(own)} are all given, so that '
+                'every seed is the same run: leave one of them to the seed, or give --seeds 1 '
+                '--aa False'
             )
 
 

@@ -65,4 +65,4 @@ def _spread(judged: Judged | None, metric: str, sd: float | None) -> tuple[float
         )
     found = [x for x in judged.differences(metric).values() if x.seeds > 1]
     rests = [max(x.se**2 - variance / x.seeds, 0.0) for x in found if x.texts]
-    return variance, min(rests, default=0.0), source
+    return variance, max(rests, default=0.0), source

@@ -18,9 +18,10 @@ from llama_jax.evaluate.suite import Suite
 from llama_jax.report.baselines import FOLDER
 from llama_jax.train.checkpoint import difference
 from llama_jax.train.code import evaluation_code, training_code
-from llama_jax.train.config_file import ConfigFile, know_objectives
+from llama_jax.train.config_file import NAME as OWN_FILE
+from llama_jax.train.config_file import ConfigFile, edited, know_objectives
 from llama_jax.train.experiment import Experiment, digest, from_dict, to_dict
-from llama_jax.train.plain import from_plain, to_plain
+from llama_jax.train.plain import from_plain, own_classes, to_plain
 from llama_jax.train.records import read_run, versions, write_atomically
 
 NAME = 'grid.json'
@@ -48,8 +49,9 @@ def read(workdir: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def check_workdir(workdir: Path, grid: Grid) -> None:
-    """Raise UserError when `workdir` holds another grid, or results that other code measured."""
+def check_workdir(workdir: Path, grid: Grid, config_file: ConfigFile | None = None) -> None:
+    """Raise UserError when `workdir` holds another grid, or results that other code measured;
+    `config_file` defines the grid, and may define what trains."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'{workdir} is no directory: give another --workdir')
     facts = read(workdir)
@@ -76,13 +78,20 @@ def check_workdir(workdir: Path, grid: Grid) -> None:
             f'{workdir} holds another grid; it differs in {"; ".join(lines)}. Use another '
             '--workdir, or the settings it began with'
         )
-    _check_code(workdir, facts)
+    _check_code(workdir, facts, config_file)
 
 
-def _check_code(workdir: Path, facts: dict[str, Any]) -> None:
+def _check_code(workdir: Path, facts: dict[str, Any], config_file: ConfigFile | None) -> None:
     """Raise UserError for runs made by other code or other versions than those of now."""
     begun = sorted(workdir.glob('*/**/run.json'))
     held = facts.get('held_fixed', {})
+    own = {name for arm in facts['arms'] for name in own_classes(arm['objective'])}
+    if begun and own and config_file and edited(facts, config_file):
+        raise UserError(
+            f'{config_file.path} defines {", ".join(sorted(own))} and has changed since {workdir} '
+            'was begun, so runs would not be trained alike: use another --workdir, or the file of '
+            f'then, {workdir / OWN_FILE}'
+        )
     if begun and held.get(TRAINING_CODE) not in (None, training_code()):
         raise UserError(
             f'the code that trains has changed since {workdir} was begun, so runs would not be '

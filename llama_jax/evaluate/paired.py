@@ -23,6 +23,10 @@ from llama_jax.evaluate import stats
 from llama_jax.evaluate.per_text import PerText
 
 ALPHA = 0.05
+_SIMULATED = 4000
+"""Comparisons, for the power of a test."""
+_MANY = 64
+"""Seeds."""
 
 
 @dataclass(frozen=True)
@@ -148,14 +152,42 @@ def seeds_needed(
       variance: of the difference of two runs under one seed.
       rest: variance of the difference that more seeds do not lessen, that of the texts.
     """
-    level = ALPHA / arms
     for n in range(2, 1000):
         se = math.sqrt(variance / n + rest)
-        # Student's t has the quantile, the normal distribution the chance to be beyond it.
-        t = float(special.stdtrit(arms * (n - 1), 1 - level / 2))
-        if special.ndtr(abs(difference) / se - t) >= power:
+        # With many seeds the variance is as good as known; with few that is too much to hope for.
+        if special.ndtr(abs(difference) / se - special.ndtri(1 - ALPHA / arms / 2)) < power:
+            continue
+        if n > _MANY or _power(difference, variance, rest, arms, n) >= power:
             return n
     return None
+
+
+def _power(difference: float, variance: float, rest: float, arms: int, n: int) -> float:
+    """How often the test of `_difference` shows `difference` with n seeds, by simulation."""
+    rng = np.random.default_rng((arms, n))
+    x_RAS = rng.normal(scale=math.sqrt(variance / 2), size=(_SIMULATED, arms + 1, n))
+    left_RAS = x_RAS - x_RAS.mean(1, keepdims=True) - x_RAS.mean(2, keepdims=True)
+    left_RAS += x_RAS.mean((1, 2), keepdims=True)
+    pooled_R = 2 * (left_RAS**2).sum((1, 2)) / (arms * (n - 1))
+    delta_RS = x_RAS[:, 0] - x_RAS[:, 1]
+    seeds_R, df_R = _of_seeds(delta_RS.var(axis=1, ddof=1), pooled_R, arms * (n - 1), n)
+    value_R = difference + delta_RS.mean(1) + rng.normal(scale=math.sqrt(rest), size=_SIMULATED)
+    all_R = seeds_R / n + rest
+    df_R *= (all_R / (seeds_R / n)) ** 2  # texts are many
+    p_R = 2 * special.stdtr(df_R, -np.abs(value_R) / np.sqrt(all_R))
+    return float(np.mean(p_R < ALPHA / arms))
+
+
+def _of_seeds(
+    mine: np.ndarray, pooled: np.ndarray, pooled_df: float, S: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The variance of a difference that is the seeds', and its degrees of freedom, of the variance
+    in two arms and that in all. Seeds that vary more in these arms than in all: the more, the less
+    the others say of them."""
+    pooled = np.where(np.isnan(pooled), 0.0, pooled)
+    more = mine > pooled
+    share = np.where(more, pooled / np.where(more, mine, 1.0), 1.0) ** 2
+    return np.maximum(mine, pooled), (S - 1) + share * (pooled_df - (S - 1))
 
 
 def _difference(
@@ -184,10 +216,9 @@ def _difference(
         df = float(max(documents - 1, 1))
         return Difference(value, se, df, S, n_texts, math.nan, math.nan, math.nan)
     seed_part, seed_df = pooled, pooled_df
-    if own and (mine > pooled or math.isnan(pooled)):
-        # Seeds that vary more in these arms than in all: the more, the less the others say of them.
-        share = 0.0 if math.isnan(pooled) else (pooled / mine) ** 2
-        seed_part, seed_df = mine, (S - 1) + share * (pooled_df - (S - 1))
+    if own:
+        found = _of_seeds(np.array(mine), np.array(pooled), pooled_df, S)
+        seed_part, seed_df = (float(x) for x in found)
     rest = max(resampled - mine * (S - 1) / S**2, 0.0)
     parts = [(seed_part / S, seed_df), (rest, max(documents - 1, 1))]
     variance = sum(part for part, _ in parts)

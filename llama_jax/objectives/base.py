@@ -8,7 +8,7 @@ each stream in a row of its own, and segment k of one belongs to segment k of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -200,6 +200,14 @@ class Objective(Maker, Protocol):
         where it is causal."""
         ...
 
+    def flops_of_run(self, model: ModelConfig, seq_len: int, steps: int) -> float:
+        """The mean of `flops` over the steps of a run; 0 steps where their number is not known."""
+        ...
+
+    def stretched(self, ratio: float) -> Self:
+        """The objective of a run `ratio` times as long: its steps are in proportion."""
+        ...
+
     def check(self, model: ModelConfig) -> None:
         """Raise UserError where the objective cannot be trained on this architecture."""
         ...
@@ -305,6 +313,15 @@ class Base:
 
     def check(self, model: ModelConfig) -> None:
         return
+
+    def flops(self, model: ModelConfig, seq_len: int) -> float:
+        raise NotImplementedError(f'{type(self).__name__} does not say its FLOPs')
+
+    def flops_of_run(self, model: ModelConfig, seq_len: int, steps: int) -> float:
+        return self.flops(model, seq_len)
+
+    def stretched(self, ratio: float) -> Self:
+        return self
 
     def check_steps(self, steps: int) -> None:
         return

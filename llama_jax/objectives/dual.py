@@ -4,7 +4,7 @@ model, each for a share of the texts."""
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
@@ -130,6 +130,11 @@ class Dual(MaskedDiffusion):
                 'masked_accuracy': n_masked,
             },
         )
+
+    def stretched(self, ratio: float) -> Dual:
+        if not self.curriculum_steps:
+            return self
+        return replace(self, curriculum_steps=max(1, round(self.curriculum_steps * ratio)))
 
     def check_steps(self, steps: int) -> None:
         first = math.ceil(self.causal_share * self.curriculum_steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import jax
@@ -117,13 +117,20 @@ class MultiToken(CausalLM):
     def check(self, model: ModelConfig) -> None:
         check_architecture(model, 'multi-token prediction', encoder=False)
 
+    def stretched(self, ratio: float) -> MultiToken:
+        if self.curriculum == 'none':
+            return self
+        return replace(self, curriculum_steps=max(1, round(self.curriculum_steps * ratio)))
+
     def check_steps(self, steps: int) -> None:
-        if self.curriculum != 'forward':
+        if self.curriculum == 'none':
             return
         first = math.ceil((self.heads - 1) * self.curriculum_steps / self.heads)
         if first >= steps:
+            forward = self.curriculum == 'forward'
+            what = f'head {self.heads} is trained' if forward else 'the first head is trained alone'
             raise UserError(
-                f'head {self.heads} is trained from step {first} on, and the run has {steps}: '
+                f'{what} from step {first} on, and the run has {steps}: '
                 'lower --objective.curriculum-steps or raise --train.steps'
             )
 

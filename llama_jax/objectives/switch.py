@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -175,7 +175,23 @@ class Switch(Base):
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         """The mean over the parts, whatever the steps of each."""
-        return sum(part.flops(model, seq_len) for part in self.parts) / len(self.parts)
+        return self.flops_of_run(model, seq_len, 0)
+
+    def flops_of_run(self, model: ModelConfig, seq_len: int, steps: int) -> float:
+        """Each part by its steps."""
+        share_K = np.diff([*self._begins, steps]) if steps else np.ones(len(self.parts))
+        own = [
+            part.flops_of_run(model, seq_len, int(share_K[k]) if steps else 0)
+            for k, part in enumerate(self.parts)
+        ]
+        return float(np.average(own, weights=share_K))
+
+    def stretched(self, ratio: float) -> Switch:
+        begins = [round(begin * ratio) for begin in self.begins]
+        for k in range(1, len(begins)):
+            begins[k] = max(begins[k], begins[k - 1] + 1)
+        parts = tuple(part.stretched(ratio) for part in self.parts)
+        return replace(self, parts=parts, begins=tuple(begins))
 
     def check(self, model: ModelConfig) -> None:
         if not self.begins:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -246,6 +246,9 @@ class Weighted(Base):
     def check(self, model: ModelConfig) -> None:
         for part in self.parts:
             part.check(model)
+
+    def stretched(self, ratio: float) -> Weighted:
+        return replace(self, parts=tuple(part.stretched(ratio) for part in self.parts))
 
     def check_steps(self, steps: int) -> None:
         for part in self.parts:

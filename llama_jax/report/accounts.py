@@ -134,7 +134,7 @@ def rates(grid: GridRecords) -> Table | None:
             loss = number(found, 'losses', text)
             there = text in (inside(found, 'losses') or {})
             shown = NOT_YET if not there else 'not finite' if loss is None else f'{loss:.4f}'
-            cells.append(Cell(shown, best=rate is not None and float(text) == rate))
+            cells.append(Cell(shown))
         rows.append(Row(arm.name, cells, arm.index))
     return Table(['arm', 'learning rate', *(f'own loss\nat {text}' for text in tried)], rows)
 
@@ -155,10 +155,28 @@ def absent(grid: GridRecords) -> list[str]:
                 f'The baseline {name} is not finished ({done} of {whole}): what stands in the '
                 'headline may be below it.'
             )
+    if planned is None and 'arms' in grid.facts:
+        told.append('This grid has no baselines: whether training helps is not seen here.')
     done = sum(run.done for run in grid.arms[0].again) if grid.arms else 0
     if grid.facts.get('again') and done < seeds:
         told.append(f'The A/A arm is not finished ({done} of {seeds}): it is the noise floor.')
-    return told
+    if grid.facts.get('again') is False:
+        told.append('This grid has no A/A arm: no noise floor stands beside its differences.')
+    return [*told, *_fixed_seeds(grid)]
+
+
+def _fixed_seeds(grid: GridRecords) -> list[str]:
+    """A sentence on what is drawn alike in all runs of an arm."""
+    own = [inside(arm.facts, 'experiment', 'randomness') for arm in grid.arms]
+    given = [
+        f'{name} {seed}' for x in own[:1] for name, seed in (x or {}).items() if seed is not None
+    ]
+    if not given:
+        return []
+    return [
+        f'Every run has the same {", ".join(given)} (randomness): what seeds and the A/A arm show '
+        'is without it.'
+    ]
 
 
 def code(grid: GridRecords) -> list[str]:
@@ -170,7 +188,7 @@ def code(grid: GridRecords) -> list[str]:
         if len({repr(x[name]) for x in facts if name in x}) > 1:
             told.append(f'Runs were trained by different {what}: they are not equals.')
     selection = {str(inside(run.evaluation, 'text', 'selection') or '') for run in runs} - {''}
-    if selection and grid.facts.get('tuning'):
+    if selection and (grid.facts.get('tuning') or grid.facts.get('tuned')):
         told.append(
             f'The texts of {", ".join(sorted(selection))} chose the learning rates and are '
             'measured as well: give them a split test of their own.'
@@ -182,8 +200,23 @@ def code(grid: GridRecords) -> list[str]:
 
 
 def fine_tuning(grid: GridRecords) -> list[str]:
-    """Sentences on fine-tunings that more steps or other rates could make better."""
+    """Sentences on fine-tunings that more steps, rates or seeds could make better."""
     told = []
+    suite = grid.facts.get('suite')
+    if isinstance(suite, dict) and _is_fine_tuned(grid):
+        one = [
+            what
+            for what, number_of in (
+                ('learning rate', len(suite.get('rates') or ())),
+                ('seed', suite.get('tuned_seeds')),
+            )
+            if number_of == 1
+        ]
+        if one:
+            told.append(
+                f'Each run is fine-tuned at one {" and one ".join(one)}: another may order the '
+                'arms otherwise (--suite.rates, --suite.tuned-seeds).'
+            )
     for key, what, remedy in (
         ('cut', 'was still getting better at its last step', 'raise --suite.steps'),
         ('edge', 'took the lowest or highest of its learning rates', 'widen --suite.rates'),
@@ -197,6 +230,11 @@ def fine_tuning(grid: GridRecords) -> list[str]:
         if arms:
             told.append(f'Fine-tuning {what} in {", ".join(arms)}: {remedy}.')
     return told
+
+
+def _is_fine_tuned(grid: GridRecords) -> bool:
+    """Whether any run was fine-tuned."""
+    return any('finetuning' in run.evaluation for _, run in grid.runs)
 
 
 def _of_fine_tuning(run: SeedRun, key: str) -> bool:

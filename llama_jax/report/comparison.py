@@ -25,7 +25,7 @@ FIGURES = 'figures'
 _BOLD = (
     'Mean ± standard deviation over seeds. Bold: no arm is shown to be better, and it is shown to '
     'be better than some, by intervals of paired differences corrected (Holm) over all pairs of '
-    'arms; where nothing is shown nothing is bold. ▽: not above a baseline.'
+    'arms; where nothing is shown nothing is bold. ▽: not above a baseline, and never bold.'
 )
 _BELOW = (
     'Metrics in which the best arm is below one of its baselines: at this size and budget training '
@@ -84,7 +84,6 @@ def content(judged: Judged) -> list[Section]:
     differ = ', '.join(map(str, may_differ)) if isinstance(may_differ, list) else 'not recorded'
     others = scores.measured(grid, scores.OTHERS)
     carried, rest = scores.headline(grid)
-    ranked = carried or rest
     about = '' if carried else _NONE if rest else _UNMEASURED
     geometry = scores.measured(grid, scores.GEOMETRY)
     differences = [
@@ -103,8 +102,8 @@ def content(judged: Judged) -> list[Section]:
         Section(
             'Metrics of some objectives',
             f'{_BOLD} n/a: the metric does not apply to the objective. A bound or a '
-            'pseudo-likelihood is never bold beside an exact value. By: choices were weighed by it, '
-            'and the accuracy is that of the model asked so.',
+            'pseudo-likelihood is never bold beside an exact value. By: choices were weighed by '
+            'it; the accuracy is that of the model asked so.',
             [scores.scores(judged, others)] if others else [],
         ),
         Section(
@@ -114,10 +113,10 @@ def content(judged: Judged) -> list[Section]:
         ),
         Section(
             'Win matrix',
-            f'The share of the {len(scores.tasks(ranked))} common tasks that the arm of the row '
+            f'The share of the {len(scores.tasks(carried))} common tasks that the arm of the row '
             'wins over the arm of the column, by means over seeds. A task has one vote, however '
             'many metrics it has; a tie counts half. Differences say what is more than chance.',
-            [scores.wins(grid, ranked)] if ranked else [],
+            [scores.wins(grid, carried)] if carried else [],
         ),
         Section(
             'Geometry',
@@ -164,7 +163,7 @@ def _rates(grid: GridRecords) -> list[Section]:
     table, said = accounts.rates(grid), str(grid.facts.get('tuned') or '')
     note = (
         'Each arm at the rate of its lowest own held-out loss under the first seed. At the edge: '
-        'no rate beyond was tried.'
+        'no rate beyond was tried, and one there may be better for the arm.'
     )
     if table is not None:
         return [Section('Learning rates', note, [table])]

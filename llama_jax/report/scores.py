@@ -164,7 +164,7 @@ def _score(judged: Judged, arm: ArmRecords, metric: str) -> Cell:
     text = f'{told(metric, mean)}{spread}{of}{label}{f" {BELOW}" if under else ""}'
     about = f'seeds: {", ".join(told(metric, value, more=2) for value in values)}'
     about += f'; not above {", ".join(under)}' if under else ''
-    return Cell(text, arm.name in judged.bold(metric), about)
+    return Cell(text, arm.name in judged.bold(metric) and not under, about)
 
 
 def _noise(judged: Judged, metrics: tuple[str, ...]) -> list[Row]:

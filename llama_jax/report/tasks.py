@@ -37,6 +37,10 @@ def _table(tasks: Line, name: str, task: Line) -> Table:
         if theirs is not None:
             cells += [_shown(inside(theirs, part, metric)) for part in ('metrics', 'difference')]
         rows.append(Row(str(metric), [Cell(cell) for cell in cells]))
+    chance = number(task, 'chance')
+    if chance is not None:
+        blank = [Cell('')] * (len(rows[0].cells) - 1) if rows else []
+        rows.append(Row('chance', [Cell(f'{chance:.3f}'), *blank], beside=True))
     items, shots = inside(task, 'items'), inside(task, 'shots')
     about = f'{name}, {items} items{f", {shots} shots" if shots else ""}'
     other = str(inside(tasks, 'against', 'model'))

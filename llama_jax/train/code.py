@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 TRAINS = ('convert', 'data', 'generate', 'model', 'objectives', 'optim', 'text', 'train')
 """Packages that decide what training makes, from the weights that it starts with to the answers
 that it draws and learns from; and the modules beside them."""
-EVALUATES = ('evaluate',)
+EVALUATES = ('evaluate', 'compare/baselines.py')
 
 
 def training_code() -> str:
@@ -31,11 +31,15 @@ def all_code() -> str:
 
 @functools.cache
 def digest(packages: tuple[str, ...], *, beside: bool = False, root: Path = ROOT) -> str:
-    """Of the packages' source, and of the modules of `root` itself with `beside`."""
-    files = [path for name in packages for path in (root / name).rglob('*.py')]
+    """Of the source of packages and modules, and of the modules of `root` itself with `beside`."""
+    files = [path for name in packages for path in _sources(root / name)]
     files += list(root.glob('*.py')) * beside
     hashed = hashlib.sha256()
     for path in sorted(files):
         hashed.update(path.relative_to(root).as_posix().encode() + b'\0')
         hashed.update(hashlib.sha256(path.read_bytes()).digest())
     return hashed.hexdigest()
+
+
+def _sources(path: Path) -> list[Path]:
+    return [path] if path.is_file() else list(path.rglob('*.py'))

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from llama_jax import trees
 from llama_jax.data.config import cache_dir
 from llama_jax.errors import UserError
 from llama_jax.optim.schedule import ScheduleConfig
-from llama_jax.train import agreement, resume, teacher
+from llama_jax.train import agreement, resume
 from llama_jax.train.checkpoint import Checkpoints, present
 from llama_jax.train.experiment import Experiment
+from llama_jax.train.flops import flops_per_token
 from llama_jax.train.records import read_run
 from llama_jax.train.run import Run, prepare
 from llama_jax.train.workdir import in_use, unsaved
@@ -137,8 +139,7 @@ def _training(run: Run) -> list[str]:
     train = _train(run)
     a_step = train.batch * train.seq_len
     micro = f' in {train.accumulate} microbatches' if train.accumulate > 1 else ''
-    flops = run.experiment.objective.flops(run.experiment.model, train.seq_len)
-    flops += teacher.flops(run.experiment)
+    flops = flops_per_token(replace(run.experiment, train=train))
     return [
         f'{train.steps:,} steps of {train.batch} x {train.seq_len} = {a_step:,} tokens{micro}: '
         f'{train.steps * a_step:,} tokens, {train.steps * a_step * flops:.3g} FLOPs'
@@ -179,7 +180,7 @@ def _time(run: Run, seconds: float, waited: float, opening: float, validation: f
     train, every = _train(run), run.experiment.evaluation.every
     a_step = train.batch * train.seq_len
     peak = (read_run(run.workdir) or {}).get('peak_flops')
-    flops = run.experiment.objective.flops(run.experiment.model, train.seq_len)
+    flops = flops_per_token(replace(run.experiment, train=train))
     speed = a_step / seconds
     mfu = f', MFU {speed * flops / (peak * run.mesh.devices.size):.1%}' if peak else ''
     lines = [

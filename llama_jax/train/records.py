@@ -22,7 +22,10 @@ from llama_jax.train.experiment import Experiment, digest, to_dict
 from llama_jax.train.tensorboard import EventFile
 from llama_jax.train.wandb import Mirror
 
-_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+_PACKAGES = (
+    *('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'scipy'),
+    *('sentencepiece', 'tokenizers', 'tensorflow-datasets', 'scikit-learn'),
+)
 
 
 class Records:

@@ -20,7 +20,6 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.record import Text
 from llama_jax.generate.finite import NotFiniteError
 from llama_jax.model.layers import Params
-from llama_jax.model.tune import flops_share
 from llama_jax.model.width import width_of
 from llama_jax.objectives.base import Batch
 from llama_jax.optim.base import optimizer
@@ -31,6 +30,7 @@ from llama_jax.train import agreement, reading, resume, teacher
 from llama_jax.train.checkpoint import Checkpoints, Items, Restored
 from llama_jax.train.config_file import ConfigFile, edited
 from llama_jax.train.experiment import Experiment, check, to_dict
+from llama_jax.train.flops import flops_per_token
 from llama_jax.train.peak import CONVENTION, peak_flops
 from llama_jax.train.place import HostBatch, place
 from llama_jax.train.profile import Profile, Steps
@@ -258,8 +258,7 @@ def _prepare(
     if restored is not None:
         resume.check_data(restored.metadata, loader.digest, experiment, workdir)
         references.check(given, restored.metadata.get('reference'), workdir)
-    flops = experiment.objective.flops(experiment.model, train.seq_len)
-    flops = flops * flops_share(experiment.tune) + teacher.flops(experiment)
+    flops = flops_per_token(experiment)
     peak, peak_source = peak_flops(device_mesh.devices.flat[0])
     records = Records(
         workdir,

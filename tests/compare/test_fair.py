@@ -18,13 +18,17 @@ from llama_jax.data.loader import Loader
 from llama_jax.data.order import Place, Stream
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
+from llama_jax.model.tune import Frozen
+from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.distill import Distillation
+from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.train import code
 from llama_jax.train.checkpoint import checksum
 from llama_jax.train.experiment import Randomness
 from llama_jax.train.step import initial_state
+from tests.compare import tiny
 from tests.compare.tiny import changed, with_second_arm
 
 
@@ -212,6 +216,14 @@ def test_seeds_of_their_own_are_proved_and_may_be_what_is_compared(grid):
     assert orders[0] != orders[1] == fair._order(fair.text_of, 7, named.arms[0].experiment)
 
 
+def test_seeds_that_change_nothing_are_refused(grid):
+    fixed = Randomness(init=0, data=0, masks=0)
+    arms = [replace(x, experiment=replace(x.experiment, randomness=fixed)) for x in grid.arms]
+    line = refusal(replace(grid, arms=tuple(arms)))
+    assert 'randomness.init, randomness.data, randomness.masks' in line and '--seeds 1' in line
+    fair.check(replace(grid, arms=tuple(arms), seeds=1, again=False))
+
+
 def test_arms_of_another_shape_are_compared_among_themselves(grid):
     wide = replace(
         with_second_arm(grid, lambda x: changed(x, 'model', ffn=48)),
@@ -226,7 +238,9 @@ def test_arms_of_another_shape_are_compared_among_themselves(grid):
 def test_code_is_hashed(tmp_path):
     for packages in (code.TRAINS, code.EVALUATES):
         for package in packages:
-            shutil.copytree(code.ROOT / package, tmp_path / package)
+            of = code.ROOT / package
+            (tmp_path / package).parent.mkdir(exist_ok=True)
+            (shutil.copy if of.is_file() else shutil.copytree)(of, tmp_path / package)
     shutil.copy(code.ROOT / 'layout.py', tmp_path)
 
     def hashes():
@@ -240,6 +254,7 @@ def test_code_is_hashed(tmp_path):
     assert hashes() == before and code.digest(code.EVALUATES) == before[1]
     for place, changes in (
         ('evaluate/stats.py', [False, True]),
+        ('compare/baselines.py', [False, True]),
         ('objectives/causal.py', [True, False]),
         ('optim/adamw.py', [True, False]),
         ('data/packing.py', [True, False]),
@@ -350,6 +365,38 @@ def test_match_flops_equalises_within_half_a_step(grid):
     assert rows[1].tokens < rows[0].tokens
     assert rows[1].flops == pytest.approx(rows[0].flops, rel=0.5 / second.train.steps)
     assert 'tokens' not in proof.held_fixed and 'FLOPs' in proof.held_fixed
+
+
+def test_documents_are_cut_by_the_room_that_each_objective_has(text, tmp_path):
+    """A text stands twice in a row of block diffusion."""
+    more = tmp_path / 'more.jsonl'
+    short = [json.dumps({'text': f'def f{i}(x): return x + {i} * x, x'}) for i in range(30)]
+    more.write_text('\n'.join([text.read_text('utf-8'), *short]))
+    plain = tiny.experiment(more)
+    rows = [
+        budget.budget(Arm('x', replace(plain, objective=objective)), fair.text_of(plain.data))
+        for objective in (CausalLM(), BlockDiffusion(block=4))
+    ]
+    n = [len(fair.load_tokenizer(plain.data).encode(json.loads(x)['text'])) for x in short]
+    assert 16 < min(n) and max(n) < 32 and 0 < rows[0].cut < rows[1].cut == 1
+
+
+def test_matching_stretches_what_objectives_count_in_steps(grid):
+    heads = MultiToken(heads=3, curriculum='reverse', curriculum_steps=20)
+    matched = budget.match_flops(
+        with_second_arm(grid, lambda x: replace(x, objective=heads), tuned='long ago', seeds=1)
+    )
+    experiment = matched.arms[1].experiment
+    ratio = experiment.train.steps / 20
+    assert ratio < 0.9 and experiment.objective.curriculum_steps == round(20 * ratio)
+    assert matched.tuned == ''  # rates of another length
+    same = budget.match_flops(replace(grid, tuned='long ago'))
+    assert same.tuned == 'long ago' and same.arms == grid.arms
+
+
+def test_a_frozen_model_costs_its_forward_pass(grid):
+    frozen = replace(grid.arms[0].experiment, tune=Frozen())
+    assert budget.flops(frozen) == pytest.approx(budget.flops(grid.arms[0].experiment) / 3)
 
 
 def test_match_text_equalises_the_text_that_is_read(grid, proof):

@@ -11,15 +11,22 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import jax
+import numpy as np
 import pytest
 
-from llama_jax.compare import record, results
+from llama_jax import mesh as meshes
+from llama_jax.compare import baselines, record, results
 from llama_jax.compare.grid import FINISHED, at_place, overridden, runs, sweep
 from llama_jax.errors import UserError
+from llama_jax.model.tune import Full, LoRA
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.report.grid import read_grid
 from llama_jax.report.judged import Judged
+from llama_jax.train import restore
+from llama_jax.train.config_file import ConfigFile
 from llama_jax.train.records import read_metrics, versions
 from tests.compare import tiny
 from tests.flags import FAST_COMPILATION
@@ -89,6 +96,12 @@ def broken(whole, text, tmp_path_factory):
     unfinished = not (second / FINISHED).exists()
     said = end(start(text, *command), 0)
     return workdir, at_kill, unfinished, said
+
+
+class Result(NamedTuple):
+    """Of an evaluation."""
+
+    result: dict
 
 
 def measured(workdir):
@@ -268,6 +281,35 @@ def test_runs_of_other_code_or_versions_are_refused(refused, whole, monkeypatch)
     assert 'was begun with other versions: jax: ' in refused('tiny', '--workdir', whole[0])
     with pytest.raises(UserError, match='jax: '):
         record.check_here(whole[0])
+
+
+def test_runs_of_another_file_of_ones_own_are_refused(grid, whole, tmp_path):
+    """One that defines what trains, whose settings are as before."""
+    workdir = tmp_path / 'own'
+    shutil.copytree(whole[0], workdir)
+    facts = record.read(workdir)
+    before, after = (ConfigFile(Path('mine.py'), 'grid', text) for text in (b'a = 1', b'a = 2'))
+    facts['configuration'] = before.facts()
+    (workdir / record.NAME).write_text(json.dumps(facts))
+    record.check_workdir(workdir, grid, after)  # its objectives are the project's
+    facts['arms'][0]['objective'] = {'class': 'Mine'}
+    (workdir / record.NAME).write_text(json.dumps(facts))
+    record.check_workdir(workdir, grid, before)
+    with pytest.raises(UserError, match='mine.py defines Mine and has changed since .*own'):
+        record.check_workdir(workdir, grid, after)
+
+
+def test_the_baseline_of_a_run_that_starts_from_another_is_that_one(grid, whole, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        baselines, 'evaluate_trained', lambda trained, *rest: seen.update(it=trained) or Result({})
+    )
+    mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    trained = restore.load(whole[0] / PLACES[1], mesh)
+    begun = replace(trained.experiment, start=str(whole[0] / PLACES[1]), seed=5)
+    for tune in (Full(), LoRA(rank=2)):
+        baselines.untrained(replace(begun, tune=tune), grid.suite, mesh)
+        jax.tree.map(np.testing.assert_array_equal, seen['it'].params, trained.params)
 
 
 def test_a_grid_of_an_older_version_goes_on(grid, whole, tmp_path):

@@ -236,7 +236,25 @@ def test_seeds_that_a_difference_needs():
         from scipy import stats
 
         power = np.mean(np.abs(t) > stats.t.ppf(0.975, seeds - 1))
-        assert (power >= 0.75) == enough
+        assert (power >= 0.795) == enough
     assert paired.seeds_needed(0.5, variance=0.3**2, arms=8) >= n - 1
+    assert paired.seeds_needed(0.1, variance=0.3**2, arms=3) > 64  # too many to simulate
     assert paired.seeds_needed(0.1, variance=0.3**2) > 10 * n
     assert paired.seeds_needed(0.5, variance=0.3**2, rest=0.5**2) is None
+
+
+@pytest.mark.parametrize(('arms', 'difference'), [(2, 5.0), (2, 1.5), (8, 2.0)])
+def test_seeds_that_a_difference_needs_among_several_arms(arms, difference):
+    """Against the comparison itself, again and again: the other arms do not differ."""
+    n = paired.seeds_needed(difference, variance=1.0, arms=arms)
+    rng = np.random.default_rng(6)
+    pairs = [(str(i), '0') for i in range(1, arms + 1)]
+
+    def shown(seeds):
+        x_AS = rng.normal(scale=0.5**0.5, size=(arms + 1, seeds))
+        x_AS[1] += difference
+        made = {str(i): paired.Sample(dict(enumerate(x_S))) for i, x_S in enumerate(x_AS)}
+        return paired.differences(made, pairs)['1', '0'].shown
+
+    assert np.mean([shown(n) for _ in range(900)]) > 0.76
+    assert n == 2 or np.mean([shown(n - 1) for _ in range(900)]) < 0.84

@@ -132,7 +132,11 @@ def test_a_run_trains_every_head_that_a_curriculum_adds():
     ours.check_steps(first + 1)
     with pytest.raises(UserError, match=f'head 3 is trained from step {first} on, .* has {first}'):
         ours.check_steps(first)
-    dataclasses.replace(ours, curriculum='reverse').check_steps(1)
+    less = dataclasses.replace(ours, curriculum='reverse')
+    alone = next(step for step in range(8) if not less.scales(jnp.int32(step))[1])
+    less.check_steps(alone + 1)
+    with pytest.raises(UserError, match=f'alone from step {alone} on, and the run has {alone}'):
+        less.check_steps(alone)
 
 
 def test_flops_are_those_of_more_layers_and_heads():

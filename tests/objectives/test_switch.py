@@ -103,6 +103,18 @@ def test_a_run_is_long_enough_for_every_part():
     Switch((CausalLM(), heads), (0, 30)).check_steps(70)
 
 
+def test_flops_are_those_of_each_part_by_its_steps():
+    heads = MultiToken(heads=4, curriculum='forward', curriculum_steps=40)
+    one, other = CausalLM().flops(CONFIG, 32), heads.flops(CONFIG, 32)
+    switch = Switch((CausalLM(), heads), (0, 30))
+    assert switch.flops_of_run(CONFIG, 32, 40) == pytest.approx(0.75 * one + 0.25 * other)
+    assert switch.flops(CONFIG, 32) == pytest.approx((one + other) / 2)
+    half = switch.stretched(0.5)
+    assert half.begins == (0, 15) and half.parts[1].curriculum_steps == 20
+    assert half.flops_of_run(CONFIG, 32, 20) == pytest.approx(switch.flops_of_run(CONFIG, 32, 40))
+    assert switch.stretched(0.001).begins == (0, 1)
+
+
 @dataclass(frozen=True)
 class Told(Base):
     """Its loss is the step that it is told, and a number of its own."""
