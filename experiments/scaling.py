@@ -52,7 +52,8 @@ def lines(result: dict) -> Iterator[str]:
     for name, one in result['objectives'].items():
         yield f'{name}: {one["runs"]} runs, {result["metric"]}'
         for number, (value, low, high) in one['law'].items():
-            yield f'  {number:<8}{value:12.4g}  [{low:.4g}, {high:.4g}]'
+            shown = ['beyond any float' if x is None else f'{x:.4g}' for x in (value, low, high)]
+            yield f'  {number:<8}{shown[0]:>12}  [{shown[1]}, {shown[2]}]'
         for check in one['largest']:
             yield (
                 f'  the largest run, by a law of the others: {check["forecast"]:.4f} '

@@ -9,7 +9,8 @@ stopped too early, as Besiroglu et al. (2024; 2404.10102) found; steps of least 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,14 +47,22 @@ class Runs(NamedTuple):
 class Law(NamedTuple):
     E: float
     """What remains of the loss with any number of parameters and tokens."""
-    A: float
-    B: float
+    log_A: float
+    log_B: float
+    """Where runs hardly tell an exponent, A and B themselves may be beyond any float."""
     alpha: float
     beta: float
 
     def __call__(self, parameters: Any, tokens: Any) -> Any:
         """Loss of a run, or of many."""
-        return self.E + self.A / parameters**self.alpha + self.B / tokens**self.beta
+        of_size = np.exp(self.log_A - self.alpha * np.log(parameters))
+        return self.E + of_size + np.exp(self.log_B - self.beta * np.log(tokens))
+
+    def numbers(self) -> dict[str, float]:
+        """E, A, B, alpha, beta."""
+        with np.errstate(over='ignore'):
+            A, B = (float(np.exp(x)) for x in (self.log_A, self.log_B))
+        return {'E': self.E, 'A': A, 'B': B, 'alpha': self.alpha, 'beta': self.beta}
 
     @property
     def has_best(self) -> bool:
@@ -69,7 +78,8 @@ class Law(NamedTuple):
                 'have to be above 0'
             )
         share = 1 / (self.alpha + self.beta)
-        G = (self.alpha * self.A / (self.beta * self.B)) ** share
+        ratio = math.log(self.alpha / self.beta) + self.log_A - self.log_B
+        G = np.exp(share * ratio)
         n_d = np.asarray(flops, np.float64) / per
         return G * n_d ** (self.beta * share), n_d ** (self.alpha * share) / G
 
@@ -111,7 +121,7 @@ def fitted(runs: Runs, *, seed: int = 0, resamples: int = RESAMPLES) -> Fitted:
     """`fit` with the percentile intervals of a bootstrap over runs. A resample of fewer than three
     sizes or numbers of tokens, which tells no law, is drawn again."""
     law = fit(runs)
-    numbers = np.array([[np.log(law.A), np.log(law.B), np.log(law.E), law.alpha, law.beta]])
+    numbers = np.array([[law.log_A, law.log_B, math.log(law.E), law.alpha, law.beta]])
     rng = np.random.default_rng(seed)
     found: list[Law] = []
     while len(found) < resamples:
@@ -147,23 +157,28 @@ def leave_largest_out(runs: Runs, *, seed: int = 0, resamples: int = RESAMPLES) 
     ]
 
 
+def budgets(flops: np.ndarray) -> Iterator[np.ndarray]:
+    """Masks [n] of the runs that share a number of FLOPs to within 5%, the least first."""
+    left = np.ones(len(flops), bool)
+    while left.any():
+        same = left & np.isclose(flops, flops[left].min(), rtol=0.05)
+        left &= ~same
+        yield same
+
+
 def iso_flops(runs: Runs, flops: np.ndarray) -> dict[float, tuple[float, float]]:
     """Of each budget of `flops` [n] that three sizes or more share to within 5%, the parameters of
     the least loss and that loss: the lowest point of the parabola over log N (approach 2). A
     parabola that opens downwards, or whose lowest point lies beyond the sizes, is left out."""
     found = {}
-    left = np.ones(len(flops), bool)
-    while left.any():
-        budget = flops[left].min()
-        same = left & np.isclose(flops, budget, rtol=0.05)
-        left &= ~same
+    for same in budgets(flops):
         x, y = np.log(runs.parameters[same]), runs.loss[same]
         if len(set(np.round(x, 3))) < 3:
             continue
         a, b, c = np.polyfit(x, y, 2)
         lowest = -b / (2 * a)
         if a > 0 and x.min() <= lowest <= x.max():
-            found[float(budget)] = float(np.exp(lowest)), float(c - b**2 / (4 * a))
+            found[float(flops[same].min())] = float(np.exp(lowest)), float(c - b**2 / (4 * a))
     return found
 
 
@@ -230,8 +245,8 @@ def _follow(runs: Runs, starts: np.ndarray) -> Law:
     ]
     a, b, e, alpha, beta = min(ends, key=lambda end: end.cost).x
     middle_n, middle_d = _middles(runs)
-    A, B = np.exp(a + alpha * middle_n), np.exp(b + beta * middle_d)
-    return Law(float(np.exp(e)), float(A), float(B), float(alpha), float(beta))
+    log_A, log_B = a + alpha * middle_n, b + beta * middle_d
+    return Law(math.exp(e), float(log_A), float(log_B), float(alpha), float(beta))
 
 
 def _centred(number_S5: np.ndarray, runs: Runs) -> np.ndarray:

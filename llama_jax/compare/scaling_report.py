@@ -96,26 +96,21 @@ def report(
     """As scaling.json holds it, and what it looks like."""
     objectives: dict[str, Any] = {}
     laws: dict[str, Law] = {}
+    largest: dict[str, list[scaling.Check]] = {}
     per: dict[str, float] = {}
     for name, points in found.items():
         runs, flops = _runs(points), np.array([point.flops for point in points])
         law = scaling.fitted(runs, resamples=resamples)
-        laws[name] = law.law
+        laws[name], largest[name] = law.law, _largest(runs, resamples)
         per[name] = float(np.median(flops / (runs.parameters * runs.tokens)))
         objectives[name] = {
             'runs': len(points),
             'law': {
-                number: (
-                    getattr(law.law, number),
-                    getattr(law.low, number),
-                    getattr(law.high, number),
-                )
-                for number in Law._fields
+                number: [_known(of.numbers()[number]) for of in (law.law, law.low, law.high)]
+                for number in law.law.numbers()
             },
             'flops_per_parameter_and_token': per[name],
-            'largest': [
-                {**check._asdict(), 'error': check.error} for check in _largest(runs, resamples)
-            ],
+            'largest': [{**check._asdict(), 'error': check.error} for check in largest[name]],
             'iso_flops': {f'{c:.6g}': best for c, best in scaling.iso_flops(runs, flops).items()},
         }
     every = [point.flops for points in found.values() for point in points]
@@ -130,7 +125,14 @@ def report(
         'objectives': objectives,
         'best': {f'{budget:.6g}': name for budget, name in best.items()},
     }
-    return result, [*_views(found, metric), _fit(found, laws, metric)]
+    pictures = [*_views(found, metric), _iso_flops(found, metric), _fit(found, laws, metric)]
+    pictures.append(_forecast(largest, metric))
+    return result, [picture for picture in pictures if not picture.empty]
+
+
+def _known(value: float) -> float | None:
+    """None for what is beyond any float."""
+    return value if np.isfinite(value) else None
 
 
 def _runs(points: Sequence[Point]) -> Runs:
@@ -175,6 +177,58 @@ def _views(found: dict[str, list[Point]], metric: str) -> list[Picture]:
             )
         )
     return pictures
+
+
+def _iso_flops(found: dict[str, list[Point]], metric: str) -> Picture:
+    """Loss by size at each budget that three sizes share, with the lowest point of the parabola."""
+    curves: list[Curve] = []
+    for name, points in found.items():
+        runs, flops = _runs(points), np.array([point.flops for point in points])
+        best = scaling.iso_flops(runs, flops)
+        for same in scaling.budgets(flops):
+            of = runs.take(same)
+            sizes = sorted(set(of.parameters.tolist()))
+            if len(sizes) < 3:
+                continue
+            style, budget = f'arm-{len(curves)}', float(flops[same].min())
+            mean = [(n, float(of.loss[of.parameters == n].mean())) for n in sizes]
+            curves.append(Curve(f'{name}, {budget:.2g} FLOPs', mean, style, dots=True))
+            if budget in best:
+                curves.append(Curve('', [best[budget]], f'{style} mean cloud', line=False))
+    return Picture(
+        'scaling_iso_flops',
+        f'{metric} by size at equal FLOPs',
+        metric,
+        Axis('Parameters', log=True, tight=True),
+        curves,
+        note='Large dots: the lowest points of parabolas over log N.',
+    )
+
+
+def _forecast(largest: dict[str, list[scaling.Check]], metric: str) -> Picture:
+    """The largest runs by the law of all others, with its interval, and as they were measured."""
+    rows = [(name, check) for name, checks in largest.items() for check in checks]
+    spans: list[tuple[float, float | None]] = []
+    for i, (_, check) in enumerate(rows):
+        spans += [(check.low, float(i)), (check.high, float(i)), (check.high, None)]
+    at = {
+        what: [(getattr(check, what), float(i)) for i, (_, check) in enumerate(rows)]
+        for what in ('forecast', 'measured')
+    }
+    return Picture(
+        'scaling_forecast',
+        'The largest runs, by a law of the others',
+        'law with its interval (95%), and measured',
+        Axis(metric, log=True, tight=True),  # the frame need not hold 0
+        [
+            Curve('', spans, 'arm-0 spread'),
+            Curve('forecast', at['forecast'], 'arm-0 mean cloud', line=False),
+            Curve('measured', at['measured'], 'arm-1 mean cloud', line=False),
+        ]
+        if rows
+        else [],
+        rows=tuple(f'{name}, {i + 1}' for i, (name, _) in enumerate(rows)),
+    )
 
 
 def _fit(found: dict[str, list[Point]], laws: dict[str, Law], metric: str) -> Picture:

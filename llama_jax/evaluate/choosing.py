@@ -27,7 +27,7 @@ class Asked(NamedTuple):
     """Whether it is the right choice."""
     ids: list[str]
     documents: list[str]
-    """Of each item."""
+    """Of each item, or the module that several are from."""
     written: bool
     """Whether there are no choices: right is who would write the answer, greedily."""
 
@@ -52,9 +52,8 @@ def asked(name: str, tokenizer: Tokenizer, *, n: int, longest: int) -> Asked:
         )
     ids = [text_id(tokenizer.encode(made.text)) for made in items]
     written = not items[0].choices
-    return Asked(
-        texts, np.array(owner), np.array(right), ids, [made.key for made in items], written
-    )
+    groups = [made.group or made.key for made in items]
+    return Asked(texts, np.array(owner), np.array(right), ids, groups, written)
 
 
 def right(

@@ -105,7 +105,8 @@ class HarnessLM(TemplateLM):
         """Of whole texts, in windows of the context, each token scored once."""
         owners, asked = [], []
         for i, request in enumerate(requests):
-            ids = self.tok_encode(request.args[0])
+            # The begin token stands in front of the first window, and is not asked for.
+            ids = self.tok_encode(request.args[0], add_special_tokens=False)
             for one in windows(ids, [self.prefix_token_id], window=self.max_length):
                 owners.append(i)
                 asked.append(one)

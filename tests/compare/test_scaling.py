@@ -1,17 +1,19 @@
 """Scaling laws: data of a known law give it back, what was left out is forecast."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
+from experiments.scaling import lines
 from llama_jax.compare import scaling, scaling_report
 from llama_jax.compare.scaling import Law, Runs
 from llama_jax.compare.scaling_report import Point
 from llama_jax.errors import UserError
 from tests.report import compared
 
-LAW = Law(1.82, 482.0, 2085.0, 0.348, 0.366)
+LAW = Law(1.82, math.log(482.0), math.log(2085.0), 0.348, 0.366)
 """About that of Besiroglu et al. (2024)."""
 
 
@@ -80,7 +82,7 @@ def test_the_best_size_is_the_lowest_point_at_its_budget():
 
 
 def test_the_best_arm_may_change_with_the_budget():
-    slow = LAW._replace(E=1.5, A=900.0)
+    slow = LAW._replace(E=1.5, log_A=math.log(900.0))
     laws, per = {'quick': LAW, 'slow': slow}, {'quick': 6.0, 'slow': 6.0}
     assert scaling.best_by_budget(laws, [1e17, 1e24], per=per) == {1e17: 'quick', 1e24: 'slow'}
     # At twice the cost a budget buys half.
@@ -89,9 +91,10 @@ def test_the_best_arm_may_change_with_the_budget():
 
 
 def test_an_arm_whose_loss_does_not_fall_with_size_is_not_ranked():
-    grows = LAW._replace(A=0.1, alpha=-0.2)  # less loss than the others, and no best size
+    # Less loss than the others, and no best size.
+    grows = LAW._replace(log_A=math.log(0.1), alpha=-0.2)
     per = dict.fromkeys(('quick', 'slow', 'grows'), 6.0)
-    laws = {'grows': grows, 'quick': LAW, 'slow': LAW._replace(A=900.0)}
+    laws = {'grows': grows, 'quick': LAW, 'slow': LAW._replace(log_A=math.log(900.0))}
     assert scaling.best_by_budget(laws, [1e17], per=per) == {1e17: 'quick'}
     for law in (grows, LAW._replace(beta=-0.1)):
         assert scaling.best_by_budget({'quick': LAW, 'grows': law}, [1e17], per=per) == {}
@@ -174,7 +177,39 @@ def test_a_report_holds_every_view_of_the_runs():
     (check,) = result['objectives']['CausalLM']['largest']
     assert check['error'] == pytest.approx(0, abs=0.01) and result['best'] == {}
     names = [picture.name for picture in pictures]
-    assert names == ['scaling_tokens', 'scaling_flops', 'scaling_seconds', 'scaling_fit']
+    views = ['scaling_tokens', 'scaling_flops', 'scaling_seconds']
+    assert names == [*views, 'scaling_fit', 'scaling_forecast']
     assert all(len(picture.curves) == 4 for picture in pictures[:3])
-    measured = {y for x, y in pictures[-1].curves[0].points}
+    measured = {y for x, y in pictures[3].curves[0].points}
     assert measured == set(runs().loss.tolist())
+    span, forecast, was = pictures[4].curves
+    assert was.points == [(check['measured'], 0.0)] and forecast.points == [
+        (check['forecast'], 0.0)
+    ]
+    assert span.points[:2] == [(check['low'], 0.0), (check['high'], 0.0)]
+
+
+def test_sizes_at_one_budget_are_drawn_with_the_best_of_them():
+    sizes, budgets = np.geomspace(1e8, 1e10, 5), (1e20, 1e21)
+    points = [Point(n, c / 6 / n, c, 1.0, float(LAW(n, c / 6 / n))) for c in budgets for n in sizes]
+    result, pictures = scaling_report.report({'CausalLM': points}, 'loss', resamples=2)
+    (picture,) = [p for p in pictures if p.name == 'scaling_iso_flops']
+    assert [c.label for c in picture.curves if c.label] == [
+        *('CausalLM, 1e+20 FLOPs', 'CausalLM, 1e+21 FLOPs'),
+    ]
+    assert [len(c.points) for c in picture.curves] == [5, 1, 5, 1]
+    best = result['objectives']['CausalLM']['iso_flops']
+    assert [c.points[0] for c in picture.curves[1::2]] == list(best.values())
+
+
+@pytest.mark.parametrize('of', ['size', 'nothing'])
+def test_an_exponent_that_runs_do_not_tell_is_no_overflow(of, tmp_path):
+    """Of a loss that hardly depends on a number, an exponent may be as large as it likes."""
+    n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e5, 1e7, 3), np.geomspace(1e6, 1e8, 3)))
+    rng = np.random.default_rng(0)
+    loss = (2 + (30 / d**0.3 if of == 'size' else 0 * d)) * np.exp(0.003 * rng.normal(size=9))
+    points = [Point(*row, 1.0, x) for *row, x in zip(n, d, 6 * n * d, loss, strict=True)]
+    result, _ = scaling_report.report({'CausalLM': points}, 'loss', resamples=8)
+    text = json.dumps(result, allow_nan=False)
+    assert json.loads(text)['objectives']['CausalLM']['law']['E'][0] > 0
+    assert all(isinstance(line, str) for line in lines(result))

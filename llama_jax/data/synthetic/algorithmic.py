@@ -71,9 +71,10 @@ def star_graph(rng: np.random.Generator) -> Made:
     return Made(
         key=f'{sorted(edges)}{path[-1]}',
         prompt=f'{shown}/{start},{path[-1]}={start},',
-        answer=str(path[1]),
-        choices=shuffled(rng, [str(arm[1]) for arm in arms]),
-        after=''.join(f',{node}' for node in path[2:]) + '\n',
+        # With what ends it, or 4 would be no less likely than 44.
+        answer=f'{path[1]},',
+        choices=shuffled(rng, [f'{arm[1]},' for arm in arms]),
+        after=','.join(map(str, path[2:])) + '\n',
     )
 
 

@@ -39,7 +39,7 @@ _TRANSITIVE = words('admire blame trust praise watch describe')
 _ADJECTIVES = words('old new small red heavy famous quiet broken green strange')
 _PARTICIPLES = {
     **{'eaten': 'ate', 'written': 'wrote', 'taken': 'took', 'seen': 'saw', 'given': 'gave'},
-    **{'broken': 'broke', 'hidden': 'hid', 'chosen': 'chose', 'drawn': 'drew', 'stolen': 'stole'},
+    **{'broken': 'broke', 'worn': 'wore', 'chosen': 'chose', 'drawn': 'drew', 'stolen': 'stole'},
 }
 _GENDER = {
     **dict.fromkeys(words('Mary Anna Laura Susan Helen Julia Emma Nora Alice Clara'), 'herself'),
@@ -123,9 +123,10 @@ _ZH_CLASSIFIERS = {
 }
 _ZH_ALSO = {
     **{'蛇': '只', '鱼': '只', '山': '条', '裤子': '件', '围巾': '件', '诗': '本', '地图': '本'},
-    **{'邮票': '本', '纸': '本', '医院': '座', '饭店': '座', '银行': '座', '公司': '座'},
+    **{'邮票': '本把', '纸': '本条把', '医院': '座', '饭店': '座', '银行': '座', '公司': '座'},
+    **{'照片': '把本', '钥匙': '条', '白菜': '把'},
 }
-"""What some say as well, which is no error."""
+"""What some say as well, which is no error; 把 is a handful of what is small."""
 _ZH_DONE = {
     **{'吃': ['苹果', '饺子', '西瓜', '面条'], '去': ['北京', '上海', '法国', '海边']},
     **{'学': ['法语', '钢琴', '画画', '游泳'], '坐': ['飞机', '火车', '轮船', '地铁']},
@@ -143,7 +144,7 @@ _ZH_FUTURE = ['明天', '后天', '明年', '下个月', '下个星期']
 def _zh_classifier(rng: np.random.Generator) -> Pair:
     noun = one(rng, list(_ZH_CLASSIFIERS))
     right = _ZH_CLASSIFIERS[noun]
-    others = sorted({*_ZH_CLASSIFIERS.values()} - {right, _ZH_ALSO.get(noun, '')})
+    others = sorted({*_ZH_CLASSIFIERS.values()} - {right, *_ZH_ALSO.get(noun, '')})
     begin = f'{one(rng, _ZH_SUBJECTS)}在{one(rng, _ZH_PLACES)}看见了{one(rng, _ZH_NUMBERS)}'
     return f'{begin}{right}{noun}。', f'{begin}{one(rng, others)}{noun}。'
 

@@ -27,6 +27,8 @@ class Made(NamedTuple):
     """The answer among others; without them the answer is to be written."""
     after: str = ''
     """The rest of the document."""
+    group: str = ''
+    """What it shares with other examples, as a module does: with them it is not independent."""
 
     @property
     def text(self) -> str:

@@ -54,7 +54,7 @@ def minimal_pairs_python() -> Found:
                 choices = shuffled(_seeded(name, module), [source, wrong])
                 yield (
                     splits.by_hash(module),
-                    Made(f'{module}.{name}', '', source, choices, '\n'),
+                    Made(f'{module}.{name}', '', source, choices, '\n', module),
                 )
 
 
@@ -130,14 +130,14 @@ def cloze() -> Found:
             part = words[start : start + _CONTEXT[1]]
             begin = part[0].start()
             text = record['text'][begin : part[-1].end()]
-            made = _cloze_of(text, f'{module}:{record["module"]}:{start}')
+            made = _cloze_of(text, f'{module}:{record["module"]}:{start}', module)
             # Passages overlap: each last word is asked for once.
             if made is not None and begin + len(made.prompt) not in ends:
                 ends.add(begin + len(made.prompt))
                 yield splits.by_hash(module), made
 
 
-def _cloze_of(text: str, key: str) -> Made | None:
+def _cloze_of(text: str, key: str, module: str) -> Made | None:
     rng = _seeded(key)
     long = list(_WORD.finditer(text))
     n = Counter(place[0] for place in long)
@@ -161,7 +161,7 @@ def _cloze_of(text: str, key: str) -> Made | None:
     wrong = some(rng, sorted(said), 3)
     choices = shuffled(rng, [f' {word}' for word in (place[0], *wrong)])
     begin = text[: place.start()].rstrip(' ')
-    return Made(key, begin, f' {place[0]}', choices, text[place.end() :])
+    return Made(key, begin, f' {place[0]}', choices, text[place.end() :], module)
 
 
 def order_sensitivity() -> Found:
@@ -176,7 +176,8 @@ def order_sensitivity() -> Found:
         text, mixed = ' '.join(words), ' '.join([words[0], *middle, words[-1]])
         if mixed != text:
             key = f'{module}:{record["module"]}'
-            yield splits.by_hash(module), Made(key, '', text, shuffled(rng, [text, mixed]))
+            choices = shuffled(rng, [text, mixed])
+            yield splits.by_hash(module), Made(key, '', text, choices, group=module)
 
 
 def docstring_fits() -> Found:
@@ -199,9 +200,11 @@ def docstring_fits() -> Found:
                     split,
                     Made(
                         f'{module}:{record["module"]}',
-                        f'{record["body"].rstrip()}\n# ',
-                        line,
-                        shuffled(rng, [line, one(rng, others)]),
+                        # The space is the answer's, as in a text that is read in one piece.
+                        f'{record["body"].rstrip()}\n#',
+                        f' {line}',
+                        tuple(f' {x}' for x in shuffled(rng, [line, one(rng, others)])),
                         '\n',
+                        module,
                     ),
                 )
