@@ -126,6 +126,8 @@ class Unmasker:
         length_B, stop_B = np.ones(rows, np.int32), np.ones(rows, np.int32)
         for i, (prompt, one) in enumerate(zip(prompts, controls, strict=True)):
             length_B[i], stop_B[i] = len(prompt), len(prompt) + one.max_tokens
+            if own:  # which has learnt whole blocks
+                stop_B[i] = min(-(-stop_B[i] // own) * own, self.model.config.context)
         first_B = length_B // own * own if own else length_B
         n_blocks = int(np.max(-(-(stop_B - first_B) // size)))
         width = own or bucket(size)
@@ -150,7 +152,7 @@ class Unmasker:
         if not finite_B[: len(prompts)].all():
             raise finite.error('the model gives', self.params, self.model.compute.precision)
         return [
-            self._completion(token_BT[i, length_B[i] : stop_B[i]].tolist(), one)
+            self._completion(token_BT[i, length_B[i] :][: one.max_tokens].tolist(), one)
             for i, one in enumerate(controls)
         ]
 

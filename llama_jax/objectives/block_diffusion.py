@@ -34,7 +34,9 @@ class BlockDiffusion(MaskedDiffusion):
     A text stands in a row twice, side by side: with masks, and clean. A token of the first sees its
     own block there, and of the second the blocks before its own; a clean one sees the clean blocks
     up to its own, in one pass of the model. Blocks count from the begin token, which is one of the
-    first block's and never masked. Each block has masks of its own.
+    first block's and never masked. Each block has masks of its own. The last block of a document is
+    filled with end tokens, which are learnt: every block is shown whole, as it is when a text is
+    written, or the number of its masks would tell where the text ends.
     """
 
     block: int = 4
@@ -73,18 +75,34 @@ class BlockDiffusion(MaskedDiffusion):
                 f'a row of {seq_len} positions has no room for a text that stands there twice, '
                 'after begin tokens: raise the sequence length'
             )
+        if 2 * self.block > seq_len:
+            raise UserError(
+                f'--objective.block {self.block}: a row of {seq_len} positions holds a text twice, '
+                f'in blocks of {seq_len // 2} at most; lower it or raise the sequence length'
+            )
         return {'': seq_len}
 
     def sizes(self, n: int, *, seq_len: int, draw: float) -> Sizes | None:
-        return (2 * (n + 1),)
+        return (2 * (n + 1 + self._missing(n + 1)),)
 
     def example(
         self, piece: Piece, *, tokenizer: Any, seq_len: int, rng: np.random.Generator
     ) -> Example | None:
         """The piece twice; 'at' is the place in the piece, and 'masks' 1 where masks may stand."""
         before, units = piece.predicted(tokenizer)
+        if piece.stop > len(piece.tokens):
+            units = self._filled(units, 1, tokenizer)
         clean = self.unmasked(before[:1], units, tokenizer)
         return self.twice(clean, clean)
+
+    def _filled(self, ids: np.ndarray, before: int, tokenizer: Any) -> np.ndarray:
+        """With end tokens to the end of the block; so many tokens stand before."""
+        ends = np.full(self._missing(before + len(ids)), tokenizer.eos_id)
+        return np.concatenate([ids, ends]).astype(np.int32)
+
+    def _missing(self, n: int) -> int:
+        """Tokens to the end of the block behind n."""
+        return -n % self.block
 
     def twice(self, masked: Example, clean: Example) -> Example:
         """An example of masked diffusion with the clean text behind it."""
@@ -166,9 +184,14 @@ class BlockDiffusion(MaskedDiffusion):
         self, text: Middle, tokenizer: Any, rng: np.random.Generator, *, begin: bool = False
     ) -> list[Example]:
         """Examples under as many masks, of which the sum is a draw of the bound: in each block the
-        number of masks is stratified over them."""
-        ids = np.concatenate([[tokenizer.bos_id] if begin else [], text.prefix, text.middle])
-        place = np.arange(len(ids) - len(text.middle), len(ids))
+        number of masks is stratified over them. A text that ends is asked for with all of its last
+        block, as it is learnt: the bound is of that, which is no more likely than the text."""
+        before = np.concatenate([[tokenizer.bos_id] if begin else [], text.prefix])
+        middle = text.middle
+        if len(middle) and middle[-1] == tokenizer.eos_id:
+            middle = self._filled(middle, len(before), tokenizer)
+        ids = np.concatenate([before, middle])
+        place = np.arange(len(before), len(ids))
         blocks = [place[place // self.block == b] for b in np.unique(place // self.block)]
         draws = 1 if self.block == 1 else DRAWS
         strata = rng.permuted(np.tile(np.arange(draws), (len(blocks), 1)), axis=1)

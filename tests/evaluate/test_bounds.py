@@ -95,6 +95,14 @@ def test_blocks_of_one_are_exact_and_larger_ones_are_bounds(mesh, params, tokeni
     assert found == pytest.approx(sum(alone), rel=1e-5)
     made = four.reading.rest.examples(text, tokenizer, np.random.default_rng(0))
     assert len(made) == four.reading.rest.draws
+    # An end is asked for with all of its block, whose other tokens are ends too.
+    ended = text._replace(middle=np.append(text.middle[:2], tokenizer.eos_id))
+    for made_of, n in ((ended, 3), (ended._replace(middle=ended.middle[1:]), 2)):
+        of_end = four.reading.rest.examples(made_of, tokenizer, np.random.default_rng(0))
+        filled = -(1 + len(text.prefix) + n) % 4
+        assert sum(e['weights'].sum() for e in of_end) == pytest.approx(n + filled)
+        ends = [e['targets'][e['weights'] > 0].tolist().count(tokenizer.eos_id) for e in of_end]
+        assert max(ends) == 1 + filled
     # Blocks of places 4 to 7 hold all three tokens: every number of masks has its share of draws.
     masks = [int((e['inputs'] == tokenizer.mask_id).sum()) for e in made]
     assert {1, 2, 3} == set(masks) and max(np.bincount(masks)) <= math.ceil(len(made) / 3) + 1

@@ -90,10 +90,11 @@ def first_of(order, log_p_V, place):
 
 def brute(form, prompt, n, order, shares):
     """Greedy text by brute force; `shares` are the tokens that each pass fills in. Blocks see
-    nothing of what is behind them."""
-    text, block = [*prompt, *[MASK] * n], FORMS[form].block
-    end = len(text)
-    stops = sorted({*range(block, end, block), end}) if block else [end]
+    nothing of what is behind them, and the last one is shown whole."""
+    block = FORMS[form].block
+    more = -(len(prompt) + n) % block if block else 0
+    text = [*prompt, *[MASK] * (n + more)]
+    stops = range(block, len(text) + 1, block) if block else [len(text)]
     for stop in (s for s in stops if s > len(prompt)):
         left = iter(shares)
         while MASK in text[:stop]:
@@ -102,7 +103,7 @@ def brute(form, prompt, n, order, shares):
             by_order = sorted((first_of(order, found[t], t), t) for t in open_)
             for _, t in by_order[: next(left)]:
                 text[t] = int(found[t].argmax())
-    return text[len(prompt) :]
+    return text[len(prompt) :][:n]
 
 
 def written(form, prompts=PROMPTS, **how):

@@ -306,9 +306,16 @@ def test_examples_hold_the_tokens_that_a_causal_model_learns():
         causal = CausalLM().example(piece, tokenizer=IDS, seq_len=16, rng=None)
         for objective in (MaskedDiffusion(), MaskedDiffusion(read_previous=True), BlockDiffusion()):
             example = objective.example(piece, tokenizer=IDS, seq_len=16, rng=None)
-            assert objective.sizes(stop - start, seq_len=16, draw=0.0) == (len(example['inputs']),)
-            learnt = example['weights'] > 0
-            np.testing.assert_array_equal(example['targets'][learnt], causal['targets'])
+            (size,) = objective.sizes(stop - start, seq_len=16, draw=0.0)
+            learnt = example['targets'][example['weights'] > 0]
+            if isinstance(objective, BlockDiffusion):
+                # Of an end the last block is filled; and never more than a row was asked for.
+                assert size == 16 and len(example['inputs']) == (16 if stop == 7 else 10)
+                ends, learnt = learnt[len(causal['targets']) :], learnt[: len(causal['targets'])]
+                assert ends.tolist() == [IDS.eos_id] * (2 if stop == 7 else 0)
+            else:
+                assert size == len(example['inputs'])
+            np.testing.assert_array_equal(learnt, causal['targets'])
             assert example['inputs'][0] == example['hidden'][0] == causal['inputs'][0]
         assert objective.loss_tokens({**example, 'positions': None}) > 0
 
@@ -340,6 +347,7 @@ def test_what_cannot_be_is_refused():
         (lambda: curriculum.check_steps(5), 'begin at step 5, and the run has 5'),
         (lambda: Dual(read_previous=False), 'leave read_previous'),
         (lambda: BlockDiffusion().lengths(3), 'a row of 3 positions'),
+        (lambda: BlockDiffusion(block=9).lengths(16), 'in blocks of 8 at most'),
         (
             lambda: BlockDiffusion().check(
                 ModelConfig(**{**CONFIG.__dict__, 'pattern': Window(4)})
