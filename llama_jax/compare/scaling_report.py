@@ -130,6 +130,11 @@ def report(
     return result, [picture for picture in pictures if not picture.empty]
 
 
+def _called(name: str, points: Sequence[Point]) -> str:
+    """A name in a legend, which says of what is no exact value."""
+    return name if points[0].kind == EXACT else f'{name} ({points[0].kind})'
+
+
 def _known(value: float) -> float | None:
     """None for what is beyond any float."""
     return value if np.isfinite(value) else None
@@ -165,7 +170,7 @@ def _views(found: dict[str, list[Point]], metric: str) -> list[Picture]:
                     )
                     for d in places
                 ]
-                label_of = f'{name}, {size:,.0f} parameters'
+                label_of = f'{_called(name, points)}, {size:,.0f} parameters'
                 curves.append(Curve(label_of, mean, f'arm-{len(curves)}', dots=True))
         pictures.append(
             Picture(
@@ -192,7 +197,8 @@ def _iso_flops(found: dict[str, list[Point]], metric: str) -> Picture:
                 continue
             style, budget = f'arm-{len(curves)}', float(flops[same].min())
             mean = [(n, float(of.loss[of.parameters == n].mean())) for n in sizes]
-            curves.append(Curve(f'{name}, {budget:.2g} FLOPs', mean, style, dots=True))
+            label = f'{_called(name, points)}, {budget:.2g} FLOPs'
+            curves.append(Curve(label, mean, style, dots=True))
             if budget in best:
                 curves.append(Curve('', [best[budget]], f'{style} mean cloud', line=False))
     return Picture(
@@ -238,7 +244,7 @@ def _fit(found: dict[str, list[Point]], laws: dict[str, Law], metric: str) -> Pi
         runs = _runs(points)
         said = laws[name](runs.parameters, runs.tokens)
         cloud = list(zip(said.tolist(), runs.loss.tolist(), strict=True))
-        curves.append(Curve(name, cloud, f'arm-{i}', dots=True, line=False))
+        curves.append(Curve(_called(name, points), cloud, f'arm-{i}', dots=True, line=False))
     ends = sorted(y for curve in curves for _, y in curve.points if y is not None)
     curves.append(Curve('law', [(ends[0], ends[0]), (ends[-1], ends[-1])], 'soft'))
     return Picture(

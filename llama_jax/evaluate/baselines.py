@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,16 +26,19 @@ Row = dict[str, dict[str, float | int]]
 _PLACES = (1, 5, 10)
 ORDER = 3
 """Of the n-gram model."""
+MOST = 20_000_000
+"""Tokens that it counts, some gigabytes: of longer runs the beginning."""
 
 
 def counts(found: Texts, tokenizer: Tokenizer, training: Iterable[np.ndarray]) -> dict[str, Row]:
     """Name of each baseline to its metrics; `training` are documents as token ids, as many as an
     arm reads."""
-    trigram = NGram(training, vocab=tokenizer.vocab_size)
+    trigram = NGram(_first(training, MOST), vocab=tokenizer.vocab_size)
+    counted = f'{ORDER}-gram' if trigram.tokens < MOST else f'{ORDER}-gram of {MOST:,} tokens'
     return {
         'TF-IDF': _of_vectors(found, _tf_idf),
         'bag of tokens': _of_vectors(found, lambda fitted, texts: _bag(texts)),
-        f'{ORDER}-gram': _of_likelihood(found, tokenizer, trigram.log_p),
+        counted: _of_likelihood(found, tokenizer, trigram.log_p),
         'most frequent name': _infills(found, tokenizer),
         'chance': _chance(found, tokenizer),
     }
@@ -52,8 +55,10 @@ class NGram:
         """Of histories with a token behind them."""
         self._behind: Counter[tuple[int, ...]] = Counter()
         self._kinds: Counter[tuple[int, ...]] = Counter()
+        self.tokens = 0
         for document in documents:
             ids = document.tolist()
+            self.tokens += len(ids)
             for n in range(ORDER):
                 self._seen.update(zip(*(ids[i:] for i in range(n + 1)), strict=False))
         for ngram, count in self._seen.items():
@@ -74,6 +79,15 @@ class NGram:
             if total:
                 p = (self._seen[*history, ids[i]] + kinds * p) / (total + kinds)
         return p
+
+
+def _first(documents: Iterable[np.ndarray], most: int) -> Iterator[np.ndarray]:
+    """As many of them as have `most` tokens, and the part of one."""
+    for document in documents:
+        yield document[:most]
+        most -= len(document)
+        if most <= 0:
+            return
 
 
 def _of_vectors(found: Texts, vectors: Callable[[Sequence, Sequence], Any]) -> Row:

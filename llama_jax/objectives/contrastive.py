@@ -67,12 +67,21 @@ class InfoNCE(Base):
     """Every token sees its whole view. False: those before it, as in a causal model."""
     same_dropout: bool = False
     """Both views under one dropout mask, which the paper shows to fail (SimCSE, section 3)."""
+    delete: float = 0.0
+    """Chance of each token of a crop to be left out (Contriever's recipe: 0.1)."""
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
             raise UserError(f'the temperature {self.temperature} must be positive')
         if self.chunks < 1:
             raise UserError(f'{self.chunks} chunks: the batch is encoded in 1 or more')
+        if not 0 <= self.delete < 1:
+            raise UserError(f'--objective.delete is {self.delete}: it must be in [0, 1)')
+        if self.delete and self.views != 'spans':
+            raise UserError(
+                f"--objective.delete has no effect with views '{self.views}', which are no crops "
+                'with a row of their own: leave it out'
+            )
         if self.joins and (self.chunks > 1 or self.same_dropout):
             raise UserError(
                 "chunks and same_dropout have no effect with views 'shared', which encode nothing: "
@@ -132,9 +141,16 @@ class InfoNCE(Base):
         if not len(text):
             return None
         if self.views == 'spans':
-            a, b = (crop(text, length, rng) for length in piece.sizes)
+            a, b = (self._thinned(crop(text, length, rng), rng) for length in piece.sizes)
         document = np.full(len(a), piece.identity, np.int32)
         return in_stream('a', {'inputs': a, DOCUMENT: document}) | in_stream('b', {'inputs': b})
+
+    def _thinned(self, tokens: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Without the tokens that are deleted; one stays."""
+        if not self.delete:
+            return tokens
+        kept = rng.random(len(tokens)) >= self.delete
+        return tokens[kept] if kept.any() else tokens[:1]
 
     def beside(self, example: Example, piece: Piece, *, rng: np.random.Generator) -> Example | None:
         """Which positions are of the crops, and the document's id."""

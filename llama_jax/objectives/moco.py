@@ -40,7 +40,7 @@ class MomentumContrast(InfoNCE):
     """
 
     queue: int = 65536
-    """Keys that are negatives. They begin as random vectors."""
+    """Keys that are negatives. They begin as random vectors (MoCo: 65,536; Contriever: 131,072)."""
     momentum: float = 0.999
     """Of the encoder of keys: so much stays of it in each step (Contriever: 0.9995)."""
 

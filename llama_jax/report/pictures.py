@@ -36,7 +36,7 @@ def sections(grid: GridRecords) -> list[Section]:
             'Ranks during training',
             'The place of each arm by the mean of its seeds: where lines cross, the end of the '
             'schedule decides, not the way there.',
-            [_ranks(grid, 'recall_span_1')],
+            [_ranks(grid, 'recall_span_1', _light), _ranks(grid, 'bits_per_byte', _exact)],
         ),
         (
             'Own loss',
@@ -107,12 +107,23 @@ def _common(grid: GridRecords, metric: str, x: str) -> Picture:
     )
 
 
-def _ranks(grid: GridRecords, metric: str) -> Picture:
+def _light(run: RunRecords) -> list[Line]:
+    return run.light
+
+
+def _exact(run: RunRecords) -> list[Line]:
+    """Validations whose likelihood is one, and no bound."""
+    return [line for line in run.validation if line.get('likelihood', EXACT) == EXACT]
+
+
+def _ranks(grid: GridRecords, metric: str, lines: Callable[[RunRecords], list[Line]]) -> Picture:
     means: dict[str, dict[float, float]] = {}
     for arm in grid.arms:
-        of_seeds = [series(run.records.light, 'tokens', metric) for run in arm.runs if run.records]
+        of_seeds = [series(lines(run.records), 'tokens', metric) for run in arm.runs if run.records]
         points = _mean([points for points in of_seeds if points])
         means[arm.name] = {x: y for x, y in points if y is not None}
+    if sum(map(bool, means.values())) < 2:
+        means = {name: {} for name in means}
     sign = -METRICS[metric].sign
     curves = []
     for arm in grid.arms:
@@ -194,7 +205,9 @@ def _pareto(grid: GridRecords, x_metric: str, y_metric: str) -> Picture:
             x, y = statistics.fmean(xs), statistics.fmean(ys)
             if arm.kind(x_metric) == arm.kind(y_metric) == EXACT:  # a bound is no figure to rank by
                 best.append((x, y))
-            means.append(Curve(arm.name, [(x, y)], f'{style} mean cloud', line=False))
+            kinds = {arm.kind(x_metric), arm.kind(y_metric)} - {EXACT}
+            label = f'{arm.name} ({", ".join(sorted(kinds))})' if kinds else arm.name
+            means.append(Curve(label, [(x, y)], f'{style} mean cloud', line=False))
         if len(points) > 1:
             dx, dy = statistics.stdev(xs), statistics.stdev(ys)
             cross = [(x - dx, y), (x + dx, y), (x, None), (x, y - dy), (x, y + dy)]

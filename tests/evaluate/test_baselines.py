@@ -114,6 +114,24 @@ def test_rows(found):
     assert 'recall_doc_1' not in rows['TF-IDF'] and 'infill_exact' not in rows['3-gram']
 
 
+def test_a_long_run_is_counted_from_its_beginning(found, monkeypatch):
+    monkeypatch.setattr(baselines, 'MOST', 25)
+    read = []
+
+    def training():
+        for window in found.windows:
+            read.append(window)
+            yield window
+
+    rows = baselines.counts(found, Letters(), training())
+    assert '3-gram of 25 tokens' in rows and len(read) == -(-25 // len(read[0]))
+    first = baselines.NGram([np.concatenate(found.windows)[:25]], vocab=VOCAB)
+    some = found.middles[0]
+    few = baselines.NGram(baselines._first(iter(found.windows), 25), vocab=VOCAB)
+    assert few.tokens == first.tokens == 25
+    assert few.log_p(some.prefix, some.middle) > -1000
+
+
 def test_ngram_by_hand():
     # Of 0 1 2 and 0 1 3: two kinds in two behind (0, 1) and (1,), and 0 0 1 1 2 3 at large.
     model = NGram([ids(0, 1, 2), ids(0, 1, 3)], vocab=10)

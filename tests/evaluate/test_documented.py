@@ -29,11 +29,11 @@ def cells(line):
     return [cell.strip() for cell in line.strip('|').split('|')]
 
 
-def test_it_has_every_objective_of_text_and_no_other():
-    assert rows().keys() == of_text().keys()
+def test_it_has_no_objective_that_is_not_there():
+    assert rows().keys() <= of_text().keys()
 
 
-@pytest.mark.parametrize('name', of_text())
+@pytest.mark.parametrize('name', rows())
 def test_a_row_tells_the_kind_of_each_likelihood(name):
     *likelihoods, infill = rows()[name]
     reading = of_text()[name].reading

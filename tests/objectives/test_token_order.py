@@ -7,6 +7,8 @@ from jax.sharding import NamedSharding
 
 from llama_jax import layout
 from llama_jax.errors import UserError
+from llama_jax.model.config import ModelConfig
+from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.rank import rank_loss
 from llama_jax.objectives.token_order import TokenOrder
 from tests.objectives.test_softmax import make_mesh, placed
@@ -61,6 +63,13 @@ def test_loss_and_gradients_are_those_of_the_definition(name, window):
     np.testing.assert_allclose([total / -3, alone], expected, rtol=1e-5)
     for one, other in zip(grads, gradients, strict=True):
         np.testing.assert_allclose(one / -3, other, atol=1e-5)
+
+
+def test_flops_are_those_of_a_second_head():
+    config = ModelConfig(
+        vocab=96, dim=16, layers=1, heads=2, kv_heads=2, head_dim=8, ffn=32, context=32
+    )
+    assert TokenOrder().flops(config, 32) == CausalLM().flops(config, 32) + 6 * 96 * 16
 
 
 def test_targets_of_a_large_vocabulary_are_never_whole():

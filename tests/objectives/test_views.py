@@ -44,6 +44,23 @@ def test_texts_of_a_pair():
     assert dropout.sizes(65, seq_len=128, draw=0.1) is None
 
 
+def test_tokens_of_a_crop_are_deleted_by_chance_each():
+    objective, rng = InfoNCE(delete=0.25), np.random.default_rng(0)
+    whole = [
+        pair[f'{view}/inputs']
+        for _ in range(40)
+        for pair in pairs_from(objective, np.arange(256), seq_len=512, rng=rng)
+        for view in 'ab'
+    ]
+    spans = np.array([1 + tokens[-1] - tokens[0] for tokens in whole])
+    kept = np.array([len(tokens) for tokens in whole])
+    assert all((np.diff(tokens) > 0).all() for tokens in whole)
+    # The ends of a crop are known by what is left of it.
+    assert 0.7 < (kept - 2).sum() / (spans - 2).sum() < 0.8
+    (pair,) = pairs_from(InfoNCE(delete=0.999999), np.arange(256), seq_len=512, rng=rng)
+    assert len(pair['a/inputs']) == len(pair['a/document']) == 1
+
+
 def test_pairs_come_from_pieces_of_256_tokens_and_carry_their_document():
     objective, rng = InfoNCE(), np.random.default_rng(0)
     long, other = np.arange(600), np.arange(600) + 1

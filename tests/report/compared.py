@@ -267,12 +267,12 @@ def column(table, start):
     return [cell.text for cell in found], [cell.best for cell in found]
 
 
-def set_metric(workdir, arm, name, values, kind='exact'):
+def set_metric(workdir, arm, name, values, kind='exact', **more):
     """One value per seed into evaluation.json."""
     for seed, value in enumerate(values):
         path = workdir / arm / f'seed-{seed}' / 'evaluation.json'
         made = json.loads(path.read_text('utf-8'))
-        told = {'value': value, 'low': 0.1, 'high': 0.9, 'n': 500}
+        told = {'value': value, 'low': 0.1, 'high': 0.9, 'n': 500, **more}
         made['metrics'][name] = told if kind == 'exact' else {**told, 'kind': kind}
         path.write_text(json.dumps(made), 'utf-8')
 

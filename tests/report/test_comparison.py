@@ -88,6 +88,24 @@ def test_what_is_planned_beside_the_arms_and_not_there_is_said(three):
     assert 'is not finished' not in Page(page(three)).text
 
 
+def test_what_a_grid_does_not_have_is_said(three):
+    facts = compared.grid(THREE) | {'again': False, 'tuned': 'long ago', 'suite': {'rates': [1e-3]}}
+    facts['arms'][0]['experiment'] = {'randomness': {'init': 7, 'data': None}}
+    facts.pop('baselines', None)
+    (three / 'grid.json').write_text(json.dumps(facts))
+    made = {**compared.evaluation('causal', 0), 'finetuning': {}, 'text': {'selection': 'wiki'}}
+    (three / 'causal/seed-0/evaluation.json').write_text(json.dumps(made))
+    text = Page(page(three)).text
+    for sentence in (
+        'This grid has no baselines: whether training helps is not seen here.',
+        'This grid has no A/A arm: no noise floor stands beside its differences.',
+        'Every run has the same init 7 (randomness): what seeds and the A/A arm show is without it',
+        'Each run is fine-tuned at one learning rate: another may order the arms otherwise',
+        'The texts of wiki chose the learning rates and are measured as well',
+    ):
+        assert sentence in text
+
+
 def test_a_rate_at_which_training_broke_off_is_no_finished_run(three):
     path = three / 'causal/lr-1/seed-0'
     compared.write_run(path, 'causal', 0, rate=1.0, told={'metrics': {}, 'loss': None}, steps=150)
@@ -180,7 +198,9 @@ def test_curves_lie_where_the_records_say(whole):
 
 def test_ranks_are_by_the_mean_of_seeds_the_best_above(three):
     grid = read_grid(three)
-    (picture,) = [p for *_, found in sections(grid) for p in found if p.name.startswith('ranks')]
+    (picture,) = [
+        p for *_, found in sections(grid) for p in found if p.name == 'ranks-recall-span-1'
+    ]
     found = [dict(curve.points) for curve in picture.curves]
     lines = [[{x['tokens']: x for x in run.records.light} for run in a.runs] for a in grid.arms]
     for x in found[0]:
@@ -188,6 +208,33 @@ def test_ranks_are_by_the_mean_of_seeds_the_best_above(three):
         places = [sorted(mean, reverse=True).index(value) for value in mean]
         assert [points[x] for points in found] == places
     assert picture.rows == ['1', '2', '3'] and len(found[0]) > 1
+
+
+def test_ranks_by_likelihood_are_of_exact_ones(three):
+    """Two of three arms have it; a bound is no figure to rank by."""
+    for arm, bits, kind in (
+        ('causal', 2.0, {}),
+        ('masked', 1.0, {}),
+        ('contrastive', 0.5, 'bound'),
+    ):
+        for seed in (0, 1):
+            path = three / f'{arm}/seed-{seed}/metrics.jsonl'
+            told = {'likelihood': kind} if kind else {}
+            lines = [
+                {'kind': 'validation', 'step': i, 'tokens': i, 'bits_per_byte': bits, **told}
+                for i in (100, 200)
+            ]
+            path.write_text(''.join(json.dumps(line) + '\n' for line in lines), 'utf-8')
+
+    def ranks():
+        every = [p for *_, found in sections(read_grid(three)) for p in found]
+        return [p for p in every if p.name == 'ranks-bits-per-byte']
+
+    (picture,) = ranks()
+    assert [dict(c.points) for c in picture.curves] == [{100: 1, 200: 1}, {100: 0, 200: 0}, {}]
+    for seed in (0, 1):
+        (three / f'masked/seed-{seed}/metrics.jsonl').write_text('')
+    assert ranks() == []  # one arm has no rank
 
 
 def test_pareto(three):

@@ -87,6 +87,42 @@ def test_a_bound_is_not_bold_beside_an_exact_value(three):
     assert texts[1] == '0.500 ± 0.001 bound' and bold == [True, False, False]
     found = judged(three).differences('bits_per_byte')
     assert list(found) == ['contrastive']
+    # An accuracy is one however choices were weighed, and says how.
+    for arm, values in (
+        ('causal', [0.2, 0.2]),
+        ('masked', [0.9, 0.9]),
+        ('contrastive', [0.2, 0.2]),
+    ):
+        set_metric(three, arm, 'infill_exact', values, by='exact' if arm == 'causal' else 'bound')
+    texts, bold = column(scores.scores(judged(three), scores.OTHERS), 'Infill')
+    assert [text.partition(' ± ')[2] for text in texts] == ['0.0', '0.0 by bound', '0.0 by bound']
+    assert bold == [False, True, False]
+
+
+def test_what_a_baseline_reaches_is_not_bold(three):
+    for name, values in (
+        ('causal', [1.0, 1.001]),
+        ('masked', [2.0, 2.002]),
+        ('contrastive', [2, 2]),
+    ):
+        set_metric(three, name, 'bits_per_byte', values)
+    assert column(scores.scores(judged(three), scores.OTHERS), 'Likelihood')[1] == [
+        True,
+        False,
+        False,
+    ]
+    path = three / 'baselines/counts/seed-0/evaluation.json'
+    path.parent.mkdir(parents=True)
+    rows = {'3-gram': {'bits_per_byte': {'value': 0.9}}}
+    rows['3-gram'] |= {name: {'value': 0 if 'alig' in name else 1.0} for name in scores.HEADLINE}
+    path.write_text(json.dumps({'rows': rows}))
+    facts = compared.grid(THREE) | {'baselines': {'counts': []}}
+    (three / 'grid.json').write_text(json.dumps(facts))
+    texts, bold = column(scores.scores(judged(three), scores.OTHERS), 'Likelihood')
+    assert texts[0].endswith('▽') and not any(bold)
+    # Where nothing is above its baselines, nothing is won.
+    assert scores.headline(read_grid(three))[0] == ()
+    assert 'Win matrix' not in page(three)
 
 
 def keep_texts(path, name, over, document):

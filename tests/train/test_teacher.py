@@ -11,6 +11,8 @@ import pytest
 
 from llama_jax.data.config import Source
 from llama_jax.errors import UserError
+from llama_jax.mesh import MeshConfig
+from llama_jax.mesh import make as make_mesh
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.instruct import InstructionTuning
@@ -99,6 +101,21 @@ def test_a_student_comes_nearer_and_its_teacher_is_in_no_checkpoint(online, taug
     assert teacher.flops(said_before) == 0
     kept = {path.name for path in (workdir / 'checkpoints' / '6').rglob('*') if path.is_dir()}
     assert not any('teacher' in name for name in kept)
+
+
+@pytest.mark.slow
+def test_the_teacher_stands_on_the_mesh_of_the_student(online, tmp_path, monkeypatch):
+    experiment, _ = online
+    made = []
+
+    def make(config, devices=None):
+        made.append(make_mesh(config, jax.devices()[:4]))
+        return made[-1]
+
+    monkeypatch.setattr(run.meshes, 'make', make)
+    loop.train(replace(experiment, mesh=MeshConfig(fsdp=4)), tmp_path / 'run')
+    assert all(mesh.size == 4 for mesh in made)
+    preferring.assert_golden('distillation', tmp_path / 'run')
 
 
 def test_a_run_that_goes_on_has_the_same_teacher(online, taught, tmp_path):
