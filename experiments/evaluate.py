@@ -6,8 +6,9 @@ Prints every metric with its 95% interval and writes evaluation.json into the di
 runs/NAME@400 is the checkpoint of step 400, of which evaluation-400.json will tell, and
 runs/NAME@best the best.
 
-The texts are of python_corpus. With --text 'books/*.txt' or --own they are of one's own, which has
-no labels: classification and docstrings are n/a. The result is evaluation-on-SET.json. With --from
+The texts are of what the run was trained on, held out (--suite.text own). With --text
+'books/*.txt', or --own for what it validates on, they are others, each set with a result of its
+own, evaluation-on-SET.json; what needs labels that a set does not name is n/a. With --from
 the likelihood of whole texts is measured too, and is all there is where the texts are short.
 
 With --tasks the model is asked other things: multiple choice, what it writes, whole texts,

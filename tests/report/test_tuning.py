@@ -84,14 +84,14 @@ def test_tasks_stand_with_their_intervals(tmp_path):
     assert '<h2>Evaluation</h2>' not in write_report(path).read_text('utf-8')
     mine, theirs = ({'value': x, 'low': x - 0.05, 'high': x + 0.05, 'se': 0.02} for x in (0.9, 0.4))
     difference = {'value': 0.5, 'low': 0.43, 'high': 0.57, 'se': 0.03}
-    task = {'kind': 'choices', 'items': 200, 'shots': 0}
+    task = {'kind': 'choices', 'items': 200, 'shots': 0, 'chance': 0.25}
     told = {
         'model': 'runs/<x>, step 24',
         'tasks': {'topics': {**task, 'metrics': {'acc': mine, 'acc_chars': {'value': None}}}},
     }
     (path / 'tasks.json').write_text(json.dumps(told))
     text = Page(write_report(path).read_text('utf-8')).text
-    assert 'topics, 200 items this run acc 0.900 [0.850, 0.950] acc_chars n/a' in text
+    assert 'topics, 200 items this run acc 0.900 [0.850, 0.950] acc_chars n/a chance 0.250' in text
     assert 'Of runs/<x>, step 24; in brackets the 95% interval' in text and 'above' not in text
     other = {'topics': {'metrics': {'acc': theirs}, 'difference': {'acc': difference}}}
     (path / 'tasks.json').write_text(
