@@ -225,7 +225,7 @@ def _forecast(largest: dict[str, list[scaling.Check]], metric: str) -> Picture:
         'scaling_forecast',
         'The largest runs, by a law of the others',
         'law with its interval (95%), and measured',
-        Axis(metric, log=True, tight=True),  # the frame need not hold 0
+        Axis(metric, tight=True),
         [
             Curve('', spans, 'arm-0 spread'),
             Curve('forecast', at['forecast'], 'arm-0 mean cloud', line=False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +17,9 @@ from llama_jax.report.text import escape, power_of_ten, tick_labels
 _WIDTH, _HEIGHT = 5.3, 2.75
 """Inches, of a picture on the page: text of 10 points is as large as on a telephone."""
 _ROW = 0.24
-"""Of a named row."""
+"""Of a named row, or of a line of its name."""
+_LETTER, _COLUMNS = 0.085, 29
+"""Width of a letter of such a name, and the most in a line: half of the picture."""
 _SIDE, _FOOT, _EDGE = 0.6, 0.3, 0.1
 # One that has the letters of an arm's name is used for them; those not installed are passed over.
 _FONTS = ('DejaVu Sans', 'Noto Sans CJK SC', 'Noto Sans CJK JP', 'WenQuanYi Zen Hei', 'SimHei')
@@ -116,14 +119,16 @@ def _figure(picture: Picture, *, whole: bool) -> Any:
     """With title, legend and labels where it is to stand alone."""
     from matplotlib.figure import Figure
 
-    height = _ROW * len(picture.rows) + 0.5 if picture.rows else _HEIGHT
+    names = [_wrapped(_plain(name)) for name in picture.rows]
+    deepest = max((name.count('\n') + 1 for name in names), default=1)
+    height = _ROW * deepest * len(names) + 0.5 if names else _HEIGHT
     curves = picture.shown
     named = [c for c in curves if c.label]
     lines = -(-len(named) // 3)
     top, bottom = (0.35, 0.3 + 0.2 * lines) if whole else (0.0, 0.0)
     side = _SIDE + 0.25 * whole
     if picture.rows:
-        side = min(0.085 * max(map(_columns, picture.rows)) + 0.15, 0.5 * _WIDTH)
+        side = _LETTER * max(_columns(line) for name in names for line in name.split('\n')) + 0.15
     total = height + top + bottom
     figure = Figure(figsize=(_WIDTH, total), facecolor='white')
     axes = figure.add_axes(
@@ -142,6 +147,8 @@ def _figure(picture: Picture, *, whole: bool) -> Any:
         axes.plot(xs, [float('nan') if y is None else y for y in ys], **look(curve))
     _marks(axes, picture)
     _scales(axes, picture)
+    if names:
+        axes.set_yticks(range(len(names)), names)
     if whole:
         axes.set_title(_plain(picture.title), loc='left', fontsize=11, fontweight='bold')
         axes.set_xlabel(_plain(picture.axis.label))
@@ -193,7 +200,6 @@ def _scales(axes: Any, picture: Picture) -> None:
         axes.set_xticks(places, tick_labels(places))
     axes.minorticks_off()
     if picture.rows:
-        axes.set_yticks(range(len(picture.rows)), [_plain(x) for x in picture.rows])
         axes.tick_params(axis='y', length=0)
         axes.spines['left'].set_visible(False)
     else:
@@ -263,6 +269,12 @@ def _power(value: float) -> str:
 def _plain(text: str) -> str:
     """Text without what a font cannot draw: controls are no glyphs."""
     return ''.join(c if c.isprintable() or c == '\u200b' else '\ufffd' for c in text)
+
+
+def _wrapped(name: str) -> str:
+    """In lines of at most _COLUMNS; a word that is longer is cut."""
+    wide = max(_columns(name) / max(len(name), 1), 1)
+    return '\n'.join(textwrap.wrap(name, int(_COLUMNS / wide)) or [name])
 
 
 def _columns(text: str) -> int:

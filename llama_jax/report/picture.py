@@ -90,8 +90,8 @@ class Picture:
         """Ends of the x axis."""
         axis = self.axis
         xs = [x for c in self.shown for x, _ in c.points]
-        if self.rows and not axis.log:
-            xs += [0.0, self.band, -self.band]
+        if self.band and not axis.log:
+            xs += [self.band, -self.band]
         if self.line is not None:
             xs.append(self.line)
         left, right = min(xs), max(xs)

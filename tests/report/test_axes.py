@@ -101,3 +101,19 @@ def test_rows_are_named_from_the_top_down():
     assert [name for _, name in found] == ['因果', 'b&lt;']
     assert float(found[0][0]) < float(found[1][0])
     assert shown.frame_x == pytest.approx((-1.16, 3.16))
+
+
+@pytest.mark.parametrize(
+    'name', ['Suffix given the first half, ordinary tokens alone', '因果' * 12]
+)
+def test_long_names_of_rows_stand_within_the_picture(name):
+    curves = [Curve('', [(1.9, 0.0), (2.0, 0.0), (1.95, 1.0)], 'trend')]
+    shown = Picture('p', 't', 'u', Axis('x', tight=True), curves, rows=[name, 'short'])
+    drawn = draw.html(shown)
+    part = drawn.split('<g class="y">')[1].split('<g class="')[0]
+    *lines, short = re.findall('<text[^>]*>(.*?)</text>', part)
+    assert ''.join(lines).replace(' ', '') == name.replace(' ', '') and short == 'short'
+    assert len(lines) == 2 and all(float(x) > 0 for x in re.findall(r'translate\(([-\d.]+)', part))
+    columns = [sum(2 if ord(c) > 0x2E7F else 1 for c in text) for text in lines]
+    assert max(columns) <= 29
+    assert shown.frame_x[0] > 1.8  # without a band nothing holds 0
