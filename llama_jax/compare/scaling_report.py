@@ -213,7 +213,11 @@ def _iso_flops(found: dict[str, list[Point]], metric: str) -> Picture:
 
 def _forecast(largest: dict[str, list[scaling.Check]], metric: str) -> Picture:
     """The largest runs by the law of all others, with its interval, and as they were measured."""
-    rows = [(name, check) for name, checks in largest.items() for check in checks]
+    rows = [
+        (f'{name}, {k + 1}', check)
+        for name, checks in largest.items()
+        for k, check in enumerate(checks)
+    ]
     spans: list[tuple[float, float | None]] = []
     for i, (_, check) in enumerate(rows):
         spans += [(check.low, float(i)), (check.high, float(i)), (check.high, None)]
@@ -233,7 +237,7 @@ def _forecast(largest: dict[str, list[scaling.Check]], metric: str) -> Picture:
         ]
         if rows
         else [],
-        rows=tuple(f'{name}, {i + 1}' for i, (name, _) in enumerate(rows)),
+        rows=[name for name, _ in rows],
     )
 
 

@@ -124,7 +124,9 @@ def _figure(picture: Picture, *, whole: bool) -> Any:
     height = _ROW * deepest * len(names) + 0.5 if names else _HEIGHT
     curves = picture.shown
     named = [c for c in curves if c.label]
-    lines = -(-len(named) // 3)
+    widest = max((_columns(c.label) for c in named), default=0)
+    across = max(1, min(3, int(_WIDTH / (0.08 * widest + 0.45))))
+    lines = -(-len(named) // across)
     top, bottom = (0.35, 0.3 + 0.2 * lines) if whole else (0.0, 0.0)
     side = _SIDE + 0.25 * whole
     if picture.rows:
@@ -155,7 +157,9 @@ def _figure(picture: Picture, *, whole: bool) -> Any:
         axes.set_ylabel('' if picture.rows else _plain(picture.unit))
         handles, labels = axes.get_legend_handles_labels()
         if handles:
-            figure.legend(handles, labels, loc='lower left', ncols=3, frameon=False, fontsize=8)
+            figure.legend(
+                handles, labels, loc='lower left', ncols=across, frameon=False, fontsize=8
+            )
     return figure
 
 
