@@ -19,7 +19,8 @@ from llama_jax.data.plan import Cursor
 from llama_jax.data.sources import Corpus
 from llama_jax.data.tokens import Texts, tokenised
 from llama_jax.text.tokenizer import Tokenizer
-from llama_jax.train.experiment import Experiment
+from llama_jax.train.checkpoint import difference
+from llama_jax.train.experiment import Experiment, to_dict
 from llama_jax.train.flops import flops_per_token
 from llama_jax.train.start import chat_read
 from llama_jax.train.step import initial_params
@@ -162,7 +163,10 @@ def _matched(grid: Grid, match: Match, found: list[float]) -> Grid:
             optimizer=replace(optimizer, schedule=replace(optimizer.schedule, warmup_steps=warmup)),
         )
         arms.append(replace(arm, experiment=experiment))
-    may_differ = tuple(dict.fromkeys([*grid.may_differ, *MATCHED]))
+    plain = [to_dict(arm.experiment) for arm in arms]
+    differ = [line.split(':')[0] for other in plain[1:] for line in difference(plain[0], other)]
+    changed = [name for name in MATCHED if any(f'{x}.'.startswith(f'{name}.') for x in differ)]
+    may_differ = tuple(dict.fromkeys([*grid.may_differ, *changed]))
     # Rates that were chosen for other lengths are not chosen for these.
     tuned = grid.tuned if all(mine == found[0] for mine in found) else ''
     return replace(grid, arms=tuple(arms), may_differ=may_differ, match=match, tuned=tuned)
