@@ -41,7 +41,7 @@ class Options:
     seq_len: int = 128
     directory: Path = Path('runs/transfer')
     picture: Path | None = None
-    """A PNG or SVG of loss by rate."""
+    """A PNG or SVG of loss by rate; a star is the best of a width."""
 
 
 def main(options: Options) -> None:
@@ -124,8 +124,12 @@ def draw(curves: dict[tuple[bool, int], list[float]], rates: tuple[float, ...], 
     for axes, mup in zip(both, (False, True), strict=True):
         for (kind, width), losses in curves.items():
             if kind is mup:
-                axes.plot(rates, losses, marker='o', label=f'width {width}')
-        axes.set(xscale='log', xlabel='peak learning rate', title='muP' if mup else 'usual')
+                (line,) = axes.plot(rates, losses, marker='o', label=f'width {width}')
+                least = losses.index(min(losses))
+                axes.plot(rates[least], losses[least], '*', color=line.get_color(), markersize=14)
+        axes.set(xscale='log', xlabel='peak learning rate', title='muP' if mup else 'without')
+        axes.set_xticks(rates, [f'{rate:g}' for rate in rates])
+        axes.minorticks_off()
         axes.legend()
     both[0].set_ylabel('training loss')
     figure.savefig(path, bbox_inches='tight')
