@@ -130,7 +130,7 @@ def draw(curves: dict[tuple[bool, int], list[float]], rates: tuple[float, ...], 
         axes.set(xscale='log', xlabel='peak learning rate', title='muP' if mup else 'without')
         axes.set_xticks(rates, [f'{rate:g}' for rate in rates])
         axes.minorticks_off()
-        axes.legend()
+    both[1].legend()
     both[0].set_ylabel('training loss')
     figure.savefig(path, bbox_inches='tight')
 
