@@ -52,18 +52,22 @@ def lines(result: dict) -> Iterator[str]:
     for name, one in result['objectives'].items():
         yield f'{name}: {one["runs"]} runs, {result["metric"]}'
         for number, (value, low, high) in one['law'].items():
-            shown = ['beyond any float' if x is None else f'{x:.4g}' for x in (value, low, high)]
-            yield f'  {number:<8}{shown[0]:>12}  [{shown[1]}, {shown[2]}]'
+            yield f'  {number:<8}{_number(value):>16}  [{_number(low)}, {_number(high)}]'
         for check in one['largest']:
+            forecast, low, high = (_number(check[name]) for name in ('forecast', 'low', 'high'))
             yield (
-                f'  the largest run, by a law of the others: {check["forecast"]:.4f} '
-                f'[{check["low"]:.4f}, {check["high"]:.4f}], measured {check["measured"]:.4f}'
+                f'  the largest run, by a law of the others: {forecast} [{low}, {high}], '
+                f'measured {check["measured"]:.4f}'
             )
         for budget, (parameters, loss) in one['iso_flops'].items():
             size = f'{parameters:,.0f} parameters'
             yield f'  at {float(budget):.2e} FLOPs best with {size}: {loss:.4f}'
     for budget, name in result['best'].items():
         yield f'best at {float(budget):.2e} FLOPs: {name}'
+
+
+def _number(value: float | None) -> str:
+    return 'beyond any float' if value is None else f'{value:.5g}'
 
 
 if __name__ == '__main__':

@@ -110,7 +110,10 @@ def report(
                 for number in law.law.numbers()
             },
             'flops_per_parameter_and_token': per[name],
-            'largest': [{**check._asdict(), 'error': check.error} for check in largest[name]],
+            'largest': [
+                {key: _known(x) for key, x in {**check._asdict(), 'error': check.error}.items()}
+                for check in largest[name]
+            ],
             'iso_flops': {f'{c:.6g}': best for c, best in scaling.iso_flops(runs, flops).items()},
         }
     every = [point.flops for points in found.values() for point in points]
