@@ -35,10 +35,11 @@ UNTRAINED = 'untrained-'
 
 def groups(grid: Grid) -> dict[str, list[str]]:
     """Name of each baseline to the arms that it is of; [] for all."""
-    found: dict[tuple[object, bool], list[str]] = {}
+    found: dict[tuple[object, ...], list[str]] = {}
     for arm in grid.arms:
         experiment = arm.experiment
-        found.setdefault((experiment.model, experiment.objective.causal), []).append(arm.name)
+        begun = (experiment.model, experiment.objective.causal, experiment.start)
+        found.setdefault(begun, []).append(arm.name)
     return {COUNTS: [], **{f'{UNTRAINED}{arms[0]}': arms for arms in found.values()}}
 
 

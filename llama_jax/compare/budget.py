@@ -16,8 +16,10 @@ from llama_jax.data.config import DataConfig
 from llama_jax.data.loader import Loader
 from llama_jax.data.pieces import longest
 from llama_jax.data.plan import Cursor
+from llama_jax.data.record import Text as PlainText
 from llama_jax.data.sources import Corpus
 from llama_jax.data.tokens import Texts, tokenised
+from llama_jax.objectives.base import Objective
 from llama_jax.text.tokenizer import Tokenizer
 from llama_jax.train.checkpoint import difference
 from llama_jax.train.experiment import Experiment, to_dict
@@ -98,9 +100,6 @@ def budget(arm: Arm, text: Text) -> Budget:
     share = train.steps / batches
     text_seen = [share * (units - objective.ends * documents) for units, documents in read]
     lengths = np.concatenate([np.diff(texts.offsets) for texts in text.texts])
-    room = tuple(objective.lengths(train.seq_len).values())
-    most = int(lengths.max(initial=1)) + objective.ends
-    whole = longest(objective, most, room=room, seq_len=train.seq_len, draw=0.5) - objective.ends
     parameters = jax.eval_shape(
         lambda: initial_params(experiment.model, objective, jax.random.key(0))
     )
@@ -115,10 +114,20 @@ def budget(arm: Arm, text: Text) -> Budget:
         ),
         text_seen=round(sum(text_seen)),
         padding=1 - filled / max(positions, 1),
-        cut=float((lengths > whole).mean()) if len(lengths) else 0.0,
+        cut=_cut(objective, lengths, train.seq_len),
         parameters=trees.size(parameters),
         flops=flops(experiment),
     )
+
+
+def _cut(objective: Objective, lengths: np.ndarray, seq_len: int) -> float:
+    """Share of the documents of so many tokens that are read in pieces; records never are."""
+    if objective.reads is not PlainText or not len(lengths):
+        return 0.0
+    room = tuple(objective.lengths(seq_len).values())
+    most = int(lengths.max()) + objective.ends
+    whole = longest(objective, most, room=room, seq_len=seq_len, draw=0.5) - objective.ends
+    return float((lengths > whole).mean())
 
 
 def tokens(experiment: Experiment) -> int:

@@ -154,10 +154,12 @@ def seeds_needed(
     """
     for n in range(2, 1000):
         se = math.sqrt(variance / n + rest)
+        if not se:
+            return n
         # With many seeds the variance is as good as known; with few that is too much to hope for.
         if special.ndtr(abs(difference) / se - special.ndtri(1 - ALPHA / arms / 2)) < power:
             continue
-        if n > _MANY or _power(difference, variance, rest, arms, n) >= power:
+        if n > _MANY or not variance or _power(difference, variance, rest, arms, n) >= power:
             return n
     return None
 
@@ -184,9 +186,10 @@ def _of_seeds(
     """The variance of a difference that is the seeds', and its degrees of freedom, of the variance
     in two arms and that in all. Seeds that vary more in these arms than in all: the more, the less
     the others say of them."""
-    pooled = np.where(np.isnan(pooled), 0.0, pooled)
+    alone = np.isnan(pooled)  # other arms say nothing
+    pooled = np.where(alone, 0.0, pooled)
     more = mine > pooled
-    share = np.where(more, pooled / np.where(more, mine, 1.0), 1.0) ** 2
+    share = np.where(more, pooled / np.where(more, mine, 1.0), 1.0) ** 2 * ~alone
     return np.maximum(mine, pooled), (S - 1) + share * (pooled_df - (S - 1))
 
 

@@ -24,6 +24,7 @@ from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.multi_token import MultiToken
+from llama_jax.objectives.seq2seq import SequenceToSequence
 from llama_jax.train import code
 from llama_jax.train.checkpoint import checksum
 from llama_jax.train.experiment import Randomness
@@ -379,6 +380,11 @@ def test_documents_are_cut_by_the_room_that_each_objective_has(text, tmp_path):
     ]
     n = [len(fair.load_tokenizer(plain.data).encode(json.loads(x)['text'])) for x in short]
     assert min(n) > 16 and max(n) < 32 and 0 < rows[0].cut < rows[1].cut == 1
+
+
+def test_records_are_never_cut():
+    assert budget._cut(SequenceToSequence(), np.array([5, 500]), 32) == 0
+    assert budget._cut(CausalLM(), np.array([], int), 32) == 0
 
 
 def test_matching_stretches_what_objectives_count_in_steps(grid):

@@ -307,6 +307,10 @@ def test_the_baseline_of_a_run_that_starts_from_another_is_that_one(grid, whole,
     mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
     trained = restore.load(whole[0] / PLACES[1], mesh)
     begun = replace(trained.experiment, start=str(whole[0] / PLACES[1]), seed=5)
+    warm = replace(grid.arms[0], name='warm', experiment=replace(begun, start='runs/x'))
+    cold = replace(warm, name='cold', experiment=replace(warm.experiment, start=None))
+    groups = baselines.groups(replace(grid, arms=(warm, cold)))
+    assert groups['untrained-warm'] == ['warm'] and groups['untrained-cold'] == ['cold']
     for tune in (Full(), LoRA(rank=2)):
         baselines.untrained(replace(begun, tune=tune), grid.suite, mesh)
         jax.tree.map(np.testing.assert_array_equal, seen['it'].params, trained.params)

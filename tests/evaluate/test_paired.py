@@ -239,6 +239,8 @@ def test_seeds_that_a_difference_needs():
         assert (power >= 0.795) == enough
     assert paired.seeds_needed(0.5, variance=0.3**2, arms=8) >= n - 1
     assert paired.seeds_needed(0.1, variance=0.3**2, arms=3) > 64  # too many to simulate
+    assert paired.seeds_needed(0.05, variance=0.0, rest=1e-4) == 2  # seeds change nothing
+    assert paired.seeds_needed(0.05, variance=0.0) == 2
     assert paired.seeds_needed(0.1, variance=0.3**2) > 10 * n
     assert paired.seeds_needed(0.5, variance=0.3**2, rest=0.5**2) is None
 
@@ -258,3 +260,10 @@ def test_seeds_that_a_difference_needs_among_several_arms(arms, difference):
 
     assert np.mean([shown(n) for _ in range(900)]) > 0.76
     assert n == 2 or np.mean([shown(n - 1) for _ in range(900)]) < 0.84
+
+
+def test_arms_that_differ_alike_under_every_seed_while_others_are_open():
+    """No other arm says how much seeds vary, and these two do not."""
+    one, other = paired.Sample(dict.fromkeys(range(3), 0.5)), paired.Sample({0: 0.25, 1: 0.25})
+    found = paired.differences({'a': one, 'b': other}, [('a', 'b')])['a', 'b']
+    assert (found.value, found.se, found.seeds) == (0.25, 0.0, 2)

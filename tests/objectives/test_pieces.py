@@ -9,6 +9,7 @@ from llama_jax.data import pieces
 from llama_jax.data.pieces import FEWEST, Piece
 from llama_jax.data.record import Text
 from llama_jax.objectives.bart import Bart
+from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.fim import FillInMiddle
 from llama_jax.objectives.masked import MaskedLM
@@ -113,7 +114,8 @@ def exact(objective, stream):
     if isinstance(objective, Weighted):
         part = objective.parts[int(stream.partition('/')[0] or 0)]
         return exact(part, stream.partition('/')[2])
-    return not isinstance(objective, FillInMiddle) and not (
+    # Block diffusion has room for a whole last block, which only an end fills.
+    return not isinstance(objective, FillInMiddle | BlockDiffusion) and not (
         isinstance(objective, Bart) and stream == 'encoder'
     )
 
