@@ -171,14 +171,33 @@ def _matched(grid: Grid, match: Match, found: list[float]) -> Grid:
             objective=arm.experiment.objective.stretched(ratio),
             optimizer=replace(optimizer, schedule=replace(optimizer.schedule, warmup_steps=warmup)),
         )
+        if match == 'flops' and ratio != 1:
+            experiment = _to_a_step(experiment, found[0])
         arms.append(replace(arm, experiment=experiment))
-    plain = [to_dict(arm.experiment) for arm in arms]
-    differ = [line.split(':')[0] for other in plain[1:] for line in difference(plain[0], other)]
-    changed = [name for name in MATCHED if any(f'{x}.'.startswith(f'{name}.') for x in differ)]
+    pairs = [
+        (to_dict(a.experiment), to_dict(b.experiment)) for a, b in zip(grid.arms, arms, strict=True)
+    ]
+    fields = {line.split(':')[0] for pair in pairs for line in difference(*pair)}
+    changed = [name for name in MATCHED if any(f'{x}.'.startswith(f'{name}.') for x in fields)]
     may_differ = tuple(dict.fromkeys([*grid.may_differ, *changed]))
     # Rates that were chosen for other lengths are not chosen for these.
     tuned = grid.tuned if all(mine == found[0] for mine in found) else ''
     return replace(grid, arms=tuple(arms), may_differ=may_differ, match=match, tuned=tuned)
+
+
+def last_step(experiment: Experiment) -> float:
+    """FLOPs of one step more, which is of the last part of a schedule of objectives."""
+    train = experiment.train
+    return flops(replace(experiment, train=replace(train, steps=train.steps + 1))) - flops(
+        experiment
+    )
+
+
+def _to_a_step(experiment: Experiment, goal: float) -> Experiment:
+    """With the steps that come nearest to `goal` FLOPs: where parts begin is rounded as well."""
+    train = experiment.train
+    more = round((goal - flops(experiment)) / last_step(experiment))
+    return replace(experiment, train=replace(train, steps=max(1, train.steps + more)))
 
 
 def table(rows: list[Budget]) -> str:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from llama_jax import mesh as meshes
 from llama_jax import trees
-from llama_jax.compare.budget import Budget, Text, budget, flops, tokens
+from llama_jax.compare.budget import Budget, Text, budget, flops, last_step, tokens
 from llama_jax.compare.grid import Arm, Grid, check_names, check_steps
 from llama_jax.compare.tune import FIELD as PEAK
 from llama_jax.data import order
@@ -166,7 +166,7 @@ def _matched(grid: Grid) -> dict[str, Any]:
         goal = flops(grid.arms[0].experiment)
         for arm in grid.arms:
             found = flops(arm.experiment)
-            _within_a_step(grid, arm, 'FLOPs', found, goal)
+            _within_a_step(grid, arm, 'FLOPs', found, goal, step=last_step(arm.experiment))
         return {'FLOPs': f'{goal:.4g}, to the nearest step'}
     return {}
 
@@ -174,13 +174,16 @@ def _matched(grid: Grid) -> dict[str, Any]:
 def _same_text(grid: Grid, rows: list[Budget]) -> str:
     """The tokens of raw text that each arm reads."""
     for arm, row in zip(grid.arms, rows, strict=True):
-        _within_a_step(grid, arm, 'tokens of text', row.text_seen, rows[0].text_seen)
+        step = row.text_seen / arm.experiment.train.steps
+        _within_a_step(grid, arm, 'tokens of text', row.text_seen, rows[0].text_seen, step=step)
     return f'{rows[0].text_seen:,} tokens, to the nearest step'
 
 
-def _within_a_step(grid: Grid, arm: Arm, what: str, found: float, goal: float) -> None:
+def _within_a_step(
+    grid: Grid, arm: Arm, what: str, found: float, goal: float, *, step: float
+) -> None:
     # Steps are whole; a little more, for text is measured in a sample.
-    if abs(found - goal) > 0.6 * found / arm.experiment.train.steps:
+    if abs(found - goal) > 0.6 * step:
         raise UserError(
             f'{grid.name} is no fair comparison: the arm {arm.name} has {found:,.4g} {what}, the '
             f'arm {grid.arms[0].name} {goal:,.4g}: set --match {grid.match}, which changes its '

@@ -63,6 +63,5 @@ def _spread(judged: Judged | None, metric: str, sd: float | None) -> tuple[float
             f'--power {metric}: no two seeds of it in the records of --workdir: give --sd, or the '
             '--workdir of an earlier comparison'
         )
-    found = [x for x in judged.differences(metric).values() if x.seeds > 1]
-    rests = [max(x.se**2 - variance / x.seeds, 0.0) for x in found if x.texts]
-    return variance, max(rests, default=0.0), source
+    found = judged.differences(metric).values()
+    return variance, max((x.of_texts for x in found if x.seeds > 1), default=0.0), source

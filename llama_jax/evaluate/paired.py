@@ -57,6 +57,9 @@ class Difference(NamedTuple):
     """Half-width of the interval at the corrected level: it leaves 0 out where `corrected` < 5%.
     With one seed it is of other texts alone, and not corrected."""
 
+    of_texts: float = 0.0
+    """The part of the variance that is the texts': more seeds do not lessen it."""
+
     @property
     def low(self) -> float:
         return self.value - self.half
@@ -217,7 +220,7 @@ def _difference(
     if S < 2:
         se = math.sqrt(resampled) if n_texts else math.nan
         df = float(max(documents - 1, 1))
-        return Difference(value, se, df, S, n_texts, math.nan, math.nan, math.nan)
+        return Difference(value, se, df, S, n_texts, math.nan, math.nan, math.nan, resampled)
     seed_part, seed_df = pooled, pooled_df
     if own:
         found = _of_seeds(np.array(mine), np.array(pooled), pooled_df, S)
@@ -230,7 +233,7 @@ def _difference(
     df = variance**2 / spread if spread else seed_df
     se = math.sqrt(variance)
     p = 2 * float(special.stdtr(df, -abs(value) / se)) if se else float(value == 0)
-    return Difference(value, se, df, S, n_texts, p, math.nan, math.nan)
+    return Difference(value, se, df, S, n_texts, p, math.nan, math.nan, rest)
 
 
 def _half(found: Difference, level: float) -> float:

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llama_jax.data import synthetic
+from llama_jax.data.record import Text as PlainText
 from llama_jax.errors import UserError
 from llama_jax.evaluate import choosing, finetune, held, likelihood, per_text, retrieval
 from llama_jax.evaluate import texts as of_suite
@@ -150,6 +151,16 @@ def check(suite: Suite, experiment: Experiment) -> None:
             f'the evaluation reads {longest} tokens at once, the model context is '
             f'{experiment.model.context}: make suite.window and suite.span smaller'
         )
+    objective, context = experiment.objective, experiment.model.context
+    if objective.reads is PlainText and objective.reading.whole is not None:
+        # A whole text stands as in training: in blocks, or twice.
+        sizes = objective.sizes(suite.window + 1, seq_len=context, draw=0.5) or ()
+        if max(sizes, default=0) > context:
+            raise UserError(
+                f'a text of suite.window {suite.window} tokens takes {max(sizes)} positions of '
+                f'{type(objective).__name__}, the model context is {context}: make suite.window '
+                'smaller'
+            )
     if not suite.rates or min(suite.rates) <= 0 or len(set(suite.rates)) < len(suite.rates):
         raise UserError(f'suite.rates {suite.rates}: give one rate or more above 0, each once')
     for name in suite.tasks:

@@ -185,13 +185,15 @@ class BlockDiffusion(MaskedDiffusion):
     ) -> list[Example]:
         """Examples under as many masks, of which the sum is a draw of the bound: in each block the
         number of masks is stratified over them. A text that ends is asked for with all of its last
-        block, as it is learnt: the bound is of that, which is no more likely than the text."""
+        block, as it is learnt: the bound is of that, which is no more likely than the text. Of one
+        that is cut the rest of the last block is masked and not asked for."""
         before = np.concatenate([[tokenizer.bos_id] if begin else [], text.prefix])
         middle = text.middle
         if len(middle) and middle[-1] == tokenizer.eos_id:
             middle = self._filled(middle, len(before), tokenizer)
-        ids = np.concatenate([before, middle])
-        place = np.arange(len(before), len(ids))
+        place = np.arange(len(before), len(before) + len(middle))
+        rest = np.full(self._missing(len(before) + len(middle)), tokenizer.mask_id)
+        ids = np.concatenate([before, middle, rest])
         blocks = [place[place // self.block == b] for b in np.unique(place // self.block)]
         draws = 1 if self.block == 1 else DRAWS
         strata = rng.permuted(np.tile(np.arange(draws), (len(blocks), 1)), axis=1)

@@ -167,9 +167,11 @@ def absent(grid: GridRecords) -> list[str]:
 
 def _fixed_seeds(grid: GridRecords) -> list[str]:
     """A sentence on what is drawn alike in all runs of an arm."""
-    own = [inside(arm.facts, 'experiment', 'randomness') for arm in grid.arms]
+    own = [inside(arm.facts, 'experiment', 'randomness') or {} for arm in grid.arms]
     given = [
-        f'{name} {seed}' for x in own[:1] for name, seed in (x or {}).items() if seed is not None
+        f'{name} {seed}'
+        for name, seed in (own[0] if own else {}).items()
+        if seed is not None and all(other.get(name) == seed for other in own)
     ]
     if not given:
         return []

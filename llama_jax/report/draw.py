@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import textwrap
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -277,8 +276,15 @@ def _plain(text: str) -> str:
 
 def _wrapped(name: str) -> str:
     """In lines of at most _COLUMNS; a word that is longer is cut."""
-    wide = max(_columns(name) / max(len(name), 1), 1)
-    return '\n'.join(textwrap.wrap(name, int(_COLUMNS / wide)) or [name])
+    lines = ['']
+    for word in re.findall(r'\S+\s*', name):
+        if lines[-1] and _columns(lines[-1] + word.rstrip()) > _COLUMNS:
+            lines.append('')
+        for letter in word:
+            if _columns(lines[-1] + letter) > _COLUMNS and not letter.isspace():
+                lines.append('')
+            lines[-1] += letter
+    return '\n'.join(line.rstrip() for line in lines) or name
 
 
 def _columns(text: str) -> int:

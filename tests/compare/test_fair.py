@@ -25,6 +25,7 @@ from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.objectives.seq2seq import SequenceToSequence
+from llama_jax.objectives.switch import Switch
 from llama_jax.train import code
 from llama_jax.train.checkpoint import checksum
 from llama_jax.train.experiment import Randomness
@@ -396,8 +397,22 @@ def test_matching_stretches_what_objectives_count_in_steps(grid):
     ratio = experiment.train.steps / 20
     assert ratio < 0.9 and experiment.objective.curriculum_steps == round(20 * ratio)
     assert matched.tuned == ''  # rates of another length
+    # What matching changed may differ, and nothing else.
+    named = {'train.steps', 'optimizer.schedule.warmup_steps', 'objective.curriculum_steps'}
+    assert set(matched.may_differ) == {*grid.may_differ, *named}
     same = budget.match_flops(replace(grid, tuned='long ago'))
     assert same.tuned == 'long ago' and same.arms == grid.arms
+
+
+@pytest.mark.parametrize('begin', [5, 8, 13])
+def test_a_schedule_of_objectives_is_matched_to_a_step_of_its_last(grid, begin):
+    switch = Switch((CausalLM(), MultiToken(heads=8)), (0, begin))
+    matched = budget.match_flops(
+        with_second_arm(grid, lambda x: replace(x, objective=switch), seeds=1)
+    )
+    goal, found = (budget.flops(arm.experiment) for arm in matched.arms)
+    assert abs(found - goal) <= 0.51 * budget.last_step(matched.arms[1].experiment)
+    assert 'FLOPs' in fair._matched(matched)
 
 
 def test_a_frozen_model_costs_its_forward_pass(grid):

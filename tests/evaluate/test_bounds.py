@@ -95,6 +95,11 @@ def test_blocks_of_one_are_exact_and_larger_ones_are_bounds(mesh, params, tokeni
     assert found == pytest.approx(sum(alone), rel=1e-5)
     made = four.reading.rest.examples(text, tokenizer, np.random.default_rng(0))
     assert len(made) == four.reading.rest.draws
+    # Of a text that is cut the rest of the block is masked in every draw, and bears no loss.
+    cut = text._replace(middle=text.middle[:2])
+    for e in four.reading.rest.examples(cut, tokenizer, np.random.default_rng(0)):
+        n = len(e['inputs']) // 2
+        assert n == 8 and e['inputs'][n - 1] == tokenizer.mask_id and not e['weights'][n - 1]
     # An end is asked for with all of its block, whose other tokens are ends too.
     ended = text._replace(middle=np.append(text.middle[:2], tokenizer.eos_id))
     for made_of, n in ((ended, 3), (ended._replace(middle=ended.middle[1:]), 2)):

@@ -20,6 +20,7 @@ from llama_jax.evaluate.suite import Suite, _Measuring, check, evaluate_trained
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.objectives.base import EXTRA
+from llama_jax.objectives.block_diffusion import BlockDiffusion
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.diffusion import MaskedDiffusion
@@ -264,6 +265,18 @@ def test_a_set_of_ones_own_is_measured_by_its_fields(tokenizer, tmp_path):
     setting.data = DataConfig(sources=few[:1])
     none = texts.of_run(replace(SMALL, pairs=''), setting, tokenizer)
     assert none.absent['pairs'] == 'no data set of pairs is named'
+
+
+def test_blocks_of_a_window_have_to_fit_into_the_context():
+    model = replace(MODEL, context=128)
+    check(replace(SMALL, window=60), experiment(BlockDiffusion(block=4), model))
+    check(replace(SMALL, window=63), experiment(CausalLM(), model))
+    for block, window in ((4, 63), (48, 60)):
+        setting = experiment(BlockDiffusion(block=block), model)
+        with pytest.raises(
+            UserError, match=f'suite.window {window} tokens takes .* BlockDiffusion'
+        ):
+            check(replace(SMALL, window=window), setting)
 
 
 def test_a_suite_that_does_not_fit_is_refused_in_one_line():

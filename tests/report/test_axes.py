@@ -104,7 +104,12 @@ def test_rows_are_named_from_the_top_down():
 
 
 @pytest.mark.parametrize(
-    'name', ['Suffix given the first half, ordinary tokens alone', '因果' * 12]
+    'name',
+    [
+        'Suffix given the first half, ordinary tokens alone',
+        '因果' * 12,
+        'bits per byte of whole texts, ' + '因果' * 6,
+    ],
 )
 def test_long_names_of_rows_stand_within_the_picture(name):
     curves = [Curve('', [(1.9, 0.0), (2.0, 0.0), (1.95, 1.0)], 'trend')]

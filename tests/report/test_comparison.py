@@ -90,7 +90,8 @@ def test_what_is_planned_beside_the_arms_and_not_there_is_said(three):
 
 def test_what_a_grid_does_not_have_is_said(three):
     facts = compared.grid(THREE) | {'again': False, 'tuned': 'long ago', 'suite': {'rates': [1e-3]}}
-    facts['arms'][0]['experiment'] = {'randomness': {'init': 7, 'data': None}}
+    for arm, data in zip(facts['arms'], (None, 1, 2), strict=True):
+        arm['experiment'] = {'randomness': {'init': 7, 'data': data, 'masks': 1 - (data == 1)}}
     facts.pop('baselines', None)
     (three / 'grid.json').write_text(json.dumps(facts))
     made = {**compared.evaluation('causal', 0), 'finetuning': {}, 'text': {'selection': 'wiki'}}
