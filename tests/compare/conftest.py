@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from llama_jax.compare import fair
 from tests.compare import tiny
 
 
@@ -24,3 +25,8 @@ def text(tmp_path_factory):
 @pytest.fixture(scope='session')
 def grid(text):
     return tiny.grid(text)
+
+
+@pytest.fixture(scope='module')
+def proof(grid):
+    return fair.check(grid)
