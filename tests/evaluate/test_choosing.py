@@ -71,6 +71,7 @@ def test_the_likeliest_choice_is_taken_and_equal_ones_share_the_point(named, rea
     assert task.owner_K.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert task.documents == ['one', 'two', 'three'] and len(set(task.ids)) == 3
     x_best = answered(lambda c: {'x': -1.0, ' ': 0.0}.get(c, -2.0))
+    assert named([one._replace(group='m') for one in MADE]).documents == ['m'] * 3
     right_N, by = choosing.right(task, reading, Letters(), x_best)
     assert right_N.tolist() == [1, 0, 0]
     assert by == ('exact' if reading is LEFT_TO_RIGHT else 'pseudo')

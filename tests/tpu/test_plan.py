@@ -10,6 +10,7 @@ import configs
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig
+from llama_jax.model.tune import LoRA
 from llama_jax.train.experiment import TrainConfig
 from tpu import plan, topology
 from tpu.hlo import Collective
@@ -117,6 +118,20 @@ def test_slices_by_name():
 def test_slice_that_does_not_exist_is_refused(name, message):
     with pytest.raises(UserError, match=message):
         topology.parse(name)
+
+
+def test_a_plan_has_the_vocabulary_that_a_tokenizer_will_have():
+    star = configs.grid('star_graph').arms[0].experiment  # of bytes
+    assert star.model.vocab == 0 and plan._sized(star).model.vocab == 512
+    trained = configs.grid('reversal').arms[0].experiment
+    assert plan._sized(trained).model.vocab == 512 == trained.data.tokenizer.vocab
+    given = replace(trained, model=replace(trained.model, vocab=640))
+    assert plan._sized(given) == given
+    asked = replace(trained.data.tokenizer, path='a.model')
+    with pytest.raises(UserError, match='give --model.vocab'):
+        plan._sized(replace(trained, data=replace(trained.data, tokenizer=asked)))
+    with pytest.raises(UserError, match='leave --tune out'):
+        plan._sized(replace(trained, tune=LoRA()))
 
 
 def test_batch_is_that_of_the_objective():
