@@ -62,8 +62,8 @@ def _sizes(name: str, title: str, steps: int) -> Grid:
 def _at_flops(name: str, title: str, steps: int) -> Grid:
     """Every width, with one head and with two, at the FLOPs of `steps` steps of the second."""
     base = _of(steps)
-    first, *others = (WIDTHS[1], WIDTHS[0], *WIDTHS[2:])
-    arms = [_wide(width, base) for width in (first, *others)]
+    # The first arm is what the others are matched to.
+    arms = [_wide(width, base) for width in (WIDTHS[1], WIDTHS[0], *WIDTHS[2:])]
     arms += [_wide(w, base, 'heads', objective=MultiToken(heads=2)) for w in WIDTHS]
     return match_flops(_grid(name, title, arms, ('objective',)))
 

@@ -54,7 +54,7 @@ def lines(result: dict) -> Iterator[str]:
         for number, (value, low, high) in one['law'].items():
             yield f'  {number:<8}{_number(value):>16}  [{_number(low)}, {_number(high)}]'
         for check in one['largest']:
-            forecast, low, high = (_number(check[name]) for name in ('forecast', 'low', 'high'))
+            forecast, low, high = (_number(check[key]) for key in ('forecast', 'low', 'high'))
             yield (
                 f'  the largest run, by a law of the others: {forecast} [{low}, {high}], '
                 f'measured {check["measured"]:.4f}'

@@ -145,11 +145,13 @@ def _sized(experiment: Experiment) -> Experiment:
     """With as many rows of the embedding as a tokenizer that has yet to be trained will have."""
     if not isinstance(experiment.tune, Full):
         raise UserError('a plan is of a run that trains all parameters: leave --tune out')
+    if experiment.model.vocab:
+        return experiment
     asked = experiment.data.tokenizer
-    if not experiment.model.vocab and asked.path is not None:
+    if asked.path is not None:
         raise UserError('a plan loads no tokenizer to say what model.vocab is: give --model.vocab')
     n = bytes_tokenizer().vocab_size if asked.kind == 'bytes' else asked.vocab
-    return experiment if experiment.model.vocab else resolved(experiment, n)
+    return resolved(experiment, n)
 
 
 def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

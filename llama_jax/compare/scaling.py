@@ -157,13 +157,15 @@ def leave_largest_out(runs: Runs, *, seed: int = 0, resamples: int = RESAMPLES) 
     ]
 
 
-def budgets(flops: np.ndarray) -> Iterator[np.ndarray]:
-    """Masks [n] of the runs that share a number of FLOPs to within 5%, the least first."""
+def budgets(runs: Runs, flops: np.ndarray) -> Iterator[np.ndarray]:
+    """Masks [n] of the runs that share a number of FLOPs to within 5%, the least first; of those
+    that have three sizes or more."""
     left = np.ones(len(flops), bool)
     while left.any():
         same = left & np.isclose(flops, flops[left].min(), rtol=0.05)
         left &= ~same
-        yield same
+        if len(set(np.round(np.log(runs.parameters[same]), 3))) >= _VALUES:
+            yield same
 
 
 def iso_flops(runs: Runs, flops: np.ndarray) -> dict[float, tuple[float, float]]:
@@ -171,10 +173,8 @@ def iso_flops(runs: Runs, flops: np.ndarray) -> dict[float, tuple[float, float]]
     the least loss and that loss: the lowest point of the parabola over log N (approach 2). A
     parabola that opens downwards, or whose lowest point lies beyond the sizes, is left out."""
     found = {}
-    for same in budgets(flops):
+    for same in budgets(runs, flops):
         x, y = np.log(runs.parameters[same]), runs.loss[same]
-        if len(set(np.round(x, 3))) < 3:
-            continue
         a, b, c = np.polyfit(x, y, 2)
         lowest = -b / (2 * a)
         if a > 0 and x.min() <= lowest <= x.max():

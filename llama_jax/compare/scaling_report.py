@@ -193,11 +193,9 @@ def _iso_flops(found: dict[str, list[Point]], metric: str) -> Picture:
     for name, points in found.items():
         runs, flops = _runs(points), np.array([point.flops for point in points])
         best = scaling.iso_flops(runs, flops)
-        for same in scaling.budgets(flops):
+        for same in scaling.budgets(runs, flops):
             of = runs.take(same)
             sizes = sorted(set(of.parameters.tolist()))
-            if len(sizes) < 3:
-                continue
             style, budget = f'arm-{len(curves)}', float(flops[same].min())
             mean = [(n, float(of.loss[of.parameters == n].mean())) for n in sizes]
             label = f'{_called(name, points)}, {budget:.2g} FLOPs'
