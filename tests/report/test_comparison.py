@@ -31,6 +31,13 @@ def three(tmp_path):
     return compared.write(tmp_path / 'three', arms=THREE)
 
 
+def assert_said(workdir, *sentences):
+    """On the page."""
+    text = Page(page(workdir)).text
+    for sentence in sentences:
+        assert sentence in text
+
+
 def test_budget_and_cost(three):
     grid = read_grid(three)
     row = cells(accounts.budget(grid), 'masked')
@@ -68,14 +75,13 @@ def test_what_is_planned_beside_the_arms_and_not_there_is_said(three):
     (three / 'grid.json').write_text(json.dumps(facts))
     evaluation = {**compared.evaluation('causal', 0), 'text': {'selection': 'text_files'}}
     (three / 'causal/seed-0/evaluation.json').write_text(json.dumps(evaluation))
-    text = Page(page(three)).text
-    for sentence in (
+    assert_said(
+        three,
         'The baseline counts is not finished (0 of 1): what stands in the headline may be below',
         'The baseline untrained is not finished (0 of 2)',
         'The A/A arm is not finished (0 of 2): it is the noise floor.',
         'The texts of text_files chose the learning rates and are measured as well',
-    ):
-        assert sentence in text
+    )
     for name, made in (
         ('baselines/counts/seed-0', {'rows': {'chance': {}}}),
         ('baselines/untrained/seed-0', {'metrics': {'alignment': {'value': 1.0}}}),
@@ -96,15 +102,14 @@ def test_what_a_grid_does_not_have_is_said(three):
     (three / 'grid.json').write_text(json.dumps(facts))
     made = {**compared.evaluation('causal', 0), 'finetuning': {}, 'text': {'selection': 'wiki'}}
     (three / 'causal/seed-0/evaluation.json').write_text(json.dumps(made))
-    text = Page(page(three)).text
-    for sentence in (
+    assert_said(
+        three,
         'This grid has no baselines: whether training helps is not seen here.',
         'This grid has no A/A arm: no noise floor stands beside its differences.',
         'Every run has the same init 7 (randomness): what seeds and the A/A arm show is without it',
         'Each run is fine-tuned at one learning rate: another may order the arms otherwise',
         'The texts of wiki chose the learning rates and are measured as well',
-    ):
-        assert sentence in text
+    )
 
 
 def test_a_rate_at_which_training_broke_off_is_no_finished_run(three):
@@ -135,8 +140,8 @@ def test_what_was_not_made_alike_is_said_and_clipping_is_counted(three):
         for i, norm in enumerate((3.0, 0.5, 1.5, 0.9))
     ]
     (path / 'metrics.jsonl').write_text(''.join(json.dumps(x) + '\n' for x in lines), 'utf-8')
-    text = Page(page(three)).text
-    for sentence in (
+    assert_said(
+        three,
         'Runs were trained by different code: they are not equals.',
         'Runs were trained by different versions of packages: they are not equals.',
         'Runs were measured on different texts: they are not equals.',
@@ -144,8 +149,7 @@ def test_what_was_not_made_alike_is_said_and_clipping_is_counted(three):
         '--suite.steps.',
         'Fine-tuning took the lowest or highest of its learning rates in masked (2 of 2 runs): '
         'widen --suite.rates.',
-    ):
-        assert sentence in text
+    )
     assert cells(accounts.cost(read_grid(three)), 'masked')['clipped'].text == '50%'
 
 
