@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from llama_jax import mesh as meshes
 from llama_jax import trees
 from llama_jax.compare.budget import Budget, Text, budget, flops, last_step, tokens
-from llama_jax.compare.grid import Arm, Grid, check_names, check_steps
+from llama_jax.compare.grid import Arm, Grid, allowed, check_names, check_steps
 from llama_jax.compare.tune import FIELD as PEAK
 from llama_jax.data import order
 from llama_jax.data.config import DataConfig
@@ -124,11 +124,6 @@ def resolved(grid: Grid) -> Grid:
             experiment = experiments.resolved(arm.experiment, vocab_size)
         arms.append(replace(arm, experiment=experiment))
     return replace(grid, arms=tuple(arms))
-
-
-def allowed(field: str, may_differ: Iterable[str]) -> bool:
-    """Whether `may_differ` names the dotted field, or a group that it is in."""
-    return any(field == name or field.startswith(name + '.') for name in may_differ)
 
 
 def _check_fields(grid: Grid) -> None:

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -146,6 +146,11 @@ def nearest(name: str, names: Sequence[str]) -> str:
     """What to say of a name that is not among `names`."""
     near = difflib.get_close_matches(name, names, n=1)
     return f'did you mean {near[0]!r}?' if near else f'there are {", ".join(names)}'
+
+
+def allowed(field: str, may_differ: Iterable[str]) -> bool:
+    """Whether `may_differ` names the dotted field, or a group that it is in."""
+    return any(field == name or field.startswith(name + '.') for name in may_differ)
 
 
 def check_names(grid: Grid) -> None:

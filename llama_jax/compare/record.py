@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from llama_jax import installed
-from llama_jax.compare import baselines, fair
+from llama_jax.compare import baselines
 from llama_jax.compare.fair import EVALUATION_CODE, TRAINING_CODE, Proof
-from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned, at_place, nearest
+from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned, allowed, at_place, nearest
 from llama_jax.compare.tune import at_rates
 from llama_jax.errors import UserError
 from llama_jax.evaluate.suite import Suite
@@ -66,7 +66,7 @@ def check_workdir(workdir: Path, grid: Grid, config_file: ConfigFile | None = No
             lines.append(f'the arm {name}, which is gone')
             continue
         for line in difference(experiment, wanted[name]):
-            if not fair.allowed(line.split(':')[0], MAY_CHANGE):
+            if not allowed(line.split(':')[0], MAY_CHANGE):
                 of_arms.setdefault(line, []).append(name)
     # What every arm has differently is told once.
     lines += [
