@@ -9,27 +9,35 @@ packing included, over what the step eats.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 import configs
 from experiments import cli
 from llama_jax import mesh as meshes
+from llama_jax.data.config import DataConfig, Source
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.loader import Loader
+from llama_jax.data.record import QueryPassages
+from llama_jax.data.sources import documents
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import ModelConfig
 from llama_jax.objectives import of_text
-from llama_jax.objectives.base import Objective
+from llama_jax.objectives.base import EXTRA, Objective
 from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
+from llama_jax.objectives.dense_retrieval import DenseRetrieval
+from llama_jax.objectives.distill import TEACHER, Distillation, Teacher
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.moco import MomentumContrast
 from llama_jax.objectives.spans import SpanCorruption
@@ -59,8 +67,11 @@ class _SpansEverywhere(_Everywhere, SpanCorruption):
     pass
 
 
+ITSELF = 'a model of its own size'
 ARMS: dict[str, Objective] = {
     **of_text(),
+    'distill': Distillation(teacher=ITSELF),
+    'retrieval': DenseRetrieval(),
     'masked, last layer everywhere': _MaskedEverywhere(),
     'spans, last layer everywhere': _SpansEverywhere(),
     'moco': MomentumContrast(queue=4096),
@@ -109,7 +120,7 @@ def main(options: Options) -> None:
     positions = base.train.batch * base.train.seq_len
     result = {}
     for name, experiment in arms.items():
-        flops = experiment.objective.flops(experiment.model, base.train.seq_len)
+        flops = flops_of(experiment)
         speed = positions / statistics.median(seconds[name])
         result[name] = {'tokens_per_second': speed, 'flops': flops, 'host': host[name] / speed}
     causal = result['causal']
@@ -133,7 +144,27 @@ def arm(base: Experiment, objective: Objective, name: str) -> Experiment:
     except UserError:
         half = model.layers // 2
         model = dataclasses.replace(model, layers=half, encoder_layers=half)
-    return dataclasses.replace(base, objective=objective, model=model)
+    data = queries(base.data) if objective.reads is QueryPassages else base.data
+    return dataclasses.replace(base, objective=objective, model=model, data=data)
+
+
+def queries(data: DataConfig, n: int = 2048) -> DataConfig:
+    """The beginnings of documents, each to find what follows, beside what follows another."""
+    path = Path(tempfile.mkdtemp(prefix='queries-')) / 'queries.jsonl'
+    texts = [text for text in itertools.islice(documents(data, 'train'), n) if len(text) > 200]
+    with path.open('w', encoding='utf-8') as file:
+        for text, other in zip(texts, [*texts[1:], texts[0]], strict=True):
+            record = {'query': text[:50], 'positive': text[50:200], 'negative': other[50:200]}
+            file.write(json.dumps(record) + '\n')
+    source = Source('records', files=(str(path),))
+    return dataclasses.replace(data, sources=(source,), validation=())
+
+
+def flops_of(experiment: Experiment) -> float:
+    """Per position, those of a teacher included."""
+    objective, seq_len = experiment.objective, experiment.train.seq_len
+    flops = objective.flops(experiment.model, seq_len)
+    return flops * 4 / 3 if isinstance(objective, Distillation) else flops
 
 
 def loader_of(experiment: Experiment, tokenizer: Tokenizer) -> Loader:
@@ -167,6 +198,9 @@ def steps(experiment: Experiment, tokenizer: Tokenizer) -> Callable[[int], float
     devices = meshes.make(MeshConfig())
     tx = optimizer(experiment.optimizer)
     state = initial_state(experiment.model, experiment.objective, tx, seed=0, mesh=devices)
+    if isinstance(experiment.objective, Distillation):
+        teacher = Teacher(jax.tree.map(jnp.copy, state.params), experiment.model)
+        state = dataclasses.replace(state, frozen={EXTRA: {TEACHER: teacher}})
     step = train_step(
         experiment.model,
         experiment.objective,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from llama_jax.objectives.prediction import TokenPrediction, check_architecture,
 @dataclass(frozen=True)
 class CausalLM(TokenPrediction):
     """Maximum likelihood of every token of a document and of its end (Radford et al. 2018)."""
+
+    in_order: ClassVar[bool] = True
 
     @property
     def ends(self) -> bool:

@@ -17,10 +17,10 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.asked import Reading
-from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
+from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss, Objective
 from llama_jax.objectives.causal import CausalLM
-from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.objectives.kl import Mix, Online, TopK, distilled, top_k
+from llama_jax.objectives.prediction import TokenPrediction
 from llama_jax.text.chat import ChatFormat
 from llama_jax.text.vocabulary import Vocabulary
 
@@ -50,7 +50,8 @@ class Distillation(Base):
 
     teacher: str
     """RUN, RUN@STEP, RUN@best, or weights of others, as `start`. Its vocabulary is the model's."""
-    task: CausalLM | InstructionTuning = CausalLM()
+    task: Objective = CausalLM()
+    """One that predicts every token of a text in order, such as causal or instruct."""
     temperature: float = 1.0
     """Both distributions are flattened by it; T^2 keeps the gradient's size."""
     alpha: float = 0.5
@@ -73,11 +74,16 @@ class Distillation(Base):
             raise UserError(f'--objective.top-k is {self.top_k}: it must be 0 or more')
         if not self.teacher:
             raise UserError('--objective.teacher names nothing: give a RUN or weights of others')
-        if type(self.task) not in (CausalLM, InstructionTuning):
+        if not (isinstance(self.task, TokenPrediction) and self.task.in_order and self.task.lends):
             raise UserError(
-                f'a teacher says nothing of {type(self.task).__name__}: --objective.task is '
-                'CausalLM or InstructionTuning'
+                f'a teacher says nothing of {type(self.task).__name__}: --objective.task is one '
+                'that predicts every token of a text in order, such as causal or instruct'
             )
+
+    @property
+    def _predicting(self) -> TokenPrediction:
+        assert isinstance(self.task, TokenPrediction)
+        return self.task
 
     @property
     def reads(self) -> type[Record]:
@@ -145,7 +151,7 @@ class Distillation(Base):
 
     def said(self, teacher: Transformer, batch: Batch, *, compute: Compute) -> TopK:
         """What the teacher says of a batch, to be kept."""
-        x_BTD = self.task.read(teacher, batch, compute=compute, key=None)
+        x_BTD = self._predicting.read(teacher, batch, compute=compute, key=None)
         return top_k(
             x_BTD,
             teacher.head()[...],
@@ -164,7 +170,7 @@ class Distillation(Base):
         key: jax.Array | None,
         context: Context = ALONE,
     ) -> Loss:
-        x_BTD = self.task.read(model, batch, compute=compute, key=key)
+        x_BTD = self._predicting.read(model, batch, compute=compute, key=key)
         teacher: Online | TopK
         if not (IDS in batch if self.top_k else TEACHER in extra):
             raise UserError(
@@ -175,11 +181,11 @@ class Distillation(Base):
             teacher = TopK(batch[IDS], batch[LOG_PROBS], batch[REST])
         else:
             other = extra[TEACHER].model()
-            their_x_BTD = self.task.read(other, batch, compute=compute, key=None)
+            their_x_BTD = self._predicting.read(other, batch, compute=compute, key=None)
             teacher = Online(*jax.lax.stop_gradient((their_x_BTD, other.head()[...])))
         sums = distilled(
             *(x_BTD, model.head()[...], batch['targets'], batch['weights'], teacher),
-            Mix(self.alpha, self.temperature, self.task.z_loss, model.config.vocab_padding),
+            Mix(self.alpha, self.temperature, self._predicting.z_loss, model.config.vocab_padding),
         )
         metrics = {'nll': sums.nll, 'accuracy': sums.correct, 'kl': sums.kl}
         return Loss(sums.total, batch['weights'].sum(), metrics)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class InstructionTuning(TokenPrediction):
     answers: Literal['all', 'last'] = 'all'
     """'last': of a chat only its last learnt message is. For templates that drop the reasoning of
     earlier answers (Qwen3, DeepSeek), which could else be learnt without it."""
+
+    in_order: ClassVar[bool] = True
 
     @property
     def reads(self) -> type[Record]:

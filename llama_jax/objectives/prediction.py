@@ -43,6 +43,9 @@ class TokenPrediction(Base):
     """Whether every position sees its whole segment in training, and not what is before it."""
     in_front: ClassVar[bool] = False
     """Whether what bears no loss, where it is most, stands in front and sees itself alone."""
+    in_order: ClassVar[bool] = False
+    """Whether the targets are the tokens of the text as it stands, each told from those before it:
+    a teacher that reads the text says something of each."""
 
     @property
     def lends(self) -> bool:

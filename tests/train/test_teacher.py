@@ -14,8 +14,11 @@ from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.mesh import make as make_mesh
 from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.instruct import InstructionTuning
+from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.masked_inputs import MaskedInputs
 from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train import loop, run, teacher
@@ -60,9 +63,7 @@ def student(tmp_path_factory):
         chat='llama2',
     )
     experiment = replace(experiment, data=data, seed=1)
-    experiment = changed(experiment, 'train', steps=6, seq_len=64)
-    experiment = changed(experiment, 'checkpoint', every=3)
-    return changed(experiment, 'evaluation', every=6)
+    return changed(experiment, 'train', seq_len=64)
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +100,7 @@ def test_a_student_comes_nearer_and_its_teacher_is_in_no_checkpoint(online, taug
     assert json.loads((workdir / 'run.json').read_text())['flops_per_token'] == pytest.approx(whole)
     said_before = replace(experiment, objective=replace(experiment.objective, top_k=2))
     assert teacher.flops(said_before) == 0
-    kept = {path.name for path in (workdir / 'checkpoints' / '6').rglob('*') if path.is_dir()}
+    kept = {path.name for path in (workdir / 'checkpoints' / '20').rglob('*') if path.is_dir()}
     assert not any('teacher' in name for name in kept)
 
 
@@ -122,7 +123,7 @@ def test_a_run_that_goes_on_has_the_same_teacher(online, taught, tmp_path):
     """Also where the teacher has been trained further since."""
     experiment, workdir = online
     resumed = shutil.copytree(workdir, tmp_path / 'run')
-    shutil.rmtree(resumed / 'checkpoints' / '6')
+    shutil.rmtree(resumed / 'checkpoints' / '20')
     loop.train(experiment, resumed)
     assert lines(resumed, 'train') == lines(workdir, 'train')
 
@@ -215,7 +216,13 @@ def test_teachers_that_cannot_teach_are_told(student, taught, short_run, tmp_pat
     for refused, match in (
         (lambda: Distillation(''), 'names nothing'),
         (lambda: Distillation('a', temperature=0.0), 'temperature'),
-        (lambda: Distillation('a', task=MultiToken()), 'says nothing of MultiToken'),
+        *(
+            (
+                lambda task=task: Distillation('a', task=task),
+                f'says nothing of {type(task).__name__}',
+            )
+            for task in (MultiToken(), MaskedInputs(), MaskedLM(), InfoNCE())
+        ),
         (lambda: Distillation('a', alpha=0.0), 'alpha'),
         (lambda: Distillation('a', top_k=-1), 'top-k'),
         (lambda: Distillation('a', top_k=VOCAB + 1).check(student.model), 'more than the 399'),
