@@ -127,7 +127,8 @@ class Progress:
             for name, value in result.items()
             if head and name.startswith(head)
         )
-        kind = f' ({result["likelihood"]})' if 'likelihood' in result else ''
+        error = f', s.e. {se:.3f}' if (se := result.get('bits_per_byte_se')) else ''
+        kind = f' ({result["likelihood"]}{error})' if 'likelihood' in result else ''
         say(f'step {step}  validation: {shown}{kind}{of_sets and f" ({of_sets})"}')
 
     def measured(self, step: int, result: dict[str, float]) -> None:

@@ -125,7 +125,8 @@ class Validation:
         self, params: Params, stop: Stop = lambda: False, *, carried: Params | None = None
     ) -> dict[str, Any]:
         """Figures over all sets, and 'NAME/LABEL' for each of several; `carried` is that of State.
-        'likelihood' says 'bound' where bits per byte are one, and no exact value.
+        'likelihood' says 'bound' where bits per byte are one, and no exact value, and
+        'bits_per_byte_se' how far texts and draws may be off.
 
         `stop` is asked before every batch; the figures are of what was read until then.
         """
@@ -148,10 +149,13 @@ class Validation:
                         dummy_prefix=self._dummy_prefix,
                     )
                 )
-        result = figures(added(sums))
+        total = added(sums)
+        result = figures(total)
         asked = self._experiment.objective.reading.whole
         if 'bits_per_byte' in result and asked is not None and asked.kind != 'exact':
             result['likelihood'] = asked.kind
+            if (error := standard_error(total)) is not None:
+                result['bits_per_byte_se'] = error
         if len(sums) > 1:
             for label, of_set in zip(self.labels, map(figures, sums), strict=True):
                 result |= {f'{name}/{label}': value for name, value in of_set.items()}
@@ -213,8 +217,8 @@ def loss_sums(
     byte_lengths: np.ndarray | None,
     dummy_prefix: int | None = None,
 ) -> dict[str, float]:
-    """Sums over all `batches`: 'loss', the objective's metrics, what they are divided by, and
-    'bytes'.
+    """Sums over all `batches`: 'loss', the objective's metrics, what they are divided by, 'bytes',
+    and 'square ...' for `standard_error`.
 
     Args:
       batches: this process's share of each global batch.
@@ -233,8 +237,13 @@ def loss_sums(
             values |= {f'weight {name}': x for name, x in loss.weights.items()}
             if n_bytes is not None:
                 values['bytes'] = n_bytes
-            for name, value in jax.device_get(values).items():  # one transfer; adds in float64
-                sums[name] = sums.get(name, 0.0) + float(value)
+            found = {
+                name: float(value) for name, value in jax.device_get(values).items()
+            }  # at once
+            if n_bytes is not None:
+                found |= _squares(found['nll'], found['bytes'])
+            for name, value in found.items():  # in float64
+                sums[name] = sums.get(name, 0.0) + value
 
     for batch in batches:
         n_bytes = None
@@ -276,7 +285,7 @@ def figures(sums: dict[str, float]) -> dict[str, Any]:
     means = {
         name: x / max(sums.get(f'weight {name}', common), 1.0)
         for name, x in sums.items()
-        if name != 'bytes' and name.partition(' ')[0] != 'weight'
+        if name.partition(' ')[0] not in ('bytes', 'weight', 'square')
     }
     if 'bytes' not in sums:
         return means
@@ -284,6 +293,27 @@ def figures(sums: dict[str, float]) -> dict[str, Any]:
     if result['bytes']:
         result['bits_per_byte'] = sums['nll'] / math.log(2) / result['bytes']
     return result
+
+
+def _squares(nll: float, n_bytes: float) -> dict[str, float]:
+    """Of one batch what `standard_error` has the sums of."""
+    return {
+        'square n': 1.0,
+        'square nll': nll * nll,
+        'square bytes': n_bytes * n_bytes,
+        'square both': nll * n_bytes,
+    }
+
+
+def standard_error(sums: dict[str, float]) -> float | None:
+    """Of bits per byte, a ratio of sums over batches (Cochran 1977, section 2.11): that
+    of the texts and of what is drawn for them together. None of fewer than two batches."""
+    n, n_bytes = sums.get('square n', 0.0), sums.get('bytes', 0.0)
+    if n < 2 or not n_bytes:
+        return None
+    ratio = sums['nll'] / n_bytes
+    squares = sums['square nll'] + ratio * (ratio * sums['square bytes'] - 2 * sums['square both'])
+    return math.sqrt(max(squares, 0.0) * n / (n - 1)) / n_bytes / math.log(2)
 
 
 def score(result: dict[str, Any]) -> float | None:

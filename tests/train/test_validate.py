@@ -278,7 +278,9 @@ def test_the_progress_tells_every_set(experiment, tmp_path, capsys):
     result = {'loss': 2.0, 'bits_per_byte': 1.5, 'loss/zh': 1.0, 'bits_per_byte/zh': 0.75}
     progress.validated(5, result | {'loss/a/b': 3.0, 'bits_per_byte/a/b': 2.25})
     progress.validated(6, {'loss': 2.0, 'loss/zh': 1.0, 'accuracy/zh': 0.5})
-    progress.validated(7, {'loss': 2.0, 'bits_per_byte': 1.5, 'likelihood': 'bound'})
+    bound = {'loss': 2.0, 'bits_per_byte': 1.5, 'likelihood': 'bound'}
+    progress.validated(7, bound)
+    progress.validated(8, bound | {'bits_per_byte_se': 0.0123})
     for step in (18, 19, 20):  # no line at 19: one has come just now
         progress.log(step, {'loss': 1.25}, seconds_waited=0.0)
     records.close()
@@ -289,6 +291,7 @@ def test_the_progress_tells_every_set(experiment, tmp_path, capsys):
         'step 5  validation: loss 2.000, bits per byte 1.500 (zh 0.750, a/b 2.250)',
         'step 6  validation: loss 2.000 (zh 1.000)',
         'step 7  validation: loss 2.000, bits per byte 1.500 (bound)',
+        'step 8  validation: loss 2.000, bits per byte 1.500 (bound, s.e. 0.012)',
     ]
 
 
@@ -299,9 +302,33 @@ def test_a_bound_says_so_and_is_of_the_bytes_of_a_causal_model(sets, whole, mesh
     config = changed(experiment, 'evaluation', batches=0)
     found = measure(config, tokenizer, mesh, params)
     assert found['likelihood'] == 'bound' and 'likelihood' not in whole
+    assert 0 < found['bits_per_byte_se'] < 0.1 and 'bits_per_byte_se' not in whole
     assert found['bytes'] == whole['bytes'] and found == measure(config, tokenizer, mesh, params)
     tokens = found['bits_per_byte'] * found['bytes'] * math.log(2) / found['nll']
     assert tokens == pytest.approx(round(tokens), abs=1e-2) and found['loss'] == found['nll']
+
+
+def test_the_standard_error_is_that_of_a_ratio_over_batches():
+    """Beside the spread of the ratio over drawn sets of batches."""
+    rng = np.random.default_rng(0)
+    n_bytes = rng.integers(300, 500, (4000, 32))
+    nll = n_bytes * rng.normal(1.5, 0.1, n_bytes.shape)
+    ratios = nll.sum(1) / n_bytes.sum(1) / math.log(2)
+
+    def sums_of(nlls, sizes):
+        step = iter([Loss(jnp.zeros(()), jnp.ones(()), {'nll': x}) for x in nlls])
+        batches = [{'weights': np.ones(n), 'targets': np.zeros(n, int)} for n in sizes]
+        return validate.loss_sums(
+            *(lambda params, batch: next(step), {}, batches),
+            place=lambda batch: batch,
+            byte_lengths=np.ones(1, int),
+        )
+
+    told = [validate.standard_error(sums_of(nll[i], n_bytes[i])) for i in range(20)]
+    assert np.mean(told) == pytest.approx(ratios.std(), rel=0.1)
+    sums = sums_of(nll[0], n_bytes[0])
+    assert validate.figures(sums).keys() == {'loss', 'nll', 'bytes', 'bits_per_byte'}
+    assert validate.standard_error(sums_of(nll[0, :1], n_bytes[0, :1])) is None
 
 
 @pytest.mark.parametrize(
