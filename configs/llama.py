@@ -48,8 +48,9 @@ def _pretrain(
         model=model,
         data=DataConfig(
             sources=(Source('wikipedia/20231101.en'),),
-            train_split='train[:99%]',
-            validation_split='train[99%:]',
+            train_split='train[:98%]',
+            validation_split='train[98%:99%]',
+            test_split='train[99%:]',
             tokenizer=TokenizerConfig(vocab=model.vocab, sample_bytes=100_000_000),
             workers=8,
         ),

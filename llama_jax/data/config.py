@@ -67,6 +67,9 @@ class DataConfig:
     train_split: str = 'train'
     """Slices work too, such as `train[:99%]`."""
     validation_split: str = 'validation'
+    test_split: str = 'test'
+    """What a suite is measured on. A source that has no such split is measured where the run
+    validates, which choices have seen."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     chat: str | None = None
     """How chats are written: a file with a Jinja template, or chatml, llama2, llama3, llama4. None:

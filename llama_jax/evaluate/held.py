@@ -55,11 +55,18 @@ class Held(NamedTuple):
 
 
 def of_run(data: DataConfig, reads: type[Reads]) -> Held:
-    """The sets of --data.validate where a run has some; else of each source the split 'test', and
-    where that has no two documents the one that the run validates on as well."""
+    """The sets of --data.validate where a run has some; else of each source `test_split`, and where
+    that has no two documents the one that the run validates on as well. Raises UserError for a
+    split that was asked for and that nothing has."""
     train = open_sources(data, 'train', reads).sources
-    sets = data.of('validation')
+    sets, split = data.of('validation'), data.test_split
+    asked = split != DataConfig.test_split
     if data.validation:
+        if asked:
+            raise UserError(
+                f'--data.test-split {split} has no effect where sets to validate on are named: '
+                'leave it out, or name the sets that are to be measured (--data.validate)'
+            )
         splits = tuple(source.split or '' for source in sets)
         test = open_sources(data, 'validation', reads).sources
         return Held(test, (), train, splits, tuple(dict.fromkeys(x.name for x in test)))
@@ -67,9 +74,17 @@ def of_run(data: DataConfig, reads: type[Reads]) -> Held:
     validation: list[Source] = []
     for source, of_run in zip(sets, data.sources, strict=True):
         known = builder(source, reads=reads).info.splits
-        n = known['test'].num_examples if of_run.split is None and 'test' in known else 0
-        if n and source.split != 'test':
-            own.append(dataclasses.replace(source, split='test'))
+        there = of_run.split is None and split.partition('[')[0] in known
+        if asked and not there:
+            has = (
+                f'is read by its split {of_run.split} alone'
+                if of_run.split
+                else f'has {", ".join(known)}'
+            )
+            raise UserError(f'--data.test-split {split}: {source.name} {has}')
+        n = known[split].num_examples if there and source.split != split else 0
+        if n:
+            own.append(dataclasses.replace(source, split=split))
         (validation if n > 1 else own).append(source)
     return Held(
         _opened(data, own, reads),

@@ -53,7 +53,7 @@ RULES = (
         'who makes the batches and how far ahead, not which',
     ),
     Rule(
-        ('evaluation', 'data.validation_split', 'data.validation'),
+        ('evaluation', 'data.validation_split', 'data.test_split', 'data.validation'),
         'may change',
         'what is measured, not what is trained; the best is found anew where texts change',
     ),

@@ -267,6 +267,37 @@ def test_a_set_of_ones_own_is_measured_by_its_fields(tokenizer, tmp_path):
     assert none.absent['pairs'] == 'no data set of pairs is named'
 
 
+def test_the_split_for_figures_can_be_cut_from_another(tmp_path):
+    """Of a data set without splits for it: what no choice has seen stands apart."""
+    lines = (json.dumps({'text': f'{i} ' * 40}) + '\n' for i in range(400))
+    (tmp_path / 'all.jsonl').write_text(''.join(lines))
+    source = Source('text_files', files=(str(tmp_path / 'all.jsonl'),))
+    cut = DataConfig((source,), train_split='train[:90%]', validation_split='train[90%:95%]')
+
+    def sets(data):
+        return held.of_run(data, CausalLM().reads)
+
+    found = sets(replace(cut, test_split='train[95%:]'))
+    test, validation, train = (
+        {documents[i] for documents in part for i in range(len(documents))}
+        for part in (found.test, found.validation, found.train)
+    )
+    whole = sets(DataConfig((source,))).train[0]
+    assert test | validation | train == {whole[i] for i in range(len(whole))}
+    assert len(test) + len(validation) + len(train) == len(whole) and min(map(len, (test, train)))
+    assert found.splits == ('train[95%:]',) and not found.selection
+    both = sets(replace(cut, test_split='train[90%:95%]'))
+    assert both.selection == ('text_files',) and not both.validation
+    own = replace(source, split='train')
+    for data, match in (
+        (replace(cut, test_split='other[:5%]'), 'text_files has train, validation, test'),
+        (replace(cut, test_split='train[:5%]', sources=(own,)), 'is read by its split train'),
+        (replace(cut, test_split='train[:5%]', validation=(own,)), 'has no effect where sets'),
+    ):
+        with pytest.raises(UserError, match=match):
+            sets(data)
+
+
 def test_blocks_of_a_window_have_to_fit_into_the_context():
     model = replace(MODEL, context=128)
     check(replace(SMALL, window=60), experiment(BlockDiffusion(block=4), model))
