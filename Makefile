@@ -70,7 +70,7 @@ pytest: $(TEST)
 	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --max-worker-restart 0 $(SELECT) tests
 
 test-parity: $(PARITY)
-	.venv-parity/bin/python -m pytest -m parity tests
+	.venv-parity/bin/python -m pytest -n 2 --dist loadfile -m parity tests
 
 test-tpu-compile: $(TPU)
 	JAX_PLATFORMS=cpu TPU_SKIP_MDS_QUERY=1 .venv-tpu/bin/python -m pytest -m tpu tests

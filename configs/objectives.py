@@ -1,7 +1,7 @@
 """Comparisons of objectives: every public function here returns a Grid.
 
-An arm is the base with another objective, and nothing else. How to read, run and extend them:
-docs/objectives.md.
+An arm is the base with another objective and, where rates were chosen, its own learning rate. How
+to read, run and extend them: docs/objectives.md.
 """
 
 from __future__ import annotations

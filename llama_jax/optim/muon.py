@@ -25,7 +25,7 @@ weight decay fit (Liu et al. 2025, 'Muon is scalable for LLM training', section 
 @dataclass(frozen=True)
 class Muon(OptimizerConfig):
     """Muon on the matrices of attention and feed-forward layers, AdamW on all else: embeddings,
-    head, norms, biases, and what an objective adds beside layers.
+    head, norms and biases. What an objective adds goes by its names: a further layer is Muon's.
 
     A matrix is that of a layer, of all heads together, as the product uses it. Muon keeps one
     moment where AdamW keeps two. Learning rate and weight decay are those of AdamW.
