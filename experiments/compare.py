@@ -44,7 +44,7 @@ def main() -> None:
         seeds=(int | None, None),
         jobs=(int, 1),
         only=(tuple[str, ...], ()),
-        match=(Literal['tokens', 'flops', 'text'], 'tokens'),
+        match=(Literal['tokens', 'flops', 'text'] | None, None),
         tune_rates=(tuple[float, ...] | None, None),
         lr_sweep=(tuple[float, ...] | None, None),
         power=(tuple[str, ...], ()),
@@ -62,6 +62,11 @@ def main() -> None:
         for line in power.told(grid, workdir, options.power, options.sd):
             print(line)
         return
+    if options.match == 'tokens' and grid.match != 'tokens':
+        raise UserError(
+            f'--match tokens has no effect: {grid.name} is matched by {grid.match} where it is '
+            'defined; leave it out'
+        )
     check_steps(grid)
     grid = fair.resolved(grid)
     if options.match == 'flops':
@@ -111,6 +116,7 @@ def _tuned(grid: Grid, workdir: Path, options: Any) -> tuple[Grid, dict[str, Any
     found = dict((record.read(workdir) or {}).get(record.TUNING) or {})
     tried = only(grid, tune.runs(grid, factors), options.only)
     missing = [run for run in tried if run.arm not in found]
+    tune.check_found(tried, found, workdir)
     if missing:
         untuned = tune.at_rates(grid, known or {})
         _begin(untuned, workdir, options, found)

@@ -40,6 +40,8 @@ def main() -> None:
     if options.resamples < 2:
         raise UserError(f'--resamples {options.resamples}: give 2 or more')
     found = scaling_report.read(options.workdirs, options.metric)
+    for line in scaling_report.unfinished(options.workdirs):
+        print(line)
     result, pictures = scaling_report.report(found, options.metric, resamples=options.resamples)
     write_atomically(options.output / 'scaling.json', json.dumps(result, indent=1))
     print('\n'.join(lines(result)))
@@ -51,6 +53,9 @@ def lines(result: dict) -> Iterator[str]:
     """What was found, a line each."""
     for name, one in result['objectives'].items():
         yield f'{name}: {one["runs"]} runs, {result["metric"]}'
+        if 'why' in one:
+            yield f'  no law: {one["why"]}'
+            continue
         for number, (value, low, high) in one['law'].items():
             yield f'  {number:<8}{_number(value):>16}  [{_number(low)}, {_number(high)}]'
         for check in one['largest']:

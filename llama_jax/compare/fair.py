@@ -86,6 +86,7 @@ def check(grid: Grid, say: Callable[[str], None] = lambda text: None) -> Proof:
             tokenizer = text(arm.experiment.data).tokenizer
             teacher.check(experiments.resolved(arm.experiment, tokenizer.vocab_size), tokenizer)
             suites.check_tasks(grid.suite, arm.experiment, tokenizer)
+            suites.check_texts(grid.suite, arm.experiment)
     held['documents'] = _same(grid, 'documents', lambda x: text(x.data).corpus.digest)
     for seed in range(grid.seeds):
         if not allowed('randomness.data', grid.may_differ):

@@ -222,9 +222,17 @@ def overridden(grid: Grid, settings: dict[str, Any]) -> Grid:
             for group in groups:
                 inner = inner[group]
             inner[last] = value
-        arms.append(replace(arm, experiment=from_dict(plain)))
+        arms.append(replace(arm, experiment=_as_long(arm.experiment, from_dict(plain))))
     kept = all(path[0] not in _RATES_GO_BY for path, _ in changes)
     return replace(grid, arms=tuple(arms), tuned=grid.tuned if kept else '')
+
+
+def _as_long(before: Experiment, after: Experiment) -> Experiment:
+    """`after`, where steps that its objective counts are in proportion to those of the run."""
+    if not before.train.steps or not after.train.steps:
+        return after
+    ratio = after.train.steps / before.train.steps
+    return replace(after, objective=after.objective.stretched(ratio)) if ratio != 1 else after
 
 
 def _changes(before: Any, after: Any, path: tuple = ()) -> Iterator[tuple[tuple, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +11,14 @@ import numpy as np
 
 from llama_jax.compare import results, scaling
 from llama_jax.compare.scaling import Law, Runs
+from llama_jax.data.config import DataConfig
 from llama_jax.errors import UserError
 from llama_jax.evaluate.metrics import METRICS
-from llama_jax.report.grid import EXACT, FINISHED, read_grid
+from llama_jax.evaluate.suite import Suite
+from llama_jax.report.grid import EXACT, FINISHED, GridRecords, read_grid
 from llama_jax.report.picture import Axis, Curve, Picture
+from llama_jax.train.checkpoint import difference
+from llama_jax.train.plain import from_plain, to_plain
 
 
 class Point(NamedTuple):
@@ -32,8 +35,8 @@ class Point(NamedTuple):
 
 def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
     """The finished runs of comparisons, by the name of their objective, and of their optimizer
-    where there are several; sweeps are left out. Raises UserError where there are none, for two
-    settings of one objective, and for a metric of which more is better: a law falls."""
+    where there are several; sweeps are left out. Raises UserError where there are none, for other
+    data or settings of one objective, and for a metric of which more is better: a law falls."""
     if metric in METRICS and METRICS[metric].higher_is_better:
         raise UserError(
             f'--metric {metric}: a law is of what falls with size; give loss, bits_per_byte or '
@@ -41,10 +44,10 @@ def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
         )
     found: dict[str, list[Point]] = defaultdict(list)
     grids = [read_grid(workdir) for workdir in workdirs]
-    kind = _kinds([arm for grid in grids for arm in grid.facts['arms']])
-    for grid in grids:
+    kind = _kinds(workdirs, grids, measured=metric != 'loss')
+    for workdir, grid in zip(workdirs, grids, strict=True):
         size = {row['arm']: row['parameters'] for row in grid.facts.get('budget', [])}
-        of_arm = {arm['name']: kind[_settings(arm)] for arm in grid.facts['arms']}
+        of_arm = {arm['name']: kind[f'{workdir}/{arm["name"]}'] for arm in grid.facts['arms']}
         for run in results.runs(grid):
             loss = run.loss if metric == 'loss' else run.metrics.get(metric)
             numbers = (size.get(run.arm), run.tokens, run.flops, run.seconds, loss)
@@ -60,34 +63,66 @@ def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
     return dict(found)
 
 
-def _settings(arm: dict[str, Any]) -> str:
-    """What has to be the same in all runs of a law: the objective, and the optimizer but for what a
-    size or a length has of its own."""
-    optimizer = {k: v for k, v in _optimizer(arm).items() if k != 'schedule'}
-    return json.dumps([arm['objective'], optimizer], sort_keys=True)
+def unfinished(workdirs: Sequence[Path]) -> list[str]:
+    """A line for each directory of which a run is left out, for it is not finished or not
+    readable."""
+    lines = []
+    for workdir in workdirs:
+        grid = read_grid(workdir)
+        runs = [run for run in results.runs(grid) if not run.sweep]
+        done = sum(run.state == FINISHED for run in runs)
+        if done < len(runs):
+            lines.append(f'{workdir}: {done} of {len(runs)} runs are finished, and are read')
+        lines += [f'{workdir}: {problem}' for problem in grid.problems]
+    return lines
+
+
+_OF_LENGTH = ('begins', 'curriculum_steps')
+"""Settings of an objective that count steps, and so go with the length of a run."""
+_OF_DATA = ('workers', 'prefetch')
+"""Settings of the data that change nothing of it."""
+
+
+def _settings(arm: dict[str, Any], suite: dict[str, Any] | None) -> dict[str, Any]:
+    """What has to be the same in all runs of a law: all but sizes, lengths, rates and seeds. Of
+    records of before a setting was there it has its default."""
+    experiment, objective = arm['experiment'], arm['objective']
+    data = to_plain(from_plain(DataConfig, experiment['data']))
+    return {
+        'objective': objective | {k: bool(objective[k]) for k in _OF_LENGTH if k in objective},
+        'optimizer': {k: v for k, v in _optimizer(arm).items() if k != 'schedule'},
+        'data': {k: v for k, v in data.items() if k not in _OF_DATA},
+        'train.seq_len': experiment['train']['seq_len'],
+        'suite': None if suite is None else to_plain(from_plain(Suite, suite)),
+    }
 
 
 def _optimizer(arm: dict[str, Any]) -> dict[str, Any]:
     return arm['experiment']['optimizer']
 
 
-def _kinds(arms: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """The settings of arms to what they are called."""
-    optimizers = {_optimizer(arm)['class'] for arm in arms}
-    names: dict[str, str] = {}
-    first: dict[str, dict[str, Any]] = {}
-    for arm in arms:
-        name = arm['objective']['class']
-        if len(optimizers) > 1:
-            name += f', {_optimizer(arm)["class"]}'
-        other = first.setdefault(name, arm)
-        if _settings(arm) != _settings(other):
-            raise UserError(
-                f'the arms {other["name"]} and {arm["name"]} are both {name}, with other settings: '
-                'a law is of runs that differ in size and tokens alone; give comparisons of one'
-            )
-        names[_settings(arm)] = name
-    return names
+def _kinds(
+    workdirs: Sequence[Path], grids: Sequence[GridRecords], *, measured: bool
+) -> dict[str, str]:
+    """What each arm of each directory is called; `measured` by a suite."""
+    optimizers = {_optimizer(arm)['class'] for grid in grids for arm in grid.facts['arms']}
+    kinds: dict[str, str] = {}
+    first: dict[str, tuple[str, dict[str, Any]]] = {}
+    for workdir, grid in zip(workdirs, grids, strict=True):
+        for arm in grid.facts['arms']:
+            name, place = arm['objective']['class'], f'{workdir}/{arm["name"]}'
+            if len(optimizers) > 1:
+                name += f', {_optimizer(arm)["class"]}'
+            own = _settings(arm, grid.facts.get('suite', {}) if measured else None)
+            other, others = first.setdefault(name, (place, own))
+            if own != others:
+                raise UserError(
+                    f'the arms {other} and {place} are both {name}, with other settings '
+                    f'({"; ".join(difference(others, own))}): a law is of runs that differ in size '
+                    'and tokens alone; give comparisons of one'
+                )
+            kinds[place] = name
+    return kinds
 
 
 def report(
@@ -100,7 +135,11 @@ def report(
     per: dict[str, float] = {}
     for name, points in found.items():
         runs, flops = _runs(points), np.array([point.flops for point in points])
-        law = scaling.fitted(runs, resamples=resamples)
+        try:
+            law = scaling.fitted(runs, resamples=resamples)
+        except UserError as error:
+            objectives[name] = {'runs': len(points), 'why': str(error)}
+            continue
         laws[name], largest[name] = law.law, _largest(runs, resamples)
         per[name] = float(np.median(flops / (runs.parameters * runs.tokens)))
         objectives[name] = {
@@ -116,6 +155,8 @@ def report(
             ],
             'iso_flops': {f'{c:.6g}': best for c, best in scaling.iso_flops(runs, flops).items()},
         }
+    if not laws:
+        raise UserError('; '.join(f'{name}: {of["why"]}' for name, of in objectives.items()))
     every = [point.flops for points in found.values() for point in points]
     budgets = np.geomspace(min(every), 10 * max(every), 5).tolist()
     # Own losses of several objectives are of different things.
@@ -246,6 +287,8 @@ def _fit(found: dict[str, list[Point]], laws: dict[str, Law], metric: str) -> Pi
     """What the law says of each run, against what was measured: on the diagonal it fits."""
     curves = []
     for i, (name, points) in enumerate(found.items()):
+        if name not in laws:
+            continue
         runs = _runs(points)
         said = laws[name](runs.parameters, runs.tokens)
         cloud = list(zip(said.tolist(), runs.loss.tolist(), strict=True))

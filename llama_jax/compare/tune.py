@@ -87,6 +87,19 @@ def chosen(planned: Sequence[Planned], workdir: Path) -> dict[str, Tuned]:
     return {arm: Tuned(of_rates) for arm, of_rates in losses.items()}
 
 
+def check_found(planned: Sequence[Planned], found: Mapping[str, Any], workdir: Path) -> None:
+    """Raise UserError where the rates of an arm were chosen, as `found` tells, without one that is
+    planned: it would not be tried any more."""
+    for run in planned:
+        losses = found.get(run.arm, {}).get('losses')
+        rate = f'{run.experiment.optimizer.schedule.peak:g}'
+        if losses is not None and rate not in losses:
+            raise UserError(
+                f'the rate of {run.arm} was chosen in {workdir} of {", ".join(losses)}, and {rate} '
+                'would not be tried: give the --tune-rates it was begun with, or another --workdir'
+            )
+
+
 def at_rates(grid: Grid, rates: Mapping[str, float]) -> Grid:
     """The grid with each arm at its rate; an arm that has none yet keeps its own."""
     arms = tuple(

@@ -68,8 +68,9 @@ class DataConfig:
     """Slices work too, such as `train[:99%]`."""
     validation_split: str = 'validation'
     test_split: str = 'test'
-    """What a suite is measured on. A source that has no such split is measured where the run
-    validates, which choices have seen."""
+    """What a suite is measured on, and no run is trained on. Sets that `validation` names are
+    measured in its place, and a source whose own `split` is given, or that has no split 'test',
+    where the run validates: choices have seen those."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     chat: str | None = None
     """How chats are written: a file with a Jinja template, or chatml, llama2, llama3, llama4. None:

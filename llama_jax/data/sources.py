@@ -235,10 +235,9 @@ def _documents(
     builder: tfds.core.DatasetBuilder, source: Source, split: str, reads: type[Record]
 ) -> Documents:
     known = builder.info.splits
-    bases = [part.partition('[')[0] for part in split.split('+')]
-    bases = list(known) if bases == ['all'] else bases
+    bases = list(known) if split == 'all' else _bases(split)
     total = sum(known[name].num_examples for name in known)
-    if not set(bases) <= set(known) or _count(builder, source, split) == 0:
+    if not has(builder, split) or count(builder, source, split) == 0:
         raise UserError(
             f'{source.name!r} has no documents in the split {split!r} ({total} in '
             f'{", ".join(known)}): {", or ".join(_remedies(split, total))}'
@@ -287,7 +286,32 @@ def _is_text(features: Any, field: str) -> bool:
     return field in features and features[field].np_dtype in (np.object_, object, str, bytes)
 
 
-def _count(builder: tfds.core.DatasetBuilder, source: Source, split: str) -> int:
+def has(builder: tfds.core.DatasetBuilder, split: str) -> bool:
+    """Whether a data set has all splits of which this one is cut."""
+    return split == 'all' or set(_bases(split)) <= set(builder.info.splits)
+
+
+def overlap(builder: tfds.core.DatasetBuilder, one: str, other: str) -> bool:
+    """Whether two splits, which are there, have a document in common."""
+
+    def parts(split: str) -> Iterator[tuple[str, range]]:
+        known = builder.info.splits
+        for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(known):
+            end = known[part.splitname].num_examples if part.to is None else part.to
+            yield part.splitname, range(part.from_ or 0, end)
+
+    return any(
+        first == second and max(a.start, b.start) < min(a.stop, b.stop)
+        for first, a in parts(one)
+        for second, b in parts(other)
+    )
+
+
+def _bases(split: str) -> list[str]:
+    return [part.strip().partition('[')[0] for part in split.split('+')]
+
+
+def count(builder: tfds.core.DatasetBuilder, source: Source, split: str) -> int:
     """Documents of a split. Raises UserError for a slice that is none."""
     try:
         return builder.info.splits[split].num_examples

@@ -12,7 +12,7 @@ from llama_jax.data.config import FILES, DataConfig, Source
 from llama_jax.data.documents import Documents, RecordDocuments
 from llama_jax.data.record import Record as Reads
 from llama_jax.data.record import Text
-from llama_jax.data.sources import builder, open_sources
+from llama_jax.data.sources import builder, count, has, open_sources, overlap
 from llama_jax.errors import UserError
 from llama_jax.evaluate.examples import Record
 
@@ -56,43 +56,63 @@ class Held(NamedTuple):
 
 def of_run(data: DataConfig, reads: type[Reads]) -> Held:
     """The sets of --data.validate where a run has some; else of each source `test_split`, and where
-    that has no two documents the one that the run validates on as well. Raises UserError for a
-    split that was asked for and that nothing has."""
+    that has no two documents the one that the run validates on as well. Raises UserError for a test
+    split that a source does not have, or that is trained on."""
     train = open_sources(data, 'train', reads).sources
-    sets, split = data.of('validation'), data.test_split
-    asked = split != DataConfig.test_split
+    sets = data.of('validation')
     if data.validation:
-        if asked:
-            raise UserError(
-                f'--data.test-split {split} has no effect where sets to validate on are named: '
-                'leave it out, or name the sets that are to be measured (--data.validate)'
-            )
         splits = tuple(source.split or '' for source in sets)
         test = open_sources(data, 'validation', reads).sources
         return Held(test, (), train, splits, tuple(dict.fromkeys(x.name for x in test)))
     own: list[Source] = []
     validation: list[Source] = []
+    selection: list[str] = []
     for source, of_run in zip(sets, data.sources, strict=True):
-        known = builder(source, reads=reads).info.splits
-        there = of_run.split is None and split.partition('[')[0] in known
-        if asked and not there:
-            has = (
-                f'is read by its split {of_run.split} alone'
-                if of_run.split
-                else f'has {", ".join(known)}'
-            )
-            raise UserError(f'--data.test-split {split}: {source.name} {has}')
-        n = known[split].num_examples if there and source.split != split else 0
-        if n:
-            own.append(dataclasses.replace(source, split=split))
-        (validation if n > 1 else own).append(source)
+        apart = None if of_run.split else _test(data, source, reads)
+        if apart is None:
+            own.append(source)
+            selection.append(source.name)
+            continue
+        own.append(dataclasses.replace(source, split=data.test_split))
+        (validation if apart.documents > 1 else own).append(source)
+        if apart.selected or apart.documents == 1:
+            selection.append(source.name)
     return Held(
         _opened(data, own, reads),
         _opened(data, validation, reads),
         train,
         tuple(dict.fromkeys(source.split or '' for source in own)),
-        tuple(dict.fromkeys(source.name for source in own if source in sets)),
+        tuple(dict.fromkeys(selection)),
     )
+
+
+class _Test(NamedTuple):
+    """The test split of a source."""
+
+    documents: int
+    selected: bool
+    """Whether validation has documents of it too."""
+
+
+def _test(data: DataConfig, source: Source, reads: type[Reads]) -> _Test | None:
+    """None for a source that has none of its own."""
+    split, data_set = data.test_split, builder(source, reads=reads)
+    if not has(data_set, split):
+        if split == DataConfig.test_split:
+            return None
+        raise UserError(
+            f'--data.test-split {split}: {source.name} has {", ".join(data_set.info.splits)}'
+        )
+    n = count(data_set, source, split)
+    if not n or source.split == split:
+        return None
+    if overlap(data_set, split, data.train_split):
+        raise UserError(
+            f'the split {split} of {source.name}, which figures are of, is trained on as well '
+            f'(--data.train-split {data.train_split}): give another --data.test-split, or measure '
+            'on another data set (--suite.text NAME)'
+        )
+    return _Test(n, overlap(data_set, split, source.split or 'all'))
 
 
 def of_name(name: str) -> Held:

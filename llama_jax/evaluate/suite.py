@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llama_jax.data import synthetic
+from llama_jax.data.pieces import longest
 from llama_jax.data.record import Text as PlainText
 from llama_jax.errors import UserError
 from llama_jax.evaluate import choosing, finetune, held, likelihood, per_text, retrieval
@@ -145,10 +146,10 @@ def evaluate_texts(
 def check(suite: Suite, experiment: Experiment) -> None:
     """Raise UserError for a suite that reads more at once than the model can, and for settings that
     are no numbers to measure by. Costs nothing."""
-    longest = max(suite.span, suite.window + MARKS)
-    if longest > experiment.model.context:
+    most = max(suite.span, suite.window + MARKS)
+    if most > experiment.model.context:
         raise UserError(
-            f'the evaluation reads {longest} tokens at once, the model context is '
+            f'the evaluation reads {most} tokens at once, the model context is '
             f'{experiment.model.context}: make suite.window and suite.span smaller'
         )
     objective, context = experiment.objective, experiment.model.context
@@ -175,8 +176,21 @@ def check(suite: Suite, experiment: Experiment) -> None:
 def check_tasks(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> None:
     """Raise UserError for tasks whose items are longer than the model reads."""
     for name in suite.tasks:
-        longest = experiment.model.context - MARKS
-        choosing.asked(name, tokenizer, n=suite.task_items, longest=longest)
+        choosing.asked(name, tokenizer, n=suite.task_items, longest=_readable(experiment))
+
+
+def _readable(experiment: Experiment) -> int:
+    """Tokens of the longest text that is asked for as in training: in blocks, or twice."""
+    objective, context = experiment.objective, experiment.model.context
+    most = context - MARKS
+    if objective.reads is not PlainText or objective.reading.whole is None:
+        return most
+    return longest(objective, most + 1, room=(context,), seq_len=context, draw=0.5) - 1
+
+
+def check_texts(suite: Suite, experiment: Experiment) -> None:
+    """Raise UserError where the texts that are to be measured on are not there."""
+    of_suite.sets_of(suite, experiment)
 
 
 def _why(name: str, found: Texts) -> str:

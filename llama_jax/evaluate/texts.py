@@ -69,9 +69,8 @@ NO_PAIRS = Pairs([], [], np.zeros(0, str), np.zeros(0, str))
 def of_run(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> Texts:
     """The texts of a suite, kept for the next arm. Raises UserError where a data set or a field is
     not there, or has too little."""
-    data, reads = experiment.data, experiment.objective.reads
-    sets = held.of_run(data, reads) if suite.text == held.OWN else held.of_name(suite.text)
-    name = held.pairs_name(suite.text, suite.pairs, data)
+    sets = sets_of(suite, experiment)
+    name = held.pairs_name(suite.text, suite.pairs, experiment.data)
     pairs = sets if name == held.OWN else held.of_name(name) if name else Held(())
     longest = experiment.model.context - MARKS
     key = (suite, longest, sets.digest, pairs.digest, tokenizer.digest)
@@ -86,6 +85,13 @@ def of_run(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> Texts:
 
 
 _KEPT: dict[object, Texts] = {}
+
+
+def sets_of(suite: Suite, experiment: Experiment) -> Held:
+    """The data sets that a suite is measured on. Raises UserError where they are not there."""
+    if suite.text != held.OWN:
+        return held.of_name(suite.text)
+    return held.of_run(experiment.data, experiment.objective.reads)
 
 
 def collect(

@@ -160,5 +160,14 @@ class Dual(MaskedDiffusion):
 
     def flops(self, model: ModelConfig, seq_len: int) -> float:
         """Mean over the two kinds, of rows that one text fills."""
+        return self._flops(model, seq_len, self.causal_share)
+
+    def flops_of_run(self, model: ModelConfig, seq_len: int, steps: int) -> float:
+        if not self.curriculum_steps or not steps:
+            return self.flops(model, seq_len)
+        first = math.ceil(self.causal_share * self.curriculum_steps)
+        return self._flops(model, seq_len, min(1.0, first / steps))
+
+    def _flops(self, model: ModelConfig, seq_len: int, share: float) -> float:
         causal = decoder_flops(model, seq_len, causal=True, predicted=seq_len - 1)
-        return self.causal_share * causal + (1 - self.causal_share) * super().flops(model, seq_len)
+        return share * causal + (1 - share) * super().flops(model, seq_len)

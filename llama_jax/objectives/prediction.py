@@ -48,8 +48,13 @@ class TokenPrediction(Base):
     a teacher that reads the text says something of each."""
 
     @property
-    def lends(self) -> bool:
+    def plain(self) -> bool:
+        """Whether its loss is this cross-entropy and nothing beside."""
         return type(self).loss is TokenPrediction.loss
+
+    @property
+    def lends(self) -> bool:
+        return self.plain
 
     def predicts(self, seq_len: int) -> int:
         """Tokens of a row that bear loss, where one text fills it; all, unless a class says so."""

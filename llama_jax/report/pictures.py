@@ -122,8 +122,11 @@ def _ranks(grid: GridRecords, metric: str, lines: Callable[[RunRecords], list[Li
         of_seeds = [series(lines(run.records), 'tokens', metric) for run in arm.runs if run.records]
         points = _mean([points for points in of_seeds if points])
         means[arm.name] = {x: y for x, y in points if y is not None}
-    if sum(map(bool, means.values())) < 2:
-        means = {name: {} for name in means}
+    # A rank is one among all that have the metric: where arms differ in steps, or one failed, only
+    # the places that all of them have are compared.
+    measured = [set(of) for of in means.values() if of]
+    shared = set.intersection(*measured) if len(measured) > 1 else set()
+    means = {name: {x: y for x, y in of.items() if x in shared} for name, of in means.items()}
     sign = -METRICS[metric].sign
     curves = []
     for arm in grid.arms:

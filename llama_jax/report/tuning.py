@@ -14,7 +14,7 @@ from llama_jax.report.text import escape, significant
 _OF_EVERY_RUN = {
     *('kind', 'step', 'tokens', 'flops', 'seconds', 'loss', 'nll', 'weight', 'grad_norm'),
     *('learning_rate', 'skipped', 'tokens_per_second', 'mfu', 'seconds_waiting', 'bytes'),
-    *('epochs', 'documents', 'share', 'bits_per_byte'),
+    *('epochs', 'documents', 'share', 'bits_per_byte', 'bits_per_byte_se'),
 }
 """Fields of a record that stand elsewhere on the page."""
 _SHOWN = 6

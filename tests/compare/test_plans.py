@@ -6,6 +6,7 @@ import pytest
 
 from llama_jax.compare.grid import at_place, overridden, runs, sweep
 from llama_jax.errors import UserError
+from llama_jax.objectives.dual import Dual
 from tests.compare import tiny
 
 
@@ -47,6 +48,13 @@ def test_overrides_reach_every_arm_and_leave_what_they_differ_in(grid):
         assert after.experiment.objective == before.experiment.objective
         assert after.experiment.name == before.name
     assert overridden(grid, {'train': first.train}) == grid
+    # What an objective counts in steps goes with them.
+    dual = Dual(curriculum_steps=first.train.steps)
+    arms = grid.arms[0], tiny.changed(grid.arms[1], 'experiment', objective=dual)
+    for steps in (first.train.steps // 2, 2 * first.train.steps):
+        train = tiny.changed(first, 'train', steps=steps).train
+        longer = overridden(replace(grid, arms=arms), {'train': train})
+        assert longer.arms[1].experiment.objective == replace(dual, curriculum_steps=steps)
     # Rates go by what is trained, and not by how often it is looked at.
     tuned = replace(grid, tuned='before')
     seldom = tiny.changed(first, 'evaluation', every=first.evaluation.every + 1).evaluation

@@ -145,8 +145,68 @@ def test_finished_runs_are_read_by_what_a_law_is_of(tmp_path):
     }
     arms[1]['objective'] = {**arms[0]['objective'], 'z_loss': 0.0}
     (workdir / 'grid.json').write_text(json.dumps(facts))
-    with pytest.raises(UserError, match='arms causal and masked are both CausalLM, Muon, with'):
+    arms[0]['objective']['begins'], arms[1]['objective']['begins'] = [0, 50], [0, 100]
+    (workdir / 'grid.json').write_text(json.dumps(facts))
+    with pytest.raises(
+        UserError, match='grid/causal and .*grid/masked are both CausalLM, Muon, with .*z_loss: '
+    ) as error:
         scaling_report.read([workdir], 'loss')
+    assert 'begins' not in str(error.value)  # they go with the length of a run
+    arms[1]['objective'] = arms[0]['objective'] | {'begins': [0, 100]}
+    (workdir / 'grid.json').write_text(json.dumps(facts))
+    assert {*scaling_report.read([workdir], 'loss')} == {'CausalLM, Muon', 'InfoNCE, AdamW'}
+
+
+def test_a_law_is_of_the_same_text(tmp_path):
+    one, other = (compared.write(tmp_path / name, arms=compared.THREE) for name in 'ab')
+
+    def change(found):
+        facts = json.loads((other / 'grid.json').read_text())
+        found(facts)
+        (other / 'grid.json').write_text(json.dumps(facts))
+
+    def read(metric='bits_per_byte'):
+        return scaling_report.read([one, other], metric)
+
+    assert len(read()['CausalLM']) == 4
+    # Who prepares the text is not asked, nor is a record of before a setting was there.
+    change(lambda facts: facts['arms'][0]['experiment']['data'].update(workers=3))
+    assert len(read()['CausalLM']) == 4
+    change(lambda facts: facts.update(suite={'windows': 7}))
+    with pytest.raises(UserError, match=r'suite.windows: \d+ -> 7'):
+        read()
+    assert len(read('loss')['CausalLM']) == 4
+    changes = (
+        (lambda own: own['train'].update(seq_len=77), 'train.seq_len'),
+        (lambda own: own['data'].update(train_split='train[:9]'), 'data.train_split'),
+    )
+    for edit, field in changes:
+        change(lambda facts, edit=edit: edit(facts['arms'][0]['experiment']))
+        with pytest.raises(UserError, match=field):
+            read('loss')
+
+
+def test_what_is_left_out_is_told(tmp_path):
+    workdir = compared.write(tmp_path / 'grid', arms=compared.THREE)
+    assert scaling_report.unfinished([workdir]) == []
+    compared.write_run(workdir / 'causal/seed-1', 'causal', 1, steps=150, evaluated=False)
+    (workdir / 'causal/seed-1/evaluation.json').unlink()
+    (workdir / 'masked/seed-0/evaluation.json').write_text('{')
+    first, *problems = scaling_report.unfinished([workdir])
+    assert first == f'{workdir}: 4 of 6 runs are finished, and are read'
+    assert any('evaluation.json' in line for line in problems)
+
+
+def test_one_objective_without_a_law_leaves_the_others_theirs():
+    points = [Point(n, d, 6 * n * d, 1.0, x) for n, d, x in zip(*runs(), strict=True)]
+    found = {'CausalLM': points, 'MultiToken': points[:2]}
+    result, pictures = scaling_report.report(found, 'bits_per_byte', resamples=2)
+    assert 'law' in result['objectives']['CausalLM']
+    assert result['objectives']['MultiToken']['why'].startswith('2 runs of')
+    assert '  no law: 2 runs of' in '\n'.join(lines(result))
+    assert len([p for p in pictures if p.name == 'scaling_fit'][0].curves) == 2
+    with pytest.raises(UserError, match='MultiToken: 2 runs of'):
+        scaling_report.report({'MultiToken': points[:2]}, 'bits_per_byte', resamples=2)
 
 
 @pytest.mark.slow

@@ -116,6 +116,11 @@ def test_a_comparison_at_one_rate_is_called_untuned(started, tmp_path):
     [
         ((), ('--tune-rates',), 'was begun without --tune-rates'),
         (('--tune-rates',), (), 'was begun with --tune-rates: give it again'),
+        (
+            ('--tune-rates',),
+            ('--tune-rates', 1, 0.3, 0.2),
+            'the rate of plain was chosen in',
+        ),
         (None, ('--tune-rates', 0), '--tune-rates 0: it must be positive'),
         (None, ('--tune-rates', 2), 'give two factors or more'),
         (None, ('--tune-rates', '--lr-sweep'), 'give one of the two'),
@@ -135,6 +140,16 @@ def test_bad_input_is_one_line(started, capsys, first, second, words):
         started(*second, '--seeds', 1)
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith('error: ')]
     assert words in line
+
+
+def test_arms_that_are_matched_stay_so(started, text, monkeypatch, capsys):
+    matched = tiny.grid(text, match='flops')
+    monkeypatch.setattr(configs, 'grids', lambda: {'tiny': lambda: matched})
+    with pytest.raises(SystemExit):
+        started('--match', 'tokens')
+    assert '--match tokens has no effect: tiny is matched by flops' in capsys.readouterr().err
+    monkeypatch.setattr(configs, 'grids', lambda: {'tiny': lambda: tiny.grid(text)})
+    assert started('--match', 'tokens', '--seeds', 1) == ['plain/seed-0', 'z/seed-0']
 
 
 def test_a_choice_needs_a_held_out_loss(grid):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import types
 from dataclasses import replace
 
@@ -16,7 +17,7 @@ from llama_jax.evaluate import held, likelihood, per_text, retrieval, texts
 from llama_jax.evaluate.light import light
 from llama_jax.evaluate.metrics import CURVES, METRICS, TASK
 from llama_jax.evaluate.scores import Scorer
-from llama_jax.evaluate.suite import Suite, _Measuring, check, evaluate_trained
+from llama_jax.evaluate.suite import Suite, _Measuring, check, check_tasks, evaluate_trained
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.objectives.base import EXTRA
@@ -286,16 +287,26 @@ def test_the_split_for_figures_can_be_cut_from_another(tmp_path):
     assert test | validation | train == {whole[i] for i in range(len(whole))}
     assert len(test) + len(validation) + len(train) == len(whole) and min(map(len, (test, train)))
     assert found.splits == ('train[95%:]',) and not found.selection
-    both = sets(replace(cut, test_split='train[90%:95%]'))
-    assert both.selection == ('text_files',) and not both.validation
-    own = replace(source, split='train')
-    for data, match in (
-        (replace(cut, test_split='other[:5%]'), 'text_files has train, validation, test'),
-        (replace(cut, test_split='train[:5%]', sources=(own,)), 'is read by its split train'),
-        (replace(cut, test_split='train[:5%]', validation=(own,)), 'has no effect where sets'),
+    # What validation reads as well is told, and the sets that a run names are what is measured.
+    for split in ('train[90%:95%]', 'train[93%:97%]'):
+        assert sets(replace(cut, test_split=split)).selection == ('text_files',)
+    own = replace(source, split='train[:50%]')
+    assert sets(replace(cut, test_split='train[95%:]', sources=(own,))).splits == ('train[:50%]',)
+    named = sets(replace(cut, test_split='train[95%:]', validation=(own,)))
+    assert named.splits == ('train[:50%]',) and len(named.test[0]) == len(whole) // 2
+    two = sets(replace(cut, validation_split='train[90%:92%]', test_split='test+train[95%:]'))
+    assert not two.selection and len(two.test[0]) > len(found.test[0])
+    for split, match in (
+        ('tset', '--data.test-split tset: text_files has train, validation, test'),
+        ('test[:1]+other[:1]', 'text_files has train, validation, test'),
+        ('test[:150%]', 'has no split'),
+        ('train[89%:]', 'trained on as well'),
+        ('test+train[:1]', 'trained on as well'),
+        ('all', 'trained on as well'),
     ):
-        with pytest.raises(UserError, match=match):
-            sets(data)
+        with pytest.raises(UserError, match=re.escape(match)) as error:
+            sets(replace(cut, test_split=split))
+        assert '\n' not in str(error.value)
 
 
 def test_blocks_of_a_window_have_to_fit_into_the_context():
@@ -308,6 +319,21 @@ def test_blocks_of_a_window_have_to_fit_into_the_context():
             UserError, match=f'suite.window {window} tokens takes .* BlockDiffusion'
         ):
             check(replace(SMALL, window=window), setting)
+
+
+def test_items_of_tasks_have_to_fit_as_an_objective_reads_them(monkeypatch):
+    """Of a context of 64 blocks have the room of a text of half of it."""
+    asked = []
+    monkeypatch.setattr(
+        'llama_jax.evaluate.choosing.asked',
+        lambda name, tokenizer, *, n, longest: asked.append(longest),
+    )
+    tasks = replace(SMALL, tasks=('needle',))
+    for objective in (CausalLM(), MaskedLM(), MaskedDiffusion(), BlockDiffusion(block=4)):
+        check_tasks(tasks, experiment(objective), None)
+        most = objective.sizes(asked[-1] + 1, seq_len=64, draw=0.5)
+        assert max(most) <= 64
+    assert asked[0] == asked[1] == 64 - 16 and asked[3] == 30
 
 
 def test_a_suite_that_does_not_fit_is_refused_in_one_line():

@@ -50,6 +50,12 @@ def test_ranks_by_likelihood_are_of_exact_ones(three):
 
     (picture,) = ranks()
     assert [dict(c.points) for c in picture.curves] == [{100: 1, 200: 1}, {100: 0, 200: 0}, {}]
+    # Where arms differ in steps they are ranked where all have been measured.
+    for seed in (0, 1):
+        path = three / f'masked/seed-{seed}/metrics.jsonl'
+        path.write_text(path.read_text().replace('"tokens": 200', '"tokens": 220'))
+    (picture,) = ranks()
+    assert [dict(c.points) for c in picture.curves] == [{100: 1}, {100: 0}, {}]
     for seed in (0, 1):
         (three / f'masked/seed-{seed}/metrics.jsonl').write_text('')
     assert ranks() == []  # one arm has no rank

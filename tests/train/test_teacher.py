@@ -17,6 +17,7 @@ from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.distill import Distillation
 from llama_jax.objectives.instruct import InstructionTuning
+from llama_jax.objectives.latent import LatentPrediction
 from llama_jax.objectives.masked import MaskedLM
 from llama_jax.objectives.masked_inputs import MaskedInputs
 from llama_jax.objectives.multi_token import MultiToken
@@ -221,7 +222,7 @@ def test_teachers_that_cannot_teach_are_told(student, taught, short_run, tmp_pat
                 lambda task=task: Distillation('a', task=task),
                 f'says nothing of {type(task).__name__}',
             )
-            for task in (MultiToken(), MaskedInputs(), MaskedLM(), InfoNCE())
+            for task in (MultiToken(), LatentPrediction(), MaskedInputs(), MaskedLM(), InfoNCE())
         ),
         (lambda: Distillation('a', alpha=0.0), 'alpha'),
         (lambda: Distillation('a', top_k=-1), 'top-k'),
