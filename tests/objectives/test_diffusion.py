@@ -299,6 +299,20 @@ def test_both_kinds_of_texts_in_one_model():
     assert loss.weight == 7 and dual.loss_tokens(batch) == 4 + 2
 
 
+def test_a_curriculum_costs_what_its_steps_do():
+    model = replace(CONFIG, context=64)
+    dual = Dual(curriculum_steps=20, causal_share=0.25)
+    causal, masked = (
+        replace(dual, curriculum_steps=0)._flops(model, 64, share) for share in (1.0, 0.0)
+    )
+    assert causal != masked
+    for steps, share in ((20, 0.25), (10, 0.5), (40, 0.125), (4, 1.0)):
+        of_run = dual.flops_of_run(model, 64, steps)
+        assert of_run == pytest.approx(share * causal + (1 - share) * masked)
+    assert dual.flops_of_run(model, 64, 0) == dual.flops(model, 64)
+    assert replace(dual, curriculum_steps=0).flops_of_run(model, 64, 10) == dual.flops(model, 64)
+
+
 def test_examples_hold_the_tokens_that_a_causal_model_learns():
     tokens = np.array([3, 1, 4, 1, 5, 9])
     for start, stop in ((0, 4), (2, 7)):
