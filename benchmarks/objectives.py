@@ -14,7 +14,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,18 @@ def main(options: Options) -> None:
     unknown = [name for name in names if name not in ARMS]
     if unknown:
         raise SystemExit(f'there is no {unknown[0]!r}: there are {", ".join(ARMS)}')
-    arms = {name: arm(base, ARMS[name], name) for name in names}
+    with tempfile.TemporaryDirectory() as directory:
+        _measure(options, base, tokenizer, names, Path(directory))
+
+
+def _measure(
+    options: Options,
+    base: Experiment,
+    tokenizer: Tokenizer,
+    names: Sequence[str],
+    directory: Path,
+) -> None:
+    arms = {name: arm(base, ARMS[name], name, directory) for name in names}
     takes = {name: steps(experiment, tokenizer) for name, experiment in arms.items()}
     host = {name: host_speed(experiment, tokenizer) for name, experiment in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -136,21 +147,22 @@ def main(options: Options) -> None:
         options.json.write_text(json.dumps(result, indent=1))
 
 
-def arm(base: Experiment, objective: Objective, name: str) -> Experiment:
-    """`base` under another objective; an encoder-decoder of as many layers where it needs one."""
+def arm(base: Experiment, objective: Objective, name: str, directory: Path) -> Experiment:
+    """`base` under another objective; an encoder-decoder of as many layers where it needs one.
+    `directory` is for records that are made of its text."""
     model = base.model
     try:
         objective.check(model)
     except UserError:
         half = model.layers // 2
         model = dataclasses.replace(model, layers=half, encoder_layers=half)
-    data = queries(base.data) if objective.reads is QueryPassages else base.data
+    data = queries(base.data, directory) if objective.reads is QueryPassages else base.data
     return dataclasses.replace(base, objective=objective, model=model, data=data)
 
 
-def queries(data: DataConfig, n: int = 2048) -> DataConfig:
+def queries(data: DataConfig, directory: Path, n: int = 2048) -> DataConfig:
     """The beginnings of documents, each to find what follows, beside what follows another."""
-    path = Path(tempfile.mkdtemp(prefix='queries-')) / 'queries.jsonl'
+    path = directory / 'queries.jsonl'
     texts = [text for text in itertools.islice(documents(data, 'train'), n) if len(text) > 200]
     with path.open('w', encoding='utf-8') as file:
         for text, other in zip(texts, [*texts[1:], texts[0]], strict=True):

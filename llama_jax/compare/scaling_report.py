@@ -11,14 +11,11 @@ import numpy as np
 
 from llama_jax.compare import results, scaling
 from llama_jax.compare.scaling import Law, Runs
-from llama_jax.data.config import DataConfig
 from llama_jax.errors import UserError
 from llama_jax.evaluate.metrics import METRICS
-from llama_jax.evaluate.suite import Suite
 from llama_jax.report.grid import EXACT, FINISHED, GridRecords, read_grid
 from llama_jax.report.picture import Axis, Curve, Picture
 from llama_jax.train.checkpoint import difference
-from llama_jax.train.plain import from_plain, to_plain
 
 
 class Point(NamedTuple):
@@ -79,22 +76,49 @@ def unfinished(workdirs: Sequence[Path]) -> list[str]:
 
 _OF_LENGTH = ('begins', 'curriculum_steps')
 """Settings of an objective that count steps, and so go with the length of a run."""
-_OF_DATA = ('workers', 'prefetch')
-"""Settings of the data that change nothing of it."""
+_OF_TEXT = ('documents', 'tokenizer', 'evaluation suite')
+"""What a comparison held fixed, by its hash."""
 
 
-def _settings(arm: dict[str, Any], suite: dict[str, Any] | None) -> dict[str, Any]:
-    """What has to be the same in all runs of a law: all but sizes, lengths, rates and seeds. Of
-    records of before a setting was there it has its default."""
-    experiment, objective = arm['experiment'], arm['objective']
-    data = to_plain(from_plain(DataConfig, experiment['data']))
+def _settings(arm: dict[str, Any], held: dict[str, Any], *, measured: bool) -> dict[str, Any]:
+    """What has to be the same in all runs of a law: all but sizes, lengths, rates and seeds."""
+    experiment = arm['experiment']
+    train, model = experiment['train'], experiment['model']
+    of_text = _OF_TEXT if measured else _OF_TEXT[:-1]
     return {
-        'objective': objective | {k: bool(objective[k]) for k in _OF_LENGTH if k in objective},
+        'objective': _by_share(arm['objective'], train['steps']),
         'optimizer': {k: v for k, v in _optimizer(arm).items() if k != 'schedule'},
-        'data': {k: v for k, v in data.items() if k not in _OF_DATA},
-        'train.seq_len': experiment['train']['seq_len'],
-        'suite': None if suite is None else to_plain(from_plain(Suite, suite)),
+        'train': {name: train.get(name) for name in ('seq_len', 'batch')},
+        'model.dropout': model.get('dropout'),
+        'start': experiment.get('start'),
+        **{name: held.get(name) for name in of_text},
     }
+
+
+class _Share(float):
+    """Of the steps of a run: the same as another one which is nearer than a step."""
+
+    steps: int
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Share):
+            return False
+        return abs(self - other) < 1 / min(self.steps, other.steps)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _by_share(plain: Any, steps: int, inside: bool = False) -> Any:
+    """An objective as plain values, whose counts of steps are shares of them."""
+    if isinstance(plain, dict):
+        return {k: _by_share(v, steps, inside or k in _OF_LENGTH) for k, v in plain.items()}
+    if isinstance(plain, list):
+        return [_by_share(x, steps, inside) for x in plain]
+    if not inside or not steps:
+        return plain
+    share = _Share(plain / steps)
+    share.steps = steps
+    return share
 
 
 def _optimizer(arm: dict[str, Any]) -> dict[str, Any]:
@@ -113,13 +137,13 @@ def _kinds(
             name, place = arm['objective']['class'], f'{workdir}/{arm["name"]}'
             if len(optimizers) > 1:
                 name += f', {_optimizer(arm)["class"]}'
-            own = _settings(arm, grid.facts.get('suite', {}) if measured else None)
+            own = _settings(arm, grid.facts.get('held_fixed', {}), measured=measured)
             other, others = first.setdefault(name, (place, own))
-            if own != others:
+            if lines := difference(others, own):
                 raise UserError(
                     f'the arms {other} and {place} are both {name}, with other settings '
-                    f'({"; ".join(difference(others, own))}): a law is of runs that differ in size '
-                    'and tokens alone; give comparisons of one'
+                    f'({"; ".join(lines)}): a law is of runs that differ in size and tokens alone; '
+                    'give comparisons of one'
                 )
             kinds[place] = name
     return kinds

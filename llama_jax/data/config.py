@@ -68,8 +68,8 @@ class DataConfig:
     """Slices work too, such as `train[:99%]`."""
     validation_split: str = 'validation'
     test_split: str = 'test'
-    """What a suite is measured on, and no run is trained on. Sets that `validation` names are
-    measured in its place, and a source whose own `split` is given, or that has no split 'test',
+    """What a suite is measured on; one that is trained on is refused. Sets that `validation` names
+    are measured in its place, and a source whose own `split` is given, or that has no split 'test',
     where the run validates: choices have seen those."""
     tokenizer: TokenizerConfig = TokenizerConfig()
     chat: str | None = None

@@ -288,7 +288,7 @@ def _is_text(features: Any, field: str) -> bool:
 
 def has(builder: tfds.core.DatasetBuilder, split: str) -> bool:
     """Whether a data set has all splits of which this one is cut."""
-    return split == 'all' or set(_bases(split)) <= set(builder.info.splits)
+    return set(_bases(split)) - {'all'} <= set(builder.info.splits)
 
 
 def overlap(builder: tfds.core.DatasetBuilder, one: str, other: str) -> bool:

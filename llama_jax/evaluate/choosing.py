@@ -56,6 +56,22 @@ def asked(name: str, tokenizer: Tokenizer, *, n: int, longest: int) -> Asked:
     return Asked(texts, np.array(owner), np.array(right), ids, groups, written)
 
 
+def check(name: str, task: Asked, reading: Reading, tokenizer: Tokenizer, *, context: int) -> None:
+    """Raise UserError where an item, as an objective is asked it, is longer than the `context` of
+    the model: some read a text twice."""
+    question, texts = _question(task, reading, tokenizer)
+    if question is None:
+        return
+    longest = max(texts, key=lambda text: len(text.prefix) + len(text.middle))
+    made = question.examples(longest, tokenizer, np.random.default_rng(0))
+    most = max(len(array) for example in made for array in example.values())
+    if most > context:
+        raise UserError(
+            f'the task {name} takes {most} positions of this objective, the model context is '
+            f'{context}: leave it out of --suite.tasks, or raise --model.context'
+        )
+
+
 def right(
     task: Asked,
     reading: Reading,

@@ -104,15 +104,20 @@ def _test(data: DataConfig, source: Source, reads: type[Reads]) -> _Test | None:
             f'--data.test-split {split}: {source.name} has {", ".join(data_set.info.splits)}'
         )
     n = count(data_set, source, split)
-    if not n or source.split == split:
+    if not n:
         return None
-    if overlap(data_set, split, data.train_split):
-        raise UserError(
-            f'the split {split} of {source.name}, which figures are of, is trained on as well '
-            f'(--data.train-split {data.train_split}): give another --data.test-split, or measure '
-            'on another data set (--suite.text NAME)'
-        )
-    return _Test(n, overlap(data_set, split, source.split or 'all'))
+    for trained in data.of('train'):
+        same = dataclasses.replace(trained, split=source.split, weight=source.weight) == source
+        if same and overlap(data_set, split, trained.split or 'all'):
+            raise UserError(
+                f'the split {split} of {source.name}, which figures are of, is trained on as well '
+                f'(as {trained.split}): train with another --data.test-split, or measure on '
+                'another data set (--suite.text NAME)'
+            )
+    if source.split == split:
+        return None
+    selected = has(data_set, source.split or '') and count(data_set, source, source.split or '') > 0
+    return _Test(n, selected and overlap(data_set, split, source.split or ''))
 
 
 def of_name(name: str) -> Held:

@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from llama_jax.data import synthetic
-from llama_jax.data.pieces import longest
 from llama_jax.data.record import Text as PlainText
 from llama_jax.errors import UserError
 from llama_jax.evaluate import choosing, finetune, held, likelihood, per_text, retrieval
@@ -175,17 +174,7 @@ def check(suite: Suite, experiment: Experiment) -> None:
 
 def check_tasks(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> None:
     """Raise UserError for tasks whose items are longer than the model reads."""
-    for name in suite.tasks:
-        choosing.asked(name, tokenizer, n=suite.task_items, longest=_readable(experiment))
-
-
-def _readable(experiment: Experiment) -> int:
-    """Tokens of the longest text that is asked for as in training: in blocks, or twice."""
-    objective, context = experiment.objective, experiment.model.context
-    most = context - MARKS
-    if objective.reads is not PlainText or objective.reading.whole is None:
-        return most
-    return longest(objective, most + 1, room=(context,), seq_len=context, draw=0.5) - 1
+    of_suite.tasks_of(suite, experiment, tokenizer)
 
 
 def check_texts(suite: Suite, experiment: Experiment) -> None:

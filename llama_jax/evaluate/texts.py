@@ -72,19 +72,25 @@ def of_run(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> Texts:
     sets = sets_of(suite, experiment)
     name = held.pairs_name(suite.text, suite.pairs, experiment.data)
     pairs = sets if name == held.OWN else held.of_name(name) if name else Held(())
-    longest = experiment.model.context - MARKS
-    key = (suite, longest, sets.digest, pairs.digest, tokenizer.digest)
+    tasks = tasks_of(suite, experiment, tokenizer)
+    key = (suite, experiment.model.context, sets.digest, pairs.digest, tokenizer.digest)
     if key not in _KEPT:
-        tasks = {
-            name: choosing.asked(name, tokenizer, n=suite.task_items, longest=longest)
-            for name in suite.tasks
-        }
         _KEPT.clear()
         _KEPT[key] = collect(suite, sets, pairs, tokenizer)._replace(tasks=tasks)
     return _KEPT[key]
 
 
 _KEPT: dict[object, Texts] = {}
+
+
+def tasks_of(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> dict[str, Asked]:
+    """The items of the suite's tasks. Raises UserError where one is longer than the model reads."""
+    context, reading = experiment.model.context, experiment.objective.reading
+    tasks = {}
+    for name in suite.tasks:
+        tasks[name] = choosing.asked(name, tokenizer, n=suite.task_items, longest=context - MARKS)
+        choosing.check(name, tasks[name], reading, tokenizer, context=context)
+    return tasks
 
 
 def sets_of(suite: Suite, experiment: Experiment) -> Held:

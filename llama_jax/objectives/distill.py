@@ -74,7 +74,7 @@ class Distillation(Base):
             raise UserError(f'--objective.top-k is {self.top_k}: it must be 0 or more')
         if not self.teacher:
             raise UserError('--objective.teacher names nothing: give a RUN or weights of others')
-        if not (isinstance(self.task, TokenPrediction) and self.task.in_order and self.task.plain):
+        if not vars(type(self.task)).get('in_order'):
             raise UserError(
                 f'a teacher says nothing of {type(self.task).__name__}: --objective.task is one '
                 'that predicts every token of a text in order, such as causal or instruct'

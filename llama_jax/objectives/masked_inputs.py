@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +25,6 @@ class MaskedInputs(CausalLM):
 
     rate: float = 0.15
     """Share of the inputs that are masked, drawn anew for each example; one at least."""
-
-    in_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:

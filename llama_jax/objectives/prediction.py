@@ -44,17 +44,13 @@ class TokenPrediction(Base):
     in_front: ClassVar[bool] = False
     """Whether what bears no loss, where it is most, stands in front and sees itself alone."""
     in_order: ClassVar[bool] = False
-    """Whether the targets are the tokens of the text as it stands, each told from those before it:
-    a teacher that reads the text says something of each."""
-
-    @property
-    def plain(self) -> bool:
-        """Whether its loss is this cross-entropy and nothing beside."""
-        return type(self).loss is TokenPrediction.loss
+    """Whether the targets are the tokens of the text as it stands, each told from those before it,
+    and the loss is of them alone: a teacher that reads the text says something of each. It is of
+    the class that says so, and not of those that are derived from it."""
 
     @property
     def lends(self) -> bool:
-        return self.plain
+        return type(self).loss is TokenPrediction.loss
 
     def predicts(self, seq_len: int) -> int:
         """Tokens of a row that bear loss, where one text fills it; all, unless a class says so."""

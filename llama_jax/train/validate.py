@@ -149,12 +149,11 @@ class Validation:
                         dummy_prefix=self._dummy_prefix,
                     )
                 )
-        total = added(sums)
-        result = figures(total)
+        result = figures(added(sums))
         asked = self._experiment.objective.reading.whole
         if 'bits_per_byte' in result and asked is not None and asked.kind != 'exact':
             result['likelihood'] = asked.kind
-            if (error := standard_error(total)) is not None:
+            if (error := standard_error(sums)) is not None:
                 result['bits_per_byte_se'] = error
         if len(sums) > 1:
             for label, of_set in zip(self.labels, map(figures, sums), strict=True):
@@ -305,15 +304,20 @@ def _squares(nll: float, n_bytes: float) -> dict[str, float]:
     }
 
 
-def standard_error(sums: dict[str, float]) -> float | None:
-    """Of bits per byte, a ratio of sums over batches (Cochran 1977, section 2.11): that
-    of the texts and of what is drawn for them together. None of fewer than two batches."""
-    n, n_bytes = sums.get('square n', 0.0), sums.get('bytes', 0.0)
-    if n < 2 or not n_bytes:
-        return None
-    ratio = sums['nll'] / n_bytes
-    squares = sums['square nll'] + ratio * (ratio * sums['square bytes'] - 2 * sums['square both'])
-    return math.sqrt(max(squares, 0.0) * n / (n - 1)) / n_bytes / math.log(2)
+def standard_error(sets: Sequence[dict[str, float]]) -> float | None:
+    """Of bits per byte, in each set a ratio of sums over batches (Cochran 1977, section 2.11): that
+    of the texts and of what is drawn for them together. None where a set has fewer than two
+    batches."""
+    variance = n_bytes = 0.0
+    for sums in sets:
+        n, own = sums.get('square n', 0.0), sums.get('bytes', 0.0)
+        if n < 2 or not own:
+            return None
+        ratio = sums['nll'] / own
+        squares = ratio * (ratio * sums['square bytes'] - 2 * sums['square both'])
+        variance += max(sums['square nll'] + squares, 0.0) * n / (n - 1)
+        n_bytes += own
+    return math.sqrt(variance) / n_bytes / math.log(2) if n_bytes else None
 
 
 def score(result: dict[str, Any]) -> float | None:

@@ -263,8 +263,9 @@ def test_code_is_hashed(tmp_path):
         (lambda x: changed(x, 'train', seq_len=128), 'train.seq_len 128 is longer than the model'),
         (lambda x: changed(x, 'model', vocab=500), 'vocabulary of 500, the tokenizer one of 512'),
         (lambda x: changed(x, 'model', context=32), 'the model context is 32'),
+        (lambda x: changed(x, 'data', test_split='tset'), '--data.test-split tset: text_files has'),
     ],
-    ids=['steps', 'length', 'vocabulary', 'evaluation'],
+    ids=['steps', 'length', 'vocabulary', 'evaluation', 'test split'],
 )
 def test_settings_that_do_not_fit_are_refused_with_the_arm(grid, change, words):
     arms = tuple(replace(arm, experiment=change(arm.experiment)) for arm in grid.arms)

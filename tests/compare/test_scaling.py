@@ -145,45 +145,66 @@ def test_finished_runs_are_read_by_what_a_law_is_of(tmp_path):
     }
     arms[1]['objective'] = {**arms[0]['objective'], 'z_loss': 0.0}
     (workdir / 'grid.json').write_text(json.dumps(facts))
-    arms[0]['objective']['begins'], arms[1]['objective']['begins'] = [0, 50], [0, 100]
-    (workdir / 'grid.json').write_text(json.dumps(facts))
     with pytest.raises(
         UserError, match='grid/causal and .*grid/masked are both CausalLM, Muon, with .*z_loss: '
-    ) as error:
+    ):
         scaling_report.read([workdir], 'loss')
-    assert 'begins' not in str(error.value)  # they go with the length of a run
-    arms[1]['objective'] = arms[0]['objective'] | {'begins': [0, 100]}
-    (workdir / 'grid.json').write_text(json.dumps(facts))
-    assert {*scaling_report.read([workdir], 'loss')} == {'CausalLM, Muon', 'InfoNCE, AdamW'}
+
+    # What is counted in steps goes with the length of a run, in parts as well.
+    def of(steps, begin):
+        return {
+            'experiment': {**arms[0]['experiment'], 'train': {'steps': steps}},
+            'objective': {
+                'class': 'Switch',
+                'begins': [0, begin],
+                'parts': [{'curriculum_steps': steps}],
+            },
+        }
+
+    for one, other, same in (
+        (of(40, 13), of(80, 27), True),
+        (of(40, 13), of(81, 26), True),
+        (of(40, 13), of(80, 33), False),
+        (of(100, 50), of(100, 99), False),
+        (of(40, 0), of(80, 0), True),
+        (of(40, 0), of(80, 8), False),
+    ):
+        arms[:2] = [{'name': a['name'], **x} for a, x in zip(arms, (one, other), strict=False)]
+        (workdir / 'grid.json').write_text(json.dumps(facts))
+        if same:
+            assert 'Switch, Muon' in scaling_report.read([workdir], 'loss')
+        else:
+            with pytest.raises(UserError, match='with other settings .objective.begins.1: '):
+                scaling_report.read([workdir], 'loss')
 
 
 def test_a_law_is_of_the_same_text(tmp_path):
     one, other = (compared.write(tmp_path / name, arms=compared.THREE) for name in 'ab')
 
-    def change(found):
-        facts = json.loads((other / 'grid.json').read_text())
-        found(facts)
-        (other / 'grid.json').write_text(json.dumps(facts))
-
-    def read(metric='bits_per_byte'):
+    def read(edit, metric='bits_per_byte'):
+        for workdir in (one, other):
+            facts = json.loads((one / 'grid.json').read_text())
+            facts['held_fixed'] |= {'documents': 'd', 'evaluation suite': 's'}
+            if workdir is other:
+                edit(facts['held_fixed'], facts['arms'][0]['experiment'])
+            (workdir / 'grid.json').write_text(json.dumps(facts))
         return scaling_report.read([one, other], metric)
 
-    assert len(read()['CausalLM']) == 4
-    # Who prepares the text is not asked, nor is a record of before a setting was there.
-    change(lambda facts: facts['arms'][0]['experiment']['data'].update(workers=3))
-    assert len(read()['CausalLM']) == 4
-    change(lambda facts: facts.update(suite={'windows': 7}))
-    with pytest.raises(UserError, match=r'suite.windows: \d+ -> 7'):
-        read()
-    assert len(read('loss')['CausalLM']) == 4
-    changes = (
-        (lambda own: own['train'].update(seq_len=77), 'train.seq_len'),
-        (lambda own: own['data'].update(train_split='train[:9]'), 'data.train_split'),
-    )
-    for edit, field in changes:
-        change(lambda facts, edit=edit: edit(facts['arms'][0]['experiment']))
-        with pytest.raises(UserError, match=field):
-            read('loss')
+    assert len(read(lambda held, own: None)['CausalLM']) == 4
+    # Who prepares the text is not asked, nor where it lies.
+    assert len(read(lambda held, own: own['data'].update(workers=3, train_split='x'))) == 1
+    assert len(read(lambda held, own: held.update({'evaluation suite': 't'}), 'loss')) == 3
+    for edit, field in (
+        (lambda held, own: held.update({'evaluation suite': 't'}), 'evaluation suite'),
+        (lambda held, own: held.update(documents='e'), 'documents'),
+        (lambda held, own: held.update(tokenizer='e'), 'tokenizer'),
+        (lambda held, own: own['train'].update(seq_len=77), 'train.seq_len'),
+        (lambda held, own: own['train'].update(batch=7), 'train.batch'),
+        (lambda held, own: own['model'].update(dropout=0.5), 'model.dropout'),
+        (lambda held, own: own.update(start='runs/x'), 'start'),
+    ):
+        with pytest.raises(UserError, match=f'with other settings .{field}: '):
+            read(edit)
 
 
 def test_what_is_left_out_is_told(tmp_path):

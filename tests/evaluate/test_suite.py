@@ -13,11 +13,13 @@ import pytest
 from llama_jax import mesh as meshes
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
-from llama_jax.evaluate import held, likelihood, per_text, retrieval, texts
+from llama_jax.evaluate import choosing, held, likelihood, per_text, retrieval, texts
+from llama_jax.evaluate.examples import Middle
 from llama_jax.evaluate.light import light
 from llama_jax.evaluate.metrics import CURVES, METRICS, TASK
 from llama_jax.evaluate.scores import Scorer
 from llama_jax.evaluate.suite import Suite, _Measuring, check, check_tasks, evaluate_trained
+from llama_jax.evaluate.texts import MARKS
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
 from llama_jax.objectives.base import EXTRA
@@ -26,6 +28,8 @@ from llama_jax.objectives.causal import CausalLM
 from llama_jax.objectives.contrastive import InfoNCE
 from llama_jax.objectives.diffusion import MaskedDiffusion
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.switch import Switch
+from llama_jax.objectives.weighted import Weighted
 from llama_jax.train.restore import Trained
 from tests.evaluate.conftest import COMPUTE, MODEL, experiment
 
@@ -296,7 +300,16 @@ def test_the_split_for_figures_can_be_cut_from_another(tmp_path):
     assert named.splits == ('train[:50%]',) and len(named.test[0]) == len(whole) // 2
     two = sets(replace(cut, validation_split='train[90%:92%]', test_split='test+train[95%:]'))
     assert not two.selection and len(two.test[0]) > len(found.test[0])
+    no_validation = replace(cut, validation_split='valid', test_split='train[95%:]')
+    with pytest.raises(UserError, match="'valid'"):
+        sets(no_validation)
+    twice = replace(cut, sources=(source, replace(source, split='test')), test_split='test')
+    with pytest.raises(UserError, match='the split test of text_files.* .as test.'):
+        sets(twice)
+    with pytest.raises(UserError, match='trained on as well'):
+        sets(replace(cut, train_split='train+test', validation_split='test', test_split='test'))
     for split, match in (
+        ('all[:50%]', 'has no split'),
         ('tset', '--data.test-split tset: text_files has train, validation, test'),
         ('test[:1]+other[:1]', 'text_files has train, validation, test'),
         ('test[:150%]', 'has no split'),
@@ -321,19 +334,35 @@ def test_blocks_of_a_window_have_to_fit_into_the_context():
             check(replace(SMALL, window=window), setting)
 
 
-def test_items_of_tasks_have_to_fit_as_an_objective_reads_them(monkeypatch):
-    """Of a context of 64 blocks have the room of a text of half of it."""
-    asked = []
-    monkeypatch.setattr(
-        'llama_jax.evaluate.choosing.asked',
-        lambda name, tokenizer, *, n, longest: asked.append(longest),
-    )
-    tasks = replace(SMALL, tasks=('needle',))
-    for objective in (CausalLM(), MaskedLM(), MaskedDiffusion(), BlockDiffusion(block=4)):
-        check_tasks(tasks, experiment(objective), None)
-        most = objective.sizes(asked[-1] + 1, seq_len=64, draw=0.5)
-        assert max(most) <= 64
-    assert asked[0] == asked[1] == 64 - 16 and asked[3] == 30
+@pytest.mark.parametrize(
+    'objective, fits',
+    [
+        (CausalLM(), 48),
+        (MaskedDiffusion(), 48),
+        (BlockDiffusion(block=4), 31),
+        (Switch((BlockDiffusion(block=4), CausalLM()), (0, 5)), 48),
+        (Weighted((CausalLM(), InfoNCE())), 48),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_items_of_tasks_have_to_fit_as_an_objective_reads_them(
+    objective, fits, tokenizer, monkeypatch
+):
+    """Of a context of 64 blocks have half, as each text stands there twice."""
+    ids = np.full(100, tokenizer.encode('a')[-1], np.int32)
+
+    def asked(name, tokenizer, *, n, longest):
+        assert longest == 64 - MARKS
+        return types.SimpleNamespace(texts=[Middle(ids[: length - 2], ids[:2], ids[:0])])
+
+    monkeypatch.setattr(choosing, 'asked', asked)
+    tasks, setting = replace(SMALL, tasks=('needle',)), experiment(objective)
+    length = fits
+    check_tasks(tasks, setting, tokenizer)
+    if fits < 48:
+        length = fits + 1
+        with pytest.raises(UserError, match='the task needle takes 7[0-9] positions of this'):
+            check_tasks(tasks, setting, tokenizer)
 
 
 def test_a_suite_that_does_not_fit_is_refused_in_one_line():

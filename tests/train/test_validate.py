@@ -324,11 +324,19 @@ def test_the_standard_error_is_that_of_a_ratio_over_batches():
             byte_lengths=np.ones(1, int),
         )
 
-    told = [validate.standard_error(sums_of(nll[i], n_bytes[i])) for i in range(20)]
+    told = [validate.standard_error([sums_of(nll[i], n_bytes[i])]) for i in range(20)]
     assert np.mean(told) == pytest.approx(ratios.std(), rel=0.1)
+    # That two sets differ is no noise.
+    easy = [sums_of(nll[i] / 3, n_bytes[i]) for i in range(20)]
+    hard = [sums_of(nll[-i], n_bytes[-i]) for i in range(20)]
+    pairs = list(zip(easy, hard, strict=True))
+    both = [sum(x['nll'] for x in two) / sum(x['bytes'] for x in two) for two in pairs]
+    several = [validate.standard_error(two) for two in pairs]
+    assert np.mean(several) == pytest.approx(ratios.std() * math.sqrt(1 + 1 / 9) / 2, rel=0.1)
+    assert np.std(both) / math.log(2) == pytest.approx(np.mean(several), rel=0.4)
     sums = sums_of(nll[0], n_bytes[0])
     assert validate.figures(sums).keys() == {'loss', 'nll', 'bytes', 'bits_per_byte'}
-    assert validate.standard_error(sums_of(nll[0, :1], n_bytes[0, :1])) is None
+    assert validate.standard_error([sums, sums_of(nll[0, :1], n_bytes[0, :1])]) is None
 
 
 @pytest.mark.parametrize(
