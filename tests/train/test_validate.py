@@ -302,7 +302,10 @@ def test_a_bound_says_so_and_is_of_the_bytes_of_a_causal_model(sets, whole, mesh
     config = changed(experiment, 'evaluation', batches=0)
     found = measure(config, tokenizer, mesh, params)
     assert found['likelihood'] == 'bound' and 'likelihood' not in whole
-    assert 0 < found['bits_per_byte_se'] < 0.1 and 'bits_per_byte_se' not in whole
+    # The first set has one batch, whose error nobody knows.
+    assert 'bits_per_byte_se' not in found and 'bits_per_byte_se' not in whole
+    larger = changed(config, 'data', validation=config.data.validation[1:])
+    assert 0 < measure(larger, tokenizer, mesh, params)['bits_per_byte_se'] < 0.1
     assert found['bytes'] == whole['bytes'] and found == measure(config, tokenizer, mesh, params)
     tokens = found['bits_per_byte'] * found['bytes'] * math.log(2) / found['nll']
     assert tokens == pytest.approx(round(tokens), abs=1e-2) and found['loss'] == found['nll']
