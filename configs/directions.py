@@ -71,7 +71,7 @@ def mix_1() -> Grid:
     """A mix of causal and diffusion against both alone, on text that is read once.
 
     Launch: python -m experiments.compare mix_1 --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/mix_1
+                --workdir runs/directions/mix_1
     Expected: the dual model has fewer bits per byte than the causal one, and in the middle span
     fewer than diffusion (2512.14549: the mix is best at every number of repetitions; its gain at
     one is small, and its best share of causal texts up to 16 is 63/64, where ours is a half); the
@@ -84,7 +84,7 @@ def mix_4() -> Grid:
     """The same with a fourth of the text, which is read 4 times.
 
     Launch: python -m experiments.compare mix_4 --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/mix_4
+                --workdir runs/directions/mix_4
     Expected: as `mix_1`, with causal less ahead of diffusion.
     """
     return _mix('mix_4', 'train[:12]', 'about 4 times')
@@ -94,7 +94,7 @@ def mix_16() -> Grid:
     """The same with a sixteenth of the text, which is read 16 times.
 
     Launch: python -m experiments.compare mix_16 --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/mix_16
+                --workdir runs/directions/mix_16
     Expected: causal has lost its lead. The papers see it overfit beyond 16 readings (2512.14549)
     and diffusion pass it later still (2507.15857, 2511.03276), with more parameters and text: a
     crossing at 16 is our guess.
@@ -106,7 +106,7 @@ def repeated() -> Grid:
     """Do masked inputs, dropout or weight decay help a causal model on text that is read 15 times?
 
     Launch: python -m experiments.compare repeated --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/repeated
+                --workdir runs/directions/repeated
     Expected: all three have fewer bits per byte than plain causal (2510.04071: by as much as
     diffusion or more; 2511.03276: by less).
     """
@@ -132,7 +132,7 @@ def block_size() -> Grid:
     """Likelihood of block diffusion with blocks of 1, 4, 16 tokens and of the whole text.
 
     Launch: python -m experiments.compare block_size --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/block_size
+                --workdir runs/directions/block_size
     Expected: bits per byte rise with the block (BD3-LM, 2503.09573: perplexity 22.83 of a
     causal model, 28.23 of blocks of 4, 31.78 of whole texts). Blocks of 1 have a likelihood, the
     others a bound of it; whole texts are the base, so that bounds are compared with a bound.
@@ -160,7 +160,7 @@ def multi_token() -> Grid:
     """Prediction of 2 and 4 tokens: text, induction, arithmetic of polynomials.
 
     Launch: python -m experiments.compare multi_token --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/multi_token
+                --workdir runs/directions/multi_token
     Expected: bits per byte of code as of causal or more, the second token of a repeated name and
     polynomials better (Gloeckle et al. 2024, 2404.19737, sections 3.1, 4.1 and 4.2; programs there,
     and no bits per byte). The heads are one and three layers more.
@@ -187,7 +187,7 @@ def star_graph() -> Grid:
     """The first step of the only path to a goal, which the next steps give away.
 
     Launch: python -m experiments.compare star_graph --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/star_graph
+                --workdir runs/directions/star_graph
     Expected: next-token prediction guesses among the 3 paths (Bachmann & Nagarajan 2024,
     2403.06963), token-order prediction finds the path (2508.19228), and so does
     masked diffusion, which does not learn it from the steps before.
@@ -213,7 +213,7 @@ def reversal() -> Grid:
     """Who B is, of whom it was only told that A is B.
 
     Launch: python -m experiments.compare reversal --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/reversal
+                --workdir runs/directions/reversal
     Expected: causal no better than chance, 1 in 4 (Berglund et al. 2023). That models which fill
     masks in are above it is our guess: LLaDA (2502.09992) is so with lines of poems, and 2601.07347
     finds that such models fail at facts.
@@ -236,7 +236,7 @@ def causal_share() -> Grid:
     """The share of causal texts beside masked ones that are read off the position before.
 
     Launch: python -m experiments.compare causal_share --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/causal_share
+                --workdir runs/directions/causal_share
     Expected: on minimal pairs an optimum between the pure models (GPT-BERT, 2410.24159).
     """
     base = _on(
@@ -270,7 +270,7 @@ def biphasic() -> Grid:
     """Causal, masked, and first causal and then masked, on probes.
 
     Launch: python -m experiments.compare biphasic --tune-rates 0.3 1 3 --match flops --jobs 2 \\
-                --workdir runs/biphasic
+                --workdir runs/directions/biphasic
     Expected: the last is best (2507.00994: a causal phase first makes the better encoder at the
     same budget). Masks are those of masked diffusion, read off the position before, so that both
     phases share a head.
@@ -294,7 +294,7 @@ def auxiliary() -> Grid:
     """A contrastive and a latent auxiliary beside causal prediction: the negative control.
 
     Launch: python -m experiments.compare auxiliary --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/auxiliary
+                --workdir runs/directions/auxiliary
     Expected: no fewer bits per byte than causal beyond the noise floor (published of a latent one:
     0.0007 to 0.0009 more, against 0.0022 between seeds).
     """
@@ -321,9 +321,9 @@ def muon() -> Grid:
     """Muon against AdamW, each at its own rate.
 
     Launch: python -m experiments.compare muon --tune-rates 0.3 1 3 --jobs 2 \\
-                --workdir runs/muon
+                --workdir runs/directions/muon
             python -m experiments.compare muon --tune-rates 0.3 1 3 --train.steps 84 --jobs 2 \\
-                --workdir runs/muon_84
+                --workdir runs/directions/muon_84
     Expected: Muon has fewer bits per byte, and in 84 steps about as many as AdamW in 112
     (2509.02046: 1.4 times fewer steps at 0.1B parameters, 1.1 at 1.2B, all tuned).
     """
@@ -347,7 +347,7 @@ def noise() -> Grid:
     """One arm under two sets of seeds: what seeds alone do to every metric.
 
     Launch: python -m experiments.compare noise --jobs 2 \\
-                --workdir runs/noise
+                --workdir runs/directions/noise
     Expected: no difference is shown; the half-widths are what a comparison of this size can tell.
     """
     base = _base(steps=112)
