@@ -88,6 +88,7 @@ def undeclared(tree, directory, listed):
             yield package
 
 
+@pytest.mark.slow
 def test_every_import_is_of_a_package_that_is_listed(listed):
     found = []
     for top in sorted(OWN):

@@ -95,6 +95,7 @@ def test_a_wheel_has_all_of_it_within_one_package(wheel):
     assert {'llama_jax/py.typed', 'llama_jax/serve/page/index.html'} < names
 
 
+@pytest.mark.slow
 def test_llama_jax_runs_from_anywhere(site, tmp_path):
     script = site / 'bin' / 'llama-jax'
     listed = python(script, '--help', cwd=tmp_path, PYTHONPATH=str(site))

@@ -107,6 +107,7 @@ def loss_and_gradients(config):
     return value, gradients, params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', MESHES)
 def test_sharded_loss_and_gradients_equal_single_device(name):
     expected_loss, expected, _ = loss_and_gradients(None)

@@ -146,6 +146,7 @@ class Scaled(CausalLM):
     """A causal LM whose backbone begins with other values, through `initial_params` below."""
 
 
+@pytest.mark.slow
 def test_other_initial_weights_are_refused(grid, monkeypatch):
     initial = fair.initial_params
 
@@ -160,6 +161,7 @@ def test_other_initial_weights_are_refused(grid, monkeypatch):
     assert 'differ in the initial weights under seed 0' in refusal(grid)
 
 
+@pytest.mark.slow
 def test_initial_weights_are_those_of_training(grid, proof):
     experiment = grid.arms[1].experiment
     for seed in (0, 1):

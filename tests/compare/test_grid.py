@@ -185,6 +185,7 @@ def test_everything_a_reader_wants_is_written(whole):
         assert 'evaluating' in (workdir / place / 'log.txt').read_text()
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_told_at_the_end_and_the_others_go_on(whole, text, tmp_path):
     workdir = tmp_path / 'failing'
     shutil.copytree(whole[0], workdir)
@@ -342,6 +343,7 @@ def test_a_grid_goes_on_with_more_seeds_arms_and_another_mesh(grid, whole):
         record.check_workdir(workdir, replace(grid, arms=grid.arms[:1]))
 
 
+@pytest.mark.slow
 def test_options_say_which_runs_there_are_and_how_many_at_once(text, monkeypatch, tmp_path):
     import configs
     from experiments import cli, compare

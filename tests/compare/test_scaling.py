@@ -283,6 +283,7 @@ def test_sizes_at_one_budget_are_drawn_with_the_best_of_them():
     assert [c.points[0] for c in picture.curves[1::2]] == list(best.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('of', ['size', 'nothing'])
 def test_an_exponent_that_runs_do_not_tell_is_no_overflow(of, tmp_path):
     """Of a loss that hardly depends on a number, an exponent may be as large as it likes."""

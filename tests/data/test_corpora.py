@@ -298,6 +298,7 @@ def _prepare(modules, queue):
     queue.put((load_tokenizer(config).digest, open_sources(config, 'train').digest))
 
 
+@pytest.mark.slow
 def test_two_processes_may_prepare_at_once(modules, own_cache):
     spawn = multiprocessing.get_context('spawn')
     queue = spawn.Queue()

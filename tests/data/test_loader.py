@@ -134,6 +134,7 @@ def test_resuming_anywhere_with_other_hosts_and_prefetch_gives_the_same_batches(
         assert_equal(joined(parts), expected[done:])
 
 
+@pytest.mark.slow
 def test_worker_processes_give_the_same_batches(mixture, tokenizer):
     """A Ctrl-C, which the terminal sends to them as well, is no matter of theirs."""
     expected = take(load(mixture, tokenizer, maker=NOISY), 24)

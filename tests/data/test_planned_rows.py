@@ -102,6 +102,7 @@ def test_seeds_give_other_rows():
     assert orders[0] != orders[1]
 
 
+@pytest.mark.slow
 def test_an_objective_does_not_change_the_order_of_blocks():
     """Nor where windows end, so that all arms of a comparison read the same text by then."""
     source = Lengths(SHAPES['varied'])

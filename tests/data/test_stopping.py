@@ -87,6 +87,7 @@ def gone(pids):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_preparation_leaves_no_process_and_goes_on(number, large, own_cache):
     process = started(large)

@@ -90,6 +90,7 @@ def test_heads_draft(engine):
     assert stats.cached_tokens_total == 16
 
 
+@pytest.mark.slow
 def test_text_without_repetition(engines):
     check_equal(*engines(generator(loops=False).programs), MIXED)
 
@@ -104,6 +105,7 @@ def test_alone_a_row_that_repeats_itself_takes_few_steps(engines):
     assert stats.steps_total < 60
 
 
+@pytest.mark.slow
 def test_a_stop_string_within_drafts(engines):
     drafts, plain = engines(generator().programs)
     whole = ask(plain, prompt_of(5), replace(GREEDY, max_tokens=60)).wait().text
@@ -157,6 +159,7 @@ def test_an_encoder_decoder(engines):
     assert drafted == [one.wait().tokens for one in heard]
 
 
+@pytest.mark.slow
 def test_nothing_compiles_once_it_is_warm(engines):
     drafts, plain = engines(generator().programs)
     check_equal(drafts, plain, MIXED)

@@ -27,6 +27,7 @@ def test_greedy_equals_the_uncached_forward(engine):
         assert one.finish == Finish('length', n, 12, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('together', [False, True], ids=['slots apart', 'one array'])
 def test_a_row_does_not_depend_on_its_mates(engine, monkeypatch, together):
     """Where all slots are one array, as on accelerators, to the last bit; on a CPU as far as

@@ -11,6 +11,7 @@ from tests.engine.asking import GREEDY, MIXED, ask
 from tests.generate.tiny import nothing_compiles, prompt_of
 
 
+@pytest.mark.slow
 def test_nothing_compiles_over_200_mixed_requests(engine):
     ours = engine(queue=300, warm=True)
     rng = np.random.default_rng(1)

@@ -13,6 +13,7 @@ from tests.engine.asking import GREEDY, Only, ask, text_of
 from tests.generate.tiny import prompt_of, uncached
 
 
+@pytest.mark.slow
 def test_stop_strings(engine):
     ours = engine()
     tokens = uncached(prompt_of(9), 12)
@@ -29,6 +30,7 @@ def test_stop_strings(engine):
         assert one.finish.reason == ('length' if kept == whole else 'stop')
 
 
+@pytest.mark.slow
 def test_a_grammar_is_obeyed_beside_free_rows(engine):
     ours = engine()
     drawn = Controls(

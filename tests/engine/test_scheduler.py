@@ -150,6 +150,7 @@ def test_a_short_prompt_behind_a_long_one_begins_first(engine):
     assert list(dict.fromkeys(n for n, _ in heard)) == [9, 30, 240]
 
 
+@pytest.mark.slow
 def test_cancelled_and_late_requests_leave_at_once(engine):
     ours = engine(rows=1, steps=1)
     running = ask(ours, prompt_of(5), replace(GREEDY, max_tokens=120))

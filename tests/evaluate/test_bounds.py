@@ -40,6 +40,7 @@ def text_of(tokenizer):
     return Middle(ids[:4], ids[4 : 4 + N], ids[4 + N :])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('objective', [MaskedDiffusion(), MaskedDiffusion(read_previous=True)])
 def test_draws_of_a_bound_have_its_mean_and_their_standard_error(
     objective, mesh, params, tokenizer

@@ -14,6 +14,7 @@ from tests.evaluate.test_ask import subject  # noqa: F401
 TEXTS = ['a red thing', '红色', 'word ' * 300, 'def f(x):']
 
 
+@pytest.mark.slow
 def test_batches_in_their_order_with_prompts(subject):  # noqa: F811
     encode = Encoder(subject, prompts={'query': 'Q: '})
     batches = [{'text': TEXTS[:3]}, {'text': TEXTS[3:]}]

@@ -47,6 +47,7 @@ def packed(examples, objective, tokenizer, *, rows):
     return batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'objective',
     [CausalLM(), PrefixLM(), SpanCorruption(), MaskedLM(), Bart()],
@@ -139,6 +140,7 @@ def test_bits_per_byte_equal_those_of_validation(tokenizer, mesh, params):
     assert len(found.bits) == len(windows) and (found.ordinary < found.bits).all()
 
 
+@pytest.mark.slow
 def test_a_model_that_computes_no_numbers_is_not_measured(tokens, tokenizer, mesh, params):
     broken = {**params, 'norm': jax.tree.map(lambda x: x * np.nan, params['norm'])}
     score = scorer(broken, mesh, tokenizer)
@@ -149,6 +151,7 @@ def test_a_model_that_computes_no_numbers_is_not_measured(tokens, tokenizer, mes
         vectors(step, broken, [tokens[:9]], longest=MODEL.context, mesh=mesh)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('causal', [True, False])
 def test_vectors_are_means_over_tokens(causal, tokens, mesh, params):
     texts = np.split(tokens, [35, 55, 90, 110])[:4]  # two padded lengths, not in order

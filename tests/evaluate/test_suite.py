@@ -156,6 +156,7 @@ def test_whole_texts_are_charged_for_every_token(evaluations, params, tokenizer,
     assert value == pytest.approx(bits.bits.sum() / bits.bytes.sum(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_bound_of_whole_texts_has_its_standard_error(params, tokenizer, mesh):
     setting = experiment(MaskedDiffusion())
     found = texts.of_run(SMALL, setting, tokenizer)

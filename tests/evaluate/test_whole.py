@@ -53,6 +53,7 @@ def plain(params):
     return nll
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('begin', [(), (1,)])
 def test_it_is_that_of_each_document_in_parts_of_the_context(trained, mesh, begin):
     trained, own = trained
@@ -96,6 +97,7 @@ def test_no_more_is_read_than_said(trained, mesh, monkeypatch):
         assert sorted(whole._spread(i, n) for i in range(n)) == list(range(n))
 
 
+@pytest.mark.slow
 def test_what_has_no_likelihood(trained, mesh):
     trained, _ = trained
     masked = trained.experiment.__class__(**{**vars(trained.experiment), 'objective': MaskedLM()})

@@ -83,6 +83,7 @@ def test_merged_on_export_and_not_before(run_script, tuned, one):
     assert mine[:2] == theirs[:2] and mine[0] == 0 and len(mine[1]) > 1
 
 
+@pytest.mark.slow
 def test_alone_and_read_back_upon_their_base(run_script, tuned, base, one):
     workdir, config, whole = tuned
     code, _, error = run_script(export.main, 'out', '--checkpoint', workdir, '--to', 'peft')

@@ -205,6 +205,7 @@ def test_model_of_a_run(run, mesh):
         model.messages(Conversation([{'role': 'user', 'content': 'Hi'}]))
 
 
+@pytest.mark.slow
 def test_the_script_continues_a_prompt_and_answers(run_script, run, gguf):
     code, out, error = run_script(
         generate.main, '--checkpoint', run, '--prompt', 'def 世', '--temperature', '0', *ONE
@@ -245,6 +246,7 @@ def test_what_is_told_meanwhile_comes_behind_the_text(monkeypatch, capsys):
     assert capsys.readouterr().out == 'def f\na warning\n'
 
 
+@pytest.mark.slow
 def test_a_template_with_tokens_of_another_model_is_told(run_script, gguf, tmp_path):
     asked = ('--weights', gguf, '--chat', 'Hi', '--chat-template', 'own.jinja', *ONE)
     for source, told in ((written.TEMPLATE, 0), (written.TEMPLATE.replace('im_end', 'end'), 1)):

@@ -50,6 +50,7 @@ def test_a_source_changes_what_is_written(ask):
     assert ask(BOTH, '--source', 'a', '--prompt', 'def ').startswith('def ')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('config', 'arguments', 'message'),
     [
@@ -79,6 +80,7 @@ def test_names_of_control_tokens_in_a_source():
         model.source('a<mask>你好' * 2000, most=8)
 
 
+@pytest.mark.slow
 def test_samples_of_a_training():
     mesh = make(MeshConfig(), jax.devices()[:1])
     experiment = types.SimpleNamespace(

@@ -97,6 +97,7 @@ def assert_same(found, expected, ends):
 PROMPTS = [prompt_of(n) for n in (5, 17, 1, 16)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('early_stopping', [True, False, 'never'])
 @pytest.mark.parametrize('length_penalty', [-1.0, 0.0, 1.0, 2.5])
 def test_equals_beam_search_written_plainly(early_stopping, length_penalty):
@@ -140,6 +141,7 @@ def test_one_beam_is_greedy():
         assert found.tokens == uncached(prompt, T) and found.finish_reason == 'length'
 
 
+@pytest.mark.slow
 def test_the_best_come_first_and_n_of_them():
     three = beam_search(OURS, PROMPTS, beams=4, n=3, max_tokens=T)
     one = beam_search(OURS, PROMPTS, beams=4, max_tokens=T)
@@ -155,6 +157,7 @@ def test_stop_ids_end_a_text_too():
     assert beam_search(few, PROMPTS, stop_ids=rest, **rules) == beam_search(OURS, PROMPTS, **rules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [{'data': 2, 'tensor': 2}, {}])
 def test_eight_devices_equal_one(axes):
     sharded = programs(8, **axes)
@@ -167,6 +170,7 @@ def test_eight_devices_equal_one(axes):
         )
 
 
+@pytest.mark.slow
 def test_alone_equals_together_and_pieces_equal_whole():
     rules = dict(beams=3, n=2, max_tokens=T)
     together = beam_search(OURS, PROMPTS, **rules)
@@ -177,6 +181,7 @@ def test_alone_equals_together_and_pieces_equal_whole():
             assert [h.tokens for h in one] == [h.tokens for h in row]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('length_penalty', [0.0, 1.0])
 def test_enough_beams_find_the_best_of_all_texts(length_penalty):
     """Of a vocabulary of four: all texts of up to three tokens, scored one by one."""

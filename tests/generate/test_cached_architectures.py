@@ -77,6 +77,7 @@ def forward(config):
     return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CONFIGS)
 def test_cached_equals_uncached(name):
     """Prompts of several lengths together, read in pieces; a window's ring goes round, more often

@@ -30,6 +30,7 @@ def test_a_second_call_compiles_nothing():
         list(ours.stream(prompt_of(15), max_tokens=26, chunk=4, seed=4, top_k=5, temperature=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('n_rows', 'n_top'), [(4, None), (4, 3), (1, None)])
 def test_the_cache_stays_in_place(n_rows, n_top):
     ours, programs = generator(), generator().programs

@@ -57,6 +57,7 @@ def test_vectors_are_those_of_texts_alone(axes):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_padding_adds_nothing_to_the_length_of_a_text():
     config = replace(CONFIG, rope_scaling=Dynamic(4.0, 24))
     vectors = embedder(config=config)([prompt_of(n) for n in (30, 20)])
@@ -73,6 +74,7 @@ def test_a_model_that_sees_all_of_a_text_reads_it_so():
     assert np.abs(vectors[0] - alone(30)).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_reads_with_its_encoder():
     lengths, params = (30, 1, 17), weights(BOTH)
     mesh = mesh_of()

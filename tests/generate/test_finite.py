@@ -47,6 +47,7 @@ def test_what_can_be_drawn_from():
     assert told.tolist() == [True, False, False, False, False, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('drawn', [{}, {'temperature': 1e-3, 'logprobs': 2}])
 def test_a_stream_gives_what_was_drawn_and_then_the_error(drawn):
     told = []
@@ -83,6 +84,7 @@ def test_a_prompt_alone_is_enough():
         generator()([[*GOOD, BAD]], max_tokens=1)
 
 
+@pytest.mark.slow
 def test_beams_end_too():
     ours = generator().programs
     (best,) = beam_search(ours, [GOOD], beams=1, max_tokens=N)[0]
@@ -127,6 +129,7 @@ def test_other_requests_go_on_and_the_row_is_clean_for_the_next(engine, lookup):
     assert slots._on.steps._cache_size() <= len(slots.sizes)
 
 
+@pytest.mark.slow
 def test_finite_weights_that_overflow_are_told_apart():
     large = {**weights(), 'norm': {'scale_D': np.full(CONFIG.dim, 3e38, np.float32)}}
     with pytest.raises(NotFiniteError, match='weights are finite, and overflow in float32'):

@@ -41,6 +41,7 @@ def lone(i, **settings):
     return generator()([prompt_of(LENGTHS[i])], max_tokens=N, top_p=0.95, **picked)[0]
 
 
+@pytest.mark.slow
 def test_padded_rows_equal_lone_rows():
     prompts = [prompt_of(n) for n in LENGTHS]
     together = generator()(prompts, max_tokens=N, top_p=0.95, **SAMPLED)
@@ -81,6 +82,7 @@ def test_chunked_prefill_equals_whole_prefill():
     assert chunked.shape(5, 70, N).prompt == 80 and generator().shape(5, 70, N).prompt == 128
 
 
+@pytest.mark.slow
 def test_stops_at_the_end_ids():
     prompts = [prompt_of(n) for n in (5, 9, 12, 3, 2)]
     plain = tokens_of(generator()(prompts, max_tokens=N))
@@ -96,6 +98,7 @@ def test_stops_at_the_end_ids():
         assert sum(streamed, []) == plain[i][: firsts[i]]
 
 
+@pytest.mark.slow
 def test_the_loop_ends_when_every_row_is_done():
     prompts = [prompt_of(n) for n in (5, 9)]
     plain = tokens_of(generator()(prompts, max_tokens=N))
@@ -110,6 +113,7 @@ def test_the_loop_ends_when_every_row_is_done():
     assert (drawn.token_BT[:, 7:] == 0).all(), 'and what follows is padding'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('axes', [{'data': 2, 'tensor': 2}, {}])
 def test_eight_devices_equal_one(axes):
     prompts = [prompt_of(n) for n in LENGTHS]
@@ -196,6 +200,7 @@ def test_bfloat16_on_a_cpu_keeps_matrices_in_it_and_computes_in_float32():
         np.testing.assert_allclose(here, there, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_arrays_of_a_draw_hold_the_end_and_its_probability():
     """As completions have them, which lack the end."""
     prompts, settings = [prompt_of(n) for n in (3, 9)], {'temperature': 1.0, 'seed': [1, 2]}

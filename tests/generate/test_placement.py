@@ -58,6 +58,7 @@ def moved(ours, name, *, sources=None):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('kind', 'axes'),
     [('cpu', {'fsdp': 2, 'tensor': 4}), ('accelerator', {'data': 4, 'tensor': 2})],
@@ -74,6 +75,7 @@ def test_a_step_moves_activations_and_no_weight(kind, axes, monkeypatch):
     assert moved(ours, 'read') == {('all-reduce', rows * 32 * D): 2 * L + 1}
 
 
+@pytest.mark.slow
 def test_without_tensor_parallelism_a_step_moves_nothing():
     assert moved(generator(fsdp=8), 'decode') == {}
 
@@ -88,6 +90,7 @@ def test_a_step_of_an_encoder_decoder_moves_activations_only():
     }
 
 
+@pytest.mark.slow
 def test_a_weight_that_is_gathered_is_seen(monkeypatch):
     """Placed as for training, one of them moves at every step; else the counts above would prove
     nothing."""
@@ -127,11 +130,13 @@ def test_more_devices_than_key_value_heads(name):
     assert cache == one.programs.cache_bytes(rows=1, slots=1) * k_heads // config.kv_heads
 
 
+@pytest.mark.slow
 def test_shared_heads_move_no_more_than_others():
     ours = generator(replace(CONFIG, kv_heads=2), tensor=8)
     assert moved(ours, 'decode') == {('all-reduce', B * D): 2 * L + 1, ('all-gather', B * V): 1}
 
 
+@pytest.mark.slow
 def test_parameters_that_lie_on_such_a_mesh():
     """As they are restored: key-value heads whole, the rest divided."""
     config = replace(CONFIG, kv_heads=2)

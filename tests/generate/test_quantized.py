@@ -28,6 +28,7 @@ def test_rounding_errs_by_half_a_step_of_the_largest(bits, group):
     assert (np.abs(found) <= largest * (1 + 1e-6)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', HOW)
 def test_equals_the_rounded_model_in_float64(name):
     how, bound = HOW[name]
@@ -50,6 +51,7 @@ def test_sums_too_long_for_integers(n):
     np.testing.assert_allclose(found, 1, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_ring_of_int8():
     how, bound = HOW['cache']
     ours = generator(how, replace(CONFIG, pattern=Window(5)))
@@ -57,6 +59,7 @@ def test_a_ring_of_int8():
     check(ours, how, bound, window=5)
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_each_other():
     ours, prompts = generator(HOW['both'][0]), [prompt_of(n) for n in (30, 17, 3)]
     together = tokens_of(ours(prompts, max_tokens=N, logprobs=3))

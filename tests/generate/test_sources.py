@@ -90,6 +90,7 @@ def test_cached_equals_uncached(name):
     assert len({token for one in completions for token in one.tokens}) > 4
 
 
+@pytest.mark.slow
 def test_the_source_is_heard():
     others = [prompt_of(n, seed=2) for n in (30, 4, 16, 1)]
     one, other = (
@@ -188,6 +189,7 @@ def test_engine_equals_generator(engine):
         assert one[-1].cached_tokens == 0
 
 
+@pytest.mark.slow
 def test_beams_follow_their_source():
     found = beam_search(ours().programs, PROMPTS, sources=SOURCES, beams=3, max_tokens=N)
     for i, [best] in enumerate(found):

@@ -159,6 +159,7 @@ def chi_square(texts, p):
     return np.sum((cells - expected) ** 2 / expected), len(cells) - 1
 
 
+@pytest.mark.slow
 def test_random_order_draws_from_the_mean_over_orders():
     """Two tokens: one a pass, under either order; and both at once, independent of each other."""
     prompt, n = PROMPTS[0], 2048
@@ -176,6 +177,7 @@ def test_random_order_draws_from_the_mean_over_orders():
         assert other > freedom + 8 * np.sqrt(2 * freedom)
 
 
+@pytest.mark.slow
 def test_a_text_is_that_of_its_seed_whoever_stands_beside_it():
     how = {'temperature': 5.0, 'order': 'left', 'max_tokens': 6}
     both = written('blocks', seed=[5, 6], **how)
@@ -187,6 +189,7 @@ def test_a_text_is_that_of_its_seed_whoever_stands_beside_it():
     assert twice[0] == both[0] != twice[1]
 
 
+@pytest.mark.slow
 def test_any_mesh_writes_the_same():
     how = {'order': 'left', 'max_tokens': [6, 5]}
     made = unmasker('blocks', None, n=4, fsdp=2, tensor=2)

@@ -199,6 +199,7 @@ def test_dropout_of_each_layer_and_weight_is_its_own():
         assert 20 < out.mean() < 44 and len(np.unique(out)) > 2
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_of_other_layers():
     mesh = mesh_of()
     config = OTHERS

@@ -97,6 +97,7 @@ def assert_same(found, expected):
         np.testing.assert_allclose(one, leaf, rtol=0, atol=1e-5 * largest, err_msg=path)
 
 
+@pytest.mark.slow
 def test_every_parameter_of_an_encoder_decoder_has_a_part_in_the_loss():
     _, gradients = loss_and_gradients()
     for path, leaf in trees.named(gradients):
@@ -109,6 +110,7 @@ def test_sharded_encoder_decoder_equals_single_device():
     assert_same(loss_and_gradients(MeshConfig(data=2, fsdp=2, tensor=2)), loss_and_gradients())
 
 
+@pytest.mark.slow
 def test_recomputed_encoder_decoder_equals_kept():
     assert_same(loss_and_gradients(remat='full'), loss_and_gradients())
 

@@ -41,6 +41,7 @@ def test_policy_changes_neither_loss_nor_gradients(remat, one_device):
         np.testing.assert_allclose(found, leaf, rtol=0, atol=1e-5 * largest)
 
 
+@pytest.mark.slow
 def test_policies_trade_memory_for_work(one_device):
     none, dots, named, full = (results(remat, one_device)[2] for remat in POLICIES)
     assert full < 0.8 * min(dots, named), (none, dots, named, full)

@@ -235,6 +235,7 @@ def test_nonsense_is_refused(make, named):
     assert named in str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['dynamic', 'longrope'])
 def test_documents_packed_into_a_row_have_lengths_of_their_own(name, one_device):
     """A long one and a short one together equal each of them alone; padding has no say."""

@@ -66,6 +66,7 @@ PACKED = {
 PREFIX = np.tile([1, 1, 1, 0, 0, 0], 4)[None].repeat(B, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('changes', 'compute', 'seen'),
     [
@@ -117,6 +118,7 @@ def test_layers_in_a_list_and_bfloat16():
                 assert_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_more_places_than_there_is_room_for_are_all_computed():
     devices = mesh.make(MeshConfig(), jax.devices()[:1])
     at_BT = wanted_places([0, 1, 2, 3, 4, 5, 9, 24])

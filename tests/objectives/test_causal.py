@@ -74,6 +74,7 @@ def real_batches(n, *, rows, seq_len):
         yield {**cut, 'positions': position_BT, 'segments': np.ones_like(position_BT)}
 
 
+@pytest.mark.slow
 def test_loss_is_that_of_the_logits():
     objective = CausalLM(z_loss=0.1)
     (batch,) = real_batches(1, rows=2, seq_len=16)
@@ -109,6 +110,7 @@ def test_loss_is_that_of_the_logits():
     assert loss.metrics['accuracy'] == (weight_BT * correct_BT).sum()
 
 
+@pytest.mark.slow
 def test_twenty_steps_give_the_losses_of_the_golden_file():
     """Written by `LLAMA_JAX_WRITE_GOLDENS=1 python -m pytest tests/objectives`.
 

@@ -161,6 +161,7 @@ def test_sharded_loss_and_gradients():
         assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b) + 1e-8
 
 
+@pytest.mark.slow
 def test_dropout_of_the_head():
     batch = batch_of(LAST, ROWS, TOKENIZER, seq_len=SEQ_LEN)
     dropped = dataclasses.replace(LAST, dropout=0.5)

@@ -202,6 +202,7 @@ def test_chunks_that_do_not_divide_the_rows_are_refused():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('chunks', [1, 2])
 def test_views_have_dropout_masks_of_their_own(chunks):
     devices = make_mesh('one device')

@@ -147,6 +147,7 @@ def every_mask(blocks):
     return np.array(masked), np.array(weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shift', [0, 1])
 def test_the_bound_is_the_mean_over_all_orders(shift):
     """A packed text: what stands beside it is neither seen nor counted."""
@@ -164,6 +165,7 @@ def test_drawing_k_is_drawing_t():
         assert by_t == pytest.approx(1 / L / math.comb(L, k) * L / k)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('block', [1, 2, 8])
 def test_blocks_of_one_are_causal_and_one_block_is_masked_diffusion(block):
     objective = BlockDiffusion(block=block)
@@ -241,6 +243,7 @@ def test_the_times_of_a_row_are_spread():
     assert np.diff(np.sort(found[0])).max() < 0.13  # 16 of them
 
 
+@pytest.mark.slow
 def test_both_kinds_of_texts_in_one_model():
     """TEXT is causal here and OTHER masked."""
     dual = Dual(z_loss=0.0)

@@ -163,6 +163,7 @@ def expected(objective, batch, drawn, *, old, advantage):
     return sum(x.sum() for x in per_sequence) / (len(per_sequence) * MOST)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('normaliser', ['tokens', 'sequences', 'constant'])
 def test_loss_equals_the_formula(normaliser, masked):
@@ -205,6 +206,7 @@ def test_what_is_told_of_a_batch():
     assert first.largest['logp_diff'] == pytest.approx(difference, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('sign', [-1.0, 1.0])
 def test_ratio_of_the_first_update_is_one_bitwise(sign):
     """No float32 lies between these bounds: what is not 1 is clipped, on one side or the other."""

@@ -181,6 +181,7 @@ def test_the_oldest_keys_give_way(n_valid):
     assert found[NEXT] == (start + n_valid) % Q
 
 
+@pytest.mark.slow
 def test_with_the_batch_itself_in_the_queue_it_is_infonce_in_one_direction():
     """Momentum 0, nothing learnt, and the same batch again: negatives are the other texts of the
     batch."""

@@ -189,6 +189,7 @@ def assert_equal_steps(one, other):
         np.testing.assert_allclose(x, y, atol=1e-5 * size)
 
 
+@pytest.mark.slow
 def test_the_first_loss_is_ln_2_where_the_model_is_its_reference():
     objective = DPO()
     given = own_references(objective, RECORDS)
@@ -197,6 +198,7 @@ def test_the_first_loss_is_ln_2_where_the_model_is_its_reference():
     assert metrics['weight'] == N and metrics['grad_norm'] > 0
 
 
+@pytest.mark.slow
 def test_packing_and_microbatches_change_neither_loss_nor_gradients():
     objective = DPO()
     packed = preferred.batch(objective, RECORDS[:8], GIVEN[:8], rows=8)

@@ -138,6 +138,7 @@ def test_loss_is_the_sum_of_two_means():
         np.testing.assert_allclose(mean_BTD[row][here_T] - of_text_TD.mean(0), 0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_position_is_written_from_what_it_reads_alone():
     """Another token moves the features of exactly those positions that read it; the backbone, whose
     inputs are the same, sees none of the tokens that are written."""

@@ -141,6 +141,7 @@ def test_loss_equals_its_definition():
     assert loss.metrics['accuracy'] == right
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [*MESHES][1:])
 def test_devices_change_neither_loss_nor_gradients(name):
     gradients, loss = sums_and_gradients(name)
@@ -152,6 +153,7 @@ def test_devices_change_neither_loss_nor_gradients(name):
     )
 
 
+@pytest.mark.slow
 def test_the_discriminator_teaches_the_generator_nothing():
     (dparams, dextra), _ = sums_and_gradients('one device')
     alone = ReplacedTokens(generator=0.5, rate=0.4, weight=0.0)

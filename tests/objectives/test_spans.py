@@ -237,6 +237,7 @@ def test_what_cannot_be_is_refused():
             examples_of(objective, TOKENS, seq_len=4)
 
 
+@pytest.mark.slow
 def test_who_sees_whom_on_a_decoder():
     objective = FORMS[0]
     batch = reading.make_batch(objective, seq_len=48, sizes=[14, 18])
@@ -249,6 +250,7 @@ def test_who_sees_whom_on_a_decoder():
     assert not found[np.ix_(prefix, ~prefix)].any()
 
 
+@pytest.mark.slow
 def test_who_sees_whom_with_an_encoder():
     objective = FORMS[1]
     batch = reading.make_batch(objective, seq_len=56, sizes=[14, 18])

@@ -213,6 +213,7 @@ def test_who_sees_whom_on_a_decoder(denoiser):
     np.testing.assert_array_equal(found[segment > 0], seen[segment > 0])
 
 
+@pytest.mark.slow
 def test_who_sees_whom_with_an_encoder():
     objective = UL2(encoder=True)
     batch = reading.make_batch(objective, seq_len=64, sizes=[10, 15])

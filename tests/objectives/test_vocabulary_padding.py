@@ -71,6 +71,7 @@ def test_the_loss_and_its_gradient_are_those_without_padding(tensor):
     assert not dhead_2[IDS:].any()
 
 
+@pytest.mark.slow
 def test_no_padding_is_drawn():
     devices = mesh.make(MeshConfig(), jax.devices()[:1])
     generate = Generator(

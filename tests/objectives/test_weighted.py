@@ -158,6 +158,7 @@ def test_devices_change_neither_loss_nor_gradients():
     )
 
 
+@pytest.mark.slow
 def test_a_part_without_weight_adds_nothing():
     """A batch without pairs: no division by zero."""
     batch = pack(TYPICAL, documents(6), rows=8)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from llama_jax import layout, mesh
 from llama_jax.mesh import MeshConfig
@@ -71,6 +72,7 @@ def test_the_average_is_the_formula_s_and_optax_s():
     np.testing.assert_allclose(by_optax, wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_rates_are_those_of_one_device_on_a_mesh():
     config, devices = AdamW(layer_decay=0.5), mesh.make(MeshConfig(fsdp=4, tensor=2))
     tx, params = optimizer(config), layers.split(layers.Transformer(MODEL, key=jax.random.key(0)))

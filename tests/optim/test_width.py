@@ -113,6 +113,7 @@ def test_models_of_objectives_are_those_of_the_base_at_its_width():
         Classification(('a', 'b')).check(dataclasses.replace(config, encoder_layers=1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('times', [1, 4])
 def test_networks_of_objectives_read_features_as_large_as_those_of_the_base(times, monkeypatch):
     """The norm before the head makes them small, for the head alone."""

@@ -122,6 +122,7 @@ def test_a_rate_at_which_training_broke_off_is_no_finished_run(three):
     assert read_grid(three).arms[0].sweep[0].done
 
 
+@pytest.mark.slow
 def test_what_was_not_made_alike_is_said_and_clipping_is_counted(three):
     assert 'they are not equals' not in page(three) and 'Fine-tuning' not in page(three)
     path = three / 'masked/seed-1'

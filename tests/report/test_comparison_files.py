@@ -193,6 +193,7 @@ def test_drawings_have_the_colours_of_either_theme(written):
     assert not re.findall('(?:fill|stroke): #', html)
 
 
+@pytest.mark.slow
 def test_records_are_left_as_they_are(tmp_path):
     workdir = compared.write(tmp_path / 'three', arms=('causal', 'masked'))
     before = {p: p.read_bytes() for p in workdir.rglob('*') if p.is_file()}

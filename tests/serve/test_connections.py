@@ -3,6 +3,7 @@ gets in."""
 
 import contextlib
 import json
+import re
 import socket
 import time
 
@@ -57,8 +58,14 @@ def closed(one) -> bool:
 
 
 def ask(one, data=WHOLE) -> bytes:
+    """All of an answer of a known length, which may come in pieces."""
     one.sendall(data)
-    return one.recv(4096)
+    found = one.recv(4096)
+    head, _, body = found.partition(b'\r\n\r\n')
+    length = re.search(rb'content-length: (\d+)', head, re.IGNORECASE)
+    while length and len(body) < int(length[1]) and (more := one.recv(4096)):
+        found, body = found + more, body + more
+    return found
 
 
 def stream_of(tokens):

@@ -153,6 +153,7 @@ def test_what_ends_is_valid_under_its_schema(engine, name):
         assert len(set(stopped)) > 3, 'and it is not always the same'
 
 
+@pytest.mark.slow
 def test_any_object(engine):
     """Few end by themselves under random weights, so quotes and braces are favoured."""
     bias = {ord(char): 6.0 for char in '"}:,'}

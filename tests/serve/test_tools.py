@@ -136,6 +136,7 @@ def test_calls_are_demanded(client, chat):
     assert again.usage.prompt_tokens > one.usage.prompt_tokens
 
 
+@pytest.mark.slow
 def test_a_stream_of_calls(client):
     with client(HERMES).chat.completions.stream(
         model='m', messages=HI, tools=TOOLS[:1], tool_choice='required', seed=3, max_tokens=300
@@ -156,6 +157,7 @@ def test_a_stream_of_calls(client):
     assert deltas[1].id is None and deltas[1].function.name is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('chat', [HERMES, MISTRAL], ids=['hermes', 'mistral'])
 def test_an_answer_in_a_format_or_calls(client, chat):
     answer = {'type': 'array', 'items': {'enum': [1, '二']}, 'minItems': 1, 'maxItems': 3}

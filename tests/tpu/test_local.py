@@ -62,6 +62,7 @@ def test_two_processes_sum_over_all_devices(tmp_path):
         assert f'[{process}] sum 22.0 of 4 devices, 2' in lines
 
 
+@pytest.mark.slow
 def test_one_failure_ends_all_with_its_code(tmp_path):
     script = write(
         tmp_path / 'script.py',
@@ -102,6 +103,7 @@ def test_signal_reaches_every_process_once(tmp_path):
     assert child.returncode == 128 + signal.SIGTERM
 
 
+@pytest.mark.slow
 def test_process_that_is_killed_ends_all(tmp_path):
     script = write(
         tmp_path / 'script.py',

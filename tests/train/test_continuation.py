@@ -123,6 +123,7 @@ def test_what_is_said_of_the_rate(short, tmp_path):
     assert said(scheduled(short, peak=1e-3, kind='constant')) == []
 
 
+@pytest.mark.slow
 def test_a_lower_rate_holds_at_once(copied_run, short):
     shutil.rmtree(copied_run / 'checkpoints' / '8')
     loop.train(scheduled(short, peak=1e-3), copied_run)
@@ -132,6 +133,7 @@ def test_a_lower_rate_holds_at_once(copied_run, short):
     assert any('falls from 0.00775 to 0.000775 after step 4' in text for text in events(copied_run))
 
 
+@pytest.mark.slow
 def test_optimizer_settings_that_may_change_load_the_state_and_hold(copied_run, short):
     """Clip, decay, betas and another kind of schedule, in a real restore."""
     shutil.rmtree(copied_run / 'checkpoints' / '8')
@@ -182,6 +184,7 @@ def test_moved_files_of_equal_content_are_taken(copied_run, short, text, tmp_pat
     assert sum('with the same content: data.' in text for text in events(copied_run)) == 2
 
 
+@pytest.mark.slow
 def test_files_of_other_content_are_refused_and_the_remedy_works(copied_run, short, text, tmp_path):
     (tmp_path / text.name).write_text(text.read_text() + '\n{"text": "def new(): ..."}')
     source = replace(short.data.sources[0], files=(str(tmp_path / text.name),))
@@ -304,6 +307,7 @@ def test_every_setting_has_a_rule_and_the_docs_have_the_table(short):
     assert resume.table() in page.read_text('utf-8')
 
 
+@pytest.mark.slow
 def test_the_file_of_a_configuration_is_kept_and_a_change_of_it_is_said(
     short, copied_run, tmp_path
 ):
@@ -317,6 +321,7 @@ def test_the_file_of_a_configuration_is_kept_and_a_change_of_it_is_said(
     assert line.startswith(f'{first} is not as it was when the run was last started (sha256 ')
 
 
+@pytest.mark.slow
 def test_scores_of_another_validation_do_not_choose_the_best(copied_run, short):
     """Its figures are of other texts: no level of theirs ends the run or keeps a checkpoint."""
     scores = copied_run / SCORES

@@ -34,6 +34,7 @@ def start(text):
     return re.split(r'^start +', text, flags=re.MULTILINE)[1]
 
 
+@pytest.mark.slow
 def test_a_fresh_run_does_what_was_said(short, short_run, tmp_path):
     """`short_run` is that run, taken."""
     text = explain(short, tmp_path / 'run')

@@ -101,6 +101,7 @@ def test_eight_rows_are_eight_microbatches_of_one(experiment, tmp_path):
     equal(eight, losses)
 
 
+@pytest.mark.slow
 def test_packed_chats_are_learnt_as_each_in_a_row_of_its_own():
     """20 updates by AdamW on the same chats in two layouts."""
     tokenizer, devices = bytes_tokenizer(), one_device(MeshConfig())

@@ -161,6 +161,7 @@ def test_resumes_on_another_mesh_with_the_same_losses(copied, experiment, mesh, 
     )
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over_and_its_step_is_saved_again(copied, experiment):
     files = [p for p in (copied / 'checkpoints' / '20').rglob('*') if p.is_file()]
     largest = max(files, key=lambda p: p.stat().st_size)
@@ -176,6 +177,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_its_step_is_saved_again(copied,
     assert lines(copied, 'event')[-1]['text'] == 'resumed from the checkpoint of step 20'
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_on_when_it_is_given_more_steps(copied, experiment):
     with open(copied / 'metrics.jsonl', 'a') as file:
         file.write('{"kind": "train", "step": 21, "lo')  # cut off by a kill

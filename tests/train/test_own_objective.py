@@ -84,6 +84,7 @@ def mine(tmp_path, short):
     return f'{tmp_path / "mine.py"}:run'
 
 
+@pytest.mark.slow
 def test_it_trains_goes_on_and_is_read_back_and_asked(mine, tmp_path, monkeypatch):
     monkeypatch.setattr(meshes, 'make', one_device)
     workdir = tmp_path / 'run'

@@ -140,6 +140,7 @@ def test_processes_with_other_data_are_refused_by_name(text, tmp_path):
     assert not any('compiling' in line or 'Traceback' in line for line in told)
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_ends_the_others(text, tmp_path):
     """Which wait for it in a step, and no longer than seconds."""
     begun = time.monotonic()

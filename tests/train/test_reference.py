@@ -48,6 +48,7 @@ def test_losses_are_golden(whole):
     preferring.assert_golden('dpo', whole)
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_reads_the_reference_and_is_as_the_whole(
     dpo, whole, tmp_path, monkeypatch
 ):
@@ -63,6 +64,7 @@ def test_a_run_that_goes_on_reads_the_reference_and_is_as_the_whole(
     assert lines(resumed, 'validation')[-1] == lines(whole, 'validation')[-1]
 
 
+@pytest.mark.slow
 def test_a_reference_that_is_gone_is_computed_of_the_beginning_again(dpo, whole, tmp_path):
     resumed = shutil.copytree(whole, tmp_path / 'run')
     shutil.rmtree(resumed / 'checkpoints' / '20')

@@ -192,6 +192,7 @@ def test_completions_of_a_prompt_differ_from_epoch_to_epoch(finished):
     assert len(often) > 20 and all(len(set(drawn)) > len(drawn) - G for drawn in often)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_prompts_completions_and_rewards(
     finished, experiment, tmp_path
 ):

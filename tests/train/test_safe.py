@@ -62,6 +62,7 @@ def kill_when(happens):
     return struck
 
 
+@pytest.mark.slow
 def test_a_validation_saves_nothing_and_the_rest_is_saved_before_it(experiment, tmp_path):
     seen = []
 
@@ -74,6 +75,7 @@ def test_a_validation_saves_nothing_and_the_rest_is_saved_before_it(experiment, 
     assert [line['step'] for line in lines(tmp_path, 'validation')] == [2, 4]
 
 
+@pytest.mark.slow
 def test_a_validation_that_fails_costs_no_step(experiment, tmp_path):
     """It is one line, and the next start begins with it."""
     planned, broken = short(experiment, every=100, validates=2), []
@@ -100,6 +102,7 @@ def test_a_validation_that_fails_costs_no_step(experiment, tmp_path):
     assert [line['step'] for line in lines(tmp_path, 'train')] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_the_last_validation_is_made_up_for(experiment, tmp_path):
     planned = short(experiment, every=100, validates=4)
     with pytest.raises(
@@ -167,6 +170,7 @@ def test_a_signal_before_the_first_step_ends_at_once(
     assert on_disk(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_left_no_checkpoint_blocks_nothing(experiment, tmp_path, monkeypatch):
     finish = loop._finish
 
@@ -195,6 +199,7 @@ def test_a_run_that_left_no_checkpoint_blocks_nothing(experiment, tmp_path, monk
     assert [line['step'] for line in lines(tmp_path, 'train')] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_signal_before_the_last_step_saves_it(experiment, tmp_path, monkeypatch):
     finish = loop._finish
 
@@ -270,6 +275,7 @@ def test_a_step_that_fails_is_one_line(experiment, tmp_path, monkeypatch):
     assert lines(tmp_path, 'event')[-1]['text'].startswith('the training failed')
 
 
+@pytest.mark.slow
 def test_a_second_run_in_the_directory_is_refused(experiment, tmp_path):
     """The lock is that of its holder, who is named, and not of the file."""
     (tmp_path / LOCK).write_text('{"pid": 1, "host": "gone", "since": "2020"}')

@@ -122,6 +122,7 @@ def test_records_are_answered_by_the_greedy_text_of_the_model(begun):
         assert one.text == tokenizer.decode(completion.tokens)
 
 
+@pytest.mark.slow
 def test_texts_get_the_label_that_the_head_gives_them(begun):
     experiment, tokenizer, devices, sample, state = ready(
         replace(begun, objective=Classification(labels=('a', 'b')))

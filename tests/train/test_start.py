@@ -109,6 +109,7 @@ def test_the_first_loss_is_that_of_the_weights_and_no_row_is_added(begun, others
     assert float(metrics['nll']) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_goes_on_bit_for_bit_when_they_are_gone(begun, others, tmp_path):
     away = tmp_path / 'theirs'
     shutil.copytree(others, away)
@@ -159,6 +160,7 @@ def test_a_run_from_them_is_begun_with_as_well(begun, tmp_path):
     assert said in events(tmp_path / 'two')
 
 
+@pytest.mark.slow
 def test_rows_are_added_to_weights_of_others(begun, params, tmp_path):
     masked = started(replace(begun, objective=MaskedLM()))
     with prepare(settled(masked, masked), tmp_path / 'run') as run:
@@ -224,6 +226,7 @@ def test_tokens_behind_the_embedding_are_left_out(begun, others, tmp_path, caplo
     assert caplog.text.count('holds an adapter') == 1, 'what is asked for often is told once'
 
 
+@pytest.mark.slow
 def test_what_may_be_set_otherwise_and_what_not(begun, tmp_path):
     longer = changed(begun, 'model', context=192, rope_theta=5e5)
     longer = changed(longer, 'train', seq_len=160, steps=2)

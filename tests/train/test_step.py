@@ -151,6 +151,7 @@ def test_accumulation_equals_the_large_batch():
     assert_same_step(take(accumulate=B), take())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [name for name in MESHES if name != 'one device'])
 def test_sharded_step_equals_the_step_of_one_device(name):
     assert_same_step(take(name), take())
@@ -171,6 +172,7 @@ def test_loss_is_the_mean_over_the_tokens_that_weigh():
     np.testing.assert_allclose(halved['grad_norm'], metrics['grad_norm'], rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['one device', 'tensor 2 fsdp 4'])
 def test_state_is_donated_and_nothing_compiles_twice(name, caplog):
     devices, fresh, step = compiled(name)
@@ -312,6 +314,7 @@ def test_nothing_is_made_whole_on_one_device(make, monkeypatch):
     assert used.temp_size_in_bytes < 3 * used.output_size_in_bytes
 
 
+@pytest.mark.slow
 def test_initial_values_do_not_depend_on_the_mesh():
     names = ('one device', 'slice 2 fsdp 2 tensor 2')
     states = [initial_state(MODEL, CausalLM(), TX, seed=0, mesh=make_mesh(name)) for name in names]

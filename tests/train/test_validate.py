@@ -198,6 +198,7 @@ def test_microbatches_save_the_memory_that_they_save_in_training(mesh):
     assert parts < in_training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('batches', 'pools', 'rows'), [(5, 3, 16), (1, 1, 8), (0, 0, 16)])
 def test_a_contrastive_loss_is_measured_in_pools_of_a_fixed_size(
     sets, tokenizer, mesh, params, monkeypatch, batches, pools, rows
@@ -231,6 +232,7 @@ def pairs(batch):
     ]
 
 
+@pytest.mark.slow
 def test_contrastive_batches_hold_as_many_documents_as_in_training(
     experiment, tokenizer, mesh, tmp_path
 ):
@@ -295,6 +297,7 @@ def test_the_progress_tells_every_set(experiment, tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_bound_says_so_and_is_of_the_bytes_of_a_causal_model(sets, whole, mesh, params):
     """Of the same documents and their ends; masks are the same at every validation."""
     experiment, tokenizer = with_tokenizer(replace(sets, objective=MaskedDiffusion(z_loss=0.0)))
@@ -311,6 +314,7 @@ def test_a_bound_says_so_and_is_of_the_bytes_of_a_causal_model(sets, whole, mesh
     assert tokens == pytest.approx(round(tokens), abs=1e-2) and found['loss'] == found['nll']
 
 
+@pytest.mark.slow
 def test_the_standard_error_is_that_of_a_ratio_over_batches():
     """Beside the spread of the ratio over drawn sets of batches."""
     rng = np.random.default_rng(0)

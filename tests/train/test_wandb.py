@@ -44,6 +44,7 @@ def standin(monkeypatch, **fails):
     return given
 
 
+@pytest.mark.slow
 def test_it_is_given_the_scalars_of_metrics_and_a_run_keeps_its_id(short, tmp_path, monkeypatch):
     given = standin(monkeypatch)
     loop.train(short, tmp_path, wandb='mine')
