@@ -20,7 +20,7 @@ from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.train.experiment import Experiment
 
 WIDTHS = (32, 64, 128, 192)
-"""Of the backbone; 70 thousand to 2 million parameters, the embedding included."""
+"""Of the backbone; 109 thousand to 2 million parameters, the embedding included."""
 
 
 def _of(steps: int) -> Experiment:
