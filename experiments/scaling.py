@@ -39,9 +39,7 @@ def main() -> None:
         raise UserError(f'--output {options.output}: there is no such directory: make it first')
     if options.resamples < 2:
         raise UserError(f'--resamples {options.resamples}: give 2 or more')
-    found = scaling_report.read(options.workdirs, options.metric)
-    for line in scaling_report.unfinished(options.workdirs):
-        print(line)
+    found = scaling_report.read(options.workdirs, options.metric, print)
     result, pictures = scaling_report.report(found, options.metric, resamples=options.resamples)
     write_atomically(options.output / 'scaling.json', json.dumps(result, indent=1))
     print('\n'.join(lines(result)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +30,16 @@ class Point(NamedTuple):
     """Of the loss: figures of different kinds are not compared."""
 
 
-def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
+def read(
+    workdirs: Sequence[Path], metric: str, say: Callable[[str], None] = lambda text: None
+) -> dict[str, list[Point]]:
     """The finished runs of comparisons, by the name of their objective, and of their optimizer
     where there are several; sweeps are left out. Raises UserError where there are none, for other
-    data or settings of one objective, and for a metric of which more is better: a law falls."""
+    data or settings of one objective, and for a metric of which more is better: a law falls.
+
+    `say` gets a line for each directory of which a run is left out, for it is not finished or not
+    readable.
+    """
     if metric in METRICS and METRICS[metric].higher_is_better:
         raise UserError(
             f'--metric {metric}: a law is of what falls with size; give loss, bits_per_byte or '
@@ -45,11 +51,16 @@ def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
     for workdir, grid in zip(workdirs, grids, strict=True):
         size = {row['arm']: row['parameters'] for row in grid.facts.get('budget', [])}
         of_arm = {arm['name']: kind[f'{workdir}/{arm["name"]}'] for arm in grid.facts['arms']}
-        for run in results.runs(grid):
+        runs = [run for run in results.runs(grid) if not run.sweep]
+        done = [run for run in runs if run.state == FINISHED]
+        if len(done) < len(runs):
+            say(f'{workdir}: {len(done)} of {len(runs)} runs are finished, and are read')
+        for problem in grid.problems:
+            say(f'{workdir}: {problem}')
+        for run in done:
             loss = run.loss if metric == 'loss' else run.metrics.get(metric)
             numbers = (size.get(run.arm), run.tokens, run.flops, run.seconds, loss)
-            is_finished = run.state == FINISHED and not run.sweep
-            if is_finished and all(x is not None for x in numbers):
+            if all(x is not None for x in numbers):
                 point = Point(*map(float, numbers), run.kinds.get(metric, EXACT))  # type: ignore
                 found[of_arm[run.arm]].append(point)
     if not found:
@@ -58,20 +69,6 @@ def read(workdirs: Sequence[Path], metric: str) -> dict[str, list[Point]]:
             'give the --workdir of comparisons, or another --metric'
         )
     return dict(found)
-
-
-def unfinished(workdirs: Sequence[Path]) -> list[str]:
-    """A line for each directory of which a run is left out, for it is not finished or not
-    readable."""
-    lines = []
-    for workdir in workdirs:
-        grid = read_grid(workdir)
-        runs = [run for run in results.runs(grid) if not run.sweep]
-        done = sum(run.state == FINISHED for run in runs)
-        if done < len(runs):
-            lines.append(f'{workdir}: {done} of {len(runs)} runs are finished, and are read')
-        lines += [f'{workdir}: {problem}' for problem in grid.problems]
-    return lines
 
 
 _OF_LENGTH = ('begins', 'curriculum_steps')

@@ -96,8 +96,8 @@ def check_found(planned: Sequence[Planned], found: Mapping[str, Any], workdir: P
         if losses is not None and rate not in losses:
             raise UserError(
                 f'the rate of {run.arm} was chosen in {workdir} of {", ".join(losses)}, and {rate} '
-                'would not be tried: give the --tune-rates and rates it was begun with, or another '
-                '--workdir'
+                'would not be tried: give the --tune-rates and the settings it was begun with, or '
+                'another --workdir'
             )
 
 

@@ -116,8 +116,9 @@ def _test(data: DataConfig, source: Source, reads: type[Reads]) -> _Test | None:
             )
     if source.split == split:
         return None
-    selected = has(data_set, source.split or '') and count(data_set, source, source.split or '') > 0
-    return _Test(n, selected and overlap(data_set, split, source.split or ''))
+    validated = source.split or data.validation_split
+    read = has(data_set, validated) and count(data_set, source, validated) > 0
+    return _Test(n, read and overlap(data_set, split, validated))
 
 
 def of_name(name: str) -> Held:

@@ -72,24 +72,33 @@ def of_run(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> Texts:
     sets = sets_of(suite, experiment)
     name = held.pairs_name(suite.text, suite.pairs, experiment.data)
     pairs = sets if name == held.OWN else held.of_name(name) if name else Held(())
-    tasks = tasks_of(suite, experiment, tokenizer)
     key = (suite, experiment.model.context, sets.digest, pairs.digest, tokenizer.digest)
-    if key not in _KEPT:
+    kept = _KEPT.get(key)
+    tasks = tasks_of(suite, experiment, tokenizer, kept.tasks if kept else None)
+    if kept is None:
         _KEPT.clear()
-        _KEPT[key] = collect(suite, sets, pairs, tokenizer)._replace(tasks=tasks)
-    return _KEPT[key]
+        kept = _KEPT[key] = collect(suite, sets, pairs, tokenizer)._replace(tasks=tasks)
+    return kept
 
 
 _KEPT: dict[object, Texts] = {}
 
 
-def tasks_of(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> dict[str, Asked]:
-    """The items of the suite's tasks. Raises UserError where one is longer than the model reads."""
+def tasks_of(
+    suite: Suite,
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    kept: dict[str, Asked] | None = None,
+) -> dict[str, Asked]:
+    """The items of the suite's tasks, those that are `kept` or made now. Raises UserError where one
+    is longer than the model reads."""
     context, reading = experiment.model.context, experiment.objective.reading
-    tasks = {}
-    for name in suite.tasks:
-        tasks[name] = choosing.asked(name, tokenizer, n=suite.task_items, longest=context - MARKS)
-        choosing.check(name, tasks[name], reading, tokenizer, context=context)
+    tasks = kept or {
+        name: choosing.asked(name, tokenizer, n=suite.task_items, longest=context - MARKS)
+        for name in suite.tasks
+    }
+    for name, task in tasks.items():
+        choosing.check(name, task, reading, tokenizer, context=context)
     return tasks
 
 

@@ -236,13 +236,11 @@ def loss_sums(
             values |= {f'weight {name}': x for name, x in loss.weights.items()}
             if n_bytes is not None:
                 values['bytes'] = n_bytes
-            found = {
-                name: float(value) for name, value in jax.device_get(values).items()
-            }  # at once
+            told = jax.device_get(values)  # one transfer
             if n_bytes is not None:
-                found |= _squares(found['nll'], found['bytes'])
-            for name, value in found.items():  # in float64
-                sums[name] = sums.get(name, 0.0) + value
+                told |= _squares(float(told['nll']), float(told['bytes']))
+            for name, value in told.items():  # adds in float64
+                sums[name] = sums.get(name, 0.0) + float(value)
 
     for batch in batches:
         n_bytes = None

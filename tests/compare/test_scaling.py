@@ -209,11 +209,14 @@ def test_a_law_is_of_the_same_text(tmp_path):
 
 def test_what_is_left_out_is_told(tmp_path):
     workdir = compared.write(tmp_path / 'grid', arms=compared.THREE)
-    assert scaling_report.unfinished([workdir]) == []
+    said = []
+    scaling_report.read([workdir], 'loss', said.append)
+    assert said == []
     compared.write_run(workdir / 'causal/seed-1', 'causal', 1, steps=150, evaluated=False)
     (workdir / 'causal/seed-1/evaluation.json').unlink()
     (workdir / 'masked/seed-0/evaluation.json').write_text('{')
-    first, *problems = scaling_report.unfinished([workdir])
+    scaling_report.read([workdir], 'loss', said.append)
+    first, *problems = said
     assert first == f'{workdir}: 4 of 6 runs are finished, and are read'
     assert any('evaluation.json' in line for line in problems)
 
