@@ -228,13 +228,14 @@ def tell(evaluation: Evaluation, path: Path | None) -> None:
 
 def table(result: dict[str, Any]) -> Iterator[str]:
     """A line for each metric: name, value, interval, examples."""
+    longest = max((len(METRICS[name].label) for name in result['metrics']), default=0)
     for name, found in result['metrics'].items():
         metric = METRICS[name]
         if found['value'] is None:
             shown = f'n/a: {found["why"]}'
         else:
             shown = '{value:7.3f}  [{low:.3f}, {high:.3f}]  n = {n}'.format(**found)
-        yield f'{metric.label:<52}{metric.unit:<15}{shown}'
+        yield f'{metric.label:<{longest + 2}}{metric.unit:<15}{shown}'
 
 
 if __name__ == '__main__':

@@ -295,6 +295,10 @@ def test_the_split_for_figures_can_be_cut_from_another(tmp_path):
     # What validation reads as well is told, and the sets that a run names are what is measured.
     for split in ('train[90%:95%]', 'train[93%:97%]'):
         assert sets(replace(cut, test_split=split)).selection == ('text_files',)
+    # Of two documents there is something to measure; one is measured beside what is validated on.
+    few = {n: sets(replace(cut, test_split=f'train[-{n}:]')) for n in (1, 2)}
+    assert few[2].validation and not few[2].selection and len(few[2].test) == 1
+    assert not few[1].validation and few[1].selection == ('text_files',) and len(few[1].test) == 2
     own = replace(source, split='train[:50%]')
     assert sets(replace(cut, test_split='train[95%:]', sources=(own,))).splits == ('train[:50%]',)
     named = sets(replace(cut, test_split='train[95%:]', validation=(own,)))
