@@ -214,9 +214,10 @@ def reversal() -> Grid:
 
     Launch: python -m experiments.compare reversal --tune-rates 0.3 1 3 --jobs 2 \\
                 --workdir runs/directions/reversal
-    Expected: causal no better than chance, 1 in 4 (Berglund et al. 2023). That models which fill
-    masks in are above it is our guess: LLaDA (2502.09992) is so with lines of poems, and 2601.07347
-    finds that such models fail at facts.
+    Expected: all know what they were told (`reversal_told`), and causal who B is no better than
+    chance, 1 in 4 (Berglund et al. 2023). That models which fill masks in are above it is our
+    guess: LLaDA (2502.09992) is so with lines of poems, and 2601.07347 finds that such models fail
+    at facts.
     """
     base = _on(_base(steps=160), 'synthetic/reversal', tokenizer=TokenizerConfig(vocab=512))
     return Grid(
@@ -228,7 +229,7 @@ def reversal() -> Grid:
             _arm('diffusion', base, objective=MaskedDiffusion()),
         ),
         seeds=3,
-        suite=replace(_LIKELIHOOD, window=16, middle=4, tasks=('reversal',)),
+        suite=replace(_LIKELIHOOD, window=16, middle=4, tasks=('reversal', 'reversal_told')),
     )
 
 

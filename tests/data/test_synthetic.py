@@ -195,15 +195,26 @@ def test_an_exact_solver_is_always_right(made, name):
 
 
 def test_a_reversal_is_known_from_what_was_told_the_other_way_round():
-    told = {}
-    for split, one in language.reversal():
-        if split == 'train' and one.key.startswith('forward'):
-            told[one.answer.removeprefix(' the ')] = one.prompt.removesuffix(' is')
+    trained = [one for split, one in language.reversal() if split == 'train']
+    facts = {one.prompt.removesuffix(' is'): one.answer for one in trained if not one.choices}
+    assert len(facts) > 390
+    told = {description.removeprefix(' the '): person for person, description in facts.items()}
+    assert len(told) == len(facts)
     asked = [one for split, one in language.reversal() if split == 'test']
-    assert len(asked) > 100
+    assert len(asked) > 150
     for one in asked:
         person = told[one.prompt.removeprefix('The ').removesuffix(' is')]
         assert f' {person}' == one.answer and one.answer in one.choices
+    # Who is asked about is told of the other way round alone, and half are told of both ways.
+    both = {one.answer.strip() for one in trained if one.choices}
+    assert not both & {one.answer.strip() for one in asked}
+    assert 0.4 < len(both) / len(facts) < 0.6
+    # The control asks about the same people, word for word what training told.
+    control = [one for split, one in language.told() if split == 'test']
+    assert [one.prompt.removesuffix(' is') for one in control] == [
+        one.answer.strip() for one in asked
+    ]
+    assert {one.text for one in control} <= {one.text for one in trained}
 
 
 def test_tasks_of_the_installation_are_right_by_their_modules(made):

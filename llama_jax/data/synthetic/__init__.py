@@ -3,7 +3,8 @@
 Each is a data set `synthetic/NAME` to train on (data/synthetic/builder.py), a task of
 `experiments.evaluate --tasks NAME` and one of a suite. What is trained on and what is asked are
 apart by construction: the split of an example follows from a hash of all that there is to know of
-it, and of a Python module from that of its name, as in `python_corpus`.
+it, and of a Python module from that of its name, as in `python_corpus`. `reversal_told` is the one
+exception: it asks for what `reversal` tells in training.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ TASKS: dict[str, Synthetic] = {
         'the first step to the goal', 1 / algorithmic.DEGREE, algorithmic.star_graph
     ),
     'reversal': Synthetic('B is A, of facts told as A is B', 1 / 4, every=language.reversal),
+    'reversal_told': Synthetic('A is B, of the same facts', 1 / 4, every=language.told),
     'needle': Synthetic(
         'a number that stands somewhere in a text', 1 / algorithmic.NEEDLES, algorithmic.needle
     ),

@@ -213,39 +213,54 @@ def minimal_pairs_zh(rng: np.random.Generator) -> Made:
     return _pairs_of(CHINESE, rng)
 
 
-FACTS = 4000
+FACTS = 400
+"""Few, so that small models know them: half a million tokens tell each some thirty times."""
 _ROLES = words('composer author founder mayor inventor painter director owner editor builder')
+
+
+def _facts() -> dict[str, list[tuple[str, str]]]:
+    """By split: people, and what they alone are. A half is told both ways round; of the others the
+    test asks, and validation a few."""
+    rng = np.random.default_rng(FACTS)
+    people = list(dict.fromkeys(f'{word(rng, 2)} {word(rng, 2)}' for _ in range(FACTS)))
+    known: dict[str, str] = {}
+    for person in people:
+        known.setdefault(f'the {one(rng, _ROLES)} of {word(rng, 3)}', person)
+    of_split: dict[str, list[tuple[str, str]]] = {name: [] for name in splits.NAMES}
+    for description, person in known.items():
+        x = splits.position(person)
+        split = 'test' if x < 0.45 else 'validation' if x < 0.5 else 'train'
+        of_split[split].append((person, description))
+    return of_split
+
+
+def _asked(rng: np.random.Generator, key: str, prompt: str, answer: str, others: list[str]) -> Made:
+    """A fact to be completed, among four of the same kind."""
+    wrong = [other for other in some(rng, others, 4) if other != answer][:3]
+    choices = shuffled(rng, [f' {choice}' for choice in (answer, *wrong)])
+    return Made(key, f'{prompt} is', f' {answer}', choices, '.\n')
+
+
+def told() -> Iterator[tuple[str, Made]]:
+    """What A is, of whom it was told that A is B: the control of `reversal`, about the same people.
+    What is asked is in the training text of `reversal`."""
+    rng = np.random.default_rng(FACTS + 1)
+    for split, facts in _facts().items():
+        descriptions = [description for _, description in facts]
+        for person, description in facts:
+            yield split, _asked(rng, f'forward {person}', person, description, descriptions)
 
 
 def reversal() -> Iterator[tuple[str, Made]]:
     """Who B is, of whom it was only told that A is B (Berglund et al. 2023; 2309.12288).
 
-    Training tells every fact in this direction, and 90% of them in the other one too, so that both
+    Training tells every fact in this direction, and half of them in the other one too, so that both
     are known as forms; the others are asked for.
     """
-    rng = np.random.default_rng(FACTS)
-    people = [f'{word(rng, 2)} {word(rng, 2)}' for _ in range(FACTS)]
-    people = list(dict.fromkeys(people))
-    who = [f'the {one(rng, _ROLES)} of {word(rng, 3)}' for _ in people]
-    known: dict[str, str] = {}
-    for person, description in zip(people, who, strict=True):
-        known.setdefault(description, person)
-    of_split: dict[str, list[tuple[str, str]]] = {name: [] for name in splits.NAMES}
-    for description, person in known.items():
-        of_split[splits.by_hash(person)].append((person, description))
-    for split in splits.NAMES:
-        names = [person for person, _ in of_split[split]]
-        for person, description in of_split[split]:
-            forward = Made(f'forward {person}', f'{person} is', f' {description}', after='.\n')
-            yield 'train', forward
-            others = [name for name in some(rng, names, 4) if name != person][:3]
-            yield (
-                split,
-                Made(
-                    f'reverse {person}',
-                    f'T{description[1:]} is',
-                    f' {person}',
-                    shuffled(rng, [f' {name}' for name in (person, *others)]),
-                    '.\n',
-                ),
-            )
+    rng = np.random.default_rng(FACTS + 2)
+    forward = told()  # person by person, in the same order
+    for split, facts in _facts().items():
+        people = [person for person, _ in facts]
+        for person, description in facts:
+            yield 'train', next(forward)[1]._replace(choices=())
+            yield split, _asked(rng, f'reverse {person}', f'T{description[1:]}', person, people)
