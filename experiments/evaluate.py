@@ -235,6 +235,9 @@ def table(result: dict[str, Any]) -> Iterator[str]:
             shown = f'n/a: {found["why"]}'
         else:
             shown = '{value:7.3f}  [{low:.3f}, {high:.3f}]  n = {n}'.format(**found)
+            error = f' (s.e. {x:.4f})' if (x := found.get('standard_error')) is not None else ''
+            shown += f'  {kind}{error}' if (kind := found.get('kind', 'exact')) != 'exact' else ''
+            shown += f'  by {by}' if (by := found.get('by', 'exact')) != 'exact' else ''
         yield f'{metric.label:<{longest + 2}}{metric.unit:<15}{shown}'
 
 

@@ -48,6 +48,8 @@ ORDER = 4096
 
 EVALUATION_CODE = 'evaluation code'
 TRAINING_CODE = 'training code'
+OF_FILES = ('tokenizer', 'documents', 'document order', 'initial weights')
+"""How names begin, in what is held fixed, of what follows from files beside settings and code."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from llama_jax import installed
 from llama_jax.compare import baselines
-from llama_jax.compare.fair import EVALUATION_CODE, TRAINING_CODE, Proof
+from llama_jax.compare.fair import EVALUATION_CODE, OF_FILES, TRAINING_CODE, Proof
 from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned, allowed, at_place, nearest
 from llama_jax.compare.tune import at_rates
 from llama_jax.errors import UserError
@@ -112,6 +112,22 @@ def _check_code(workdir: Path, facts: dict[str, Any], config_file: ConfigFile | 
             f'the code that evaluates has changed since {measured[0]} was written, so runs would '
             f'not be measured alike: delete every {FINISHED} in {workdir} to measure all again '
             '(no run is trained again), or use another --workdir'
+        )
+
+
+def check_proof(workdir: Path, proof: Proof) -> None:
+    """Raise UserError where what follows from files has changed under the settings of a grid that
+    goes on: its documents and their order, its tokenizer, the weights that its runs start from."""
+    held = (read(workdir) or {}).get('held_fixed', {})
+    changed = [
+        name
+        for name in held.keys() & proof.held_fixed.keys()
+        if name.startswith(OF_FILES) and held[name] != proof.held_fixed[name]
+    ]
+    if changed and any(workdir.glob('*/**/run.json')):
+        raise UserError(
+            f'{workdir} was begun with other files, so runs would not be trained alike: changed '
+            f'are {", ".join(sorted(changed))}. Use the files of then, or another --workdir'
         )
 
 

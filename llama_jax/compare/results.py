@@ -32,6 +32,8 @@ class Score:
     """Seeds that have it."""
     kind: str
     """'exact', or what else it is: figures of different kinds are not compared."""
+    by: str
+    """By what kind of likelihood the choices of a task were weighed; '' of other metrics."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class RunResult:
     """The arm's own loss on held-out text, at the end."""
     metrics: dict[str, float | None]
     kinds: dict[str, str]
-    """Of the metrics that are not exact."""
+    """Of the metrics that are not exact, and by what choices were weighed where not exactly."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,13 @@ def _scores(arm: ArmRecords) -> dict[str, Score]:
         values = arm.values(metric)
         if values:
             mean, std = stats.mean_std(values)
-            scores[metric] = Score(mean, std, len(values), arm.kind(metric))
+            scores[metric] = Score(mean, std, len(values), arm.kind(metric), arm.by(metric))
     return scores
+
+
+def _kind(arm: ArmRecords, metric: str) -> str:
+    by = arm.by(metric)
+    return f'by {by}' if by not in ('', EXACT) else arm.kind(metric)
 
 
 def _differences(judged: Judged) -> dict[str, dict[str, Shown]]:
@@ -162,7 +169,7 @@ def _run(arm: ArmRecords, run: SeedRun, sweep: bool) -> RunResult:
         seconds=last(train, 'seconds'),
         loss=last(records.validation, 'loss') if records else None,
         metrics={name: run.metric(name) for name in METRICS},
-        kinds={name: kind for name in METRICS if (kind := arm.kind(name)) != EXACT},
+        kinds={name: kind for name in METRICS if (kind := _kind(arm, name)) != EXACT},
     )
 
 

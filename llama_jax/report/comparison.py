@@ -91,7 +91,7 @@ def content(judged: Judged) -> list[Section]:
         for metrics in (carried, rest, others)
         if metrics and (table := scores.differences(judged, metrics))
     ]
-    seeds = Fold('Every seed, with 95% intervals over its examples', scores.intervals(grid))
+    seeds = Fold('Every seed, with 95% intervals over its examples', scores.intervals(judged))
     of_scores = [
         Section(
             'Common metrics',

@@ -51,6 +51,18 @@ class SeedRun:
         """Value of a metric; None where it was not measured or does not apply."""
         return number(self.evaluation, 'metrics', name, 'value')
 
+    def kind(self, name: str) -> str:
+        """What kind of figure it is: 'exact', or a bound, or a pseudo-likelihood; '' if unknown."""
+        return self._said(name, 'kind')
+
+    def by(self, name: str) -> str:
+        """By what kind of likelihood the choices of a task were weighed; '' of other metrics."""
+        return self._said(name, 'by')
+
+    def _said(self, name: str, what: str) -> str:
+        found = inside(self.evaluation, 'metrics', name, what)
+        return found if isinstance(found, str) else ''
+
     def applies(self, name: str) -> bool:
         """False where the evaluation was made and says that `name` does not apply."""
         metrics = self.evaluation.get('metrics')
@@ -91,14 +103,12 @@ class ArmRecords:
         return [x for x in (run.metric(metric) for run in self.runs) if x is not None]
 
     def kind(self, metric: str) -> str:
-        """What kind of figure it has: 'exact', or a bound, or a pseudo-likelihood."""
-        found = (inside(run.evaluation, 'metrics', metric, 'kind') for run in self.runs)
-        return next((x for x in found if isinstance(x, str)), EXACT)
+        """What kind of figure its runs have."""
+        return next(filter(None, (run.kind(metric) for run in self.runs)), EXACT)
 
     def by(self, metric: str) -> str:
-        """By what kind of likelihood the choices of a task were weighed; '' of other metrics."""
-        found = (inside(run.evaluation, 'metrics', metric, 'by') for run in self.runs)
-        return next((x for x in found if isinstance(x, str)), '')
+        """By what its runs weighed the choices of a task."""
+        return next(filter(None, (run.by(metric) for run in self.runs)), '')
 
     def sample(self, metric: str) -> Sample:
         """The metric over the seeds, with what each text adds to it."""

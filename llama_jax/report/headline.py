@@ -87,12 +87,14 @@ def _compression(run: RunRecords) -> str:
         notes.append('baselines.json gives no xz and zlib to compare with.')
     else:
         notes.append(_covered(run.baselines, final))
-    kind = inside(newest, 'likelihood')
-    bound = ', upper bound' if kind == 'bound' else ''
-    if bound:
-        notes.append('The model gives no exact likelihood: it is bounded under random masks.')
+    if inside(newest, 'likelihood') == 'bound':
+        error = number(final, 'bits_per_byte_se')
+        draws = '' if error is None else f' (standard error {error:.3f})'
+        notes.append(
+            f'The model gives no exact likelihood: it is bounded under random masks{draws}.'
+        )
     return (
-        f'<section class="card"><h3>Validation, bits per byte{bound}</h3>'
+        f'<section class="card"><h3>Validation, {run.bits_per_byte}</h3>'
         f'<p class="big">{big}</p>{bars}'
         f'<p class="note">{escape(" ".join(notes))}</p></section>'
     )

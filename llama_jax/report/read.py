@@ -33,6 +33,12 @@ class RunRecords:
     problems: list[str] = field(default_factory=list)
     """Sentences about what could not be read."""
 
+    @property
+    def bits_per_byte(self) -> str:
+        """The unit of its likelihood, which says where that is a bound."""
+        bound = any(line.get('likelihood') == 'bound' for line in self.validation[-1:])
+        return f'bits per byte{", upper bound" if bound else ""}'
+
 
 def read(run_dir: Path) -> RunRecords:
     """The records in `run_dir`. Raises UserError when no run is there."""

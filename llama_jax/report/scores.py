@@ -82,8 +82,9 @@ def differences(judged: Judged, metrics: tuple[str, ...]) -> Table | None:
     return Table([f'less {base.name}', *(_head(metric) for metric in metrics)], rows)
 
 
-def intervals(grid: GridRecords) -> Table:
+def intervals(judged: Judged) -> Table:
     """Every seed by itself, with the bootstrap interval over its examples."""
+    grid = judged.grid
     shown = [m for m in METRICS if any(run.metric(m) is not None for _, run in grid.runs)]
     runs = [
         (f'{arm.name}{", again" * again}, seed {run.seed}', arm.index, run)
@@ -95,6 +96,7 @@ def intervals(grid: GridRecords) -> Table:
         Row(name, [Cell(_interval(run, metric)) for metric in shown], index, not run.done)
         for name, index, run in runs
     ]
+    rows += _noise(judged, tuple(shown))
     return Table(['run', *(_head(metric) for metric in shown)], rows)
 
 
@@ -140,14 +142,19 @@ def mean_std(arm: ArmRecords, metric: str) -> tuple[float | None, float | None]:
     return stats.mean_std(values) if values else (None, None)
 
 
-def _monte_carlo(arm: ArmRecords, metric: str) -> str:
+def _label(metric: str, kind: str, by: str, error: float | None) -> str:
+    """Behind a value: what it is where it is no exact likelihood, with the standard `error` of its
+    draws, and by what the choices of a task were weighed."""
+    draws = '' if error is None else f' (s.e. {told(metric, error, more=1)})'
+    of = '' if kind in ('', EXACT) else f' {kind}{draws}'
+    return of if by in ('', EXACT) else f'{of} by {by}'
+
+
+def _monte_carlo(arm: ArmRecords, metric: str) -> float | None:
     """The standard error of the mean over seeds that comes of the draws of a bound alone."""
     found = (number(run.evaluation, 'metrics', metric, 'standard_error') for run in arm.runs)
     errors = [x for x in found if x is not None]
-    if not errors:
-        return ''
-    error = math.sqrt(sum(x * x for x in errors)) / len(errors)
-    return f' (s.e. {told(metric, error, more=1)})'
+    return math.sqrt(sum(x * x for x in errors)) / len(errors) if errors else None
 
 
 def _score(judged: Judged, arm: ArmRecords, metric: str) -> Cell:
@@ -157,9 +164,7 @@ def _score(judged: Judged, arm: ArmRecords, metric: str) -> Cell:
     values = arm.values(metric)
     spread = '' if std is None else f' ± {told(metric, std)}'
     of = f' ({len(values)} of {len(arm.runs)})' if len(values) < len(arm.runs) else ''
-    kind = arm.kind(metric)
-    label = '' if kind == EXACT else f' {kind}{_monte_carlo(arm, metric)}'
-    label += f' by {by}' if (by := arm.by(metric)) not in ('', EXACT) else ''
+    label = _label(metric, arm.kind(metric), arm.by(metric), _monte_carlo(arm, metric))
     under = below(judged.grid, arm, metric)
     text = f'{told(metric, mean)}{spread}{of}{label}{f" {BELOW}" if under else ""}'
     about = f'seeds: {", ".join(told(metric, value, more=2) for value in values)}'
@@ -192,15 +197,16 @@ def _difference(
         absent = [_absent(of.runs, metric) for of in (base, arm) if not of.values(metric)]
         return Cell(NOT_YET if NOT_YET in absent else NOT_APPLICABLE)
     value = told(metric, found.value, sign=True)
+    label = _label(metric, arm.kind(metric), arm.by(metric), None)  # as the base's
     if math.isnan(found.half):
-        return Cell(value, told='one seed: no interval')
+        return Cell(f'{value}{label}', told='one seed: no interval')
     low, high = (told(metric, x, sign=True) for x in (found.low, found.high))
     about = f'{_counted(found.seeds, "seed")}, {_counted(found.texts, "text")}'
     if math.isnan(found.p):
         about += '; of other texts, not of other seeds'
     else:
         about += f'; p {found.p:.2g}, corrected {found.corrected:.2g}'
-    return Cell(f'{value} [{low}, {high}]', found.shown, about)
+    return Cell(f'{value} [{low}, {high}]{label}', found.shown, about)
 
 
 def _counted(n: int, what: str) -> str:
@@ -220,10 +226,13 @@ def _interval(run: SeedRun, metric: str) -> str:
     value = run.metric(metric)
     if value is None:
         return _absent([run], metric)
-    low, high = (number(run.evaluation, 'metrics', metric, side) for side in ('low', 'high'))
+    low, high, error = (
+        number(run.evaluation, 'metrics', metric, x) for x in ('low', 'high', 'standard_error')
+    )
+    label = _label(metric, run.kind(metric), run.by(metric), error)
     if low is None or high is None:
-        return told(metric, value)
-    return f'{told(metric, value)} [{told(metric, low)}, {told(metric, high)}]'
+        return f'{told(metric, value)}{label}'
+    return f'{told(metric, value)} [{told(metric, low)}, {told(metric, high)}]{label}'
 
 
 def _head(metric: str) -> str:

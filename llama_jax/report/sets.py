@@ -9,12 +9,10 @@ from llama_jax.report.read import RunRecords, last, number
 from llama_jax.report.style import arm_style
 from llama_jax.report.tables import NOT_APPLICABLE, NOT_YET, Cell, Row, Table
 
-_UNITS = {'bits_per_byte': 'bits per byte', 'loss': 'nats per token'}
-
 
 def by_set(run: RunRecords, axis: Axis) -> str:
     """Validation against tokens, a curve for each set; '' where there are no several."""
-    for figure, unit in _UNITS.items():
+    for figure, unit in (('bits_per_byte', run.bits_per_byte), ('loss', 'nats per token')):
         names = labels(run, 'validation', figure)
         if names:
             curves = [
@@ -78,4 +76,5 @@ def _validated(run: RunRecords) -> Table | None:
             NOT_APPLICABLE if n_bytes is None else f'{n_bytes:,.0f}',
         ]
         rows.append(Row(name, list(map(Cell, cells))))
-    return Table([f'validated on, step {newest["step"]:,}', 'loss', 'bits per byte', 'bytes'], rows)
+    at = f'validated on, step {newest["step"]:,}'
+    return Table([at, 'loss', run.bits_per_byte, 'bytes'], rows)

@@ -1,6 +1,7 @@
 """`experiments.evaluate --tasks` on the directory of a model that was made elsewhere."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -101,12 +102,36 @@ def test_bad_options(folder, run_script, monkeypatch, arguments, words):
     assert words in error[0]
 
 
+def test_the_table_says_what_is_no_exact_likelihood():
+    of = {'value': 1.5, 'low': 1.25, 'high': 1.75, 'n': 64}
+    result = {
+        'metrics': {
+            'bits_per_byte': {**of, 'kind': 'bound', 'standard_error': 0.0123},
+            'suffix_bits_per_byte': {**of, 'kind': 'exact'},
+            'task_reversal': {**of, 'by': 'bound'},
+            'infill_exact': {'value': None, 'n': 0, 'why': 'no word'},
+        }
+    }
+    ends = [line.partition('n = 64')[2].strip() for line in evaluate.table(result)]
+    assert ends == ['bound (s.e. 0.0123)', '', 'by bound', '']
+    assert list(evaluate.table(result))[-1].endswith('n/a: no word')
+
+
 def test_named_tasks_are_made_once_and_load(monkeypatch, tmp_path):
     monkeypatch.setenv('LLAMA_JAX_CACHE', str(tmp_path))
     calls = []
     monkeypatch.setitem(ready.TASKS, 'sums', lambda: calls.append(1) or ready.sums())
     path = ready.made('sums')
     assert ready.made('sums') == path and calls == [1]
+    # Of other generators, of another installation or another package it is made anew.
+    monkeypatch.setattr(ready, '_package', Path)  # which may not be installed
+    monkeypatch.setattr(ready.importlib.metadata, 'version', lambda name: 'one')
+    of_python, of_package = ready.made('star_graph'), ready._fingerprint('zh_sentiment')
+    monkeypatch.setattr(ready.builder, 'fingerprint', lambda name: 'other generators')
+    monkeypatch.setattr(ready.python_corpus, 'fingerprint', lambda config: 'another Python')
+    monkeypatch.setattr(ready.importlib.metadata, 'version', lambda name: 'another')
+    assert ready.made('star_graph') != of_python and ready.made('sums') != path
+    assert calls == [1, 1] and ready._fingerprint('zh_sentiment') != of_package
     one = task.load(path, shots=2)
     assert len(one.items) == len(one.train) == ready.N_TEST
     assert not {item.prompt for item in one.items} & {item.prompt for item in one.train}

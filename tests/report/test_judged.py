@@ -7,9 +7,10 @@ import re
 import numpy as np
 import pytest
 
+from llama_jax.compare import results
 from llama_jax.evaluate import paired, per_text
 from llama_jax.evaluate.per_text import PerText
-from llama_jax.report import comparison, scores
+from llama_jax.report import comparison, difference_pictures, scores
 from llama_jax.report.grid import read_grid
 from llama_jax.report.text import escape
 from tests.report import compared
@@ -87,6 +88,16 @@ def test_a_bound_is_not_bold_beside_an_exact_value(three):
     assert texts[1] == '0.500 ± 0.001 bound' and bold == [True, False, False]
     found = judged(three).differences('bits_per_byte')
     assert list(found) == ['contrastive']
+    # Bounds are compared with bounds, and every table says that it is.
+    for arm in ('causal', 'masked'):
+        of = {'kind': 'bound', 'standard_error': 0.012}
+        set_metric(three, arm, 'bits_per_byte', [1.0, 1.001], **of)
+    found = judged(three)
+    each = {row.name: row.cells for row in scores.intervals(found).rows}
+    assert ' bound (s.e. 0.0120)' in ' '.join(cell.text for cell in each['masked, seed 0'])
+    less = column(scores.differences(found, scores.OTHERS), 'Likelihood')[0]
+    assert less[0].endswith('] bound') and less[1] == 'n/a'
+    assert difference_pictures.forest(found, 'bits_per_byte').unit == 'bits per byte ↓, bound'
     # An accuracy is one however choices were weighed, and says how.
     for arm, values in (
         ('causal', [0.2, 0.2]),
@@ -97,6 +108,13 @@ def test_a_bound_is_not_bold_beside_an_exact_value(three):
     texts, bold = column(scores.scores(judged(three), scores.OTHERS), 'Infill')
     assert [text.partition(' ± ')[2] for text in texts] == ['0.0', '0.0 by bound', '0.0 by bound']
     assert bold == [False, True, False]
+    less = column(scores.differences(judged(three), scores.OTHERS), 'Infill')[0]
+    assert [text.endswith('] by bound') for text in less] == [True, True]
+    found = results.collect(judged(three))
+    assert found.scores['masked']['infill_exact'].by == 'bound'
+    assert {run.kinds.get('infill_exact') for run in found.runs if run.arm == 'masked'} == {
+        'by bound'
+    }
 
 
 def test_what_a_baseline_reaches_is_not_bold(three):
@@ -158,6 +176,7 @@ def test_differences_are_those_of_paired_texts(three):
     assert table.rows[2].name == scores.NOISE and 0 < floor < 1
     cell = table.rows[0].cells[table.head.index('Span to span, recall@1\n% ↑') - 1]
     assert '2 seeds, 120 texts; p ' in cell.told
+    assert scores.intervals(judged(three)).rows[-1].name == scores.NOISE
     html = page(three)
     assert 'causal, again, seed 1001' in Page(html).text and scores.NOISE in Page(html).text
 
@@ -254,7 +273,7 @@ def test_what_does_not_apply_is_never_a_number(three):
 
 def test_intervals_over_examples(three):
     set_metric(three, 'causal', 'finetune_accuracy', [0.5, 0.7])
-    table = scores.intervals(read_grid(three))
+    table = scores.intervals(judged(three))
     assert len(table.rows) == 6
     row = cells(table, 'causal, seed 1')
     assert row['Order of tokens, fine-tuned\n% ↑'].text == '70.0 [10.0, 90.0]'

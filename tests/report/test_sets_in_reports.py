@@ -29,6 +29,20 @@ def test_sources_and_validation_sets_have_their_figures(tmp_path):
     assert '<i> 3.500 2.250 4,000' in text
 
 
+def test_a_bound_is_called_one_wherever_it_stands(tmp_path):
+    lines = of_sets(run.metrics())
+    for line in lines:
+        if line['kind'] == 'validation':
+            line |= {'likelihood': 'bound', 'bits_per_byte_se': 0.0123}
+    html = report(tmp_path / 'bound', lines=lines)
+    text = Page(html).text
+    assert 'Validation, bits per byte, upper bound' in text
+    assert 'bounded under random masks (standard error 0.012).' in text
+    assert 'loss bits per byte, upper bound bytes zh' in text
+    drawn = [figure for figure in figures(html).values() if 'bits per byte' in figure]
+    assert len(drawn) > 2 and all('bits per byte, upper bound' in figure for figure in drawn)
+
+
 def test_sets_without_a_likelihood_show_their_loss(tmp_path):
     lines = [
         {k: v for k, v in line.items() if not k.startswith(('bits_per_byte', 'bytes'))}
