@@ -17,7 +17,7 @@ from llama_jax.train.experiment import Experiment, from_dict, to_dict
 Kind = TypeVar('Kind')
 
 _FORM = 'path/to/mine.py:NAME'
-_FOR = {'Experiment': 'pretrain, finetune, prepare and plan', 'Grid': 'compare'}
+_FOR = {'Experiment': 'pretrain, finetune, prepare and plan', 'Grid': 'compare and plan'}
 
 
 def is_file(name: str) -> bool:

@@ -3,9 +3,9 @@
     python -m tpu.plan llama1_65b --topology v4:8x16x16 [--train.batch 2048] [--json plan.json]
 
 The step is that of a training, with all overrides of its command; the TPU compiler runs on the CPU.
-Of a grid (`python -m tpu.plan objectives_1b --topology v5e:4x8`) every arm is planned, or those
-of `--only causal masked`. It tells the memory of a chip and every exchange between chips. Needs the
-extra `tpu` (Linux).
+Of a grid (`python -m tpu.plan objectives_1b --topology v5e:4x8`, or `mine.py:grid`) every arm is
+planned, or those of `--only causal masked`. It tells the memory of a chip and every exchange
+between chips. Needs the extra `tpu` (Linux).
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ import tyro
 from jax.sharding import Mesh, NamedSharding
 
 import configs
+from configs import own
 from experiments import cli
 from llama_jax import layout
 from llama_jax import mesh as meshes
-from llama_jax.compare.grid import only, runs
+from llama_jax.compare.grid import Grid, only, runs
 from llama_jax.data import packing, pieces
 from llama_jax.errors import UserError
 from llama_jax.model.tune import Full
@@ -322,7 +323,7 @@ def main() -> None:
 
 def _main() -> None:
     jax.config.update('jax_platforms', 'cpu')
-    if sys.argv[1:2] and sys.argv[1] in configs.grids():
+    if sys.argv[1:2] and _is_grid(sys.argv[1]):
         return _plan_grid()
     experiment, options = cli.read(
         'tpu.plan', __doc__, topology=(str, tyro.MISSING), json=(Path | None, None)
@@ -338,6 +339,12 @@ def _main() -> None:
         options.json.write_text(json.dumps(to_dict(result), indent=1), encoding='utf-8')
     if not result.fits:
         raise SystemExit(1)
+
+
+def _is_grid(name: str) -> bool:
+    if own.is_file(name):
+        return isinstance(own.load(name, object), Grid)
+    return name in configs.grids()
 
 
 def _plan_grid() -> None:

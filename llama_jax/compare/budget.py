@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from llama_jax import trees
-from llama_jax.compare.grid import Arm, Grid, Match, allowed, check_steps
+from llama_jax.compare.grid import Arm, Grid, Match, check_steps
 from llama_jax.data.config import DataConfig
 from llama_jax.data.loader import Loader
 from llama_jax.data.pieces import longest
@@ -29,11 +29,6 @@ from llama_jax.train.step import initial_params
 
 SAMPLE = 8
 """Batches of each arm that are counted."""
-MATCHED = (
-    *('train.steps', 'optimizer.schedule.warmup_steps'),
-    *('objective.begins', 'objective.curriculum_steps', 'objective.parts'),
-)
-"""What matching changes."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +172,7 @@ def _matched(grid: Grid, match: Match, found: list[float]) -> Grid:
     pairs = [
         (to_dict(a.experiment), to_dict(b.experiment)) for a, b in zip(grid.arms, arms, strict=True)
     ]
-    fields = {line.split(':')[0] for pair in pairs for line in difference(*pair)}
-    changed = [name for name in MATCHED if any(allowed(field, [name]) for field in fields)]
+    changed = sorted({line.split(':')[0] for pair in pairs for line in difference(*pair)})
     may_differ = tuple(dict.fromkeys([*grid.may_differ, *changed]))
     # Rates that were chosen for other lengths are not chosen for these.
     tuned = grid.tuned if all(mine == found[0] for mine in found) else ''

@@ -71,8 +71,6 @@ def read(
     return dict(found)
 
 
-_OF_LENGTH = ('begins', 'curriculum_steps')
-"""Settings of an objective that count steps, and so go with the length of a run."""
 _OF_TEXT = ('documents', 'tokenizer', 'evaluation suite')
 """What a comparison held fixed, by its hash."""
 
@@ -106,9 +104,13 @@ class _Share(float):
 
 
 def _by_share(plain: Any, steps: int, inside: bool = False) -> Any:
-    """An objective as plain values, whose counts of steps are shares of them."""
+    """An objective as plain values, whose counts of steps are shares of them: `begins`, and what
+    ends in `_steps`."""
     if isinstance(plain, dict):
-        return {k: _by_share(v, steps, inside or k in _OF_LENGTH) for k, v in plain.items()}
+        return {
+            k: _by_share(v, steps, inside or k == 'begins' or k.endswith('_steps'))
+            for k, v in plain.items()
+        }
     if isinstance(plain, list):
         return [_by_share(x, steps, inside) for x in plain]
     if not inside or not steps:

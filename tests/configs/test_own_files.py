@@ -120,7 +120,7 @@ def test_a_directory_may_have_py_in_its_name(directory, tmp_path, monkeypatch):
         (
             'import configs\ndef experiment():\n  return configs.grid("fim")',
             ':experiment',
-            'gives Grid, where Experiment is wanted; Grid is for compare',
+            'gives Grid, where Experiment is wanted; Grid is for compare and plan',
         ),
         (
             """

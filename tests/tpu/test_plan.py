@@ -226,12 +226,17 @@ def test_options_of_the_script(monkeypatch, capsys, tmp_path, total, code):
     assert out == plan.report(made(total)) + '\n' and error == '[   0 s] lowering\n'
 
 
-@pytest.mark.parametrize(('total', 'code'), [(10**9, 0), (10**11, 1)])
-def test_every_arm_of_a_grid_is_planned(monkeypatch, capsys, tmp_path, total, code):
+@pytest.mark.parametrize(
+    ('name', 'total', 'code'),
+    [('fim', 10**9, 0), ('fim', 10**11, 1), ('mine.py:grid', 10**9, 0)],
+)
+def test_every_arm_of_a_grid_is_planned(monkeypatch, capsys, tmp_path, name, total, code):
     asked = []
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'mine.py').write_text('from configs.objectives import fim as grid\n')
     monkeypatch.setattr(plan, 'plan', lambda *given: asked.append(given[0].name) or made(total))
     monkeypatch.setattr('jax.config.update', lambda name, value: None)
-    command = ['plan', 'fim', '--topology', 'v5e:4x8', '--json', str(tmp_path / 'plan.json')]
+    command = ['plan', name, '--topology', 'v5e:4x8', '--json', str(tmp_path / 'plan.json')]
     monkeypatch.setattr('sys.argv', command)
     try:
         plan.main()
