@@ -71,7 +71,7 @@ def run(planned: Planned, suite: Suite, directory: Path, mesh: Mesh) -> None:
         tokenizer = load_tokenizer(experiment.data)
         found = texts.of_run(suite, experiment, tokenizer)
         rows = baselines.counts(found, tokenizer, _read(experiment))
-        result = {'rows': rows}
+        result = {'rows': rows, 'examples': texts.digest(found)}
     else:
         result = untrained(experiment, suite, mesh)
     if jax.process_index() == 0:

@@ -184,7 +184,7 @@ def _fixed_seeds(grid: GridRecords) -> list[str]:
 def code(grid: GridRecords) -> list[str]:
     """Sentences on runs that were not made, or not measured, alike."""
     told = []
-    runs = [run for arm in grid.arms for run in [*arm.runs, *arm.again]]
+    runs = [run for arm in grid.arms for run in [*arm.runs, *arm.again, *arm.sweep]]
     facts = [run.records.facts for run in runs if run.records]
     for name, what in (('code', 'code'), ('versions', 'versions of packages')):
         if len({repr(x[name]) for x in facts if name in x}) > 1:
@@ -196,8 +196,8 @@ def code(grid: GridRecords) -> list[str]:
             'measured as well: give them a split test of their own.'
         )
     texts = {run.evaluation['examples'] for run in runs if 'examples' in run.evaluation}
-    if len(texts) > 1:
-        told.append('Runs were measured on different texts: they are not equals.')
+    if len(texts.union(*(baseline.examples for baseline in grid.baselines))) > 1:
+        told.append('Runs or baselines were measured on different texts: they are not equals.')
     return told
 
 

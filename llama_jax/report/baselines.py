@@ -26,6 +26,8 @@ class Baseline:
     """One for each seed."""
     arms: frozenset[str] | None = None
     """Of which arms it is the baseline; None: of all."""
+    examples: frozenset[str] = frozenset()
+    """Hashes of the texts that its seeds were measured on."""
 
     def value(self, metric: str) -> float | None:
         """The mean over its seeds."""
@@ -50,12 +52,16 @@ def read_baselines(workdir: Path, facts: Line, problems: list[str]) -> list[Base
                 results.append(read_object(path) or {})
             except UserError as error:
                 problems.append(f'{FOLDER}/{name}: {error}')
+        hashes = (inside(result, 'examples') for result in results)
+        of = frozenset(x for x in hashes if isinstance(x, str))
         if name == COUNTS:
             rows = inside(results[0], 'rows') if results else None
             found += [
-                Baseline(str(row), [line]) for row, line in (rows or {}).items() if line is not None
+                Baseline(str(row), [line], examples=of)
+                for row, line in (rows or {}).items()
+                if line is not None
             ]
         elif results:
             lines = [x for x in (inside(result, 'metrics') for result in results) if x]
-            found.append(Baseline(name, lines, frozenset(arms)))
+            found.append(Baseline(name, lines, frozenset(arms), of))
     return found

@@ -2,11 +2,16 @@
 
 import argparse
 import difflib
+import json
 from dataclasses import replace
 
+import jax
 import numpy as np
 
+from llama_jax import mesh as meshes
+from llama_jax.compare import baselines
 from llama_jax.compare.baselines import _read
+from llama_jax.compare.grid import FINISHED
 from llama_jax.data.config import Source
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.sources import open_sources
@@ -57,3 +62,16 @@ def test_what_is_read_again_is_counted_once_and_documents_begin_and_end(tmp_path
     whole = [ids for ids in read if ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_id]
     told = {tokenizer.decode(ids[1:-1]) for ids in whole}
     assert told and told <= set(texts)
+
+
+def test_it_is_measured_on_the_texts_of_the_arms(tmp_path):
+    """By their hash, which a report compares."""
+    grid = tiny.grid(tiny.write_text(tmp_path / 'text.jsonl'))
+    of = grid.arms[0].experiment
+    mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    counts = baselines.at_place(grid.arms[0], 'baselines/counts/seed-0')
+    baselines.run(counts, grid.suite, tmp_path, mesh)
+    found = json.loads((tmp_path / FINISHED).read_text('utf-8'))
+    assert found['examples'] == baselines.untrained(of, grid.suite, mesh)['examples']
+    other = replace(grid.suite, window=24)
+    assert found['examples'] != baselines.untrained(of, other, mesh)['examples']

@@ -96,10 +96,10 @@ def mean_over_orders(open_, visible, *, places=None, shift=0, text=TEXT):
     return total / math.factorial(len(open_))
 
 
-def batch_of(objective, n, seq_len):
-    """`n` rows of TEXT and OTHER, one behind the other, without masks."""
+def batch_of(objective, n, seq_len, text=TEXT):
+    """`n` rows of a text and OTHER, one behind the other, without masks."""
     pieces = [
-        Piece(np.concatenate([t, [0]]), 0, len(t), 0.9, (len(t) + 1,), 0) for t in (TEXT, OTHER)
+        Piece(np.concatenate([t, [0]]), 0, len(t), 0.9, (len(t) + 1,), 0) for t in (text, OTHER)
     ]
     made = [objective.example(p, tokenizer=IDS, seq_len=seq_len, rng=None) for p in pieces]
     return texts.packed(made * n, objective, seq_len=seq_len, rows=n, pad_id=IDS.pad_id)
@@ -114,32 +114,33 @@ def loss_program(objective):
     return jax.jit(run)
 
 
-def nelbo(objective, masked, weight, seq_len):
-    """The loss of `objective` under masks by row [n, L] of TEXT."""
-    batch = batch_of(objective, len(masked), seq_len)
+def nelbo(objective, masked, weight, seq_len, text=TEXT):
+    """The loss of `objective` under masks by row [n, L] of a text."""
+    batch = batch_of(objective, len(masked), seq_len, text)
     masks = [np.zeros(batch['inputs'].shape, x.dtype) for x in (masked, weight)]
     for array, values in zip(masks, (masked, weight), strict=True):
-        array[:, 1 : 1 + L] = values
+        array[:, 1 : 1 + len(text)] = values
     with jax.set_mesh(devices()):
         arrays = place(
             {**batch, 'masked': masks[0], 'weight': masks[1].astype(np.float32)}, devices()
         )
         masks = Masks(arrays.pop('masked'), arrays.pop('weight'))
         loss = jax.device_get(loss_program(objective)(params(), arrays, masks))
-    assert loss.weight == len(masked) * (L + len(OTHER))
+    assert loss.weight == len(masked) * (len(text) + len(OTHER))
     return float(loss.metrics['nll'])
 
 
 def every_mask(blocks):
-    """All masks of TEXT, and of each its weight times its probability, where each block draws k
+    """All masks of a text, and of each its weight times its probability, where each block draws k
     uniformly and then which k."""
+    n = sum(map(len, blocks))
     masked, weight = [], []
     ways = [[s for k in range(1, len(b) + 1) for s in itertools.combinations(b, k)] for b in blocks]
     for chosen in itertools.product(*ways):
         p = math.prod(
             1 / len(b) / math.comb(len(b), len(s)) for b, s in zip(blocks, chosen, strict=True)
         )
-        row, own = np.zeros(L, bool), np.zeros(L)
+        row, own = np.zeros(n, bool), np.zeros(n)
         for b, s in zip(blocks, chosen, strict=True):
             row[list(s)], own[list(s)] = True, p * len(b) / len(s)
         masked.append(row)
@@ -148,12 +149,14 @@ def every_mask(blocks):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('shift', [0, 1])
-def test_the_bound_is_the_mean_over_all_orders(shift):
+@pytest.mark.parametrize(('n', 'shift'), [(4, 0), (1, 0), (3, 1), (6, 0), (6, 1)])
+def test_the_bound_is_the_mean_over_all_orders(n, shift):
     """A packed text: what stands beside it is neither seen nor counted."""
+    text = np.array([3, 1, 4, 1, 5, 2])[:n]
     objective = MaskedDiffusion(read_previous=bool(shift))
-    found = nelbo(objective, *every_mask([range(L)]), seq_len=12)
-    assert found == pytest.approx(mean_over_orders(range(L), 'all', shift=shift), rel=1e-5)
+    found = nelbo(objective, *every_mask([range(n)]), seq_len=n + 8, text=text)
+    wanted = mean_over_orders(range(n), 'all', shift=shift, text=text)
+    assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_drawing_k_is_drawing_t():

@@ -13,7 +13,13 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.patterns import BlockGlobal, Dilated, Window, mask
 from llama_jax.model.transformer import Transformer
 from llama_jax.objectives.causal import CausalLM
+from llama_jax.objectives.contrastive import places_in
+from llama_jax.objectives.dense_retrieval import DenseRetrieval
 from llama_jax.objectives.flops import decoder_flops
+from llama_jax.objectives.latent import LatentPrediction
+from llama_jax.objectives.masked import MaskedLM
+from llama_jax.objectives.moco import MomentumContrast
+from llama_jax.objectives.retromae import RetroMAE
 
 COMPUTE = Compute(attention='reference')  # forms all pairs of query and key
 CONFIG = ModelConfig(
@@ -74,3 +80,29 @@ def test_a_sparse_pattern_is_counted_by_its_mask(pattern, causal):
     assert saved * T == pytest.approx(
         6 * CONFIG.layers * 2 * CONFIG.heads * CONFIG.head_dim * pairs
     )
+
+
+def test_what_stands_beside_the_model_by_hand():
+    """Weights and pairs of query and key, 6 FLOPs each in training and 2 in a forward pass."""
+    T, D, V = 64, CONFIG.dim, CONFIG.vocab
+    wide, narrow = (n * CONFIG.head_dim for n in (CONFIG.heads, CONFIG.kv_heads))
+    weights = 2 * D * wide + 2 * D * narrow + 3 * D * CONFIG.ffn  # of a layer
+
+    def layers_of(n, keys):
+        return n * (weights + 2 * wide * keys)
+
+    causal, full = (layers_of(CONFIG.layers, keys) for keys in ((T + 1) / 2, T))
+    # The teacher has a forward pass; two matrices predict its features.
+    latent = 6 * (causal + V * D) + 2 * causal + 6 * 2 * D * CONFIG.ffn
+    assert LatentPrediction().flops(CONFIG, T) == pytest.approx(latent)
+    assert DenseRetrieval().flops(CONFIG, T) == pytest.approx(6 * full)
+    # Half of a row are queries and half keys, which have a forward pass; each place of the queries
+    # meets the queue, which has no gradient.
+    halves = layers_of(CONFIG.layers, T / 2)
+    queue = places_in(T // 2) * 100 * D
+    moco = (6 + 2) / 2 * halves + 4 * queue / T
+    assert MomentumContrast(queue=100).flops(CONFIG, T) == pytest.approx(moco)
+    # One layer more, and the head at every token but the begin token; a vector for each token.
+    bert = 6 * (full + V * D * MaskedLM(rate=0.3).selected(T - 1) / T)
+    decoder = 6 * (layers_of(1, T) + V * D * (T - 1) / T) + 4 * T * D
+    assert RetroMAE(rate=0.3).flops(CONFIG, T) == pytest.approx(bert + decoder)

@@ -145,7 +145,7 @@ def test_what_was_not_made_alike_is_said_and_clipping_is_counted(three):
         three,
         'Runs were trained by different code: they are not equals.',
         'Runs were trained by different versions of packages: they are not equals.',
-        'Runs were measured on different texts: they are not equals.',
+        'Runs or baselines were measured on different texts: they are not equals.',
         'Fine-tuning was still getting better at its last step in masked (1 of 2 runs): raise '
         '--suite.steps.',
         'Fine-tuning took the lowest or highest of its learning rates in masked (2 of 2 runs): '

@@ -10,7 +10,7 @@ import pytest
 from llama_jax.compare import results
 from llama_jax.evaluate import paired, per_text
 from llama_jax.evaluate.per_text import PerText
-from llama_jax.report import comparison, difference_pictures, scores
+from llama_jax.report import accounts, comparison, difference_pictures, scores
 from llama_jax.report.grid import read_grid
 from llama_jax.report.text import escape
 from tests.report import compared
@@ -204,6 +204,14 @@ def test_baselines_are_rows_and_an_arm_below_one_is_marked(three):
     assert cells(table, 'causal')['Order of tokens, linear probe\n% ↑'].told.endswith(
         'not above TF-IDF'
     )
+    # A baseline of other texts is none.
+    assert not accounts.code(read_grid(three))
+    for arm, path in (('masked/seed-0', 'arm'), ('baselines/untrained/seed-1', 'baseline')):
+        path = three / arm / 'evaluation.json'
+        path.write_text(json.dumps(json.loads(path.read_text('utf-8')) | {'examples': arm}))
+    assert accounts.code(read_grid(three)) == [
+        'Runs or baselines were measured on different texts: they are not equals.'
+    ]
     spans = column(table, 'Span to span, recall@1\n')[0]
     assert '▽' in spans[0] and '▽' not in spans[1] and spans[-1] == '98.0'
     # What is not measured yet is not what does not apply.
