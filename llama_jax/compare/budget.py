@@ -172,7 +172,8 @@ def _matched(grid: Grid, match: Match, found: list[float]) -> Grid:
     pairs = [
         (to_dict(a.experiment), to_dict(b.experiment)) for a, b in zip(grid.arms, arms, strict=True)
     ]
-    changed = sorted({line.split(':')[0] for pair in pairs for line in difference(*pair)})
+    fields = {line.split(':')[0] for pair in pairs for line in difference(*pair)}
+    changed = sorted(fields, reverse=True)  # the length first
     may_differ = tuple(dict.fromkeys([*grid.may_differ, *changed]))
     # Rates that were chosen for other lengths are not chosen for these.
     tuned = grid.tuned if all(mine == found[0] for mine in found) else ''
@@ -196,11 +197,13 @@ def _to_a_step(experiment: Experiment, goal: float) -> Experiment:
 
 def table(rows: list[Budget]) -> str:
     """The budget table for a terminal, FLOPs also over those of the first arm."""
-    head = ('arm', 'tokens', 'loss tokens', 'unique tokens', 'text seen', 'padding', 'cut')
-    lines = [(*head, 'parameters', 'FLOPs', 'relative')] + [
+    counts = ('tokens', 'of them text', 'loss tokens', 'unique tokens', 'text seen')
+    head = ('arm', *counts, 'padding', 'cut', 'parameters', 'FLOPs', 'relative')
+    lines = [head] + [
         (
             row.arm,
-            *(f'{n:,}' for n in (row.tokens, row.loss_tokens, row.unique_tokens, row.text_seen)),
+            *(f'{n:,}' for n in (row.tokens, round(row.tokens * (1 - row.padding)))),
+            *(f'{n:,}' for n in (row.loss_tokens, row.unique_tokens, row.text_seen)),
             *(f'{row.padding:.1%}', f'{row.cut:.1%}'),
             f'{row.parameters:,}',
             f'{row.flops:.3g}',

@@ -14,6 +14,7 @@ from llama_jax.report.text import compact, duration, significant
 
 _BUDGET = (
     ('tokens', 'tokens'),
+    ('text_positions', 'of them\ntext'),
     ('loss_tokens', 'loss tokens'),
     ('unique_tokens', 'unique tokens'),
     ('text_seen', 'text seen'),
@@ -94,6 +95,9 @@ def budget(grid: GridRecords) -> Table:
     first = number(lines[0], 'flops') if lines else None
     rows = []
     for line in lines:
+        tokens, padding = number(line, 'tokens'), number(line, 'padding')
+        if tokens is not None and padding is not None:
+            line = {**line, 'text_positions': tokens * (1 - padding)}
         values = [number(line, field) for field, _ in _BUDGET]
         cells = [
             _budgeted(field, value)
