@@ -15,6 +15,7 @@ from llama_jax.errors import UserError
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.report.grid import EXACT, FINISHED, GridRecords, read_grid
 from llama_jax.report.picture import Axis, Curve, Picture
+from llama_jax.report.units import spoken
 from llama_jax.train.checkpoint import difference
 
 
@@ -202,6 +203,11 @@ def _called(name: str, points: Sequence[Point]) -> str:
     return name if points[0].kind == EXACT else f'{name} ({points[0].kind})'
 
 
+def _spoken(metric: str) -> tuple[str, str]:
+    """Label and unit."""
+    return ('Own held-out loss', 'nats per token') if metric == 'loss' else spoken(metric)
+
+
 def _known(value: float) -> float | None:
     """None for what is beyond any float."""
     return value if np.isfinite(value) else None
@@ -224,7 +230,7 @@ def _largest(runs: Runs, resamples: int) -> list[scaling.Check]:
 def _views(found: dict[str, list[Point]], metric: str) -> list[Picture]:
     """The same runs at equal tokens, equal FLOPs and equal time."""
     pictures = []
-    for x, label in (('tokens', 'Tokens'), ('flops', 'FLOPs'), ('seconds', 'Seconds of training')):
+    for x, label in (('tokens', 'tokens'), ('flops', 'FLOPs'), ('seconds', 'seconds of training')):
         curves: list[Curve] = []
         for name, points in found.items():
             for size in sorted({point.parameters for point in points}):
@@ -242,8 +248,8 @@ def _views(found: dict[str, list[Point]], metric: str) -> list[Picture]:
         pictures.append(
             Picture(
                 f'scaling_{x}',
-                f'{metric} against {label.lower()}',
-                metric,
+                f'{_spoken(metric)[0]} against {label}',
+                _spoken(metric)[1],
                 Axis(label, log=True, tight=True),
                 curves,
             )
@@ -268,8 +274,8 @@ def _iso_flops(found: dict[str, list[Point]], metric: str) -> Picture:
                 curves.append(Curve('', [best[budget]], f'{style} mean cloud', line=False))
     return Picture(
         'scaling_iso_flops',
-        f'{metric} by size at equal FLOPs',
-        metric,
+        f'{_spoken(metric)[0]} by size at equal FLOPs',
+        _spoken(metric)[1],
         Axis('Parameters', log=True, tight=True),
         curves,
         note='Large dots: the lowest points of parabolas over log N.',
@@ -294,7 +300,7 @@ def _forecast(largest: dict[str, list[scaling.Check]], metric: str) -> Picture:
         'scaling_forecast',
         'The largest runs, by a law of the others',
         'law with its interval (95%), and measured',
-        Axis(metric, tight=True),
+        Axis(', '.join(_spoken(metric)), tight=True),
         [
             Curve('', spans, 'arm-0 spread'),
             Curve('forecast', at['forecast'], 'arm-0 mean cloud', line=False),
@@ -320,8 +326,8 @@ def _fit(found: dict[str, list[Point]], laws: dict[str, Law], metric: str) -> Pi
     curves.append(Curve('law', [(ends[0], ends[0]), (ends[-1], ends[-1])], 'soft'))
     return Picture(
         'scaling_fit',
-        f'{metric}: measured against the law',
-        metric,
+        f'{_spoken(metric)[0]}: measured against the law',
+        _spoken(metric)[1],
         Axis('law', tight=True),
         curves,
     )
