@@ -329,9 +329,9 @@ class _Asker:
         ]
         truncated = self._fit(lengths)
         both = self._subject.vectors(texts, truncate=True)
-        _, document_N = np.unique(texts[len(items) :], return_inverse=True)
-        rank_N = retrieval.ranks(both[: len(items)], both[len(items) :], document_N)
-        pool = retrieval.smallest_pool(document_N)
+        _, first_M, own_N = np.unique(texts[len(items) :], return_index=True, return_inverse=True)
+        rank_N = retrieval.places(both[: len(items)], both[len(items) :][first_M], own_N)
+        pool = len(first_M)
         examples = [
             {
                 'line': item.line,

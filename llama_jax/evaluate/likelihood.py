@@ -77,12 +77,12 @@ def bits(answer: Answer, texts: Sequence[Middle], tokenizer: Any) -> Bits:
 
 
 def text_bytes(texts: Sequence[Middle], tokenizer: Any) -> np.ndarray:
-    """UTF-8 bytes of each middle [N], float64. Where nothing is before it, the space that a
-    tokenizer puts before a text (`dummy_prefix`) is none of them."""
+    """UTF-8 bytes of each middle [N], float64. Where nothing is before it but a begin token, the
+    space that a tokenizer puts before a text (`dummy_prefix`) is none of them."""
     bytes_N = np.array([tokenizer.byte_lengths[text.middle].sum() for text in texts], np.float64)
     if not tokenizer.dummy_prefix:
         return bytes_N
-    begins_N = np.array([len(text.prefix) == 0 for text in texts])
+    begins_N = np.array([set(text.prefix) <= {tokenizer.bos_id} for text in texts])
     return bytes_N - (begins_N & (bytes_N > 0))
 
 

@@ -31,6 +31,13 @@ def ranks(query_ND: np.ndarray, key_ND: np.ndarray, document_N: np.ndarray) -> n
     return ((cos_NM >= own_N1 - 1e-9) & other_NM).sum(axis=1)
 
 
+def places(query_ND: np.ndarray, key_MD: np.ndarray, own_N: np.ndarray) -> np.ndarray:
+    """How many other keys are at least as near to query i as its own, key `own_N[i]`, is."""
+    cos_NM = unit(query_ND) @ unit(key_MD).T
+    own_N1 = np.take_along_axis(cos_NM, own_N[:, None], axis=1)
+    return (cos_NM >= own_N1 - 1e-9).sum(axis=1) - 1
+
+
 def smallest_pool(document_N: np.ndarray) -> int:
     """The fewest keys that a query is looked for in: its own, and those of other documents."""
     _, count = np.unique(document_N, return_counts=True)

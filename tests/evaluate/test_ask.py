@@ -210,7 +210,8 @@ def test_retrieval(tmp_path, subject, prompts):
         {'query': f'{word} thing number {i}', 'document': f'{word} thing {i}'}
         for i, word in enumerate(WORDS * 2)
     ]
-    items.append({'query': 'red again', 'document': items[0]['document']})  # one document, twice
+    # One document, of several questions: nobody is behind it more than once.
+    items += [{'query': f'red {x}', 'document': items[0]['document']} for x in ('again', 'too')]
     found = ask.ask(subject, loaded(tmp_path, items, kind='retrieval'))
     q_ND, d_ND = (
         subject.vectors([prompts.get(key, '') + item[key] for item in items])
@@ -218,14 +219,15 @@ def test_retrieval(tmp_path, subject, prompts):
     )
     for i, example in enumerate(found.examples):
         own = q_ND[i] @ d_ND[i]
-        others = [
-            q_ND[i] @ d_ND[j]
+        others = {
+            item['document']: q_ND[i] @ d_ND[j]
             for j, item in enumerate(items)
             if item['document'] != items[i]['document']
-        ]
-        assert example['rank'] == sum(x >= own - 1e-7 for x in others)
+        }
+        assert example['rank'] == sum(x >= own - 1e-7 for x in others.values())
         assert example['scores']['mrr'] == 1 / (1 + example['rank'])
         assert example['scores']['recall_5'] == float(example['rank'] < 5)
+    assert found.result()['documents'] == len({item['document'] for item in items})
 
 
 def test_what_is_too_long_is_counted_and_named(tmp_path, subject):

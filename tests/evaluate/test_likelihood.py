@@ -293,6 +293,7 @@ def test_the_space_before_a_text_is_no_byte_of_it():
 
     nothing = np.zeros(0, np.int32)
     begins, empty = TEXT._replace(prefix=nothing), Middle(nothing, nothing, nothing)
-    counted = likelihood.text_bytes([TEXT, begins, empty], Spaced())
-    assert counted.tolist() == [9, 8, 0]
-    assert likelihood.text_bytes([TEXT, begins, empty], Sized()).tolist() == [9, 9, 0]
+    behind_bos = TEXT._replace(prefix=np.array([IDS.bos_id]))  # of a window at a document's begin
+    every = [TEXT, begins, behind_bos, empty]
+    assert likelihood.text_bytes(every, Spaced()).tolist() == [9, 8, 8, 0]
+    assert likelihood.text_bytes(every, Sized()).tolist() == [9, 9, 9, 0]
