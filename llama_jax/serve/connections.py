@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -145,7 +146,19 @@ class Connection(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._limit('write', self._all.write_seconds)
+        self._watch_reader()
+
+    def _watch_reader(self) -> None:
+        """Drop it once it has taken nothing for so long of what waits to be sent."""
+        left = self.transport.get_write_buffer_size()
+
+        def look() -> None:
+            if self.transport.get_write_buffer_size() < left:
+                self._watch_reader()
+            else:
+                self.drop()
+
+        self._limit('write', self._all.write_seconds, look)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -172,11 +185,16 @@ class Connection(H11Protocol):
     def _closes(self) -> None:
         """A transport that is closed first sends what waits, to a reader that may never take it."""
         if self.transport.is_closing() and 'write' not in self._timers:
-            self._limit('write', self._all.write_seconds)
+            self._watch_reader()
 
-    def _limit(self, what: Literal['header', 'write'], seconds: float) -> None:
+    def _limit(
+        self,
+        what: Literal['header', 'write'],
+        seconds: float,
+        then: Callable[[], None] | None = None,
+    ) -> None:
         self._end(what)
-        self._timers[what] = self.loop.call_later(seconds, self.drop)
+        self._timers[what] = self.loop.call_later(seconds, then or self.drop)
 
     def _end(self, what: Literal['header', 'write']) -> None:
         timer = self._timers.pop(what, None)

@@ -129,6 +129,8 @@ def _call(call: Any, path: str) -> dict[str, Any]:
             function.bad('arguments', 'is no JSON: give an object, or its text')
     if arguments is not None and not isinstance(arguments, dict):
         function.bad('arguments', 'is no object')
+    if not isinstance(call.get('id'), str | None):
+        raise ApiError(400, f'{path}.id is no string', param=f'{path}.id')
     # In the order in which models were trained to read it, for templates that print it whole.
     made = {'id': call['id']} if call.get('id') else {}
     made |= {'type': 'function', 'function': None, **call}

@@ -88,7 +88,9 @@ class Threads:
                 await self.wait('', seconds=seconds)
 
     def _release(self) -> None:
-        if len(self._waiting):
-            self._waiting.pop().granted.set_result(None)
-        else:
-            self._free += 1
+        while len(self._waiting):
+            granted = self._waiting.pop().granted
+            if not granted.done():  # who leaves is cancelled first, and takes itself out later
+                granted.set_result(None)
+                return
+        self._free += 1

@@ -4,13 +4,14 @@ with calls, and the first of them that a template writes."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from llama_jax.errors import UserError
 from llama_jax.text.chat import Conversation, Message
-from llama_jax.text.marked import Marked
+from llama_jax.text.marked import Marked, of_message
 from llama_jax.text.rendering import run
 
 
@@ -83,18 +84,44 @@ def _as_json(call: Mapping[str, Any]) -> Mapping[str, Any]:
     function = call.get('function')
     if not isinstance(function, Mapping) or not isinstance(function.get('arguments'), Mapping):
         return call
-    arguments = json.dumps(function['arguments'], ensure_ascii=False)
+    try:
+        arguments = json.dumps(function['arguments'], ensure_ascii=False)
+    except RecursionError:
+        raise UserError('the arguments of a call are nested too deep') from None
     return {**call, 'function': {**function, 'arguments': arguments}}
 
 
-def _prints_objects(conversation: Conversation, text: str) -> bool:
-    """Whether arguments are in the text as Python spells them, which is no JSON."""
-    given = [
-        function.get('arguments')
-        for message in conversation.messages
-        for function, _ in _functions(message)
-    ]
-    return any(one and isinstance(one, Mapping) and str(one) in text for one in given)
+def _prints_objects(conversation: Conversation, text: Marked) -> bool:
+    """Whether the template prints arguments as Python spells them, which is no JSON. A message that
+    says them so itself, as the errors of some tools do, is none of the template's doing."""
+    messages = conversation.messages
+    for message in messages:
+        for function, _ in _functions(message):
+            given = function.get('arguments')
+            if not given or not isinstance(given, Mapping):
+                continue
+            spelled = re.compile(re.escape(str(given)))
+            said = {
+                of_message(i) for i, other in enumerate(messages) if _says(other, spelled.search)
+            }
+            for found in spelled.finditer(text):
+                if not said.issuperset(text.marks[found.start() : found.end()]):
+                    return True
+    return False
+
+
+def _says(message: Message, search: Callable[[str], Any]) -> bool:
+    """Whether a text of the message, calls apart, has what is searched for."""
+    parts = [value for key, value in message.items() if key != 'tool_calls']
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str) and search(part):
+            return True
+        if isinstance(part, Mapping):
+            parts += part.values()
+        elif isinstance(part, list | tuple):
+            parts += part
+    return False
 
 
 def _functions(message: Message) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ class Restored(NamedTuple):
 
 SCORES = 'checkpoint-scores.json'
 """Beside the checkpoints: the score of each that was validated, by step; lower is better. 'of' says
-what was read for them."""
+what was read for them, 'history' has all validations, and 'saved' says whether a checkpoint was
+ever on disk."""
 
 
 class Checkpoints:
@@ -67,12 +69,14 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only,  # half-written ones, of a run that was killed
         )
         steps = set(self.steps())  # an earlier run's of the same directory count no more
-        of, scores = self._read_scores()
+        of, scores, history = self._read_scores()
         scores = {s: score for s, score in scores.items() if s in steps}
         same = validated_on in (None, of)
         self._of = of if validated_on is None else validated_on
         self._scores = scores if same else {}
+        self._history = history if same else {}
         self.forgotten = () if same else tuple(scores)
+        self._told_saved = read_only or committed(directory.parent)
 
     def save(self, step: int, items: Items, *, metadata: dict[str, Any]) -> None:
         """Begin to save; the arrays may be donated as soon as this returns.
@@ -89,18 +93,34 @@ class Checkpoints:
         except OSError as error:
             raise self._save_failed(error) from error
 
-    def validated(self, step: int, score: float) -> None:
-        """Note the score of the checkpoint of `step`; the lowest is kept. Nothing happens when
-        there is no such checkpoint. All processes call this with the same values."""
+    def validated(self, step: int, score: float | None) -> None:
+        """Note the score of a validation after `step`, None for one that was not finite; of the
+        checkpoints the one with the lowest is kept. All processes call this with the same
+        values."""
+        self._history = {s: x for s, x in self._history.items() if s < step} | {step: score}
         steps = self.steps()
-        if step not in steps:
-            return
-        self._scores = {s: x for s, x in {**self._scores, step: score}.items() if s in steps}
+        if score is not None and step in steps:
+            self._scores = {s: x for s, x in {**self._scores, step: score}.items() if s in steps}
+        self._write_scores()
+
+    def _write_scores(self) -> None:
         if jax.process_index() == 0:
             path = self.directory.parent / SCORES
             partial = path.with_name(f'.{SCORES}')
-            partial.write_text(json.dumps({'of': self._of, 'scores': self._scores}))
+            found = {'of': self._of, 'scores': self._scores, 'history': self._history}
+            partial.write_text(json.dumps({**found, 'saved': self._told_saved}))
             partial.replace(path)
+
+    def in_vain(self, step: int) -> int:
+        """How many validations in a row, up to that of `step`, were no better than the best before
+        them; 0 where that of `step` is not the last."""
+        if max(self._history, default=None) != step:
+            return 0
+        best, n = math.inf, 0
+        for _, score in sorted(self._history.items()):
+            n = 0 if score is not None and score < best else n + 1
+            best = best if score is None else min(best, score)
+        return n
 
     def has_score(self, step: int) -> bool:
         """Whether the checkpoint of `step` was validated."""
@@ -112,13 +132,16 @@ class Checkpoints:
         known = {step: score for step, score in self._scores.items() if step in steps}
         return min(known, key=lambda step: (known[step], -step), default=None)
 
-    def _read_scores(self) -> tuple[str | None, dict[int, float]]:
+    def _read_scores(self) -> tuple[str | None, dict[int, float], dict[int, float | None]]:
         try:
             found = json.loads((self.directory.parent / SCORES).read_text())
             scores = found.get('scores', found)  # all of it, of an earlier version
-            return found.get('of'), {int(step): float(score) for step, score in scores.items()}
+            known = {int(step): float(score) for step, score in scores.items()}
+            history = found.get('history', known).items()
+            every = {int(step): None if x is None else float(x) for step, x in history}
+            return found.get('of'), known, every
         except (OSError, ValueError, TypeError, AttributeError):  # none yet, or not ours
-            return None, {}
+            return None, {}, {}
 
     def wait(self) -> None:
         """Block until the save in progress is on disk. Raises UserError if it failed."""
@@ -126,6 +149,9 @@ class Checkpoints:
             self._orbax.wait()
         except Exception as error:  # noqa: BLE001  tensorstore reports a full disk as ValueError
             raise self._save_failed(error) from error
+        if not self._told_saved and self.steps():
+            self._told_saved = True
+            self._write_scores()
 
     def _save_failed(self, error: Exception) -> UserError:
         return UserError(
@@ -253,6 +279,15 @@ def present(directory: Path) -> list[int]:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
     return []
+
+
+def committed(workdir: Path) -> bool:
+    """Whether a checkpoint of the run in `workdir` was ever on disk, as far as is recorded."""
+    try:
+        found = json.loads((workdir / SCORES).read_text())
+        return bool(found.get('saved', found.get('scores', found)))
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _first_line(error: BaseException) -> str:

@@ -117,13 +117,14 @@ def _train(run: Run, signals: Signals) -> State:
         saves = stopping or told.due or step == config.steps or _saves(run, step)
         saves = saves or (validates and run.experiment.evaluation.patience > 0)
         if saves or validates:
-            _finish(run, pending)
+            # What all were told in this step, no later one says.
+            stopping = _finish(run, pending).stopping or stopping
             pending = None
             with run.progress.paused():
-                if saves:
+                if saves or stopping:
                     run.save(step)
                     since = time.monotonic()
-                if validates:
+                if validates and not stopping:
                     stopping = _evaluate(run, signals, step)
                     if stopping and run.saved != step:
                         run.save(step)

@@ -116,17 +116,13 @@ class Run:
                 self.records.write('sample', step, prompt=one.prompt, text=one.text, **wanted)
         except NotFiniteError as error:  # the steps tell whether training can go on
             self.progress.note(step, f'no samples: {error}')
-        if (figure := score(result)) is not None:
-            self.checkpoints.validated(step, figure)
+        self.checkpoints.validated(step, score(result))
 
     def out_of_patience(self, step: int) -> bool:
-        """Whether training ends after the validation of `step`: no checkpoint of the last
+        """Whether training ends after the validation of `step`: none of the last
         `evaluation.patience` validations was better than the best before them."""
-        config = self.experiment.evaluation
-        if not config.patience or not self.checkpoints.has_score(step):
-            return False
-        best = self.checkpoints.best()
-        return best is not None and step - best >= config.patience * config.every
+        patience = self.experiment.evaluation.patience
+        return 0 < patience <= self.checkpoints.in_vain(step)
 
     def __enter__(self) -> Run:
         return self

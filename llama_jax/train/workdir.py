@@ -18,7 +18,7 @@ from pathlib import Path
 import jax
 
 from llama_jax.errors import UserError
-from llama_jax.train.checkpoint import present
+from llama_jax.train.checkpoint import SCORES, committed, present
 from llama_jax.train.progress import say
 from llama_jax.train.records import read_metrics, read_run
 
@@ -93,7 +93,7 @@ def forget_unsaved(workdir: Path) -> list[str]:
         return []
     if jax.process_index() == 0:
         shutil.rmtree(workdir / 'tensorboard', ignore_errors=True)
-        for name in ('metrics.jsonl', 'run.json'):
+        for name in ('metrics.jsonl', 'run.json', SCORES):
             (workdir / name).unlink(missing_ok=True)
     return [f'an earlier run in {workdir} ended before its first checkpoint: this one begins anew']
 
@@ -108,7 +108,10 @@ def unsaved(workdir: Path) -> bool:
     saving, training = (run['experiment'].get(name, {}) for name in ('checkpoint', 'train'))
     first = min(saving.get('every') or math.inf, training.get('steps', math.inf))
     reached = max((line['step'] for line in lines), default=0)
-    if reached >= first or any('resumed' in str(line.get('text')) for line in lines):
+    # A run that is killed while its first checkpoint is on the way has none, and may begin anew;
+    # the second is only begun once the first is on disk.
+    saved = reached >= first and (committed(workdir) or reached >= 2 * first)
+    if saved or any('resumed' in str(line.get('text')) for line in lines):
         raise UserError(
             f'{workdir} holds the records of a run that reached step {reached}, but none of its '
             f'checkpoints: delete {workdir / "metrics.jsonl"} to begin anew there, or give another '

@@ -79,6 +79,31 @@ def test_who_leaves_or_is_late_gives_the_place_on():
     asyncio.run(several())
 
 
+def test_who_leaves_as_a_place_comes_free_loses_it_for_nobody():
+    """In the same turn of the event loop: its future is cancelled, and it still stands in line."""
+
+    async def several():
+        threads = Threads(1)
+        await threads.wait('a', seconds=1)
+        begun, ends = threading.Event(), threading.Event()
+        working = asyncio.create_task(threads.run(lambda: begun.set() or ends.wait(10)))
+        leaves = asyncio.create_task(threads.wait('b', seconds=10))
+        stays = asyncio.create_task(threads.wait('c', seconds=10))
+        await asyncio.sleep(0.05)
+        assert begun.is_set()
+        ends.set()
+        time.sleep(0.05)  # the thread has told the loop that it is done
+        leaves.cancel()
+        assert await asyncio.wait_for(working, 1)
+        await asyncio.wait_for(stays, 1)
+        with pytest.raises(asyncio.CancelledError):
+            await leaves
+        await threads.run(lambda: None)
+        await threads.wait('d', seconds=1)  # the place is there again
+
+    asyncio.run(several())
+
+
 def test_work_that_does_not_end_keeps_its_place():
     held = threading.Event()
 

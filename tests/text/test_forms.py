@@ -56,6 +56,19 @@ def test_the_first_form_that_the_template_takes(name):
     assert SAID[1]['content'] is None and 'name' not in ANSWER, 'what was given stays'
 
 
+def test_a_tool_that_says_arguments_as_python_spells_them_changes_nothing():
+    """LangGraph's ToolNode tells an error so."""
+    said = f'Error invoking tool f with kwargs {CALL["function"]["arguments"]}: give a number'
+    for content in (said, [{'type': 'text', 'text': said}]):
+        asked = [*SAID[:2], {**ANSWER, 'content': content}]
+        told = [*SAID[:2], {**ANSWER, 'content': said}]
+        assert Template(AS_JSON).render(Conversation(asked)) == plain(AS_JSON, told)
+    # A template that prints them itself is still found out.
+    told = [*TEXT[:2], {**ANSWER, 'content': said}]
+    asked = [*SAID[:2], {**ANSWER, 'content': said}]
+    assert Template(PRINTED).render(Conversation(asked)) == plain(PRINTED, told)
+
+
 def test_what_no_form_makes_right():
     refusing = loop(content='{{ raise_exception("no tools") if m.tool_calls }}{{ m.content + "" }}')
     for source, message in (

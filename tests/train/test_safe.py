@@ -24,7 +24,7 @@ from llama_jax.errors import Stopped, UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train import loop, reading, run, validate
-from llama_jax.train.checkpoint import present
+from llama_jax.train.checkpoint import Checkpoints, present
 from llama_jax.train.records import read_run
 from llama_jax.train.signals import Signals
 from llama_jax.train.step import initial_params
@@ -192,6 +192,20 @@ def test_a_run_that_left_no_checkpoint_blocks_nothing(experiment, tmp_path, monk
     assert [line['step'] for line in lines(tmp_path, 'train')] == [1, 2, 3, 4]
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 1
 
+    # Nor is one bound that died while its first checkpoint was on the way.
+    killed = tmp_path / 'killed'
+
+    def dies_too(self, step, items, **kept):
+        raise RuntimeError('dead')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, 'save', dies_too)
+        with pytest.raises(UserError, match='dead'):
+            loop.train(replace(planned, seed=1), killed)
+    assert [line['step'] for line in lines(killed, 'train')] == [1, 2, 3]
+    loop.train(planned, killed)
+    assert 'ended before its first checkpoint' in lines(killed, 'event')[0]['text']
+
     # One whose checkpoints were removed is no such run: its records are worth something.
     shutil.rmtree(tmp_path / 'checkpoints')
     with pytest.raises(UserError, match='a run that reached step 4, but none of its checkpoints'):
@@ -213,6 +227,10 @@ def test_a_signal_before_the_last_step_saves_it(experiment, tmp_path, monkeypatc
     planned = short(experiment, every=100, validates=4)
     with pytest.raises(Stopped, match='after step 4'):
         loop.train(planned, tmp_path)
+    # Where each step is saved it is heard of as well.
+    each = changed(short(experiment, every=1, validates=0), 'train', steps=9)
+    with pytest.raises(Stopped, match='after step 4'):
+        loop.train(each, tmp_path / 'each')
     assert on_disk(tmp_path) == [4]
     loop.train(planned, tmp_path)
     assert [line['step'] for line in lines(tmp_path, 'validation')] == [4]
