@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest import mock
 
 import jax
 import pytest
@@ -194,14 +195,9 @@ def test_a_run_that_left_no_checkpoint_blocks_nothing(experiment, tmp_path, monk
 
     # Nor is one bound that died while its first checkpoint was on the way.
     killed = tmp_path / 'killed'
-
-    def dies_too(self, step, items, **kept):
-        raise RuntimeError('dead')
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, 'save', dies_too)
-        with pytest.raises(UserError, match='dead'):
-            loop.train(replace(planned, seed=1), killed)
+    dies = mock.patch.object(Checkpoints, 'save', side_effect=RuntimeError('dead'))
+    with dies, pytest.raises(UserError, match='dead'):
+        loop.train(replace(planned, seed=1), killed)
     assert [line['step'] for line in lines(killed, 'train')] == [1, 2, 3]
     loop.train(planned, killed)
     assert 'ended before its first checkpoint' in lines(killed, 'event')[0]['text']
