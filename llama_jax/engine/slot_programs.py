@@ -112,6 +112,7 @@ def read_row(
     token_BT: Int[Array, '1 T'],
     at: Int[Array, ''],
     limit: Int[Array, ''],
+    room: Int[Array, ''],
     *,
     first: bool,
 ) -> tuple[Cache, State, Float[Array, '1 T D']]:
@@ -119,7 +120,8 @@ def read_row(
     `at` on; the slot is done until it begins. Its text will have `limit` tokens at most.
 
     The other slots go on between pieces. Their steps may write this one too: at the place where its
-    next piece begins, before that is written.
+    next piece begins, before that is written; or at the last of a row of `room` places that holds
+    what it has read. Behind it would be place 0, which other prompts may share.
     """
     own = _take(cache, row, placed(cache))
     at_B, kept = _batch_of_one(at), cache
@@ -129,7 +131,9 @@ def read_row(
     x_BTD, own = decode_lib.read(model, params, own, token_BT, None if first else at_B)
     rest = replace(
         rest,
-        position_B=_put(rest.position_B, at_B + token_BT.shape[1], slot, _ROWS),
+        position_B=_put(
+            rest.position_B, jnp.minimum(at_B + token_BT.shape[1], room - 1), slot, _ROWS
+        ),
         done_B=_put(rest.done_B, _batch_of_one(jnp.array(True)), slot, _ROWS),
     )
     return replace(kept, layers=_put(kept.layers, own.layers, row, _CACHE)), rest, x_BTD

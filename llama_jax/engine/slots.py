@@ -23,6 +23,9 @@ from llama_jax.model.cache import Cache, slots_needed
 from llama_jax.model.config import by_length
 from llama_jax.model.patterns import Dense, Window
 
+_NO_END = np.iinfo(np.int32).max
+"""Of a ring, where each token takes the place of an old one."""
+
 log = logging.getLogger(__name__)
 
 
@@ -143,6 +146,7 @@ class Slots:
         i, row = divmod(slot, self._part)
         self._caches[i], self._rest, x_BTD = self._on.read(
             *(programs.params, self._caches[i], self._rest, row, slot, token_BT, at, limit),
+            self._room if self._holds else _NO_END,
             first=at == 0,
         )
         if self._holds:

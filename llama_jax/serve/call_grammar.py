@@ -51,7 +51,11 @@ def _closed(schema: Any) -> Any:
             made[key] = {name: _closed(one) for name, one in made[key].items()}
     if 'items' in made:
         made['items'] = _closed(made['items'])
-    whole = 'properties' in made and not made.keys() & _OPEN
+    named = made.get('properties')
+    whole = isinstance(named, dict) and not made.keys() & _OPEN
+    # What is required has to be possible, though no property says what it is.
+    required = made.get('required')
+    whole = whole and not (isinstance(required, list) and {*map(str, required)} - named.keys())
     for key in ('anyOf', 'oneOf'):
         if 'properties' not in made and isinstance(made.get(key), list):
             made[key] = [_closed(one) for one in made[key]]

@@ -89,7 +89,7 @@ class Reply(ABC):
         elif isinstance(event, PromptScores):
             choice.prompt = self._of_prompt(ask.prompt(index), event)
             if ask.echo and ask.logprobs is not None:
-                yield self._tell(index, self._echo(index), choice.prompt)
+                yield self._tell(index, self._echo(index), choice.prompt, prompt=choice.prompt)
             elif ask.prompt_logprobs:
                 yield self._tell(index, '', [], prompt=choice.prompt)
         else:

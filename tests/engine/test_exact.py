@@ -28,6 +28,22 @@ def test_greedy_equals_the_uncached_forward(engine):
 
 
 @pytest.mark.slow
+def test_a_prompt_that_fills_its_row_is_shared_as_it_was_read(engine, monkeypatch):
+    """It is only scored, and steps of other rows go on over its row."""
+    monkeypatch.setattr(slots, 'is_cpu', lambda mesh: False)  # all rows are in each step
+    ours, whole = engine(rows=3), prompt_of(128)
+    other, controls = [*whole[:80], *prompt_of(7)], replace(GREEDY, logprobs=0)
+    alone = ask(ours, other, controls, owner='another').wait()
+    ask(ours, whole, replace(GREEDY, prompt_logprobs=0, max_tokens=0)).wait()
+    ask(ours, prompt_of(3), replace(GREEDY, max_tokens=20)).wait()
+    one = ask(ours, other, controls).wait()
+    assert one.finish.cached_tokens == 80 and alone.finish.cached_tokens == 0
+    assert one.tokens == alone.tokens == uncached(other, len(one.tokens))
+    for a, b in zip(one.logprobs, alone.logprobs, strict=True):
+        np.testing.assert_allclose(a.logprob, b.logprob, atol=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('together', [False, True], ids=['slots apart', 'one array'])
 def test_a_row_does_not_depend_on_its_mates(engine, monkeypatch, together):
     """Where all slots are one array, as on accelerators, to the last bit; on a CPU as far as

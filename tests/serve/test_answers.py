@@ -193,6 +193,11 @@ def test_logprobs_of_the_prompt(app, path):
     events = post(app(), path, {**body, 'stream': True}).events
     chunks = [e['choices'][0] for e in events if 'prompt_logprobs' in e['choices'][0]]
     assert [chunk['prompt_logprobs'] for chunk in chunks] == [scores]
+    if path == COMPLETIONS:  # beside an echo with its own
+        body |= {'echo': True, 'logprobs': 1, 'stream': True}
+        events = post(app(), path, body).events
+        chunks = [e['choices'][0] for e in events if 'prompt_logprobs' in e['choices'][0]]
+        assert [chunk['prompt_logprobs'] for chunk in chunks] == [scores]
 
 
 def test_minus_infinity(app, monkeypatch):

@@ -24,6 +24,9 @@ def test_arguments_are_those_that_the_schema_names():
         (True, True),
     ):
         assert closed(schema) == expected
+    # What is required and said nowhere is possible, with any value.
+    open_ = {'type': 'object', 'properties': {'a': {'type': 'integer'}}, 'required': ['a', 'b']}
+    assert closed(open_) == open_
     nested = {'properties': {'p': point}}
     assert closed(nested) == {'properties': {'p': shut}, 'additionalProperties': False}
     assert nested == {'properties': {'p': point}}, 'what was given stays'

@@ -178,6 +178,7 @@ def called(**function):
         (one(name=1), 'messages[0].name'),
         (one(tool_calls={'a': 1}), 'messages[0].tool_calls'),
         (one(tool_calls=[1]), 'messages[0].tool_calls[0]'),
+        (one(tool_calls=[{'id': [1], 'function': {'name': 'f'}}]), 'messages[0].tool_calls[0].id'),
         (one(tool_calls=[{'function': 'f'}]), 'messages[0].tool_calls[0]'),
         (called(name=''), 'messages[0].tool_calls[0].function.name'),
         (called(arguments='{'), 'messages[0].tool_calls[0].function.arguments'),
