@@ -101,8 +101,8 @@ class Records(Texts):
         with (directory / _LENGTHS).open('wb') as lengths, (directory / _NUMBERS).open('wb') as n:
             for facts in found:
                 missing = n_parts - facts['lengths'].shape[1]
-                np.pad(facts['lengths'], ((0, 0), (0, missing))).tofile(lengths)
-                facts['numbers'].tofile(n)
+                lengths.write(np.pad(facts['lengths'], ((0, 0), (0, missing))).tobytes())
+                n.write(facts['numbers'].tobytes())
         bad: dict[str, str] = {}
         for task in tasks:
             bad |= json.loads(task.path.with_suffix('.bad.json').read_text())
@@ -138,8 +138,8 @@ class RecordPart(Part):
                     bad[number] = str(error)
                     encoded = Encoded((), ())
                 for ids, of_part in zip(encoded.parts, encoded.weights, strict=True):
-                    ids.astype(self.dtype).tofile(tokens)
-                    of_part.astype(np.float32).tofile(weights)
+                    tokens.write(ids.astype(self.dtype).tobytes())
+                    weights.write(of_part.astype(np.float32).tobytes())
                 lengths.append(tuple(map(len, encoded.parts)))
                 numbers[i] = encoded.number
                 rows[i] = sum(lengths[-1]), _identity(encoded), each

@@ -71,8 +71,20 @@ def _matches(path: Path) -> Iterator[Found]:
 
 
 def _below(root: Path) -> Iterator[Found]:
-    for directory, folders, names in os.walk(root):
-        folders[:] = [folder for folder in folders if not folder.startswith('.')]
+    """Folders that links lead to are searched as well, each once; those below `root` are found
+    without a link."""
+    whole = os.path.realpath(root)
+    seen = {whole}
+    for directory, folders, names in os.walk(root, followlinks=True):
+        kept = []
+        for folder in sorted(folders):
+            inner = os.path.join(directory, folder)
+            real = os.path.realpath(inner)
+            again = os.path.islink(inner) and Path(real).is_relative_to(whole)
+            if not folder.startswith('.') and not again and real not in seen:
+                seen.add(real)
+                kept.append(folder)
+        folders[:] = kept
         for name in names:
             path = Path(directory, name)
             if not name.startswith('.') and path.is_file():

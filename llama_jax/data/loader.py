@@ -54,6 +54,8 @@ class Loader:
     `chat` is how the objective writes chats, where it reads any. `given` is for each source what
     was computed of its documents before, float32, by their numbers: `Piece.given`.
 
+    `of`: a loader of the same settings, whose corpus is read, as it was found then.
+
     `epochs=None` is training: endless. `epochs=n` is evaluation: every document n times, the last
     batch is filled up with padding rows. Both are shuffled by `seed`; `masks` is the seed of what
     an objective draws for each example, where that is another.
@@ -83,15 +85,19 @@ class Loader:
         chat: ChatFormat | None = None,
         given: Given = None,
         masks: int | None = None,
+        of: Loader | None = None,
     ) -> None:
         masks = seed if masks is None else masks
         if batch < 1 or seq_len < 1:
             raise UserError(f'a batch of {batch} rows of {seq_len} tokens: set both to 1 or more')
         if config.workers < 0 or config.prefetch < 0:
             raise UserError('data.workers and data.prefetch must be 0 or more')
-        corpus = sources.open_sources(config, split, maker.reads)
+        corpus = of.corpus if of else sources.open_sources(config, split, maker.reads)
+        self.corpus: sources.Corpus = corpus
         self.texts: tuple[tokens.Texts, ...]
-        if maker.reads is Text:
+        if of is not None:
+            self.texts = of.texts
+        elif maker.reads is Text:
             self.texts = tokens.tokenised(corpus, tokenizer)
         else:
             self.texts = encoded(corpus, tokenizer, maker, chat, bad=config.bad_records)

@@ -155,7 +155,8 @@ class Job:
                     writers[split] = ShardWriter(
                         self.directory / f'part-{self.part.number:05d}-{split}'
                     )
-                writers[split].write(example({'text': content, 'origin': origin.encode()}))
+                named = origin.encode('utf-8', 'backslashreplace')  # of a name that is no UTF-8
+                writers[split].write(example({'text': content, 'origin': named}))
                 unreleased += len(content)
                 if unreleased > CHUNK:
                     _release_memory()

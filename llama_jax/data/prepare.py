@@ -105,7 +105,8 @@ def text_data_set(source: Source, processes: int | None = None) -> Path:
     found = contents.contents([file.path for file in files], cache_dir() / 'digests', label)
     digest = hashlib.blake2b(repr((_VERSION, how)).encode(), digest_size=16)
     for file, content in zip(files, found, strict=True):
-        digest.update(f'{file.name}\0{file.format}\0{content.digest}\n'.encode())
+        named = f'{file.name}\0{file.format}\0{content.digest}\n'
+        digest.update(named.encode('utf-8', 'surrogateescape'))  # names may be in any encoding
     key = digest.hexdigest()
 
     def write_into(directory: Path) -> None:

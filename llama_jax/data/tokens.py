@@ -196,11 +196,11 @@ def _make(
             pass
     count = size = 0
     with (partial / _OFFSETS).open('wb') as offsets, (partial / _IDENTITIES).open('wb') as ids:
-        np.zeros(1, np.int64).tofile(offsets)
+        offsets.write(np.zeros(1, np.int64).tobytes())
         for task in tasks:
             lengths_D, identities_D, bytes_D = np.load(task.index).T
-            (count + np.cumsum(lengths_D)).tofile(offsets)
-            identities_D.astype(np.int32).tofile(ids)
+            offsets.write((count + np.cumsum(lengths_D)).tobytes())
+            ids.write(identities_D.astype(np.int32).tobytes())
             count, size = count + int(lengths_D.sum()), size + int(bytes_D.sum())
     facts = {'parts': parts, 'tokens': count, 'bytes': size, 'dtype': tasks[0].dtype}
     facts |= kind.gathered(tasks, partial)
@@ -239,7 +239,7 @@ class Part:
             for row, number in zip(rows, self.numbers, strict=True):
                 text = self.documents[number]
                 ids = self.tokenizer.encode(text)
-                ids.astype(self.dtype).tofile(file)
+                file.write(ids.astype(self.dtype).tobytes())
                 row[:] = len(ids), identity_of(ids), len(text.encode())
                 seen(int(row[2]))
         self.finish(rows)

@@ -51,11 +51,11 @@ def _closed(schema: Any) -> Any:
             made[key] = {name: _closed(one) for name, one in made[key].items()}
     if 'items' in made:
         made['items'] = _closed(made['items'])
-    named = made.get('properties')
+    named, required = made.get('properties'), made.get('required')
     whole = isinstance(named, dict) and not made.keys() & _OPEN
-    # What is required has to be possible, though no property says what it is.
-    required = made.get('required')
-    whole = whole and not (isinstance(required, list) and {*map(str, required)} - named.keys())
+    if isinstance(named, dict) and isinstance(required, list):
+        # What is required has to be possible, though no property says what it is.
+        whole = whole and named.keys() >= {*map(str, required)}
     for key in ('anyOf', 'oneOf'):
         if 'properties' not in made and isinstance(made.get(key), list):
             made[key] = [_closed(one) for one in made[key]]

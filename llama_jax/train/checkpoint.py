@@ -7,6 +7,7 @@ import functools
 import json
 import logging
 import math
+import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,14 @@ SCORES = 'checkpoint-scores.json'
 """Beside the checkpoints: the score of each that was validated, by step; lower is better. 'of' says
 what was read for them, 'history' has all validations, and 'saved' says whether a checkpoint was
 ever on disk."""
+
+
+_UNREADABLE_NOW = re.compile(
+    'PermissionError|permission denied|PERMISSION_DENIED|too many open files|EMFILE|MemoryError|'
+    'cannot allocate memory|RESOURCE_EXHAUSTED|stale file handle',
+    re.IGNORECASE,
+)
+"""Failures that say nothing of a checkpoint: it may be sound."""
 
 
 class Checkpoints:
@@ -197,6 +206,11 @@ class Checkpoints:
                 raise
             except Exception as error:  # noqa: BLE001  whatever a damaged file makes Orbax raise
                 reason = _first_line(error)
+                if _UNREADABLE_NOW.search(reason):
+                    raise UserError(
+                        f'checkpoint {step} in {self.directory} cannot be read ({reason}): mend '
+                        'that and start again; nothing was changed'
+                    ) from error
                 damaged.append(f'checkpoint {step} is damaged and was not used ({reason})')
                 log.warning('%s', damaged[-1])
                 bad_steps.append(step)

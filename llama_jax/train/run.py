@@ -188,6 +188,7 @@ def _prepare(
     validation = None
     if validates:
         validation = Validation(experiment, tokenizer, device_mesh, rollouts, chat=chat)
+        agreement.same({'validation': validation.digest}, 'validation data')
     held_out = None if validation is None else functools.partial(validation.open, 0)
     sample = sampler(experiment, tokenizer, device_mesh, chat=chat, held_out=held_out)
     length, experiment = (

@@ -176,6 +176,9 @@ class Taught:
         """Lets the teacher read all of a source, and keeps what it says of each unit."""
         partial = path.with_suffix('.partial.npy')
         said = np.lib.format.open_memmap(partial, 'w+', np.float32, shape)
+        with partial.open('r+b') as file:  # a disk that is full in the midst ends the process
+            if hasattr(os, 'posix_fallocate'):
+                os.posix_fallocate(file.fileno(), 0, partial.stat().st_size)
         name = loader.texts[source].name
         say(f'the teacher reads {name}')
         # In units, which it counts as bytes: what is left is what matters.

@@ -103,8 +103,10 @@ class Validation:
         warn_of_overlap(experiment.data)
         self.labels = labels(self._sources)
         tokens, digests = [], []
+        self._opened: list[Loader] = []  # files may change while a run trains
         for index in range(len(self._sources)):
             with self.open(index) as loader:
+                self._opened.append(loader)
                 tokens.append(sum(text.tokens for text in loader.texts))
                 digests.append(loader.digest)
         at_once = self.rows // rows_read(experiment)
@@ -176,7 +178,7 @@ class Validation:
             return max(1, loader.filled()[0] // self.rows)
 
     def open(self, index: int) -> Loader:
-        """One of the sets, from its beginning."""
+        """One of the sets, from its beginning, as it was when the validation was made."""
         experiment = self._experiment
         data = dataclasses.replace(
             experiment.data, sources=(self._sources[index],), validation=(), workers=0
@@ -193,6 +195,7 @@ class Validation:
             epochs=1,
             chat=self._chat,
             given=None if self.given is None else self.given[index],
+            of=next(iter(self._opened[index : index + 1]), None),
         )
 
 

@@ -201,6 +201,32 @@ def test_empty_files_are_skipped_and_counted(tmp_path, own_cache, caplog):
         prepare.text_data_set(source_of(tmp_path / 'b.txt', tmp_path / 'c.md'))
 
 
+def test_folders_behind_links_are_read_once(tmp_path, own_cache):
+    """As a mounted disk or a cache of downloads is linked; a loop of links ends."""
+    data, disk = tmp_path / 'data', tmp_path / 'disk/books'
+    for folder in (data / 'own', disk):
+        folder.mkdir(parents=True)
+    (data / 'own/a.txt').write_text(CHINESE[0], 'utf-8')
+    (disk / 'b.txt').write_text(CHINESE[1], 'utf-8')
+    (data / 'books').symlink_to(disk)
+    (data / 'again').symlink_to(disk)
+    (data / 'mirror').symlink_to(data / 'own')
+    (disk / 'back').symlink_to(data)
+    root = prepare.text_data_set(source_of(data))
+    assert sorted(text for _, text, _ in stored(root)) == sorted(CHINESE[:2])
+
+
+def test_a_name_in_another_encoding_is_a_name(tmp_path, own_cache):
+    """As archives that were packed in GBK leave it."""
+    folder = os.fsencode(tmp_path) + b'/texts'
+    os.mkdir(folder)
+    for name in ('三国'.encode('gbk') + b'.txt', '水浒.txt'.encode()):
+        with open(folder + b'/' + name, 'w', encoding='utf-8') as file:
+            file.write(CHINESE[len(name) % 2])
+    root = prepare.text_data_set(source_of(tmp_path / 'texts'))
+    assert len(list(stored(root))) == 2
+
+
 def test_files_are_read_again_only_when_they_changed(tmp_path, own_cache, monkeypatch):
     path = tmp_path / 'a.txt'
     path.write_text(CHINESE[0], 'utf-8')

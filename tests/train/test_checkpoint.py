@@ -261,6 +261,21 @@ def test_no_checkpoint_is_no_error(tmp_path):
     assert restore(tmp_path / 'checkpoints') is None
 
 
+@pytest.mark.parametrize(
+    'error', [PermissionError(13, 'Permission denied'), ValueError('RESOURCE_EXHAUSTED: memory')]
+)
+def test_what_cannot_be_read_now_is_no_damage(saved, monkeypatch, error):
+    before = sorted(path.name for path in saved.iterdir())
+
+    def fail(self, step, *arguments):
+        raise error
+
+    monkeypatch.setattr(Checkpoints, '_load', fail)
+    with pytest.raises(UserError, match='checkpoint 3 in .* cannot be read .*: mend that'):
+        restore(saved, set_aside=True)
+    assert sorted(path.name for path in saved.iterdir()) == before
+
+
 def test_a_refusal_is_no_damage(saved):
     def check(metadata):
         raise UserError(f'not {metadata["step"]}')

@@ -1,9 +1,11 @@
 """Distillation by runs: with the teacher beside the model, and with what it said before."""
 
+import errno
 import gc
 import json
 import shutil
 from dataclasses import replace
+from unittest import mock
 
 import jax
 import numpy as np
@@ -149,6 +151,11 @@ def test_what_the_teacher_said_of_all_tokens_is_the_teacher(online, student, tmp
     jax.tree.map(
         np.testing.assert_array_equal, *(numpy_tree(state.params) for state in (first, again))
     )
+    # A disk without room is told before the teacher reads anything.
+    full = mock.patch('os.posix_fallocate', side_effect=OSError(errno.ENOSPC, 'No space left'))
+    other = replace(whole, temperature=3.0)
+    with full, pytest.raises(UserError, match='No space left; .* MB.: make room there'):
+        loop.train(replace(experiment, objective=other), tmp_path / 'full')
 
 
 @pytest.mark.slow
