@@ -31,7 +31,7 @@ from llama_jax.generate.generator import Generator
 from llama_jax.generate.quantized import Quantization
 from llama_jax.mesh import MeshConfig
 from llama_jax.model.config import Compute, ModelConfig
-from llama_jax.text.tokenizer import Special
+from llama_jax.text.special import Special
 
 CONFIG = ModelConfig(
     vocab=32000, dim=1536, layers=16, heads=16, kv_heads=4, head_dim=96, ffn=4352, context=2048

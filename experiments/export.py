@@ -48,8 +48,9 @@ from llama_jax.model.tune import LoRA
 from llama_jax.text import template_files
 from llama_jax.text.chat import ChatFormat, end_ids
 from llama_jax.text.files import tokenizer_of
+from llama_jax.text.special import Special
 from llama_jax.text.template import Template
-from llama_jax.text.tokenizer import Special, Tokenizer
+from llama_jax.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llama_jax.train.experiment import Experiment

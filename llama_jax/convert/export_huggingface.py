@@ -17,7 +17,7 @@ from llama_jax.convert.stored import FLOATS
 from llama_jax.convert.tensors import Tensors
 from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
-from llama_jax.text.tokenizer import Special
+from llama_jax.text.special import Special
 
 Dtype = Literal['float32', 'bfloat16', 'float16']
 KINDS: dict[Dtype, str] = {'float32': 'F32', 'bfloat16': 'BF16', 'float16': 'F16'}

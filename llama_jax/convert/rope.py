@@ -235,4 +235,6 @@ def to_huggingface(config: ModelConfig) -> dict[str, Any]:
     settings: dict[str, Any] = {'max_position_embeddings': context, 'rope_theta': theta}
     if rope:
         settings['rope_scaling'] = dict(rope)
+    if isinstance(scaling, LongRope):  # where transformers 4 looks for it alone
+        settings[_ORIGINAL] = scaling.original_context
     return {**settings, 'rope_parameters': {'rope_type': 'default', **rope, 'rope_theta': theta}}

@@ -12,7 +12,9 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
 from llama_jax.errors import UserError
 from llama_jax.text.sentencepiece_model import SentencePiece, parse
+from llama_jax.text.special import NOTHING, Special
 from llama_jax.text.tokenizer import SPACE, Tokenizer
+from llama_jax.text.vocabulary import encode_spelled
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Theirs
@@ -44,13 +46,22 @@ def made(
     files = {}
     content = _content(tokenizer)
     if isinstance(tokenizer, SentencePiece):
-        theirs = of_sentencepiece(content)
+        theirs = of_sentencepiece(content, tokenizer.special)
         files[tokenizer.FILE] = content
-        other = difference(lambda text: theirs.encode(text, add_special_tokens=False).ids, content)
+
+        def encode(text: str) -> list[int]:
+            return list(theirs.encode(text, add_special_tokens=False).ids)
+
+        other = difference(encode, content)
+        for name in tokenizer.control:
+            for text in (f'{name}a', f'{name} a', f'a {name}\n{name}'):
+                if other is None and encode(text) != encode_spelled(tokenizer, text):
+                    other = text
         if other is not None:
             log.warning(
                 'tokenizer.json gives %.60r other tokens than the model: libraries differ in ties '
-                'between equally likely pieces, and in spaces behind added tokens',
+                'between equally likely pieces, in spaces behind added tokens, and in those that a '
+                'text begins with',
                 other,
             )
     else:
@@ -66,7 +77,7 @@ def made(
     }
     begin = begin and tokenizer.bos_id is not None
     plain, whole = (theirs.encode('a', add_special_tokens=x).ids for x in (False, True))
-    if begin != (len(whole) > len(plain)):
+    if whole != [special['bos']] * begin + plain:  # or an end stands behind every text
         theirs.post_processor = _before(tokens['bos_token'], special['bos']) if begin else _none()
     config: dict[str, Any] = {
         # Reads tokenizer.json as it is: LlamaTokenizer would put another together.
@@ -76,6 +87,7 @@ def made(
         'clean_up_tokenization_spaces': False,
         'model_max_length': context,
         **tokens,
+        **tokenizer.settings().get('tokenizer_config.json', {}),
     }
     unknown = getattr(theirs.model, 'unk_token', None)
     if unknown:
@@ -120,9 +132,10 @@ def _none() -> Any:
     return TemplateProcessing(single='$A', pair='$A $B:1', special_tokens=[])
 
 
-def of_sentencepiece(model: bytes) -> Theirs:
+def of_sentencepiece(model: bytes, special: Special = NOTHING) -> Theirs:
     """A tokenizer of the library `tokenizers` that gives the ids of a SentencePiece model; control
-    tokens that a text spells become these tokens, as is usual there.
+    tokens that a text spells become these tokens, as is usual there. `special` says which spaces
+    stand beside them.
 
     Raises UserError for a model that changes text before it encodes it.
     """
@@ -142,15 +155,18 @@ def of_sentencepiece(model: bytes) -> Theirs:
             'words: others cannot be exported'
         )
     tokenizer = (_bpe if spec.model_type == spec.BPE else _unigram)(proto.pieces)
-    _spaces(tokenizer, before=normal.add_dummy_prefix)
+    _spaces(tokenizer, before=normal.add_dummy_prefix, spaced=special.spaced)
     # A token of spaces is found in the text only once that is written as the vocabulary has it.
     whole = [piece.piece for piece in proto.pieces if piece.type == _Piece.USER_DEFINED]
     tokenizer.add_tokens(
         [AddedToken(token, special=False, normalized=SPACE in token) for token in whole]
     )
     closed = (_Piece.CONTROL, _Piece.UNKNOWN)
-    control = [piece.piece for piece in proto.pieces if piece.type in closed]
-    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token in control])
+    control = {i: piece.piece for i, piece in enumerate(proto.pieces) if piece.type in closed}
+    takes = {i: {'lstrip': left, 'rstrip': right} for i, left, right in special.takes}
+    tokenizer.add_special_tokens(
+        [AddedToken(token, normalized=False, **takes.get(i, {})) for i, token in control.items()]
+    )
     return tokenizer
 
 
@@ -184,14 +200,20 @@ def _unigram(pieces: Sequence[Any]) -> Theirs:
     return Library(Unigram(scores, unk_id=unknown, byte_fallback=True))
 
 
-def _spaces(tokenizer: Theirs, *, before: bool) -> None:
-    """Spaces as SentencePiece writes them; `before`: one is put before every text."""
-    from tokenizers import decoders, normalizers
+def _spaces(tokenizer: Theirs, *, before: bool, spaced: bool) -> None:
+    """Spaces as SentencePiece writes them; `before`: one is put before every text, and where they
+    are `spaced` before what follows a control token as well."""
+    from tokenizers import decoders, normalizers, pre_tokenizers
 
     written: Any = normalizers.Replace(' ', SPACE)
     parts: list[Any] = [decoders.Replace(SPACE, ' '), decoders.ByteFallback(), decoders.Fuse()]
     if before:
-        written = normalizers.Sequence([normalizers.Prepend(SPACE), written])
+        if spaced:
+            written = normalizers.Sequence([normalizers.Prepend(SPACE), written])
+        else:
+            tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+                SPACE, prepend_scheme='first', split=False
+            )
         parts.append(decoders.Strip(' ', 1, 0))
     tokenizer.normalizer = written
     tokenizer.decoder = decoders.Sequence(parts)

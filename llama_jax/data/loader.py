@@ -121,6 +121,8 @@ class Loader:
             *(() if masks == seed else (masks,)),
             *(() if maker.reads is Text else (config.too_long,)),
         )
+        if recipe.whole and recipe.whole.tokens != tuple(text.tokens for text in self.texts):
+            facts = (*facts, 'read')  # shares were once of what is left out as well
         self.digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         self.seconds_waited = 0.0
         self._mine = mine = list(range(batch)) if rows is None else list(rows)
@@ -244,19 +246,17 @@ class Loader:
     def batches(self, epochs: float) -> int:
         """How many batches read the text so often, to the nearest: measured in a sample. Of several
         sources, as much text is read as all of them hold together, so often."""
-        rows = forecast.rows_for(self._plan, epochs * sum(map(self._units, self.texts)))
+        rows = forecast.rows_for(self._plan, epochs * sum(self._recipe.units))
         return max(1, round(rows / self._recipe.batch))
-
-    def _units(self, texts: tokens.Texts) -> int:
-        """Units of an epoch of a source."""
-        return texts.tokens + self._recipe.ends * len(texts)
 
     def _told(self, counts: forecast.Read) -> dict[str, float]:
         whole = sum(units for units, _ in counts)
         told: dict[str, float] = {}
-        for label, texts, (units, documents) in zip(self.labels, self.texts, counts, strict=True):
+        for label, all_, (units, documents) in zip(
+            self.labels, self._recipe.units, counts, strict=True
+        ):
             end = f'/{label}' if len(counts) > 1 else ''
-            told[f'epochs{end}'] = units / max(self._units(texts), 1)
+            told[f'epochs{end}'] = units / max(all_, 1)
             told[f'documents{end}'] = documents
             if end:
                 told[f'share{end}'] = units / max(whole, 1)

@@ -12,7 +12,7 @@ import contextlib
 import functools
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
@@ -137,6 +137,8 @@ class Stream:
       weights: shares of the sources, relative to each other.
       share: of what: 'tokens' or 'documents'.
       epochs: None for endless; else every source is read so often and then left out.
+      read: how many units of a block are read, where that is not all of it: shares are kept by
+        these, and a document of which none is read does not count.
     """
 
     def __init__(
@@ -147,8 +149,10 @@ class Stream:
         seed: int,
         share: Literal['tokens', 'documents'] = 'tokens',
         epochs: int | None = None,
+        read: Callable[[Block], int] | None = None,
     ) -> None:
         self.sources, self._weights, self._share, self._epochs = sources, weights, share, epochs
+        self.read = read or (lambda block: block.stop - block.start)
         # A seed for each source, so that equal sources do not march in step; hashed, because grain
         # adds the epoch to it, and seed 1 in epoch 1 must not be seed 2 in epoch 0.
         seeds = [np.random.SeedSequence([seed, n]).generate_state(1) for n in range(len(sources))]
@@ -174,9 +178,11 @@ class Stream:
         blocks, spent = places[number]
         epoch = blocks // len(self.sources[number])
         document, start, stop = self.sources[number][self._shuffled[number][blocks]]
-        cost = stop - start if self._share == 'tokens' else int(start == 0)
+        block = Block(number, epoch, document, start, stop)
+        read = self.read(block)
+        cost = read if self._share == 'tokens' else int(start == 0 and read > 0)
         moved = (*places[:number], Place(blocks + 1, spent + cost), *places[number + 1 :])
-        return Block(number, epoch, document, start, stop), moved
+        return block, moved
 
     def __iter__(self) -> Iterator[Block]:
         places = self.beginning()

@@ -94,7 +94,7 @@ class Plan:
             rows, behind, taken = self._window(cursor)
             for row in rows[cursor.row :]:
                 cursor = dataclasses.replace(
-                    cursor, row=cursor.row + 1, read=_with(cursor.read, row)
+                    cursor, row=cursor.row + 1, read=self._with(cursor.read, row)
                 )
                 yield row, cursor
             fruitless = 0 if rows else fruitless + taken
@@ -142,18 +142,16 @@ class Plan:
             units += block.stop - block.start
         return blocks, places
 
+    def _with(self, read: tuple[tuple[int, int], ...], row: Row) -> tuple[tuple[int, int], ...]:
+        counts = [list(pair) for pair in read]
+        for placed in row:
+            counts[placed.block.source][0] += self._stream.read(placed.block)
+            counts[placed.block.source][1] += placed.block.start == 0
+        return tuple((units, documents) for units, documents in counts)
+
     def _clipped(self, block: Block) -> Block | None:
         """The block without its document's end, where the objective does not learn it."""
         if self._ends:
             return block
         stop = min(block.stop, self._lengths[block.source].length(block.document))
         return block._replace(stop=stop) if stop > block.start else None
-
-
-def _with(read: tuple[tuple[int, int], ...], row: Row) -> tuple[tuple[int, int], ...]:
-    counts = [list(pair) for pair in read]
-    for placed in row:
-        _, start, stop = placed.block[2:]
-        counts[placed.block.source][0] += stop - start
-        counts[placed.block.source][1] += start == 0
-    return tuple((units, documents) for units, documents in counts)

@@ -59,12 +59,20 @@ class Recipe:
             seed=self.seed,
             share=self.share,
             epochs=self.epochs,
+            read=self.whole.units if self.whole else None,
         )
 
     @property
     def ends(self) -> bool:
         """Whether the end of a document is a unit to be learnt."""
         return self.whole is None and self.maker.ends
+
+    @property
+    def units(self) -> list[int]:
+        """Those that are read in an epoch of each source."""
+        if self.whole is not None:
+            return list(self.whole.tokens)
+        return [texts.tokens + self.ends * len(texts) for texts in self.texts]
 
     def packer(self) -> packing.Packer:
         return packing.Packer(self.maker, seq_len=self.seq_len, seed=self.masks, whole=self.whole)

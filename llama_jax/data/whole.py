@@ -37,6 +37,8 @@ class Whole:
     """Of each source the records of which truncation leaves nothing to learn."""
     positions: Sizes = ()
     """What all records need of each stream, be it more than there is; () before `check`."""
+    tokens: tuple[int, ...] = ()
+    """Of each source those that are read in an epoch; () before `check`."""
 
     def __call__(self, block: Block) -> Sizes | None:
         """The places of a record, as many as a row has at most; None where it gives no example."""
@@ -51,6 +53,20 @@ class Whole:
         if sizes is None or all(map(int.__le__, sizes, room)):
             return sizes
         return tuple(map(min, sizes, room)) if self.truncate else None
+
+    def units(self, block: Block) -> int:
+        """The tokens of a record that are read: of one that is cut the share that its places are
+        of those that it needs; 0 where it gives no example."""
+        if self(block) is None:
+            return 0
+        lengths = tuple(self.records[block.source].lengths[block.document].tolist())
+        sizes = np.array(self.maker.whole(lengths, seq_len=self.seq_len))
+        return int(self.kept(np.array(block.stop - block.start), sizes))
+
+    def kept(self, units_D: np.ndarray, sizes_DS: np.ndarray) -> np.ndarray:
+        """Of records of so many tokens, which need so many places, the tokens in a row [D]."""
+        placed_D = np.minimum(sizes_DS, self.room).sum(-1)
+        return -(-units_D * placed_D // sizes_DS.sum(-1))
 
     @functools.cached_property
     def room(self) -> Sizes:
@@ -83,7 +99,7 @@ def check(
     Counts and names the records that need more than a row has, and raises UserError where they are
     refused, or where nothing is left.
     """
-    left_out, positions_S = [], np.zeros(len(whole.room), np.int64)
+    left_out, tokens, positions_S = [], [], np.zeros(len(whole.room), np.int64)
     for source, (records, held) in enumerate(zip(whole.records, documents, strict=True)):
         sizes_DS = whole.sizes(source)
         positions_S += np.maximum(sizes_DS, 0).sum(0)
@@ -113,8 +129,14 @@ def check(
                 f'{held.name!r} has no record left to learn from in rows of {whole.seq_len}: raise '
                 '--train.seq-len'
             )
-    positions = tuple(positions_S.tolist())
-    return dataclasses.replace(whole, left_out=tuple(left_out), positions=positions)
+        fits[[*left_out[-1]]] = False
+        tokens.append(int(whole.kept(np.diff(records.offsets)[fits], sizes_DS[fits]).sum()))
+    return dataclasses.replace(
+        whole,
+        left_out=tuple(left_out),
+        positions=tuple(positions_S.tolist()),
+        tokens=tuple(tokens),
+    )
 
 
 def _too_long(whole: Whole, held: RecordDocuments, sizes_DS: np.ndarray, long: np.ndarray) -> str:

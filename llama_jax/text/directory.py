@@ -17,7 +17,7 @@ from llama_jax.errors import UserError
 from llama_jax.text import ranks
 from llama_jax.text.gguf_vocabulary import tell
 from llama_jax.text.sentencepiece_model import SentencePiece
-from llama_jax.text.tokenizer import Added, Special
+from llama_jax.text.special import Added, Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.vocabulary import TURNS
 
@@ -174,7 +174,9 @@ def look_beside(directory: Path) -> Beside:
             path = directory / 'tokenizer_config.json'
             raise UserError(f'{path}: added_tokens_decoder[{i!r}] is no token: copy it again')
         special = isinstance(token, dict) and bool(token.get('special')) or name in closed
-        added[name] = Added(name, int(i), special)
+        flags = token if isinstance(token, dict) else {}
+        strips = (flags.get('lstrip') is True, flags.get('rstrip') is True)
+        added[name] = Added(name, int(i), special, *strips)
     for name, i in _object(directory / 'added_tokens.json').items():
         if not isinstance(i, int) or i < 0:
             path = directory / 'added_tokens.json'
@@ -211,6 +213,9 @@ def _with(vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: 
     ends = [i for i in dict.fromkeys(ends) if i < max(rows, size)]
     found = {name: ids.get(name, vocabulary.token_id(name)) for name in sorted(TURNS)}
     turns = [Added(name, i) for name, i in found.items() if i is not None]
+    closed = (token for token in added if token.special or token.content in TURNS)
+    every = ((token.id, token.lstrip, token.rstrip) for token in closed)
+    takes = tuple(sorted(one for one in every if any(one[1:])))
     added = [*(token for token in added if token.content not in TURNS), *turns]
     tell(outside, rows)
     bos_id, pad_id = id_of('bos_token'), id_of('pad_token')
@@ -223,6 +228,7 @@ def _with(vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: 
         own.pad_id if pad_id is None else pad_id,
         tuple(ends[1:]),
         spaced=bool(beside.settings.get('legacy', True)),
+        takes=takes if isinstance(vocabulary, SentencePiece) else (),  # a tokenizer.json has them
     )
     made = vocabulary.with_tokens(added, special)
     if made.vocab_size < _USUAL * rows:
@@ -237,7 +243,8 @@ def _with(vocabulary: Vocabulary, beside: Beside, added: Sequence[Added], rows: 
 def _added_of(path: Path) -> Iterator[Added]:
     """The added tokens of a tokenizer.json, if there is one."""
     for token in _object(path).get('added_tokens') or ():
-        yield Added(token['content'], token['id'], token['special'])
+        strips = (token.get('lstrip') is True, token.get('rstrip') is True)
+        yield Added(token['content'], token['id'], token['special'], *strips)
 
 
 def _content(token: Any) -> str | None:

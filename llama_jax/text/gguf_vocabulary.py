@@ -11,7 +11,7 @@ from sentencepiece import sentencepiece_model_pb2
 from llama_jax.errors import UserError
 from llama_jax.text import ranks, words
 from llama_jax.text.sentencepiece_model import SentencePiece
-from llama_jax.text.tokenizer import Special
+from llama_jax.text.special import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.vocabulary import TURNS
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llama_jax.errors import UserError
-from llama_jax.text.tokenizer import Special
+from llama_jax.text.special import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.words import BYTES, LLAMA3, LLAMA4, by_pattern
 

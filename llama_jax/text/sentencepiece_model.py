@@ -18,12 +18,10 @@ from sentencepiece import sentencepiece_model_pb2
 
 from llama_jax.errors import UserError
 from llama_jax.text import long_text
+from llama_jax.text.special import NOTHING, Added, Special
 from llama_jax.text.tokenizer import (
-    NOTHING,
     SPACE,
     SPACE_IN_BYTES,
-    Added,
-    Special,
     Tokenizer,
     other_name,
     too_large,
@@ -48,12 +46,15 @@ class SentencePiece(Tokenizer):
         spec = proto.trainer_spec
         bos, eos, pad = (index.get(n) for n in (spec.bos_piece, spec.eos_piece, spec.pad_piece))
         special = special or NOTHING
+        takes = tuple(one for one in special.takes if one[0] in index.values())
         super().__init__(
             content,
-            dataclasses.replace(special, bos_id=bos, eos_id=eos, pad_id=pad),
+            dataclasses.replace(special, bos_id=bos, eos_id=eos, pad_id=pad, takes=takes),
             names=index,
             pieces=[_piece_bytes(piece) for piece in proto.pieces],
+            facts=repr(takes) if takes else '',
         )
+        self.takes_space = {i: (left, right) for i, left, right in takes}
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=content)
         normalizer = proto.normalizer_spec
         self.dummy_prefix = normalizer.add_dummy_prefix

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from llama_jax.errors import UserError
+from llama_jax.text.special import Special
 from llama_jax.text.vocabulary import TooLongError, refuse_surrogates
 
 SENTINELS = 128
@@ -52,48 +53,6 @@ class TokenizerConfig:
     no training: one id for each, the space and the control tokens."""
     sample_bytes: int = 8_000_000
     """UTF-8 bytes of training text that a trained vocabulary is learnt from."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Special:
-    """Ids with a part of their own. None: the vocabulary has no such token."""
-
-    bos_id: int | None = None
-    eos_id: int | None = None
-    pad_id: int | None = None
-    end_ids: tuple[int, ...] = ()
-    """Ids that end a text besides eos, such as the end of a turn."""
-    spaced: bool = True
-    """Where a space is put before a text, it is put before what follows a control token as well
-    (`legacy` of transformers)."""
-
-    @property
-    def ends(self) -> tuple[int, ...]:
-        """Every id that ends a text, eos first."""
-        first = () if self.eos_id is None else (self.eos_id,)
-        return tuple(dict.fromkeys((*first, *self.end_ids)))
-
-    @property
-    def ids(self) -> frozenset[int]:
-        return frozenset(i for i in (self.bos_id, self.pad_id, *self.ends) if i is not None)
-
-    @property
-    def padding(self) -> int | None:
-        """The token that pads and does nothing else."""
-        return None if self.pad_id in (self.bos_id, *self.ends) else self.pad_id
-
-
-NOTHING = Special()
-
-
-@dataclasses.dataclass(frozen=True)
-class Added:
-    """A token that a file adds to those that were learnt."""
-
-    content: str
-    id: int
-    special: bool = True
-    """No text spells it; else it is found in text before all others."""
 
 
 class Tokenizer(abc.ABC):
@@ -320,8 +279,15 @@ class Tokenizer(abc.ABC):
         found: dict[str, dict[str, Any]] = {}
         if len(self.end_ids) > 1:
             found['generation_config.json'] = {'eos_token_id': list(self.end_ids)}
-        if not self.special.spaced:
-            found['tokenizer_config.json'] = {'legacy': False}
+        beside: dict[str, Any] = {} if self.special.spaced else {'legacy': False}
+        if self.special.takes:
+            names = {i: name for name, i in self.control.items()}
+            beside['added_tokens_decoder'] = {
+                str(i): {'content': names[i], 'lstrip': left, 'rstrip': right, 'special': True}
+                for i, left, right in self.special.takes
+            }
+        if beside:
+            found['tokenizer_config.json'] = beside
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -21,11 +21,9 @@ from llama_jax.errors import UserError
 from llama_jax.text import json_rules
 from llama_jax.text.json_rules import Content
 from llama_jax.text.long_text import words_in_parts
+from llama_jax.text.special import NOTHING, Added, Special
 from llama_jax.text.tokenizer import (
-    NOTHING,
     SPACE,
-    Added,
-    Special,
     Tokenizer,
     other_name,
     too_large,

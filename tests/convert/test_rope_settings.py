@@ -235,6 +235,9 @@ def test_config_json_both_ways(scaling, pattern):
     config = replace(CONFIG, rope_theta=5e5, rope_scaling=scaling, pattern=pattern)
     written = huggingface_config.config_to_huggingface(config)
     assert huggingface_config.config_from_huggingface(written) == config
+    # Which transformers 4 looks for beside what it belongs to: else it takes the whole context.
+    original = scaling.original_context if isinstance(scaling, LongRope) else None
+    assert written.get(ORIGINAL) == original
     # transformers 4 reads these, and 5 these.
     old = {name: value for name, value in written.items() if name != 'rope_parameters'}
     new = {name: v for name, v in written.items() if name not in ('rope_theta', 'rope_scaling')}

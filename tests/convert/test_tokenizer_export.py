@@ -7,14 +7,17 @@ import pytest
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer as Library
 from tokenizers.models import BPE
+from tokenizers.processors import TemplateProcessing
 
 from llama_jax.convert import ggml_vocabulary, tokenizer_files
 from llama_jax.data.train_tokenizer import train
 from llama_jax.errors import UserError
 from llama_jax.text import files, words
 from llama_jax.text.sentencepiece_model import SentencePiece
-from llama_jax.text.tokenizer import SPACE, Special
+from llama_jax.text.special import Special
+from llama_jax.text.tokenizer import SPACE
 from llama_jax.text.tokenizer_json import JsonTokenizer
+from llama_jax.text.vocabulary import encode_spelled
 from tests.convert import written
 from tests.data.corpus import CHINESE
 
@@ -91,6 +94,42 @@ def test_ids_are_the_same(make):
     settings = json.loads(assert_same_ids(tokenizer)['tokenizer_config.json'])
     assert settings['model_max_length'] == 99 and settings['add_bos_token']
     assert not settings['add_eos_token'] and not settings['clean_up_tokenization_spaces']
+
+
+@pytest.mark.parametrize('prefix', [True, False])
+@pytest.mark.parametrize('spaced', [True, False], ids=['legacy', 'not legacy'])
+def test_spaces_beside_control_tokens_are_as_here(tmp_path, caplog, prefix, spaced):
+    """`legacy` of Mistral's tokenizers, and tokens that take what is beside them, as Phi-3's."""
+    content = sentencepiece(add_dummy_prefix=prefix).extended().content
+    mask = SentencePiece(content).control['<mask>']
+    tokenizer = SentencePiece(content, Special(spaced=spaced, takes=((mask, False, True),)))
+    made = tokenizer_files.made(tokenizer, begin=True, context=9, template=None)
+    for name, data in made.items():
+        (tmp_path / name).write_bytes(data)
+    theirs = Library.from_str(made['tokenizer.json'].decode())
+    back = files.from_huggingface(tmp_path, vocab=tokenizer.vocab_size).vocabulary
+    alone = JsonTokenizer(made['tokenizer.json'], tokenizer.special)
+    for text in ('<sep>a', '<sep> a', 'a <sep> <sep>a\n', '<mask> \n b', 'a<mask>b', 'a  b'):
+        ids = encode_spelled(tokenizer, text)
+        assert theirs.encode(text, add_special_tokens=False).ids == ids, text
+        assert encode_spelled(back, text) == ids, text
+        assert encode_spelled(alone, text) == ids, text
+    # Of the library a space at the begin of a text is the one that is put there.
+    assert bool(caplog.records) == (prefix and not spaced)
+
+
+@pytest.mark.parametrize('around', [('<s>', '$A', '</s>'), ('$A', '</s>'), ('<s>', '$A'), ('$A',)])
+@pytest.mark.parametrize('begin', [True, False])
+def test_a_prompt_never_ends_in_an_end(around, begin):
+    """As a tokenizer.json with add_eos_token has it, or one of an encoder."""
+    with_marks = Library.from_str(byte_level().content.decode())
+    marks = [('<s>', 1), ('</s>', 2)]
+    with_marks.post_processor = TemplateProcessing(single=list(around), special_tokens=marks)
+    tokenizer = JsonTokenizer(with_marks.to_str().encode(), SPECIAL)
+    made = tokenizer_files.made(tokenizer, begin=begin, context=9, template=None)
+    theirs = Library.from_str(made['tokenizer.json'].decode())
+    plain = theirs.encode('ab', add_special_tokens=False).ids
+    assert theirs.encode('ab').ids == [tokenizer.bos_id] * begin + plain
 
 
 def test_a_sentencepiece_model_of_which_only_the_json_is_left():

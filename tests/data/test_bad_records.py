@@ -1,9 +1,11 @@
 """Records that cannot be learnt from or are too long for a row: refused, left out or cut."""
 
 import dataclasses
+import itertools
 
 import pytest
 
+from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
 from tests.data.recording import (
     SEQ_LEN,
@@ -79,6 +81,35 @@ def test_too_long_records_are_refused_dropped_or_cut(tmp_path, caplog):
     assert not any('z' in text for text in cut)
     with pytest.raises(UserError, match='no record left to learn from in rows of 8'):
         load(files(path, too_long='drop'), Chats(), seq_len=8)
+
+
+@pytest.mark.parametrize('too_long', ['drop', 'truncate'])
+@pytest.mark.parametrize('share', ['tokens', 'documents'])
+def test_shares_and_epochs_are_of_what_is_read(tmp_path, share, too_long):
+    """Of one source half is too long."""
+    paths = {
+        'a': written(tmp_path / 'a.jsonl', [chat('a', 'a' * (20, 400)[i % 2]) for i in range(60)]),
+        'b': written(tmp_path / 'b.jsonl', [chat('b', 'b' * 20) for i in range(60)]),
+    }
+    sources = [Source('text_files', files=(path,), split='all') for path in paths.values()]
+    config = DataConfig(sources=tuple(sources), share=share, too_long=too_long)
+    with load(config, Chats()) as loader:
+        batches = list(itertools.islice(loader, 200))
+        told = loader.read(batches[-1]['cursor'])
+    found = [text for text in segments(batches) if 'zz' not in text]
+    n = {name: [len(text) for text in found if text[0] == name] for name in paths}
+    read = [sum(n[name]) if share == 'tokens' else len(n[name]) for name in paths]
+    assert read[0] / sum(read) == pytest.approx(0.5, abs=0.03)
+    assert told['share/a'] == pytest.approx(sum(n['a']) / sum(map(sum, n.values())), abs=0.03)
+    # An epoch of a source is all that is read of it.
+    kept = {'a': 30 if too_long == 'drop' else 60, 'b': 60}
+    for name, label in zip(paths, loader.labels, strict=True):
+        assert told[f'epochs/{label}'] == pytest.approx(len(n[name]) / kept[name], rel=0.05)
+    alone = dataclasses.replace(config, sources=tuple(sources[:1]))
+    with load(alone, Chats()) as loader:
+        n_batches = loader.batches(3)
+        found = list(segments(itertools.islice(loader, n_batches)))
+    assert len(found) == pytest.approx(3 * kept['a'], rel=0.1)
 
 
 def test_one_position_too_many_is_too_many(tmp_path):

@@ -14,8 +14,8 @@ from llama_jax.data.record import Chat, Labelled
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.instruct import InstructionTuning
 from llama_jax.text.chat import Conversation
+from llama_jax.text.special import Special
 from llama_jax.text.template import Template
-from llama_jax.text.tokenizer import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from tests.objectives.records import batch_of
 from tests.parity.cases import CASES

@@ -11,7 +11,7 @@ from llama_jax.data.pieces import Piece
 from llama_jax.objectives.fim import FillInMiddle
 from llama_jax.text import infill
 from llama_jax.text.sentencepiece_model import SentencePiece, bytes_tokenizer
-from llama_jax.text.tokenizer import Special
+from llama_jax.text.special import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 
 TEXTS = (('def f(', '):\n    pass'), (' 你', '🙂 '), ('', 'b'), ('<|fim_suffix|>', '<fim_middle>'))

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from llama_jax.text.sentencepiece_model import SentencePiece
-from llama_jax.text.tokenizer import Special
+from llama_jax.text.special import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from tests.data.corpus import CHINESE
 from tests.text.learnt import sentencepiece_model

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from llama_jax.text.chat import Conversation
+from llama_jax.text.special import Special
 from llama_jax.text.template import Template
-from llama_jax.text.tokenizer import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.vocabulary import encode_parts
 

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import pickle
 import shutil
 
 import hypothesis
@@ -18,6 +19,7 @@ from llama_jax.text.chat import Conversation
 from llama_jax.text.sentencepiece_model import SentencePiece, parse
 from llama_jax.text.tokenizer import CONTROL_NAMES
 from llama_jax.text.tokenizer_json import JsonTokenizer
+from llama_jax.text.vocabulary import encode_spelled
 from llama_jax.text.words import LLAMA3, TEKKEN
 from tests.convert import written
 from tests.convert.written import CONTROL
@@ -49,6 +51,35 @@ def put(directory, **contents):
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         (directory / name).write_bytes(data)
     return directory
+
+
+@pytest.mark.parametrize('name', ['<|user|>', '<|im_start|>'])
+def test_white_space_that_tokens_beside_a_model_take(tmp_path, model, name):
+    """As Phi-3's do, whose templates write a line's end behind each role (transformers #32136)."""
+    n = SentencePiece(model).vocab_size
+    flags = {'content': name, 'lstrip': False, 'rstrip': True, 'normalized': False, 'special': True}
+    put(
+        tmp_path,
+        tokenizer__model=model,
+        tokenizer_config__json={'added_tokens_decoder': {str(n): flags}},
+    )
+    read = files.from_huggingface(tmp_path, vocab=n + 1).vocabulary
+    assert read.takes_space == {n: (False, True)}
+    ids = encode_spelled(read, f'a {name}\n b')
+    assert ids == encode_spelled(read, f'a {name}b') != encode_spelled(read, f'a{name}b')
+    # So it does in worker processes, in runs that go on, and beside control tokens of ours.
+    (tmp_path / 'run').mkdir()
+    read.save_to(tmp_path / 'run')
+    for again in (
+        pickle.loads(pickle.dumps(read)),
+        files.tokenizer_of(tmp_path / 'run'),
+        read.extended(),
+    ):
+        assert encode_spelled(again, f'a {name}\n b') == ids
+    plain = files.from_huggingface(
+        put(tmp_path, tokenizer_config__json={}, added_tokens__json={name: n}), vocab=n + 1
+    )
+    assert plain.vocabulary.digest != read.digest
 
 
 def test_tokens_added_beside_a_sentencepiece_model(tmp_path, model):

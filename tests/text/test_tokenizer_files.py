@@ -6,7 +6,7 @@ import pytest
 
 from llama_jax.text import files
 from llama_jax.text.ranks import byte_level
-from llama_jax.text.tokenizer import Special
+from llama_jax.text.special import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.words import splitter
 from tests.convert import written

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from llama_jax.errors import UserError
 from llama_jax.text import files
 from llama_jax.text.ranks import byte_level
-from llama_jax.text.tokenizer import CONTROL_NAMES, Added, Special
+from llama_jax.text.special import Added, Special
+from llama_jax.text.tokenizer import CONTROL_NAMES
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.words import BYTES, splitter
 from tests.convert import written

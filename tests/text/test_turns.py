@@ -8,8 +8,8 @@ import pytest
 
 from llama_jax.errors import UserError
 from llama_jax.text.chat import FORMATS, Conversation
+from llama_jax.text.special import Special
 from llama_jax.text.template import Template
-from llama_jax.text.tokenizer import Special
 from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.turns import alike
 from tests.text.chats import NAMES, Bytes

@@ -121,22 +121,6 @@ def test_a_sample_is_the_same_at_every_call_and_for_every_seed(
     assert first['bytes/many'] < whole['bytes/many']
 
 
-def test_files_may_change_while_a_run_trains(sets, tokenizer, mesh, params, tmp_path):
-    """A run validates on what was there when it began, and the next one sees the change."""
-    path = tmp_path / 'notes.jsonl'
-    path.write_text((json.dumps({'text': CHINESE[0]}) + '\n') * 40, 'utf-8')
-    source = Source('text_files', files=(str(path),))
-    one = changed(changed(sets, 'data', validation=(source,)), 'evaluation', batches=0)
-    with jax.set_mesh(mesh):
-        validation = Validation(one, tokenizer, mesh)
-        first = validation(params)
-        path.write_text(json.dumps({'text': CHINESE[1]}) + '\n', 'utf-8')
-        assert validation(params) == first
-        assert Validation(one, tokenizer, mesh).digest != validation.digest
-        path.unlink()
-        assert validation(params) == first
-
-
 def test_a_sample_comes_from_all_over_a_set(sets, tokenizer, mesh):
     with (
         jax.set_mesh(mesh),
