@@ -11,8 +11,8 @@ from __future__ import annotations
 import importlib.util
 import math
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -46,8 +46,9 @@ from llama_jax.model.config import ModelConfig
 from llama_jax.model.layers import Params, unstack
 from llama_jax.model.tune import LoRA
 from llama_jax.text import template_files
-from llama_jax.text.chat import ChatFormat, end_ids
+from llama_jax.text.chat import end_ids
 from llama_jax.text.files import tokenizer_of
+from llama_jax.text.jinja import source_of
 from llama_jax.text.special import Special
 from llama_jax.text.template import Template
 from llama_jax.text.tokenizer import Tokenizer
@@ -93,6 +94,8 @@ class Source:
     """Layers apart, each leaf to be read when it is asked for."""
     home: Path | None = None
     """The file or directory of others that the tokenizer is of."""
+    named: Mapping[str, str] = field(default_factory=dict)
+    """Of chats as well, for a purpose."""
     left: str = ''
     """What the run trained beside the model, of which these files know nothing."""
 
@@ -142,6 +145,7 @@ def _huggingface(source: Source, out: Path, options: Options) -> None:
             begin=source.begin,
             context=source.config.context,
             template=source.template,
+            named=source.named,
         )
     tensors = Renamed(huggingface.HUGGING_FACE, source.params(), source.config)
     dtype: Any = options.dtype or export_huggingface.own_dtype(tensors)
@@ -261,7 +265,8 @@ def _run(checkpoint: str) -> Source:
     name = workdir.resolve().name + (f'@{step}' if step else '')
     chat = template_files.kept(workdir)
     return Source(
-        *(name, config, tokenizer, True, _template(chat), end_ids(chat, tokenizer), params),
+        *(name, config, tokenizer, True, source_of(chat), end_ids(chat, tokenizer), params),
+        named=chat.named if isinstance(chat, Template) else {},
         left=_left(experiment),
     )
 
@@ -283,15 +288,12 @@ def _weights(name: str) -> Source:
         found.config,
         tokenizer,
         bool(text.begin),
-        _template(text.chat),
+        source_of(text.chat),
         end_ids(text.chat, tokenizer),
         lambda: found.unread,
         found.tokenizer,
+        named=text.chat.named if isinstance(text.chat, Template) else {},
     )
-
-
-def _template(chat: ChatFormat | None) -> str | None:
-    return chat.source if isinstance(chat, Template) else None
 
 
 if __name__ == '__main__':

@@ -67,6 +67,7 @@ def write(
         write_json(partial / 'config.json', settings)
         write_json(partial / 'generation_config.json', special)
         for name, content in files.items():
+            (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(content)
 
 

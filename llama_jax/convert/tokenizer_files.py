@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
@@ -13,6 +14,7 @@ from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 from llama_jax.errors import UserError
 from llama_jax.text.sentencepiece_model import SentencePiece, parse
 from llama_jax.text.special import NOTHING, Special
+from llama_jax.text.template_files import NAMED_TEMPLATES
 from llama_jax.text.tokenizer import SPACE, Tokenizer
 from llama_jax.text.vocabulary import encode_spelled
 
@@ -33,16 +35,26 @@ _NAMES = (
 
 def copied(directory: Path) -> dict[str, bytes]:
     """Those of the directory of a model."""
-    paths = (directory / name for name in _NAMES)
-    return {path.name: path.read_bytes() for path in paths if path.is_file()}
+    named = (directory / NAMED_TEMPLATES).glob('*.jinja')
+    paths = [*(directory / name for name in _NAMES), *sorted(named)]
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in paths
+        if path.is_file()
+    }
 
 
 def made(
-    tokenizer: Tokenizer, *, begin: bool, context: int, template: str | None
+    tokenizer: Tokenizer,
+    *,
+    begin: bool,
+    context: int,
+    template: str | None,
+    named: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, bytes]:
-    """tokenizer.json, tokenizer_config.json, the `template` of chats, and the model where it is one
-    of SentencePiece. `begin`: bos stands before every text. A text that the library gives other
-    ids is told in a warning."""
+    """tokenizer.json, tokenizer_config.json, the `template` of chats and those that are `named` for
+    a purpose, and the model where it is one of SentencePiece. `begin`: bos stands before every
+    text. A text that the library gives other ids is told in a warning."""
     files = {}
     content = _content(tokenizer)
     if isinstance(tokenizer, SentencePiece):
@@ -96,6 +108,7 @@ def made(
     files['tokenizer_config.json'] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     if template:
         files['chat_template.jinja'] = template.encode()
+    files |= {f'{NAMED_TEMPLATES}/{name}.jinja': one.encode() for name, one in named.items()}
     return files
 
 

@@ -12,8 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from llama_jax.errors import UserError
+from llama_jax.text.template_files import NAMED_TEMPLATES
 
-_OURS = re.compile(r'.*\.(safetensors|json|jinja|model|txt)')
+_OURS = re.compile(r'.*\.(safetensors|json|jinja|model|txt)|' + NAMED_TEMPLATES)
 """What an export of a directory consists of."""
 
 
@@ -49,9 +50,10 @@ def written(out: Path, *, size: int, directory: bool = False) -> Iterator[Path]:
                 'some space or give another path'
             )
         yield partial
-        for path in partial.iterdir() if directory else [partial]:
-            with path.open('rb') as file:
-                os.fsync(file.fileno())
+        for path in partial.rglob('*') if directory else [partial]:
+            if path.is_file():
+                with path.open('rb') as file:
+                    os.fsync(file.fileno())
         check(out, directory=directory)
         partial.replace(out)
     except BaseException as error:
@@ -94,7 +96,10 @@ def _taken(partial: Path, directory: bool) -> int:
                 f'{partial} holds {foreign[0]}, which is not of an export: move it away'
             )
         for name in left:
-            (partial / name).unlink()
+            if name == NAMED_TEMPLATES:
+                shutil.rmtree(partial / name)
+            else:
+                (partial / name).unlink()
         if not directory:
             os.truncate(lock, 0)
     except BaseException:

@@ -19,6 +19,10 @@ _DEFAULT = 'default'
 _KEPT = 'chat.json'
 
 
+NAMED_TEMPLATES = 'additional_chat_templates'
+"""Beside chat_template.jinja: a folder with those for a purpose, such as tool_use.jinja."""
+
+
 def of_directory(directory: Path, settings: Mapping[str, Any]) -> Template | None:
     """The template of a Hugging Face model, `settings` being those of its tokenizer: of
     chat_template.jinja, else of tokenizer_config.json, else of chat_template.json."""
@@ -30,7 +34,7 @@ def of_directory(directory: Path, settings: Mapping[str, Any]) -> Template | Non
     own = directory / 'chat_template.jinja'
     if own.is_file():
         named[_DEFAULT] = _read(own)
-    for path in sorted((directory / 'additional_chat_templates').glob('*.jinja')):
+    for path in sorted((directory / NAMED_TEMPLATES).glob('*.jinja')):
         named[path.stem] = _read(path)
     return _template(named, _spelt(directory, settings))
 

@@ -253,7 +253,8 @@ def byte_level(path, kinds=(), **settings):
 
 
 def test_weights_of_others_and_back(run_script, tmp_path):
-    first = byte_level(tmp_path / 'first.gguf', **{'general.license': 'mit'})
+    named = {'tokenizer.chat_template.tool_use': '{{ tools }}'}
+    first = byte_level(tmp_path / 'first.gguf', **{'general.license': 'mit'}, **named)
     run_script(export.main, 'hf', '--weights', first, '--to', 'huggingface')
     run_script(export.main, 'back.gguf', '--weights', 'hf', '--to', 'gguf', '--dtype', 'float32')
     run_script(export.main, 'same.gguf', '--weights', first, '--to', 'gguf', '--dtype', 'float32')
@@ -269,6 +270,10 @@ def test_weights_of_others_and_back(run_script, tmp_path):
             assert text.vocabulary.decode(text.vocabulary.encode(words)) == words
     template = expected[2]['tokenizer.chat_template']
     assert Path('hf/chat_template.jinja').read_text() == template
+    run_script(export.main, 'again', '--weights', 'hf', '--to', 'huggingface')
+    for folder in ('hf', 'again'):
+        text = pretrained.find(folder).text()
+        assert text.chat.named == {'tool_use': '{{ tools }}'} and text.chat.source == template
     theirs, same = (gguf.load(Path(name))[2] for name in ('back.gguf', 'same.gguf'))
     assert theirs['tokenizer.chat_template'] == template and same['general.license'] == 'mit'
     for name in ('pre', 'merges', 'model'):

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from llama_jax.errors import UserError
 from llama_jax.text import chat
 from llama_jax.text.chat import LLAMA2, LLAMA3, LLAMA4, ChatML, Conversation
+from llama_jax.text.jinja import source_of
 from tests.text.chats import NAMES, Bytes, plain
 
 VOCABULARY = Bytes()
@@ -75,6 +76,16 @@ def test_each_format_equals_its_template(name, n, system):
     said = [*ASKED[: int(system)], *said]
     expected = plain(source, said, **variables)
     assert ''.join(VOCABULARY.read(encoded(FORMATS[name], said))) == expected
+    # And so does the one that is exported.
+    assert plain(source_of(FORMATS[name]), said, bos_token='<s>', eos_token='</s>') == expected
+
+
+@pytest.mark.parametrize('name', ['llama3', 'llama4'])
+def test_the_exported_template_of_headers_knows_their_roles(name):
+    said = [*ASKED, {'role': 'tool', 'content': '{}'}, {'role': 'developer', 'content': 'x'}]
+    written = ''.join(VOCABULARY.read(encoded(FORMATS[name], said)))
+    assert plain(source_of(FORMATS[name]), said) == written
+    assert source_of(None) is None
 
 
 def test_chatml():
