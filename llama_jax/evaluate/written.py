@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -45,10 +46,13 @@ def _against(text: str, answer: str) -> dict[str, float]:
     }
 
 
+_PUNCTUATION = str.maketrans('', '', string.punctuation)
+
+
 def normalized(text: str) -> str:
-    """Of SQuAD, for all scripts: lower case, compatible forms (full width) as one, no punctuation,
-    no English articles, single spaces."""
-    text = unicodedata.normalize('NFKC', text).casefold()
+    """Of SQuAD, for all scripts: lower case, compatible forms (full width) as one, no ASCII
+    punctuation, no English articles, single spaces; and other punctuation as spaces."""
+    text = unicodedata.normalize('NFKC', text).casefold().translate(_PUNCTUATION)
     text = ''.join(' ' if unicodedata.category(c)[0] in 'PZC' else c for c in text)
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 

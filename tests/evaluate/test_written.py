@@ -59,3 +59,22 @@ def test_report_equals_scikit_learn():
     assert found['macro'] == pytest.approx(
         {'precision': macro['precision'], 'recall': macro['recall'], 'f1': macro['f1-score']}
     )
+
+
+@pytest.mark.parametrize(
+    ('text', 'answer'),
+    [
+        ('1,000', '1000'),
+        ('$5', '5'),
+        ('U.S.', 'US'),
+        ("don't", 'dont'),
+        ('the C++', 'c'),
+        ('<unk>', 'unk'),
+        ('state-of-the-art', 'stateoftheart'),
+        ('Ａ１，你好', 'a1你好'),
+    ],
+)
+def test_exact_is_that_of_squad(text, answer):
+    """As its script has it, which deletes ASCII punctuation and then drops articles."""
+    assert written.scores(text, [answer])['exact'] == 1
+    assert written.scores('A-ha', ['ha'])['exact'] == 0
