@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from llama_jax.compare.budget import Text, budget
 from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned
 from llama_jax.data import order
 from llama_jax.data.load_tokenizer import load_tokenizer
@@ -70,7 +71,9 @@ def run(planned: Planned, suite: Suite, directory: Path, mesh: Mesh) -> None:
     if planned.place.split('/')[1] == COUNTS:
         tokenizer = load_tokenizer(experiment.data)
         found = texts.of_run(suite, experiment, tokenizer)
-        rows = baselines.counts(found, tokenizer, _read(experiment))
+        text = Text(open_sources(experiment.data, 'train'), tokenizer)
+        seen = budget(Arm(planned.arm, experiment), text).text_seen
+        rows = baselines.counts(found, tokenizer, _read(experiment, seen))
         result = {'rows': rows, 'examples': texts.digest(found)}
     else:
         result = untrained(experiment, suite, mesh)
@@ -94,9 +97,9 @@ def untrained(experiment: Experiment, suite: Suite, mesh: Mesh) -> dict:
     return evaluate_trained(trained, experiment, suite, mesh).result
 
 
-def _read(experiment: Experiment) -> Iterator[np.ndarray]:
-    """The training text that a run of the experiment reads, in its order, as many tokens as it has
-    positions; what is read again is counted once."""
+def _read(experiment: Experiment, left: int) -> Iterator[np.ndarray]:
+    """The training text that a run of the experiment reads, in its order, up to `left` tokens; what
+    is read again is counted once."""
     data, train, tokenizer = experiment.data, experiment.train, load_tokenizer(experiment.data)
     corpus = open_sources(data, 'train')
     of_sources = tokenised(corpus, tokenizer)
@@ -106,7 +109,6 @@ def _read(experiment: Experiment) -> Iterator[np.ndarray]:
         seed=experiment.seed_of('data'),
         share=data.share,
     )
-    left = train.steps * train.batch * train.seq_len
     for block in stream:
         if block.epoch == 0:
             tokens = of_sources[block.source][block.document]

@@ -11,10 +11,12 @@ import numpy as np
 from llama_jax import mesh as meshes
 from llama_jax.compare import baselines
 from llama_jax.compare.baselines import _read
-from llama_jax.compare.grid import FINISHED
+from llama_jax.compare.grid import FINISHED, Arm
 from llama_jax.data.config import Source
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.sources import open_sources
+from llama_jax.objectives.block_diffusion import BlockDiffusion
+from llama_jax.objectives.causal import CausalLM
 from tests.compare import tiny
 
 
@@ -36,9 +38,10 @@ def experiment(tmp_path, steps):
 def test_it_is_mixed_as_for_an_arm_and_as_long(tmp_path):
     of = experiment(tmp_path, steps=20)
     tokenizer = load_tokenizer(of.data)
-    read = [tokenizer.decode(ids) for ids in _read(of)]
     positions = of.train.steps * of.train.batch * of.train.seq_len
-    assert positions <= sum(map(len, _read(of))) < positions + 4 * of.train.seq_len + len(read)
+    found = list(_read(of, positions))
+    read = [tokenizer.decode(ids) for ids in found]
+    assert positions <= sum(map(len, found)) < positions + 4 * of.train.seq_len + len(read)
     whole = [
         ''.join(source[i] for i in range(len(source)))
         for source in open_sources(of.data, 'train').sources
@@ -50,7 +53,7 @@ def test_it_is_mixed_as_for_an_arm_and_as_long(tmp_path):
 def test_what_is_read_again_is_counted_once_and_documents_begin_and_end(tmp_path):
     of = experiment(tmp_path, steps=2000)
     tokenizer = load_tokenizer(of.data)
-    read = list(_read(of))
+    read = list(_read(of, of.train.steps * of.train.batch * of.train.seq_len))
     texts = [
         source[i] for source in open_sources(of.data, 'train').sources for i in range(len(source))
     ]
@@ -62,6 +65,25 @@ def test_what_is_read_again_is_counted_once_and_documents_begin_and_end(tmp_path
     whole = [ids for ids in read if ids[0] == tokenizer.bos_id and ids[-1] == tokenizer.eos_id]
     told = {tokenizer.decode(ids[1:-1]) for ids in whole}
     assert told and told <= set(texts)
+
+
+def test_it_is_as_much_as_the_arm_has_room_for(tmp_path, monkeypatch):
+    """Block diffusion has each text in a row twice, and so reads half as much."""
+    grid = tiny.grid(tiny.write_text(tmp_path / 'text.jsonl'))
+    seen = []
+
+    def counts(found, tokenizer, training):
+        seen.append(sum(map(len, training)))
+        return {}
+
+    monkeypatch.setattr(baselines.baselines, 'counts', counts)
+    mesh = meshes.make(meshes.MeshConfig(), jax.devices()[:1])
+    for objective in (CausalLM(), BlockDiffusion(block=4)):
+        of = replace(grid.arms[0].experiment, objective=objective)
+        of = replace(of, train=replace(of.train, steps=4))
+        counted = baselines.at_place(Arm('it', of), 'baselines/counts/seed-0')
+        baselines.run(counted, grid.suite, tmp_path, mesh)
+    assert 0.4 < seen[1] / seen[0] < 0.6
 
 
 def test_it_is_measured_on_the_texts_of_the_arms(tmp_path):
