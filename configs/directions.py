@@ -93,7 +93,7 @@ def mix_4() -> Grid:
 def mix_16() -> Grid:
     """The same with a sixteenth of the text, which is read 16 times.
 
-    Launch: python -m experiments.compare mix_16 --tune-rates 0.3 1 3 --jobs 2 \\
+    Launch: python -m experiments.compare mix_16 --tune-rates 0.03 0.1 0.3 1 --jobs 2 \\
                 --workdir runs/directions/mix_16
     Expected: causal has lost its lead. The papers see it overfit beyond 16 readings (2512.14549)
     and diffusion pass it later still (2507.15857, 2511.03276), with more parameters and text: a
