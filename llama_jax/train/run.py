@@ -188,7 +188,6 @@ def _prepare(
     validation = None
     if validates:
         validation = Validation(experiment, tokenizer, device_mesh, rollouts, chat=chat)
-        agreement.same({'validation': validation.digest}, 'validation data')
     held_out = None if validation is None else functools.partial(validation.open, 0)
     sample = sampler(experiment, tokenizer, device_mesh, chat=chat, held_out=held_out)
     length, experiment = (
@@ -252,6 +251,8 @@ def _prepare(
         validation.given = references.validation()
     opened.callback(loader.close)
     agreement.same(reading.content(tokenizer, loader), 'data')
+    if validation is not None:
+        agreement.same({'validation': validation.digest}, 'validation data')
     if restored is not None:
         resume.check_data(restored.metadata, loader.digest, experiment, workdir)
         references.check(given, restored.metadata.get('reference'), workdir)

@@ -135,7 +135,7 @@ def test_results_are_those_of_the_runs(whole):
     }
     one, other = (values[place]['probe_accuracy']['value'] for place in PLACES)
     assert one != other
-    score = {'mean': one, 'std': None, 'n': 1, 'kind': 'exact'}
+    score = {'mean': one, 'std': None, 'n': 1, 'kind': 'exact', 'by': ''}
     assert found['scores']['plain'] == {'probe_accuracy': score}
     assert found['scores']['z']['probe_accuracy']['mean'] == other
     difference = found['differences']['z']['probe_accuracy']

@@ -9,6 +9,7 @@ from llama_jax.data.config import Source
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.mesh import MeshConfig
 from llama_jax.model import layers
+from llama_jax.train import run
 from llama_jax.train.validate import Validation
 from tests.data.corpus import CHINESE
 from tests.train.conftest import MODEL, changed
@@ -30,3 +31,13 @@ def test_files_may_change_while_a_run_trains(experiment, tmp_path):
         assert Validation(one, tokenizer, mesh).digest != validation.digest
         path.unlink()
         assert validation(params) == first
+
+
+def test_processes_agree_on_what_is_validated(experiment, tmp_path, monkeypatch):
+    """Before the first step: with other files they would wait for each other in the midst."""
+    agreed = {}
+    monkeypatch.setattr(
+        run.agreement, 'same', lambda values, what, *_: agreed.update({what: values})
+    )
+    with run.prepare(experiment, tmp_path) as prepared:
+        assert agreed['validation data'] == {'validation': prepared.validate.digest}
