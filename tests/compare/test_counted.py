@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+import pytest
 
 from llama_jax import mesh as meshes
 from llama_jax.compare import baselines
@@ -86,6 +87,7 @@ def test_it_is_as_much_as_the_arm_has_room_for(tmp_path, monkeypatch):
     assert 0.4 < seen[1] / seen[0] < 0.6
 
 
+@pytest.mark.slow
 def test_it_is_measured_on_the_texts_of_the_arms(tmp_path):
     """By their hash, which a report compares."""
     grid = tiny.grid(tiny.write_text(tmp_path / 'text.jsonl'))

@@ -285,6 +285,7 @@ def test_runs_of_other_code_or_versions_are_refused(refused, whole, monkeypatch)
         record.check_here(whole[0])
 
 
+@pytest.mark.slow
 def test_runs_on_other_text_are_refused(refused, whole, tmp_path):
     """Of the same settings: the files have changed since."""
     workdir = tmp_path / 'changed'
