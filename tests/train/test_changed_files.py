@@ -3,6 +3,7 @@
 import json
 
 import jax
+import pytest
 
 from llama_jax import mesh as meshes
 from llama_jax.data.config import Source
@@ -15,6 +16,7 @@ from tests.data.corpus import CHINESE
 from tests.train.conftest import MODEL, changed
 
 
+@pytest.mark.slow
 def test_files_may_change_while_a_run_trains(experiment, tmp_path):
     """A run validates on what was there when it began, and the next one sees the change."""
     path = tmp_path / 'notes.jsonl'
