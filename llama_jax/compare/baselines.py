@@ -13,12 +13,11 @@ import optax
 from jax.sharding import Mesh
 
 from llama_jax.compare.budget import Text, budget
+from llama_jax.compare.fair import text_of
 from llama_jax.compare.grid import FINISHED, Arm, Grid, Planned
 from llama_jax.data import order
 from llama_jax.data.load_tokenizer import load_tokenizer
 from llama_jax.data.recipe import blocks_of
-from llama_jax.data.sources import open_sources
-from llama_jax.data.tokens import tokenised
 from llama_jax.evaluate import baselines, texts
 from llama_jax.evaluate.suite import Suite, evaluate_trained
 from llama_jax.model.tune import Full
@@ -69,11 +68,10 @@ def run(planned: Planned, suite: Suite, directory: Path, mesh: Mesh) -> None:
     """Measure a baseline; evaluation.json is written as that of an arm."""
     experiment = planned.experiment
     if planned.place.split('/')[1] == COUNTS:
-        tokenizer = load_tokenizer(experiment.data)
-        found = texts.of_run(suite, experiment, tokenizer)
-        text = Text(open_sources(experiment.data, 'train'), tokenizer)
+        text = text_of(experiment.data)
+        found = texts.of_run(suite, experiment, text.tokenizer)
         seen = budget(Arm(planned.arm, experiment), text).text_seen
-        rows = baselines.counts(found, tokenizer, _read(experiment, seen))
+        rows = baselines.counts(found, text.tokenizer, _read(experiment, text, seen))
         result = {'rows': rows, 'examples': texts.digest(found)}
     else:
         result = untrained(experiment, suite, mesh)
@@ -97,17 +95,15 @@ def untrained(experiment: Experiment, suite: Suite, mesh: Mesh) -> dict:
     return evaluate_trained(trained, experiment, suite, mesh).result
 
 
-def _read(experiment: Experiment, left: int) -> Iterator[np.ndarray]:
+def _read(experiment: Experiment, text: Text, left: int) -> Iterator[np.ndarray]:
     """The training text that a run of the experiment reads, in its order, up to `left` tokens; what
     is read again is counted once."""
-    data, train, tokenizer = experiment.data, experiment.train, load_tokenizer(experiment.data)
-    corpus = open_sources(data, 'train')
-    of_sources = tokenised(corpus, tokenizer)
+    of_sources, tokenizer = text.texts, text.tokenizer
     stream = order.Stream(
-        [blocks_of(texts, train.seq_len) for texts in of_sources],
-        corpus.weights,
+        [blocks_of(texts, experiment.train.seq_len) for texts in of_sources],
+        text.corpus.weights,
         seed=experiment.seed_of('data'),
-        share=data.share,
+        share=experiment.data.share,
     )
     for block in stream:
         if block.epoch == 0:

@@ -197,7 +197,7 @@ def _to_a_step(experiment: Experiment, goal: float) -> Experiment:
 
 def table(rows: list[Budget]) -> str:
     """The budget table for a terminal, FLOPs also over those of the first arm."""
-    counts = ('tokens', 'of them text', 'loss tokens', 'unique tokens', 'text seen')
+    counts = ('tokens', 'text positions', 'loss tokens', 'unique tokens', 'text seen')
     head = ('arm', *counts, 'padding', 'cut', 'parameters', 'FLOPs', 'relative')
     lines = [head] + [
         (

@@ -57,11 +57,14 @@ class Whole:
     def units(self, block: Block) -> int:
         """The tokens of a record that are read: of one that is cut the share that its places are
         of those that it needs; 0 where it gives no example."""
+        units = block.stop - block.start
         if self(block) is None:
             return 0
+        if not self.truncate:
+            return units
         lengths = tuple(self.records[block.source].lengths[block.document].tolist())
         sizes = np.array(self.maker.whole(lengths, seq_len=self.seq_len))
-        return int(self.kept(np.array(block.stop - block.start), sizes))
+        return int(self.kept(np.array(units), sizes))
 
     def kept(self, units_D: np.ndarray, sizes_DS: np.ndarray) -> np.ndarray:
         """Of records of so many tokens, which need so many places, the tokens in a row [D]."""

@@ -14,7 +14,7 @@ from llama_jax.report.text import compact, duration, significant
 
 _BUDGET = (
     ('tokens', 'tokens'),
-    ('text_positions', 'of them\ntext'),
+    ('text_positions', 'text\npositions'),
     ('loss_tokens', 'loss tokens'),
     ('unique_tokens', 'unique tokens'),
     ('text_seen', 'text seen'),

@@ -96,7 +96,7 @@ def _bits_per_byte(run: RunRecords, axis: Axis, x: str) -> Picture:
     return Picture(
         f'bits-per-byte-{x}',
         'Validation',
-        run.bits_per_byte,
+        run.likelihood_unit,
         axis,
         [Curve('model', points, 'held-out', dots=len(points) <= 60)],
         whole=False,

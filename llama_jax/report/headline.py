@@ -94,7 +94,7 @@ def _compression(run: RunRecords) -> str:
             f'The model gives no exact likelihood: it is bounded under random masks{draws}.'
         )
     return (
-        f'<section class="card"><h3>Validation, {run.bits_per_byte}</h3>'
+        f'<section class="card"><h3>Validation, {run.likelihood_unit}</h3>'
         f'<p class="big">{big}</p>{bars}'
         f'<p class="note">{escape(" ".join(notes))}</p></section>'
     )

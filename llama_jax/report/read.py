@@ -34,7 +34,7 @@ class RunRecords:
     """Sentences about what could not be read."""
 
     @property
-    def bits_per_byte(self) -> str:
+    def likelihood_unit(self) -> str:
         """The unit of its likelihood, which says where that is a bound."""
         bound = any(line.get('likelihood') == 'bound' for line in self.validation[-1:])
         return f'bits per byte{", upper bound" if bound else ""}'

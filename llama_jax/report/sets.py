@@ -12,7 +12,7 @@ from llama_jax.report.tables import NOT_APPLICABLE, NOT_YET, Cell, Row, Table
 
 def by_set(run: RunRecords, axis: Axis) -> str:
     """Validation against tokens, a curve for each set; '' where there are no several."""
-    for figure, unit in (('bits_per_byte', run.bits_per_byte), ('loss', 'nats per token')):
+    for figure, unit in (('bits_per_byte', run.likelihood_unit), ('loss', 'nats per token')):
         names = labels(run, 'validation', figure)
         if names:
             curves = [
@@ -77,4 +77,4 @@ def _validated(run: RunRecords) -> Table | None:
         ]
         rows.append(Row(name, list(map(Cell, cells))))
     at = f'validated on, step {newest["step"]:,}'
-    return Table([at, 'loss', run.bits_per_byte, 'bytes'], rows)
+    return Table([at, 'loss', run.likelihood_unit, 'bytes'], rows)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from llama_jax import mesh as meshes
-from llama_jax.compare import baselines
+from llama_jax.compare import baselines, fair
 from llama_jax.compare.baselines import _read
 from llama_jax.compare.grid import FINISHED, Arm
 from llama_jax.data.config import Source
@@ -40,7 +40,7 @@ def test_it_is_mixed_as_for_an_arm_and_as_long(tmp_path):
     of = experiment(tmp_path, steps=20)
     tokenizer = load_tokenizer(of.data)
     positions = of.train.steps * of.train.batch * of.train.seq_len
-    found = list(_read(of, positions))
+    found = list(_read(of, fair.text_of(of.data), positions))
     read = [tokenizer.decode(ids) for ids in found]
     assert positions <= sum(map(len, found)) < positions + 4 * of.train.seq_len + len(read)
     whole = [
@@ -54,7 +54,8 @@ def test_it_is_mixed_as_for_an_arm_and_as_long(tmp_path):
 def test_what_is_read_again_is_counted_once_and_documents_begin_and_end(tmp_path):
     of = experiment(tmp_path, steps=2000)
     tokenizer = load_tokenizer(of.data)
-    read = list(_read(of, of.train.steps * of.train.batch * of.train.seq_len))
+    positions = of.train.steps * of.train.batch * of.train.seq_len
+    read = list(_read(of, fair.text_of(of.data), positions))
     texts = [
         source[i] for source in open_sources(of.data, 'train').sources for i in range(len(source))
     ]

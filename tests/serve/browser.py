@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
 # The protocol wants its two pipes as descriptors 3 and 4.
 _START = """
@@ -105,6 +107,16 @@ class Page:
             self._buffer += data
         message, _, self._buffer = self._buffer.partition(b'\0')
         return json.loads(message)
+
+
+@contextlib.contextmanager
+def opened() -> Iterator[Page]:
+    """A page of the browser of this machine; the test is skipped where there is none."""
+    found = find()
+    if not found:
+        pytest.skip('no Chromium or Chrome on this machine')
+    with page(found) as one:
+        yield one
 
 
 @contextlib.contextmanager

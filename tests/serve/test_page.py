@@ -15,10 +15,7 @@ TEXT = 'One & <b>two</b>,\n你好 🙂.'
 
 @pytest.fixture(scope='module')
 def page():
-    found = browser.find()
-    if not found:
-        pytest.skip('no Chromium or Chrome on this machine')
-    with browser.page(found) as one:
+    with browser.opened() as one:
         yield one
 
 
