@@ -101,11 +101,12 @@ def _prints_objects(conversation: Conversation, text: Marked) -> bool:
             if not given or not isinstance(given, Mapping):
                 continue
             spelled = re.compile(re.escape(str(given)))
-            said = {
-                of_message(i) for i, other in enumerate(messages) if _says(other, spelled.search)
+            marks = {
+                mark for at in spelled.finditer(text) for mark in text.marks[slice(*at.span())]
             }
-            for found in spelled.finditer(text):
-                if not said.issuperset(text.marks[found.start() : found.end()]):
+            if marks:  # rarely; and who of all says so is looked for then alone
+                says = (i for i, other in enumerate(messages) if _says(other, spelled.search))
+                if marks - set(map(of_message, says)):
                     return True
     return False
 
