@@ -22,7 +22,9 @@ from llama_jax.objectives.masked_inputs import MaskedInputs
 from llama_jax.objectives.multi_token import MultiToken
 from llama_jax.objectives.token_order import TokenOrder
 from llama_jax.objectives.weighted import Weighted
+from llama_jax.optim.adafactor import Adafactor
 from llama_jax.optim.adamw import AdamW
+from llama_jax.optim.lion import Lion
 from llama_jax.text.tokenizer import TokenizerConfig
 from llama_jax.train.experiment import Experiment
 
@@ -70,7 +72,7 @@ def _mix(name: str, split: str, often: str) -> Grid:
 def mix_1() -> Grid:
     """A mix of causal and diffusion against both alone, on text that is read once.
 
-    Launch: python -m experiments.compare mix_1 --tune-rates 0.3 1 3 --jobs 2 \\
+    Launch: python -m experiments.compare mix_1 --tune-rates 0.1 0.3 1 3 --jobs 2 \\
                 --workdir runs/directions/mix_1
     Expected: the dual model has fewer bits per byte than the causal one, and in the middle span
     fewer than diffusion (2512.14549: the mix is best at every number of repetitions; its gain at
@@ -83,7 +85,7 @@ def mix_1() -> Grid:
 def mix_4() -> Grid:
     """The same with a fourth of the text, which is read 4 times.
 
-    Launch: python -m experiments.compare mix_4 --tune-rates 0.3 1 3 --jobs 2 \\
+    Launch: python -m experiments.compare mix_4 --tune-rates 0.1 0.3 1 3 --jobs 2 \\
                 --workdir runs/directions/mix_4
     Expected: as `mix_1`, with causal less ahead of diffusion.
     """
@@ -105,7 +107,7 @@ def mix_16() -> Grid:
 def repeated() -> Grid:
     """Do masked inputs, dropout or weight decay help a causal model on text that is read 15 times?
 
-    Launch: python -m experiments.compare repeated --tune-rates 0.3 1 3 --jobs 2 \\
+    Launch: python -m experiments.compare repeated --tune-rates 0.03 0.1 0.3 --jobs 2 \\
                 --workdir runs/directions/repeated
     Expected: all three have fewer bits per byte than plain causal (2510.04071: by as much as
     diffusion or more; 2511.03276: by less).
@@ -319,24 +321,28 @@ def auxiliary() -> Grid:
 
 
 def muon() -> Grid:
-    """Muon against AdamW, each at its own rate.
+    """Muon, Lion and Adafactor against AdamW, each at its own rate.
 
-    Launch: python -m experiments.compare muon --tune-rates 0.3 1 3 --jobs 2 \\
+    Launch: python -m experiments.compare muon --tune-rates 0.3 1 3 10 --jobs 2 \\
                 --workdir runs/directions/muon
-            python -m experiments.compare muon --tune-rates 0.3 1 3 --train.steps 84 --jobs 2 \\
+            python -m experiments.compare muon --tune-rates 0.3 1 3 10 --train.steps 84 --jobs 2 \\
                 --workdir runs/directions/muon_84
     Expected: Muon has fewer bits per byte, and in 84 steps about as many as AdamW in 112
-    (2509.02046: 1.4 times fewer steps at 0.1B parameters, 1.1 at 1.2B, all tuned).
+    (2509.02046: 1.4 times fewer steps at 0.1B parameters, 1.1 at 1.2B, all tuned); Lion and
+    Adafactor cannot be told from AdamW (2407.07972). Lion moves every entry by the whole rate: a
+    fifth of AdamW's, and five times its decay.
     """
     base = _base(steps=112)
+    schedule = replace(base.optimizer.schedule, peak=5e-3)
+    lion = Lion(schedule=replace(schedule, peak=1e-3), weight_decay=0.5)
     return Grid(
         name='muon',
-        title='Muon against AdamW',
+        title='Muon, Lion and Adafactor against AdamW',
         arms=(
-            _arm(
-                'adamw', base, optimizer=AdamW(schedule=replace(base.optimizer.schedule, peak=5e-3))
-            ),
+            _arm('adamw', base, optimizer=AdamW(schedule=schedule)),
             _arm('muon', base),
+            _arm('lion', base, optimizer=lion),
+            _arm('adafactor', base, optimizer=Adafactor(schedule=schedule)),
         ),
         seeds=3,
         suite=_LIKELIHOOD,
