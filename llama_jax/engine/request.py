@@ -41,6 +41,8 @@ class Request:
     """Whose request it is: owners take turns at free rows."""
     shown: Mapping[int, bytes] = field(default_factory=dict)
     """Control tokens that are spelled in the text, such as those around calls of tools."""
+    drop_space: bool = False
+    """The text is one of its own, as an answer is: a space that begins it is the tokenizer's."""
 
 
 @dataclass(frozen=True)

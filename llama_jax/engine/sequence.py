@@ -94,7 +94,9 @@ class SequenceState:
         self._n_drawn = 0
         shown = request.shown
         self._text = Detokenizer(
-            lambda token: shown.get(token) or token_bytes(token), prompt=self.prompt
+            lambda token: shown.get(token) or token_bytes(token),
+            prompt=self.prompt,
+            drop_space=request.drop_space,
         )
         self._stop = StopStrings(controls.stop)
         # A string stops at a control token that it names whole, and at no part of a name.

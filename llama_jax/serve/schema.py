@@ -142,6 +142,7 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
     tools = tools_of(fields, served.chat)
     conversation = conversation_of(fields, served.chat, tools)
     ids = chat_ids(fields, served, conversation)
+    answers = conversation.add_generation_prompt  # else it goes on with a text
     logprobs = fields.integer('top_logprobs', None)
     if not fields.boolean('logprobs'):
         if logprobs:
@@ -162,7 +163,11 @@ def chat(served: Served, limits: Limits, body: Mapping[str, Any], owner: str) ->
         'chat',
         (Prompt(ids, None),),
         n,
-        _requests(fields, served, limits, [ids], n, controls, owner, tools=tools),
+        _requests(
+            *(fields, served, limits, [ids], n, controls, owner),
+            tools=tools,
+            drop_space=answers and served.vocabulary.dummy_prefix,
+        ),
         best_of=n,
         logprobs=logprobs,
         prompt_logprobs=fields.has('prompt_logprobs'),
@@ -246,6 +251,7 @@ def _requests(
     owner: str,
     source: tuple[int, ...] | None = None,
     tools: Tools = NO_TOOLS,
+    drop_space: bool = False,
 ) -> tuple[Request, ...]:
     """For each prompt n requests, with one seed after the other: a prompt that is there several
     times goes on with the seeds. Where none was given, so do all prompts."""
@@ -268,6 +274,7 @@ def _requests(
             deadline=deadline,
             owner=owner,
             shown=tools.shown(control),
+            drop_space=drop_space,
         )
         for prompt, one in zip(drawn, numbered(alike, [controls] * len(drawn)), strict=True)
     )

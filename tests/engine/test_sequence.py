@@ -10,11 +10,11 @@ NAMES = {1: '<|im_start|>', 2: '<tool>'}
 WORDS = {1: '', 2: '', 3: ' ', 4: 'ab', 5: 'c', 6: '<|im_', 7: 'start|>', 8: '你'}
 
 
-def told(tokens, *, end_ids=(), logprobs=None, **controls):
+def told(tokens, *, end_ids=(), logprobs=None, drop_space=False, **controls):
     """Text, tokens and last event of a sequence whose tokens arrive two at a time."""
     events = []
     sequence = SequenceState(
-        Request([9], Controls(logprobs=logprobs, **controls)),
+        Request([9], Controls(logprobs=logprobs, **controls), drop_space=drop_space),
         events.append,
         token_bytes=lambda token: WORDS[token].encode() if token in WORDS else b'x',
         end_ids=end_ids,
@@ -104,3 +104,8 @@ def test_what_was_held_back_is_passed_on_once():
     stop = StopStrings(['abc'])
     assert stop('xab') == 'x' and stop('ab') == 'ab' and stop.finish() == 'ab'
     assert stop.finish() == '' and not stop.found
+
+
+@pytest.mark.parametrize(('drop_space', 'text'), [(False, '  ab ab'), (True, ' ab ab')])
+def test_an_answer_begins_without_the_space_of_its_tokenizer(drop_space, text):
+    assert told([1, 3, 3, 4, 3, 4], drop_space=drop_space)[:2] == (text, [1, 3, 3, 4, 3, 4])

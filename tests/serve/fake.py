@@ -132,7 +132,10 @@ class FakeEngine:
             request,
             on_event,
             iter(self.script(request)),
-            Detokenizer(lambda i: request.shown.get(i) or Bytes().token_bytes(i)),
+            Detokenizer(
+                lambda i: request.shown.get(i) or Bytes().token_bytes(i),
+                drop_space=request.drop_space,
+            ),
         )
         with self._wake:
             if self._closed or len(self._waiting) >= self._queue:

@@ -227,3 +227,23 @@ def test_a_template_of_the_model(app):
     for body in ({'tools': [TOOL]}, {'chat_template_kwargs': {'x': 1}}):
         answer = post(made_app, '/v1/chat/completions', {'messages': HI, **body})
         assert answer.status == 400 and 'the chat template' in answer.error['message']
+
+
+@pytest.mark.parametrize(
+    ('dummy_prefix', 'body', 'text'),
+    [
+        (True, {}, 'yes no'),
+        (True, {'continue_final_message': True}, ' yes no'),  # it goes on with the text there
+        (True, {'add_generation_prompt': False}, ' yes no'),
+        (False, {}, ' yes no'),
+    ],
+)
+def test_an_answer_begins_without_the_space_of_its_tokenizer(
+    app, monkeypatch, dummy_prefix, body, text
+):
+    monkeypatch.setattr(Bytes, 'dummy_prefix', dummy_prefix)
+    made_app = app(script=fake.says(' yes no'))
+    answer = post(made_app, '/v1/chat/completions', {'messages': HI, **body}).json()
+    assert answer['choices'][0]['message']['content'] == text
+    whole = post(made_app, '/v1/completions', {'prompt': 'hi'}).json()
+    assert whole['choices'][0]['text'] == ' yes no'
