@@ -264,8 +264,10 @@ def _run(checkpoint: str) -> Source:
 
     name = workdir.resolve().name + (f'@{step}' if step else '')
     chat = template_files.kept(workdir)
+    begin = tokenizer.bos_id is not None and experiment.objective.reading.begins
+    template = source_of(chat, begin=begin)
     return Source(
-        *(name, config, tokenizer, True, source_of(chat), end_ids(chat, tokenizer), params),
+        *(name, config, tokenizer, begin, template, end_ids(chat, tokenizer), params),
         named=chat.named if isinstance(chat, Template) else {},
         left=_left(experiment),
     )
@@ -288,7 +290,7 @@ def _weights(name: str) -> Source:
         found.config,
         tokenizer,
         bool(text.begin),
-        source_of(text.chat),
+        source_of(text.chat, begin=bool(text.begin)),
         end_ids(text.chat, tokenizer),
         lambda: found.unread,
         found.tokenizer,

@@ -28,7 +28,6 @@ from llama_jax.text.vocabulary import Vocabulary, encode_spelled, within
 if TYPE_CHECKING:
     from llama_jax.objectives.asked import Unmasking
     from llama_jax.objectives.base import Objective
-    from llama_jax.text.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -183,7 +182,7 @@ def from_run(
         config=run.config,
         params=params,
         vocabulary=tokenizer,
-        begin=begin_of(objective, tokenizer),
+        begin=() if tokenizer.bos_id is None or not asked.begins else (tokenizer.bos_id,),
         chat=chat,
         end_ids=end_ids(chat, tokenizer),
         infill=trained_to_infill(objective, tokenizer),
@@ -193,15 +192,6 @@ def from_run(
         unmasks=asked.unmasks,
         left_to_right=asked.text,
     )
-
-
-def begin_of(objective: Objective, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What an objective was trained to read before each text: a contrastive one nothing, where its
-    views are texts of their own."""
-    from llama_jax.objectives.contrastive import InfoNCE
-
-    bare = isinstance(objective, InfoNCE) and not objective.joins
-    return () if bare or tokenizer.bos_id is None else (tokenizer.bos_id,)
 
 
 def prompts_of(objective: Objective) -> dict[str, str]:

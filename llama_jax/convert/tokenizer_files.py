@@ -65,7 +65,7 @@ def made(
             return list(theirs.encode(text, add_special_tokens=False).ids)
 
         other = difference(encode, content)
-        for name in tokenizer.control:
+        for name in tokenizer.names.values():  # by other names it has them for us alone
             for text in (f'{name}a', f'{name} a', f'a {name}\n{name}'):
                 if other is None and encode(text) != encode_spelled(tokenizer, text):
                     other = text
@@ -80,10 +80,9 @@ def made(
         from tokenizers import Tokenizer as Library
 
         theirs = Library.from_str(content.decode())
-    names = {i: name for name, i in tokenizer.control.items()}
     special = {'bos': tokenizer.bos_id, 'eos': tokenizer.eos_id, 'pad': tokenizer.pad_id}
     tokens = {
-        f'{which}_token': theirs.id_to_token(i) or names.get(i)
+        f'{which}_token': theirs.id_to_token(i) or tokenizer.names.get(i)
         for which, i in special.items()
         if i is not None
     }
@@ -108,7 +107,11 @@ def made(
     files['tokenizer_config.json'] = json.dumps(config, indent=2, ensure_ascii=False).encode()
     if template:
         files['chat_template.jinja'] = template.encode()
-    files |= {f'{NAMED_TEMPLATES}/{name}.jinja': one.encode() for name, one in named.items()}
+    for name, one in named.items():
+        if set('/\\\0') & set(name):
+            log.warning('the template %.60r is left out: no file can have its name', name)
+        else:
+            files[f'{NAMED_TEMPLATES}/{name}.jinja'] = one.encode()
     return files
 
 

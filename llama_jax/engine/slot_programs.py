@@ -112,7 +112,7 @@ def read_row(
     token_BT: Int[Array, '1 T'],
     at: Int[Array, ''],
     limit: Int[Array, ''],
-    room: Int[Array, ''],
+    end: Int[Array, ''],
     *,
     first: bool,
 ) -> tuple[Cache, State, Float[Array, '1 T D']]:
@@ -120,8 +120,9 @@ def read_row(
     `at` on; the slot is done until it begins. Its text will have `limit` tokens at most.
 
     The other slots go on between pieces. Their steps may write this one too: at the place where its
-    next piece begins, before that is written; or at the last of a row of `room` places that holds
-    what it has read. Behind it would be place 0, which other prompts may share.
+    next piece begins, before that is written; or, in a row that holds what it has read, at the last
+    place before `end`, where a step's drafts fit behind. Behind the row would be place 0, which
+    other prompts may share.
     """
     own = _take(cache, row, placed(cache))
     at_B, kept = _batch_of_one(at), cache
@@ -132,7 +133,7 @@ def read_row(
     rest = replace(
         rest,
         position_B=_put(
-            rest.position_B, jnp.minimum(at_B + token_BT.shape[1], room - 1), slot, _ROWS
+            rest.position_B, jnp.minimum(at_B + token_BT.shape[1], end - 1), slot, _ROWS
         ),
         done_B=_put(rest.done_B, _batch_of_one(jnp.array(True)), slot, _ROWS),
     )

@@ -68,7 +68,8 @@ class Slots:
         self.rows, self.length, self.source_length = rows, length, source_length
         self._programs, self._speculate = programs, speculate
         self.piece = min(prefill_chunk, bucket(length))
-        longest = length + (speculate.n_draft if speculate else 0)  # drafts are written too
+        self._drafts = speculate.n_draft if speculate else 0
+        longest = length + self._drafts  # drafts are written too
         needed = slots_needed(config, length=longest, piece=self.piece)
         self._room = -(-needed // self.piece) * self.piece
         ring = self._room < longest
@@ -146,7 +147,7 @@ class Slots:
         i, row = divmod(slot, self._part)
         self._caches[i], self._rest, x_BTD = self._on.read(
             *(programs.params, self._caches[i], self._rest, row, slot, token_BT, at, limit),
-            self._room if self._holds else _NO_END,
+            self._room - self._drafts if self._holds else _NO_END,
             first=at == 0,
         )
         if self._holds:

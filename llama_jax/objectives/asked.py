@@ -84,6 +84,8 @@ class Reading(NamedTuple):
     """None also where `middle` does not see the suffix."""
     text: bool = True
     """Whether it teaches to continue a text from left to right."""
+    begins: bool = True
+    """Whether the texts that it is trained on begin with bos."""
     unmasks: Unmasking | None = None
     """How it writes in another order; see generate/diffusion.py."""
 

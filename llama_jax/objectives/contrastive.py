@@ -98,7 +98,8 @@ class InfoNCE(Base):
 
     @property
     def reading(self) -> Reading:
-        return NOTHING._replace(text=False)
+        # Views are texts of their own, but where they lie in a row of another part.
+        return NOTHING._replace(text=False, begins=self.joins)
 
     @property
     def joins(self) -> bool:

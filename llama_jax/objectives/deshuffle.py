@@ -36,7 +36,7 @@ class Deshuffling(TokenPrediction):
 
     @property
     def reading(self) -> Reading:
-        return NOTHING._replace(text=False)  # it writes a text whose tokens it was given
+        return NOTHING._replace(text=False, begins=self.encoder)  # it writes what it was given
 
     def lengths(self, seq_len: int) -> dict[str, int]:
         """Half of the row for the inputs."""

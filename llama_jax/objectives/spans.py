@@ -98,7 +98,9 @@ class SpanCorruption(TokenPrediction):
     @property
     def reading(self) -> Reading:
         asked = asking('exact', self._between)
-        return Reading(rest=asked, middle=asked, infill=Infill(self._between, 'mark'))
+        return Reading(
+            rest=asked, middle=asked, infill=Infill(self._between, 'mark'), begins=self.encoder
+        )
 
     def _between(self, text: Middle, tokenizer: Any) -> Example:
         return one_span(text, tokenizer, encoder=self.encoder)

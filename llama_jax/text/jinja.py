@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llama_jax.text.chat import FORMATS, ChatFormat, Headers
+from llama_jax.text.chat import ChatFormat, ChatML, Headers, Llama2
 from llama_jax.text.template import Template
 
 _CHATML = (
@@ -15,8 +15,12 @@ _LLAMA2 = (
     "{% set system = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
     '{% set turns = messages[1:] %}'
     "{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
+    "{% for message in messages %}{% for tag in ['[INST]', '[/INST]', '<<SYS>>', '<</SYS>>'] %}"
+    "{% if tag in message['content'] %}"
+    "{{ raise_exception(tag + ' means something to Llama 2: take it out of the message') }}"
+    '{% endif %}{% endfor %}{% endfor %}'
     '{% for message in turns %}'
-    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{% if message['role'] != ('user', 'assistant')[loop.index0 % 2] %}"
     "{{ raise_exception('a chat of Llama 2 is [system] user, then assistant and user in turns') }}"
     '{% endif %}'
     "{% set said = (system if loop.first else '') + message['content'] %}"
@@ -26,15 +30,16 @@ _LLAMA2 = (
 )
 
 
-def source_of(chat: ChatFormat | None) -> str | None:
-    """The template that writes what the format does; None without one."""
+def source_of(chat: ChatFormat | None, *, begin: bool = False) -> str | None:
+    """The template that writes what the format does; None without one. `begin`: the model reads
+    bos before every text, which programs leave to the template of a chat."""
     if isinstance(chat, Template):
         return chat.source
     if isinstance(chat, Headers):
         return _headers(chat)
-    return {'chatml': _CHATML, 'llama2': _LLAMA2}.get(
-        next((name for name, known in FORMATS.items() if known == chat), '')
-    )
+    if isinstance(chat, ChatML):
+        return '{{ bos_token }}' * begin + _CHATML
+    return _LLAMA2 if isinstance(chat, Llama2) else None
 
 
 def _headers(chat: Headers) -> str:

@@ -66,6 +66,7 @@ class Tokenizer(abc.ABC):
         special: bos, eos, pad and the ends.
         control: name to id of the tokens that no text can spell. Of an extended tokenizer also
             every name of CONTROL_NAMES; `<s>`, `</s>` and `<pad>` are the model's own there.
+        names: id to name of these tokens, as the file has it.
         byte_lengths: int32 [V], the UTF-8 bytes that each token stands for, 0 for control tokens.
             `byte_lengths[encode(x)].sum() == len(x.encode())` where it is lossless, and one more
             when `dummy_prefix`.
@@ -108,7 +109,7 @@ class Tokenizer(abc.ABC):
         self.digest = hashlib.sha256(content + facts.encode()).hexdigest()
         self.byte_lengths = np.array([len(b) for b in pieces], np.int32)
         self._bytes = list(pieces)
-        self._names = {i: name for name, i in names.items()}
+        self.names = {i: name for name, i in names.items()}
         self.control = dict(names)
         ours = _ours(special, names)
         self._missing = tuple(name for name in CONTROL_NAMES if name not in ours)
@@ -174,8 +175,8 @@ class Tokenizer(abc.ABC):
         begin or padding token among these is eos then. None where other tokens stand behind."""
         whole, special = self.whole, self.special
         ours = {*CONTROL_NAMES, *map(other_name, CONTROL_NAMES)}
-        behind = {i for i in range(ids, self.vocab_size) if self._names.get(i) not in ours}
-        if any(self._bytes[i] or i in self._names for i in behind):
+        behind = {i for i in range(ids, self.vocab_size) if self.names.get(i) not in ours}
+        if any(self._bytes[i] or i in self.names for i in behind):
             return None
         if special.eos_id is None or max(special.ends) >= ids:
             return None
@@ -185,9 +186,10 @@ class Tokenizer(abc.ABC):
             special,
             bos_id=special.eos_id if (special.bos_id or 0) >= ids else special.bos_id,
             pad_id=None if (special.pad_id or 0) >= ids else special.pad_id,
+            takes=tuple(one for one in special.takes if one[0] < ids),
         )
         made._bytes, made.byte_lengths = self._bytes[:ids], self.byte_lengths[:ids]
-        made._names = {i: name for i, name in self._names.items() if i < ids}
+        made.names = {i: name for i, name in self.names.items() if i < ids}
         made.control = {name: i for name, i in self.control.items() if i < ids}
         made.digest = hashlib.sha256(f'{whole.digest} {ids}'.encode()).hexdigest()
         return made
@@ -253,7 +255,7 @@ class Tokenizer(abc.ABC):
         ids = inside(ids, self.vocab_size)
         pieces = self._bytes
         if show_control:
-            data = b''.join(pieces[i] or self._names.get(i, '').encode() for i in ids)
+            data = b''.join(pieces[i] or self.names.get(i, '').encode() for i in ids)
         else:
             data = b''.join([pieces[i] for i in ids])
         if self.dummy_prefix and data.startswith(b' '):
@@ -281,9 +283,8 @@ class Tokenizer(abc.ABC):
             found['generation_config.json'] = {'eos_token_id': list(self.end_ids)}
         beside: dict[str, Any] = {} if self.special.spaced else {'legacy': False}
         if self.special.takes:
-            names = {i: name for name, i in self.control.items()}
             beside['added_tokens_decoder'] = {
-                str(i): {'content': names[i], 'lstrip': left, 'rstrip': right, 'special': True}
+                str(i): {'content': self.names[i], 'lstrip': left, 'rstrip': right, 'special': True}
                 for i, left, right in self.special.takes
             }
         if beside:

@@ -260,7 +260,7 @@ class JsonTokenizer(Tokenizer):
     def settings(self) -> dict[str, dict[str, Any]]:
         special = self.special
         names = {'bos': special.bos_id, 'eos': special.eos_id, 'pad': special.pad_id}
-        tokens = {f'{name}_token': self._names[i] for name, i in names.items() if i is not None}
+        tokens = {f'{name}_token': self.names[i] for name, i in names.items() if i is not None}
         ids = {f'{name}_token_id': i for name, i in names.items() if i is not None}
         return {
             'tokenizer_config.json': {'tokenizer_class': 'PreTrainedTokenizerFast', **tokens},

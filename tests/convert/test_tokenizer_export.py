@@ -20,6 +20,7 @@ from llama_jax.text.tokenizer_json import JsonTokenizer
 from llama_jax.text.vocabulary import encode_spelled
 from tests.convert import written
 from tests.data.corpus import CHINESE
+from tests.text import learnt
 
 TEXTS = ('a', ' a', '  a   b\t\n', *CHINESE[:2], 'def f(x):\n  return x+12', '\U0001f600 e\u0301')
 FLAGS = dict.fromkeys(('add_prefix_space', 'trim_offsets', 'use_regex'), True)
@@ -116,6 +117,24 @@ def test_spaces_beside_control_tokens_are_as_here(tmp_path, caplog, prefix, spac
         assert encode_spelled(alone, text) == ids, text
     # Of the library a space at the begin of a text is the one that is put there.
     assert bool(caplog.records) == (prefix and not spaced)
+
+
+def test_names_that_are_ours_alone_are_in_no_file(caplog):
+    model = learnt.sentencepiece_model(
+        CHINESE, vocab_size=400, model_type='bpe', bos_piece='<|bos|>'
+    )
+    tokenizer = SentencePiece(model).extended()
+    assert tokenizer.control['<s>'] == tokenizer.control['<|bos|>'] == tokenizer.bos_id
+    made = tokenizer_files.made(tokenizer, begin=True, context=9, template=None)
+    assert json.loads(made['tokenizer_config.json'])['bos_token'] == '<|bos|>'
+    assert not caplog.records
+
+
+def test_a_template_whose_name_is_a_path_is_left_out(caplog):
+    named = {'rag': 'a', '../../evil': 'b', 'tool/use': 'c', 'C:\\x': 'd'}
+    made = tokenizer_files.made(byte_level(), begin=True, context=9, template=None, named=named)
+    assert [name for name in made if 'templates' in name] == ['additional_chat_templates/rag.jinja']
+    assert len(caplog.records) == 3 and '../../evil' in caplog.text
 
 
 @pytest.mark.parametrize('around', [('<s>', '$A', '</s>'), ('$A', '</s>'), ('<s>', '$A'), ('$A',)])

@@ -11,6 +11,8 @@ from llama_jax.engine import slots
 from llama_jax.engine.request import Finish, PromptScores
 from llama_jax.generate.controls import Controls
 from llama_jax.generate.generator import Generator
+from llama_jax.generate.speculative.draft import Lookup
+from llama_jax.model import cache
 from llama_jax.model.config import Dynamic
 from llama_jax.model.patterns import Window
 from tests.engine.asking import GREEDY, MIXED, ask, programs, text_of
@@ -28,14 +30,16 @@ def test_greedy_equals_the_uncached_forward(engine):
 
 
 @pytest.mark.slow
-def test_a_prompt_that_fills_its_row_is_shared_as_it_was_read(engine, monkeypatch):
-    """It is only scored, and steps of other rows go on over its row."""
+@pytest.mark.parametrize(('speculate', 'n'), [(None, 128), (Lookup(n_draft=4), 124)])
+def test_a_prompt_that_fills_its_row_is_shared_as_it_was_read(engine, monkeypatch, speculate, n):
+    """It is only scored, and steps of other rows go on over its row, those with drafts too."""
     monkeypatch.setattr(slots, 'is_cpu', lambda mesh: False)  # all rows are in each step
-    ours, whole = engine(rows=3), prompt_of(128)
+    monkeypatch.setattr(cache, 'platform_in_use', lambda: 'gpu')
+    ours, whole = engine(rows=3, length=n, speculate=speculate), prompt_of(n)
     other, controls = [*whole[:80], *prompt_of(7)], replace(GREEDY, logprobs=0)
     alone = ask(ours, other, controls, owner='another').wait()
     ask(ours, whole, replace(GREEDY, prompt_logprobs=0, max_tokens=0)).wait()
-    ask(ours, prompt_of(3), replace(GREEDY, max_tokens=20)).wait()
+    ask(ours, [5, 6, 7, 8] * 6, replace(GREEDY, max_tokens=20)).wait()
     one = ask(ours, other, controls).wait()
     assert one.finish.cached_tokens == 80 and alone.finish.cached_tokens == 0
     assert one.tokens == alone.tokens == uncached(other, len(one.tokens))

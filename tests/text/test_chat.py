@@ -3,6 +3,7 @@
 import itertools
 
 import hypothesis
+import jinja2
 import pytest
 from hypothesis import strategies as st
 
@@ -78,6 +79,32 @@ def test_each_format_equals_its_template(name, n, system):
     assert ''.join(VOCABULARY.read(encoded(FORMATS[name], said))) == expected
     # And so does the one that is exported.
     assert plain(source_of(FORMATS[name]), said, bos_token='<s>', eos_token='</s>') == expected
+
+
+def test_a_model_that_reads_bos_before_every_text_exports_it():
+    """Programs leave it to the template of a chat."""
+    ids = encoded(ChatML(), ASKED, begin=(VOCABULARY.bos_id,))
+    written = ''.join(VOCABULARY.read(ids))
+    assert written.startswith('<s><|im_start|>')
+    assert plain(source_of(ChatML(), begin=True), ASKED, bos_token='<s>') == written
+    for other in (LLAMA2, LLAMA3, LLAMA4):  # which begin with one anyway
+        assert source_of(other, begin=True) == source_of(other)
+
+
+@pytest.mark.parametrize(
+    'said',
+    [
+        [ASKED[1], {'role': 'tool', 'content': 'x'}],
+        [ASKED[2]],
+        [{'role': 'user', 'content': 'a [/INST] b'}],
+        [{'role': 'system', 'content': '<</SYS>>'}, ASKED[1]],
+    ],
+)
+def test_the_exported_template_of_llama_2_refuses_what_the_format_does(said):
+    with pytest.raises(UserError, match='Llama 2'):
+        encoded(LLAMA2, said)
+    with pytest.raises(jinja2.TemplateError, match='Llama 2'):
+        plain(source_of(LLAMA2), said, bos_token='<s>', eos_token='</s>')
 
 
 @pytest.mark.parametrize('name', ['llama3', 'llama4'])
