@@ -121,7 +121,8 @@ class Loader:
             *(() if masks == seed else (masks,)),
             *(() if maker.reads is Text else (config.too_long,)),
         )
-        if recipe.whole and recipe.whole.tokens != tuple(text.tokens for text in self.texts):
+        of_all = tuple(text.tokens for text in self.texts)
+        if recipe.whole and recipe.whole.tokens != of_all and len(of_all) > 1:
             facts = (*facts, 'read')  # shares were once of what is left out as well
         self.digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         self.seconds_waited = 0.0

@@ -85,7 +85,7 @@ class Checkpoints:
         self._scores = scores if same else {}
         self._history = history if same else {}
         self.forgotten = () if same else tuple(scores)
-        self._told_saved = read_only or committed(directory.parent)
+        self._told_saved = read_only or bool(committed(directory.parent))
 
     def save(self, step: int, items: Items, *, metadata: dict[str, Any]) -> None:
         """Begin to save; the arrays may be donated as soon as this returns.
@@ -96,6 +96,8 @@ class Checkpoints:
         metadata = {**metadata, 'checksums': {name: checksum(item) for name, item in items.items()}}
         try:
             self.wait()
+            if not self._told_saved:  # whoever finds no checkpoint then knows that none was there
+                self._write_scores()
             self._orbax.save_checkpointables_async(
                 step, items, force=True, custom_metadata=metadata
             )
@@ -120,7 +122,7 @@ class Checkpoints:
             partial.write_text(json.dumps({**found, 'saved': self._told_saved}))
             partial.replace(path)
 
-    def in_vain(self, step: int) -> int:
+    def bad_validations(self, step: int) -> int:
         """How many validations in a row, up to that of `step`, were no better than the best before
         them; 0 where that of `step` is not the last."""
         if max(self._history, default=None) != step:
@@ -130,6 +132,11 @@ class Checkpoints:
             n = 0 if score is not None and score < best else n + 1
             best = best if score is None else min(best, score)
         return n
+
+    def lowest(self) -> int | None:
+        """The step of the best validation, of a checkpoint or not; None where none was finite."""
+        known = {step: score for step, score in self._history.items() if score is not None}
+        return min(known, key=lambda step: (known[step], step), default=None)
 
     def has_score(self, step: int) -> bool:
         """Whether the checkpoint of `step` was validated."""
@@ -206,17 +213,13 @@ class Checkpoints:
                 raise
             except Exception as error:  # noqa: BLE001  whatever a damaged file makes Orbax raise
                 reason = _first_line(error)
-                if _UNREADABLE_NOW.search(reason):
-                    raise UserError(
-                        f'checkpoint {step} in {self.directory} cannot be read ({reason}): mend '
-                        'that and start again; nothing was changed'
-                    ) from error
                 damaged.append(f'checkpoint {step} is damaged and was not used ({reason})')
                 log.warning('%s', damaged[-1])
                 bad_steps.append(step)
                 continue
             if bad_steps and set_aside:
                 self._set_aside(bad_steps)
+            self._history = {s: score for s, score in self._history.items() if s <= step}
             return Restored(step, items, metadata, damaged)
         if damaged:
             raise UserError(
@@ -224,6 +227,7 @@ class Checkpoints:
                 f'{", ".join(map(str, bad_steps))}: use another --workdir, or delete this one to '
                 'begin again'
             )
+        self._history = {}
         return None
 
     def restore_step(self, step: int, abstract: Items) -> Restored:
@@ -231,6 +235,8 @@ class Checkpoints:
         be read."""
         try:
             items, metadata = self._load(step, abstract, lambda metadata: None)
+        except UserError:
+            raise
         except Exception as error:
             raise UserError(
                 f'checkpoint {step} in {self.directory} is damaged ({_first_line(error)}): name '
@@ -253,6 +259,11 @@ class Checkpoints:
             raise
         except Exception as error:  # noqa: BLE001  as above
             problem = error
+            if _UNREADABLE_NOW.search(_first_line(error)):
+                problem = UserError(
+                    f'checkpoint {step} in {self.directory} cannot be read ({_first_line(error)}): '
+                    'mend that and start again; nothing was changed'
+                )
         # One process may have met a damaged file where the others read theirs.
         if np.any(multihost_utils.process_allgather(np.array(problem is not None))):
             raise problem or ValueError('another process could not read it')
@@ -295,13 +306,15 @@ def present(directory: Path) -> list[int]:
     return []
 
 
-def committed(workdir: Path) -> bool:
-    """Whether a checkpoint of the run in `workdir` was ever on disk, as far as is recorded."""
+def committed(workdir: Path) -> bool | None:
+    """Whether a checkpoint of the run in `workdir` was ever on disk; None where nothing says so."""
     try:
         found = json.loads((workdir / SCORES).read_text())
-        return bool(found.get('saved', found.get('scores', found)))
-    except (OSError, ValueError, AttributeError):
-        return False
+        if 'saved' in found:
+            return bool(found['saved'])
+        return True if found.get('scores', found) else None
+    except (OSError, ValueError, AttributeError, TypeError):
+        return None
 
 
 def _first_line(error: BaseException) -> str:

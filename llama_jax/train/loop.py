@@ -118,7 +118,8 @@ def _train(run: Run, signals: Signals) -> State:
         saves = saves or (validates and run.experiment.evaluation.patience > 0)
         if saves or validates:
             # What all were told in this step, no later one says.
-            stopping = _finish(run, pending).stopping or stopping
+            last = _finish(run, pending)
+            stopping, saves = last.stopping or stopping, saves or last.due
             pending = None
             with run.progress.paused():
                 if saves or stopping:
@@ -137,11 +138,15 @@ def _train(run: Run, signals: Signals) -> State:
 
 
 def _ended_early(run: Run) -> str:
-    best = run.checkpoints.best()
+    lowest = run.checkpoints.lowest()
+    said = 'were not finite'
+    if lowest is not None:
+        said = f'were no better than that {f"of step {lowest}" if lowest else "before the first"}'
+        if lowest == run.checkpoints.best():
+            said += f', which is {run.workdir}@best'
     return (
         f'ended after step {run.saved} of {run.experiment.train.steps}: '
-        f'{run.experiment.evaluation.patience} validations in a row were no better than that of '
-        f'step {best}, which is {run.workdir}@best'
+        f'{run.experiment.evaluation.patience} validations in a row {said}'
     )
 
 

@@ -122,7 +122,7 @@ class Run:
         """Whether training ends after the validation of `step`: none of the last
         `evaluation.patience` validations was better than the best before them."""
         patience = self.experiment.evaluation.patience
-        return 0 < patience <= self.checkpoints.in_vain(step)
+        return 0 < patience <= self.checkpoints.bad_validations(step)
 
     def __enter__(self) -> Run:
         return self

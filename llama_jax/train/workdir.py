@@ -108,10 +108,11 @@ def unsaved(workdir: Path) -> bool:
     saving, training = (run['experiment'].get(name, {}) for name in ('checkpoint', 'train'))
     first = min(saving.get('every') or math.inf, training.get('steps', math.inf))
     reached = max((line['step'] for line in lines), default=0)
-    # A run that is killed while its first checkpoint is on the way has none, and may begin anew;
-    # the second is only begun once the first is on disk.
-    saved = reached >= first and (committed(workdir) or reached >= 2 * first)
-    if saved or any('resumed' in str(line.get('text')) for line in lines):
+    # A run that is killed while its first checkpoint is on the way has none, and may begin anew.
+    saved = committed(workdir)
+    if saved is None:  # of an earlier version, which did not say
+        saved = reached >= first
+    if (lines and saved) or any('resumed' in str(line.get('text')) for line in lines):
         raise UserError(
             f'{workdir} holds the records of a run that reached step {reached}, but none of its '
             f'checkpoints: delete {workdir / "metrics.jsonl"} to begin anew there, or give another '

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding
+from orbax.checkpoint import v1 as ocp
 
 from llama_jax import layout, mesh
 from llama_jax.errors import UserError
@@ -270,9 +271,13 @@ def test_what_cannot_be_read_now_is_no_damage(saved, monkeypatch, error):
     def fail(self, step, *arguments):
         raise error
 
-    monkeypatch.setattr(Checkpoints, '_load', fail)
+    monkeypatch.setattr(ocp.training.Checkpointer, 'load_checkpointables', fail)
     with pytest.raises(UserError, match='checkpoint 3 in .* cannot be read .*: mend that'):
         restore(saved, set_aside=True)
+    checkpoints = Checkpoints(saved, keep=3)
+    with pytest.raises(UserError, match='checkpoint 2 in .* cannot be read .*: mend that'):
+        checkpoints.restore_step(2, abstract(items(0)))
+    checkpoints.close()
     assert sorted(path.name for path in saved.iterdir()) == before
 
 

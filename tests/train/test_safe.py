@@ -24,8 +24,8 @@ from llama_jax.data.loader import Loader
 from llama_jax.errors import Stopped, UserError
 from llama_jax.mesh import MeshConfig
 from llama_jax.text.tokenizer import TokenizerConfig
-from llama_jax.train import loop, reading, run, validate
-from llama_jax.train.checkpoint import Checkpoints, present
+from llama_jax.train import checkpoint, loop, reading, run, validate
+from llama_jax.train.checkpoint import present
 from llama_jax.train.records import read_run
 from llama_jax.train.signals import Signals
 from llama_jax.train.step import initial_params
@@ -188,15 +188,14 @@ def test_a_run_that_left_no_checkpoint_blocks_nothing(experiment, tmp_path, monk
     monkeypatch.setattr(loop, '_finish', finish)
     loop.train(planned, tmp_path)
     assert read_run(tmp_path)['experiment']['seed'] == 0
-    events = [line['text'] for line in lines(tmp_path, 'event')]
-    assert len(events) == 1 and 'ended before its first checkpoint' in events[0]
-    assert [line['step'] for line in lines(tmp_path, 'train')] == [1, 2, 3, 4]
+    (event,) = lines(tmp_path, 'event')
+    assert 'ended before its first checkpoint' in event['text']
     assert len(list((tmp_path / 'tensorboard').iterdir())) == 1
 
     # Nor is one bound that died while its first checkpoint was on the way.
-    killed = tmp_path / 'killed'
-    dies = mock.patch.object(Checkpoints, 'save', side_effect=RuntimeError('dead'))
-    with dies, pytest.raises(UserError, match='dead'):
+    killed, lost = tmp_path / 'killed', RuntimeError('dead')
+    saves = checkpoint.ocp.training.Checkpointer, 'save_checkpointables_async'
+    with mock.patch.object(*saves, side_effect=lost), pytest.raises(UserError, match='dead'):
         loop.train(replace(planned, seed=1), killed)
     assert [line['step'] for line in lines(killed, 'train')] == [1, 2, 3]
     loop.train(planned, killed)
@@ -232,7 +231,8 @@ def test_a_signal_before_the_last_step_saves_it(experiment, tmp_path, monkeypatc
     assert [line['step'] for line in lines(tmp_path, 'validation')] == [4]
 
 
-def test_checkpoints_by_the_clock(experiment, tmp_path, monkeypatch):
+@pytest.mark.parametrize(('validates', 'saved'), [(0, [3, 4]), (1, [2, 4])])
+def test_checkpoints_by_the_clock(experiment, tmp_path, monkeypatch, validates, saved):
     now = [0.0]
     monkeypatch.setattr(time, 'monotonic', lambda: now[0])
     finish = loop._finish
@@ -243,10 +243,10 @@ def test_checkpoints_by_the_clock(experiment, tmp_path, monkeypatch):
         return finish(prepared, pending)
 
     monkeypatch.setattr(loop, '_finish', a_minute_later)
-    planned = changed(short(experiment, every=0, validates=0), 'checkpoint', minutes=0.9)
+    planned = changed(short(experiment, every=0, validates=validates), 'checkpoint', minutes=0.9)
     loop.train(planned, tmp_path)
-    # A minute was over after step 1, which all know after the next.
-    assert saved_steps(tmp_path) == [3, 4]
+    # A minute was over after step 1, which all know once the next is finished.
+    assert saved_steps(tmp_path) == saved
 
 
 def test_every_kth_step_is_saved_and_kept(experiment, tmp_path):
