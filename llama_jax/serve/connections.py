@@ -45,7 +45,7 @@ class Connections:
     """From the first byte of a request to the end of its header; from the connection to its first
     request."""
     write_seconds: float = 30.0
-    """In which a reader that is behind takes the 64 kB that wait for it."""
+    """In which a reader that is behind takes something of what waits for it."""
     _n: int = 0
     _of: Counter[str] = field(default_factory=Counter)
     _idle: dict[Connection, None] = field(default_factory=dict)

@@ -18,6 +18,8 @@ GRACE_SECONDS = 10.0
 _BACKLOG = 2048
 _FILES = 65_536
 """Files, connections among them, that a server has use for."""
+_HELD = 1 << 18
+"""Bytes of an answer that the system holds for a client, which it doubles."""
 _LAST_PORT = 2**16 - 1
 
 
@@ -27,7 +29,10 @@ def bind(host: str, port: int) -> socket.socket:
         raise UserError(f'--port {port} is none: choose one up to {_LAST_PORT}, 0 for a free one')
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        sock = socket.create_server((host, port), family=family, backlog=_BACKLOG)
+        # Of connections too: what a slow reader takes is seen where the system holds little.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _HELD)
+        return sock
     except (OSError, UnicodeError) as error:
         why = getattr(error, 'strerror', None) or error
         raise UserError(
