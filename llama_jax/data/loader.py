@@ -121,9 +121,8 @@ class Loader:
             *(() if masks == seed else (masks,)),
             *(() if maker.reads is Text else (config.too_long,)),
         )
-        of_all = tuple(text.tokens for text in self.texts)
-        if recipe.whole and recipe.whole.tokens != of_all and len(of_all) > 1:
-            facts = (*facts, 'read')  # shares were once of what is left out as well
+        if recipe.whole and len(self.texts) > 1:
+            facts = (*facts, 'tokens read')  # shares were once of what is left out as well
         self.digest = hashlib.sha256(repr(facts).encode()).hexdigest()
         self.seconds_waited = 0.0
         self._mine = mine = list(range(batch)) if rows is None else list(rows)

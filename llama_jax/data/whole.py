@@ -57,14 +57,13 @@ class Whole:
     def units(self, block: Block) -> int:
         """The tokens of a record that are read: of one that is cut the share that its places are
         of those that it needs; 0 where it gives no example."""
-        units = block.stop - block.start
         if self(block) is None:
             return 0
-        if not self.truncate:
-            return units
         lengths = tuple(self.records[block.source].lengths[block.document].tolist())
+        if not self.truncate:
+            return sum(lengths)
         sizes = np.array(self.maker.whole(lengths, seq_len=self.seq_len))
-        return int(self.kept(np.array(units), sizes))
+        return int(self.kept(np.array(sum(lengths)), sizes))
 
     def kept(self, units_D: np.ndarray, sizes_DS: np.ndarray) -> np.ndarray:
         """Of records of so many tokens, which need so many places, the tokens in a row [D]."""

@@ -112,6 +112,18 @@ def test_shares_and_epochs_are_of_what_is_read(tmp_path, share, too_long):
     assert len(found) == pytest.approx(3 * kept['a'], rel=0.1)
 
 
+def test_shares_of_short_and_long_records_are_of_their_tokens(tmp_path):
+    paths = [
+        written(tmp_path / f'{name}.jsonl', [chat(name, name * n) for _ in range(60)])
+        for name, n in (('a', 1), ('b', 50))
+    ]
+    sources = [Source('text_files', files=(path,), split='all') for path in paths]
+    with load(DataConfig(sources=tuple(sources)), Chats()) as loader:
+        batches = list(itertools.islice(loader, 200))
+        told = loader.read(batches[-1]['cursor'])
+    assert told['share/a'] == pytest.approx(0.5, abs=0.01)
+
+
 def test_one_position_too_many_is_too_many(tmp_path):
     path = written(tmp_path / 'c.jsonl', [chat(i, 'y' * 9) for i in range(5)])
     needed = len('0?') + 1 + len('0 yyyyyyyyy') + 1
