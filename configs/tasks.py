@@ -186,7 +186,8 @@ def _fingerprint(name: str) -> str:
 def lm_eval_suite() -> Path:
     """A directory of YAML files for lm-eval: all of its kinds of request, on the tasks above whose
     packages are there."""
-    folder = cache_dir() / 'tasks' / 'lm-eval'
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    folder = cache_dir() / 'tasks' / f'lm-eval-{version}'
     folder.mkdir(parents=True, exist_ok=True)
     for name, more in _LM_EVAL.items():
         try:

@@ -106,12 +106,12 @@ def _read(experiment: Experiment, text: Text, left: int) -> Iterator[np.ndarray]
         share=experiment.data.share,
     )
     for block in stream:
+        tokens = of_sources[block.source][block.document]
         if block.epoch == 0:
-            tokens = of_sources[block.source][block.document]
             # A unit is a token of the document or its end.
             begin = [tokenizer.bos_id] if block.start == 0 else []
             end = [tokenizer.eos_id] if block.stop > len(tokens) else []
             yield np.concatenate([begin, tokens[block.start : block.stop], end]).astype(np.int32)
-        left -= block.stop - block.start
+        left -= min(block.stop, len(tokens)) - block.start
         if left <= 0:
             return

@@ -117,7 +117,8 @@ def _check_code(workdir: Path, facts: dict[str, Any], config_file: ConfigFile | 
 
 def check_proof(workdir: Path, proof: Proof) -> None:
     """Raise UserError where what follows from files has changed under the settings of a grid that
-    goes on: its documents and their order, its tokenizer, the weights that its runs start from."""
+    goes on: its documents and their order, its tokenizer, the initial weights. (Of `start` each run
+    records what it began with.)"""
     held = (read(workdir) or {}).get('held_fixed', {})
     changed = [
         name

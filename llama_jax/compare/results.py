@@ -176,4 +176,4 @@ def _run(arm: ArmRecords, run: SeedRun, sweep: bool) -> RunResult:
 def _row(run: RunResult) -> dict[str, Any]:
     row = asdict(run)
     metrics, kinds = row.pop('metrics'), row.pop('kinds')
-    return {**row, 'kinds': ' '.join(f'{k}={v}' for k, v in kinds.items()), **metrics}
+    return {**row, 'kinds': '; '.join(f'{k}={v}' for k, v in kinds.items()), **metrics}

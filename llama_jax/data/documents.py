@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from llama_jax.data.config import Source
 from llama_jax.data.record import BadRecordError
 from llama_jax.data.schemas import Kind, record_of
 from llama_jax.errors import UserError
@@ -28,6 +29,7 @@ class Documents:
     digest: str  # of the data set's name, version, split, size and field
     bytes: int  # of the records on disk, about
     damaged: Callable[[object], UserError]  # what to say where a record cannot be read
+    source: Source
 
     def __len__(self) -> int:
         return len(self.records)

@@ -72,23 +72,28 @@ def _matches(path: Path) -> Iterator[Found]:
 
 def _below(root: Path) -> Iterator[Found]:
     """Folders that links lead to are searched as well, each once; those below `root` are found
-    without a link."""
-    whole = os.path.realpath(root)
-    seen = {whole}
+    without a link, but for hidden ones, and those above it are another's."""
+    whole = Path(os.path.realpath(root))
+    seen = {str(whole)}
     for directory, folders, names in os.walk(root, followlinks=True):
         kept = []
         for folder in sorted(folders):
             inner = os.path.join(directory, folder)
-            real = os.path.realpath(inner)
-            again = os.path.islink(inner) and Path(real).is_relative_to(whole)
-            if not folder.startswith('.') and not again and real not in seen:
-                seen.add(real)
+            real = Path(os.path.realpath(inner))
+            inside = real.is_relative_to(whole) and not _hidden(real.relative_to(whole))
+            other = os.path.islink(inner) and (inside or whole.is_relative_to(real))
+            if not folder.startswith('.') and not other and str(real) not in seen:
+                seen.add(str(real))
                 kept.append(folder)
         folders[:] = kept
         for name in names:
             path = Path(directory, name)
             if not name.startswith('.') and path.is_file():
                 yield Found(path, os.path.relpath(path, root), True)
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith('.') for part in path.parts)
 
 
 def _fixed(path: Path) -> str:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, Literal
 
 from llama_jax.errors import UserError
 
-Structure = Literal['text', 'lines', 'json', 'parquet']
+Structure = Literal['text', 'lines', 'json', 'parquet', 'table']
 Seen = Callable[[int], None]  # is told how many bytes of the stored file were read
 
 BLOCK = 1 << 20
@@ -28,7 +28,8 @@ _MAGIC = {
 }
 _SUFFIXES = {'.gz': 'gzip', '.bz2': 'bz2', '.xz': 'xz', '.zst': 'zstd', '.zstd': 'zstd'}
 _STRUCTURES: dict[str, Structure] = {
-    **{'.jsonl': 'lines', '.ndjson': 'lines', '.json': 'json', '.parquet': 'parquet'}
+    **{'.jsonl': 'lines', '.ndjson': 'lines', '.json': 'json', '.parquet': 'parquet'},
+    **{'.csv': 'table', '.tsv': 'table'},
 }
 _REFUSED = {
     b'PK\x03\x04': 'a zip archive: unpack it first',

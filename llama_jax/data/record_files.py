@@ -1,6 +1,8 @@
-"""Files of records: JSON lines, JSON arrays, Parquet. Of each record one field is read, which is a
-text, or all of it, as JSON."""
+"""Files of records: JSON lines, JSON arrays, Parquet, tables of text (.csv). Of each record one
+field is read, which is a text, or all of it, as JSON."""
 
+import csv
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -185,6 +187,53 @@ def _as_much_again(content: Iterator[str], length: int) -> str:
         parts.append(part)
         got += len(part)
     return ''.join(parts)
+
+
+def columns(content: Iterator[str]) -> list[str]:
+    """The names in the first line of a table; none where it is no table."""
+    first = next(_with_ends(content), '')
+    try:
+        return next(csv.reader([first], delimiter=_delimiter(first), strict=True), [])
+    except csv.Error:
+        return []
+
+
+def from_table(content: Iterator[str], path: Path, *, field: str | None) -> Iterator[Numbered]:
+    """The text of every row below the first, which names the columns; a cell in quotes may hold
+    line ends (RFC 4180). Cells are separated by commas, or by the semicolons or tabs that the first
+    line has more of. The number is that of the row's last line.
+
+    Raises UserError for the first ten rows without the text, and for quotes that do not close.
+    """
+    bad, lines = BadRecords(path, 'line', field), _with_ends(content)
+    csv.field_size_limit(_MOST_CHARACTERS)
+    first = next(lines, '')
+    rows = csv.DictReader(itertools.chain([first], lines), delimiter=_delimiter(first), strict=True)
+    try:
+        for row in rows:
+            if None in row:
+                bad.note(
+                    rows.line_num, f'has more cells than the first line names ({len(row) - 1})'
+                )
+                continue
+            value = {name: cell for name, cell in row.items() if cell is not None}
+            if (text := bad.text(value, rows.line_num)) is not None:
+                yield text, rows.line_num
+    except csv.Error as error:
+        raise UserError(
+            f'{str(path)!r}, what follows line {rows.line_num} is no row of a table ({error}): '
+            'mend it, or rename the file to .txt to read it as text'
+        ) from None
+    bad.check()
+
+
+def _with_ends(content: Iterator[str]) -> Iterator[str]:
+    """Lines with their ends."""
+    return (f'{line}\n' for line in split_lines(content, '\n'))
+
+
+def _delimiter(first: str) -> str:
+    return max(',;\t', key=first.count)
 
 
 def from_parquet(path: Path, *, field: str | None, seen: Seen) -> Iterator[Numbered]:

@@ -274,7 +274,7 @@ def _documents(
         records = builder.as_data_source(split)
     except Exception as error:  # of array_record
         raise damaged(error) from error
-    made = Documents(source.name, records, field, digest, size, damaged)
+    made = Documents(source.name, records, field, digest, size, damaged, source)
     if reads is Text:
         return made
     return RecordDocuments(

@@ -1,8 +1,9 @@
 """Local text of any kind as documents: which files, and what each of them holds.
 
-Documents have a `text` and an `origin` (file and line). Lines of JSON, elements of JSON arrays and
-rows of Parquet are documents; any other file is text, cut into documents at blank lines, else at
-line ends, else between words. Text is kept exactly as it stands, line ends included.
+Documents have a `text` and an `origin` (file and line). Lines of JSON, elements of JSON arrays,
+rows of Parquet and of tables (.csv) are documents; any other file is text, cut into documents at
+blank lines, else at line ends, else between words. Text is kept exactly as it stands, line ends
+included.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import codecs
 import dataclasses
 import functools
 import itertools
+import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llama_jax.data import find, formats, record_files
 from llama_jax.errors import UserError
@@ -68,18 +70,26 @@ def files_of(source: Source) -> tuple[list[File], Reading]:
     wrong or without effect. In a directory, files that are no text are left out.
     """
     encoding = formats.check_encoding(source.encoding)
-    files, binary, beside = [], [], set[Path]()
+    files, binary, tables, beside = [], [], [], set[Path]()
     for path, name, of_directory in find.matching(source.files, source.exclude):
         if of_directory and formats.is_binary(path, encoding):
             binary.append(name)
             continue
         with formats.reading(path):
             size = path.stat().st_size
-        files.append(File(path, name, size, formats.recognise(path, encoding)))
+        found = formats.recognise(path, encoding)
+        if found.structure == 'table' and source.name != RECORDS:
+            names = _columns(path, found, encoding)
+            if source.field not in names:
+                found = dataclasses.replace(found, structure='text')
+                tables.append((path, ', '.join(names)))
+        files.append(File(path, name, size, found))
         if of_directory:
             beside.add(path)
     if binary:
         _tell_left_out(source, len(binary), binary[0])
+    if tables:
+        _tell_tables(source.field, len(tables), *tables[0])
     if not files:
         raise UserError(f'there is no text in {", ".join(source.files)}: all files are binary')
     if source.name == RECORDS:
@@ -92,14 +102,29 @@ def files_of(source: Source) -> tuple[list[File], Reading]:
     return files, Reading(source.field, encoding, _characters(source, files))
 
 
+def _columns(path: Path, found: formats.Format, encoding: str) -> list[str]:
+    content = formats.blocks(path, found.compression)
+    return record_files.columns(formats.decoded(content, encoding, path))
+
+
+@functools.cache  # a run looks at its files several times
+def _tell_tables(field: str, count: int, first: Path, names: str) -> None:
+    log.warning(
+        '%d files of tables have no column %r and are read as plain text, such as %s (columns: '
+        '%.200s): to read a column, set the field of the source (%s)',
+        *(count, field, first, names, formats.option('field')),
+    )
+
+
 def _of_records(source: Source, files: list[File], beside: set[Path]) -> list[File]:
     """The files that hold records. Of a directory, a README and the like are left out."""
     others = [file for file in files if file.format.structure == 'text']
     wrong = [file for file in others if file.path not in beside]
     if wrong or len(others) == len(files):
         raise UserError(
-            f'{str((wrong or others)[0].path)!r} holds no records: give .jsonl, .json or .parquet '
-            'files (.gz, .zst, .xz or .bz2 of them work too), or rename it after what it is'
+            f'{str((wrong or others)[0].path)!r} holds no records: give .jsonl, .json, .csv or '
+            '.parquet files (.gz, .zst, .xz or .bz2 of them work too), or rename it after what it '
+            'is'
         )
     if others:
         _tell_left_out(source, len(others), others[0].name, 'hold no records')
@@ -147,6 +172,27 @@ def documents(
             yield text, f'{span.file.name}:{line}'
 
 
+def whole_records(source: Source, origins: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The records of a source of texts that have these origins, with all of their fields: of JSON
+    and of Parquet, which are read up to the last of them. A file of text has no fields."""
+    left: dict[str, set[str]] = {}
+    for origin in origins:
+        left.setdefault(origin.rpartition(':')[0], set()).add(origin)
+    files, how = files_of(source)
+    found: dict[str, dict[str, Any]] = {}
+    for file in files:
+        wanted = left.get(file.name, set())
+        if file.format.structure == 'text' or not wanted:
+            continue
+        for text, origin in documents(Span(file), dataclasses.replace(how, field=None)):
+            if origin in wanted:
+                found[origin] = json.loads(text)
+                wanted.remove(origin)
+                if not wanted:
+                    break
+    return found
+
+
 def _texts(span: Span, how: Reading, seen: formats.Seen) -> Iterator[record_files.Numbered]:
     path, kind = span.file.path, span.file.format
     content = formats.blocks(path, kind.compression, span.start, span.stop, seen)
@@ -158,9 +204,10 @@ def _texts(span: Span, how: Reading, seen: formats.Seen) -> Iterator[record_file
         if kind.compression:
             raise UserError(f'{str(path)!r} is compressed Parquet: decompress it first')
         found = record_files.from_parquet(path, field=how.field, seen=seen)
-    elif kind.structure == 'json':
+    elif kind.structure in ('json', 'table'):
         text = formats.decoded(content, how.encoding, path)
-        found = record_files.from_json(text, path, field=how.field)
+        read = record_files.from_json if kind.structure == 'json' else record_files.from_table
+        found = read(text, path, field=how.field)
     else:
         lines = _lines(content, span, how.encoding)
         found = record_files.from_lines(

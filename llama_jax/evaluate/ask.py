@@ -330,7 +330,7 @@ class _Asker:
         truncated = self._fit(lengths)
         both = self._subject.vectors(texts, truncate=True)
         _, first_M, own_N = np.unique(texts[len(items) :], return_index=True, return_inverse=True)
-        rank_N = retrieval.places(both[: len(items)], both[len(items) :][first_M], own_N)
+        rank_N = retrieval.ranks_of(both[: len(items)], both[len(items) :][first_M], own_N)
         pool = len(first_M)
         examples = [
             {

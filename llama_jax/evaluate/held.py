@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from llama_jax.data import text_files
 from llama_jax.data.config import FILES, DataConfig, Source
 from llama_jax.data.documents import Documents, RecordDocuments
 from llama_jax.data.record import Record as Reads
@@ -122,7 +124,12 @@ def _test(data: DataConfig, source: Source, reads: type[Reads]) -> _Test | None:
 
 
 def of_name(name: str) -> Held:
-    """The splits of a data set."""
+    """The splits of a data set. Raises UserError for the name of a file."""
+    if Path(name).expanduser().is_file():
+        raise UserError(
+            f'{name!r} is a file, and a suite takes the name of a data set; what a run makes of '
+            f'files says experiments.evaluate --from RUN --text {name}'
+        )
     known = builder(Source(name)).info.splits
     held = [split for split in ('test', 'validation') if split in known]
     if not held:
@@ -151,17 +158,21 @@ def records(
     label: str = '',
     pair: Sequence[str] = (),
     selection: bool = False,
+    whole: bool = False,
 ) -> list[Record]:
     """Documents as records, at most 4096, spread evenly over each set, and of each the beginning.
 
     `group`, `label` and `pair` are names of fields; one that a document lacks is ''. Without a
-    group each document is one by itself. `selection`: whether choices see these sets.
+    group each document is one by itself. `selection`: whether choices see these sets; `whole`:
+    whether fields are asked for that a prepared text does not hold, but the record of its file.
     """
     found = []
     for number, documents in enumerate(sets):
         n = min(len(documents), _DOCUMENTS // len(sets))
-        for i in np.linspace(0, len(documents), n, endpoint=False).astype(int).tolist():
-            fields = _fields(documents, i)
+        numbers = np.linspace(0, len(documents), n, endpoint=False).astype(int).tolist()
+        beside = _of_files(documents, numbers) if whole else {}
+        for i in numbers:
+            fields = _fields(documents, i, beside)
             found.append(
                 Record(
                     documents[i][:_CHARACTERS],
@@ -174,7 +185,17 @@ def records(
     return found
 
 
-def _fields(documents: Documents, index: int) -> dict[str, str]:
+def _of_files(documents: Documents, numbers: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """The records of files that documents of text were taken from, by their origins."""
+    if documents.name not in FILES or isinstance(documents, RecordDocuments):
+        return {}
+    origins = {documents.stored(i)['origin'].decode() for i in numbers}
+    return text_files.whole_records(documents.source, origins)
+
+
+def _fields(
+    documents: Documents, index: int, beside: Mapping[str, dict[str, Any]]
+) -> dict[str, str]:
     """The fields of a document that are texts, or numbers of classes; of files also `file`."""
     stored = documents.stored(index)
     if isinstance(documents, RecordDocuments):
@@ -184,6 +205,7 @@ def _fields(documents: Documents, index: int) -> dict[str, str]:
             name: x.decode('utf-8', 'replace') if isinstance(x, bytes) else x
             for name, x in stored.items()
         }
+        fields = beside.get(str(fields.get('origin')), {}) | fields
     found = {name: str(x) for name, x in fields.items() if isinstance(x, str | int | np.integer)}
     if documents.name in FILES and isinstance(stored.get('origin'), bytes):
         found['file'] = stored['origin'].decode('utf-8', 'replace').rpartition(':')[0]

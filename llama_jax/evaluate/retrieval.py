@@ -31,7 +31,7 @@ def ranks(query_ND: np.ndarray, key_ND: np.ndarray, document_N: np.ndarray) -> n
     return ((cos_NM >= own_N1 - 1e-9) & other_NM).sum(axis=1)
 
 
-def places(query_ND: np.ndarray, key_MD: np.ndarray, own_N: np.ndarray) -> np.ndarray:
+def ranks_of(query_ND: np.ndarray, key_MD: np.ndarray, own_N: np.ndarray) -> np.ndarray:
     """How many other keys are at least as near to query i as its own, key `own_N[i]`, is."""
     cos_NM = unit(query_ND) @ unit(key_MD).T
     own_N1 = np.take_along_axis(cos_NM, own_N[:, None], axis=1)
@@ -76,7 +76,8 @@ def _uniformity(x_ND: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     def statistic(w_RN: np.ndarray) -> np.ndarray:
         # A text that was drawn twice is no pair with itself.
         over_R, under_R = (((w_RN @ m_NM) * w_RN).sum(axis=1) for m_NM in (near_NM, apart_NM))
-        return np.log(over_R / under_R)
+        some_R = under_R > 0  # else one text was drawn alone: no pair, and no value
+        return np.log(over_R[some_R] / under_R[some_R])
 
     return statistic
 

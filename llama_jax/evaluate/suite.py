@@ -161,6 +161,18 @@ def check(suite: Suite, experiment: Experiment) -> None:
                 f'{type(objective).__name__}, the model context is {context}: make suite.window '
                 'smaller'
             )
+    for name in ('topics', 'per_topic', 'order', 'windows', 'task_items'):
+        if getattr(suite, name) < 0:
+            raise UserError(f'suite.{name} {getattr(suite, name)}: give 0 or more')
+    if suite.pool and suite.pool < _LEAST_POOL:
+        raise UserError(f'suite.pool {suite.pool}: give 0 for none, or {_LEAST_POOL} or more')
+    if not 0 < suite.middle < suite.window:
+        raise UserError(
+            f'suite.middle {suite.middle} of a suite.window of {suite.window} tokens: give 1 to '
+            f'{suite.window - 1}'
+        )
+    if not (suite.windows or suite.pool):
+        raise UserError('suite.windows and suite.pool are both 0: give one of them')
     if not suite.rates or min(suite.rates) <= 0 or len(set(suite.rates)) < len(suite.rates):
         raise UserError(f'suite.rates {suite.rates}: give one rate or more above 0, each once')
     for name in suite.tasks:
@@ -178,8 +190,9 @@ def check_tasks(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> N
 
 
 def check_texts(suite: Suite, experiment: Experiment) -> None:
-    """Raise UserError where the texts that are to be measured on are not there."""
-    of_suite.sets_of(suite, experiment)
+    """Raise UserError where the texts that are to be measured on, or fields of them that are asked
+    for, are not there."""
+    of_suite.check_fields(suite, *of_suite.sets_of(suite, experiment))
 
 
 def _why(name: str, found: Texts) -> str:
@@ -188,6 +201,8 @@ def _why(name: str, found: Texts) -> str:
     return next((found.absent[what] for what in needs if what in found.absent), _OBJECTIVE)
 
 
+_LEAST_POOL = 8
+"""Pairs of a retrieval: of fewer an interval says nothing."""
 _OBJECTIVE = 'the objective cannot be asked for it, or the pool is too small'
 
 

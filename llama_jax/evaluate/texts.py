@@ -69,9 +69,7 @@ NO_PAIRS = Pairs([], [], np.zeros(0, str), np.zeros(0, str))
 def of_run(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> Texts:
     """The texts of a suite, kept for the next arm. Raises UserError where a data set or a field is
     not there, or has too little."""
-    sets = sets_of(suite, experiment)
-    name = held.pairs_name(suite.text, suite.pairs, experiment.data)
-    pairs = sets if name == held.OWN else held.of_name(name) if name else Held(())
+    sets, pairs = sets_of(suite, experiment)
     key = (suite, experiment.model.context, sets.digest, pairs.digest, tokenizer.digest)
     kept = _KEPT.get(key)
     tasks = tasks_of(suite, experiment, tokenizer, kept.tasks if kept else None)
@@ -102,11 +100,15 @@ def tasks_of(
     return tasks
 
 
-def sets_of(suite: Suite, experiment: Experiment) -> Held:
-    """The data sets that a suite is measured on. Raises UserError where they are not there."""
+def sets_of(suite: Suite, experiment: Experiment) -> tuple[Held, Held]:
+    """The data sets that a suite is measured on, and those of its pairs. Raises UserError where
+    they are not there."""
     if suite.text != held.OWN:
-        return held.of_name(suite.text)
-    return held.of_run(experiment.data, experiment.objective.reads)
+        sets = held.of_name(suite.text)
+    else:
+        sets = held.of_run(experiment.data, experiment.objective.reads)
+    name = held.pairs_name(suite.text, suite.pairs, experiment.data)
+    return sets, sets if name == held.OWN else held.of_name(name) if name else Held(())
 
 
 def collect(
@@ -124,13 +126,7 @@ def collect(
     their names."""
     seed, name = suite.seed, called or sets.names
     absent: dict[str, str] = {}
-    every = [
-        record
-        for of, selection in ((sets.test, False), (sets.validation, True))
-        for record in held.records(
-            of, group=suite.group_field, label=suite.topics_field, selection=selection
-        )
-    ]
+    every = _records(suite, sets)
     topics = examples.topics(
         every,
         tokenizer,
@@ -149,7 +145,7 @@ def collect(
         )
         order = NO_LABELS
     belong = examples.text_pairs(
-        held.records(pairs.test, group=suite.group_field, pair=suite.pairs_fields),
+        _pairs(suite, pairs),
         tokenizer,
         n=suite.pool,
         length=suite.span,
@@ -165,22 +161,28 @@ def collect(
         for tokens in documents
     ]
     spans = examples.span_pairs(documents, n=suite.pool, length=suite.span, seed=seed, names=names)
-    if len(set(spans.document.tolist())) < 2:
+    if not suite.pool:
+        absent['spans'] = 'suite.pool is 0'
+    elif len(set(spans.document.tolist())) < 2:
         absent['spans'] = (
             f'{name} has too little text: no two documents of {_LEAST} tokens (there are '
             f'{sum(map(len, sets.test))} documents): give more'
         )
+    if 'spans' in absent:
         spans = NO_PAIRS
     # More than are needed: not every window has a word to infill.
     more = examples.windows(
         documents, n=4 * suite.windows, length=suite.window, seed=seed, names=names
     )
-    if len(more) < 2:
+    if not suite.windows:
+        absent['windows'] = 'suite.windows is 0'
+    elif len(more) < 2:
         longest = max(map(len, documents))
         absent['windows'] = (
             f'{name} has too little text: no two texts of {suite.window} tokens (the longest '
             f'document has {longest}): give more, or set --suite.window lower'
         )
+    if 'windows' in absent:
         more = []
     lacks = [absent[what] for what in ('spans', 'windows') if what in absent]
     if lacks and (strict or len(lacks) == 2):
@@ -225,6 +227,43 @@ def collect(
             'infills': 'names' if python else 'words',
             'selection': ' and '.join(sets.selection),
         },
+    )
+
+
+def _records(suite: Suite, sets: Held) -> list[Record]:
+    """Held-out documents with their topics, of both splits."""
+    whole = _asks(suite, 'topics_field', 'group_field')
+    return [
+        record
+        for of, selection in ((sets.test, False), (sets.validation, True))
+        for record in held.records(
+            of,
+            group=suite.group_field,
+            label=suite.topics_field,
+            selection=selection,
+            whole=whole,
+        )
+    ]
+
+
+def _pairs(suite: Suite, pairs: Held) -> list[Record]:
+    whole = _asks(suite, 'pairs_fields', 'group_field')
+    return held.records(pairs.test, group=suite.group_field, pair=suite.pairs_fields, whole=whole)
+
+
+def check_fields(suite: Suite, sets: Held, pairs: Held) -> None:
+    """Raise UserError where a field is asked for that no held-out document has."""
+    if _asks(suite, 'topics_field') and not any(one.label for one in _records(suite, sets)):
+        _refuse_asked(suite, 'topics_field', sets.names)
+    if _asks(suite, 'pairs_fields') and not any(all(x.pair) for x in _pairs(suite, pairs)):
+        _refuse_asked(suite, 'pairs_fields', pairs.names)
+
+
+def _asks(suite: Suite, *settings: str) -> bool:
+    """Whether a field is asked for that files may have, and a data set of this project has not."""
+    return any(
+        getattr(suite, setting) not in (getattr(type(suite)(), setting), 'file')
+        for setting in settings
     )
 
 
@@ -277,8 +316,8 @@ def _no_pairs(suite: Suite, pairs: Held) -> str:
 
 
 def _refuse_asked(suite: Suite, setting: str, name: str) -> None:
-    usual, asked = getattr(type(suite)(), setting), getattr(suite, setting)
-    if asked != usual:
+    asked = getattr(suite, setting)
+    if asked != getattr(type(suite)(), setting):
         fields = asked if isinstance(asked, str) else ' and '.join(asked)
         raise UserError(
             f'--suite.{setting.replace("_", "-")} {fields}: {name} has no document with that: give '

@@ -6,10 +6,10 @@ import math
 
 from llama_jax.evaluate.metrics import METRICS
 from llama_jax.evaluate.paired import Difference
-from llama_jax.report.grid import EXACT
 from llama_jax.report.judged import Judged
 from llama_jax.report.picture import Axis, Curve, Picture
 from llama_jax.report.pictures import titled
+from llama_jax.report.scores import label_of
 from llama_jax.report.style import arm_style
 from llama_jax.report.units import factor, spoken
 
@@ -66,8 +66,9 @@ def forest(judged: Judged, metric: str) -> Picture:
     half = noise.half if noise is not None and math.isfinite(noise.half) else 0.0
     base = judged.base.name if judged.base else ''
     label, unit = titled(metric)
-    kind = judged.base.kind(metric) if judged.base else EXACT
-    unit += '' if kind == EXACT else f', {kind}'
+    if judged.base:
+        what = label_of(metric, judged.base.kind(metric), judged.base.by(metric), None)
+        unit += f',{what}' if what else ''
     band = ' The band is the noise floor: A/A half-width.' if half else ''
     return Picture(
         f'difference-{metric.replace("_", "-")}',

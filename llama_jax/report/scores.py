@@ -142,7 +142,7 @@ def mean_std(arm: ArmRecords, metric: str) -> tuple[float | None, float | None]:
     return stats.mean_std(values) if values else (None, None)
 
 
-def _label(metric: str, kind: str, by: str, error: float | None) -> str:
+def label_of(metric: str, kind: str, by: str, error: float | None) -> str:
     """Behind a value: what it is where it is no exact likelihood, with the standard `error` of its
     draws, and by what the choices of a task were weighed."""
     draws = '' if error is None else f' (s.e. {told(metric, error, more=1)})'
@@ -164,7 +164,7 @@ def _score(judged: Judged, arm: ArmRecords, metric: str) -> Cell:
     values = arm.values(metric)
     spread = '' if std is None else f' ± {told(metric, std)}'
     of = f' ({len(values)} of {len(arm.runs)})' if len(values) < len(arm.runs) else ''
-    label = _label(metric, arm.kind(metric), arm.by(metric), _monte_carlo(arm, metric))
+    label = label_of(metric, arm.kind(metric), arm.by(metric), _monte_carlo(arm, metric))
     under = below(judged.grid, arm, metric)
     text = f'{told(metric, mean)}{spread}{of}{label}{f" {BELOW}" if under else ""}'
     about = f'seeds: {", ".join(told(metric, value, more=2) for value in values)}'
@@ -197,7 +197,7 @@ def _difference(
         absent = [_absent(of.runs, metric) for of in (base, arm) if not of.values(metric)]
         return Cell(NOT_YET if NOT_YET in absent else NOT_APPLICABLE)
     value = told(metric, found.value, sign=True)
-    label = _label(metric, arm.kind(metric), arm.by(metric), None)  # as the base's
+    label = label_of(metric, arm.kind(metric), arm.by(metric), None)  # as the base's
     if math.isnan(found.half):
         return Cell(f'{value}{label}', told='one seed: no interval')
     low, high = (told(metric, x, sign=True) for x in (found.low, found.high))
@@ -229,7 +229,7 @@ def _interval(run: SeedRun, metric: str) -> str:
     low, high, error = (
         number(run.evaluation, 'metrics', metric, x) for x in ('low', 'high', 'standard_error')
     )
-    label = _label(metric, run.kind(metric), run.by(metric), error)
+    label = label_of(metric, run.kind(metric), run.by(metric), error)
     if low is None or high is None:
         return f'{told(metric, value)}{label}'
     return f'{told(metric, value)} [{told(metric, low)}, {told(metric, high)}]{label}'

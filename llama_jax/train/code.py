@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 TRAINS = ('convert', 'data', 'generate', 'model', 'objectives', 'optim', 'text', 'train')
 """Packages that decide what training makes, from the weights that it starts with to the answers
 that it draws and learns from; and the modules beside them."""
-EVALUATES = ('evaluate', 'compare/baselines.py')
+EVALUATES = ('evaluate', 'compare/baselines.py', 'compare/budget.py')
 
 
 def training_code() -> str:

@@ -152,8 +152,12 @@ class Taught:
         try:
             with locked(path.with_suffix('.lock')):
                 if not path.exists():
-                    shape = int(offsets[-1]), width
-                    self._ask(teacher, loader, source, offsets, path, shape)
+                    shape, partial = (int(offsets[-1]), width), path.with_suffix('.partial.npy')
+                    try:
+                        self._ask(teacher, loader, source, offsets, partial, shape)
+                        os.replace(partial, path)
+                    finally:  # other settings have another name: nobody would write over it
+                        partial.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
                 f'cannot keep what the teacher says of {texts.name} in {path.parent} '
@@ -170,11 +174,10 @@ class Taught:
         loader: Loader,
         source: int,
         offsets: np.ndarray,
-        path: Path,
+        partial: Path,
         shape: tuple[int, int],
     ) -> None:
         """Lets the teacher read all of a source, and keeps what it says of each unit."""
-        partial = path.with_suffix('.partial.npy')
         said = np.lib.format.open_memmap(partial, 'w+', np.float32, shape)
         with partial.open('r+b') as file:  # a disk that is full in the midst ends the process
             if hasattr(os, 'posix_fallocate'):
@@ -199,7 +202,6 @@ class Taught:
                         said[first : first + len(said_NC)] = said_NC
                 progress.add(sum(block.stop - block.start for own in blocks for block in own))
         said.flush()
-        os.replace(partial, path)
 
     @functools.cached_property
     def _step(self) -> Callable[[Teacher, dict[str, jax.Array]], jax.Array]:

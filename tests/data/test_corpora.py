@@ -325,6 +325,6 @@ def test_a_full_disk_is_reported(jsonl, own_cache, monkeypatch):
 def test_bytes_that_are_no_utf_8_are_marked_not_fatal():
     """A data set of others may hold them, far from its beginning."""
     records = [{'text': b'a\xffb'}, {'text': '世界'.encode()[:5]}]
-    made = Documents('made', records, 'text', '', 0, ValueError)
+    made = Documents('made', records, 'text', '', 0, ValueError, Source('made'))
     assert list(made) == ['a\ufffdb', '世\ufffd']
     assert plain(tfds.features.Text(), b'a\xffb') == 'a\ufffdb'

@@ -176,7 +176,7 @@ def test_recall_at_k_of_k_texts_says_nothing(params, tokenizer, mesh, tmp_path):
     setting = experiment(CausalLM())
     trained = Trained(setting, params, {}, tokenizer, step=7)
     data = DataConfig(validation=(files(path),))
-    suite = replace(SMALL, window=16, windows=2, span=64, pool=6)
+    suite = replace(SMALL, window=16, windows=2, span=64, pool=8)
     (found,) = own.evaluate_own(trained, setting, data, suite, mesh).values()
     values = {k: found.result['metrics'][f'recall_span_{k}']['value'] for k in (1, 5, 10)}
     assert values[1] is not None and values[5] is not None and values[10] is None

@@ -246,33 +246,6 @@ def test_texts_are_of_held_out_modules(tokenizer):
     assert found.about['pairs'] == 'python_corpus/stdlib_docs' and not found.absent
 
 
-def test_a_set_of_ones_own_is_measured_by_its_fields(tokenizer, tmp_path):
-    """Files have no topics but their names, and no pairs: that is said, and is no error."""
-    for name in 'abcd':
-        lines = (json.dumps({'text': f'{name} {i} ' * 40}) + '\n' for i in range(60))
-        (tmp_path / f'{name}.jsonl').write_text(''.join(lines))
-    data = DataConfig(sources=(Source('text_files', files=(str(tmp_path),)),))
-    setting = types.SimpleNamespace(data=data, objective=CausalLM(), model=MODEL)
-    found = texts.of_run(SMALL, setting, tokenizer)
-    assert 'text_files has no field package: set --suite.topics-field' in found.absent['topics']
-    assert 'no fields docstring and body' in found.absent['pairs'] and not found.topics.names
-    assert found.order.names and found.whitening and found.spans.a
-    named = texts.of_run(replace(SMALL, topics_field='file', topics=4), setting, tokenizer)
-    assert named.topics.names == tuple(f'{name}.jsonl' for name in 'abcd')
-    with pytest.raises(UserError, match='topics-field genre: text_files has no document with'):
-        texts.of_run(replace(SMALL, topics_field='genre'), setting, tokenizer)
-    with pytest.raises(UserError, match='pairs-fields q and a: text_files has no document with'):
-        texts.of_run(replace(SMALL, pairs_fields=('q', 'a')), setting, tokenizer)
-    one = Source('text_files', files=(str(tmp_path / 'a.jsonl'),))
-    few = setting.data.sources[0], replace(one, split='test[:1]')
-    setting.data = DataConfig(sources=few[1:])
-    little = texts.of_run(replace(SMALL, window=48), setting, tokenizer)
-    assert 'no two documents of 16 tokens' in little.absent['spans'] and not little.spans.a
-    setting.data = DataConfig(sources=few[:1])
-    none = texts.of_run(replace(SMALL, pairs=''), setting, tokenizer)
-    assert none.absent['pairs'] == 'no data set of pairs is named'
-
-
 def test_the_split_for_figures_can_be_cut_from_another(tmp_path):
     """Of a data set without splits for it: what no choice has seen stands apart."""
     lines = (json.dumps({'text': f'{i} ' * 40}) + '\n' for i in range(400))

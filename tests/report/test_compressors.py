@@ -62,7 +62,15 @@ def test_no_text(texts):
 def corpus(*sources):
     """A corpus of these lists of documents."""
     made = [
-        Documents('made', [{'text': text.encode()} for text in texts], 'text', '', 0, ValueError)
+        Documents(
+            'made',
+            [{'text': text.encode()} for text in texts],
+            'text',
+            '',
+            0,
+            ValueError,
+            Source('made'),
+        )
         for texts in sources
     ]
     return Corpus(tuple(made), (1.0,) * len(made))
