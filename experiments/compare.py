@@ -68,6 +68,8 @@ def main() -> None:
             'defined; leave it out'
         )
     check_steps(grid)
+    only(grid, [], options.only)
+    record.made(workdir)
     grid = fair.resolved(grid)
     if options.match == 'flops':
         grid = match_flops(grid)

@@ -24,7 +24,6 @@ def told(grid: Grid, workdir: Path, asked: Sequence[str], sd: float | None) -> I
         raise UserError(
             '--sd is of --power: give --power METRIC=DIFFERENCE, such as recall_span_10=0.03'
         )
-    arms = max(1, len(grid.arms) - 1)
     judged = Judged(read_grid(workdir)) if sd is None else None
     for text in asked:
         metric, _, value = text.partition('=')
@@ -36,6 +35,7 @@ def told(grid: Grid, workdir: Path, asked: Sequence[str], sd: float | None) -> I
             difference = math.nan
         if not difference > 0 or math.isinf(difference):
             raise UserError(f'--power {text}: the difference is a number above 0')
+        arms = _compared(grid, metric)
         variance, rest, source = _spread(judged, metric, sd)
         n = paired.seeds_needed(difference, variance=variance, rest=rest, arms=arms)
         many = 'no number of seeds: more texts' if n is None else f'{n} seeds'
@@ -44,6 +44,30 @@ def told(grid: Grid, workdir: Path, asked: Sequence[str], sd: float | None) -> I
             f'{"arms" if arms > 1 else "arm"} against {grid.arms[0].name}; deviation of a pair of '
             f'runs {math.sqrt(variance):.3g}, of the texts {math.sqrt(rest):.3g}, {source})'
         )
+
+
+_QUESTIONS = {
+    'bits_per_byte': 'whole',
+    'suffix_bits_per_byte': 'rest',
+    'middle_bits_per_byte': 'middle',
+}
+"""What an objective has to be asked for a metric."""
+
+
+def _compared(grid: Grid, metric: str) -> int:
+    """How many arms are compared with the first: figures of one kind are, and an arm that cannot be
+    asked has none."""
+    if metric not in _QUESTIONS:
+        return max(1, len(grid.arms) - 1)
+    asked = [getattr(x.experiment.objective.reading, _QUESTIONS[metric]) for x in grid.arms]
+    base, *kinds = (None if question is None else question.kind for question in asked)
+    n = kinds.count(base)
+    if base is None or (kinds and not n):
+        raise UserError(
+            f'--power {metric}: no arm of {grid.name} has a figure of it that is of the kind of '
+            f'{grid.arms[0].name}: ask for another metric, or name another arm first'
+        )
+    return max(1, n)
 
 
 def _spread(judged: Judged | None, metric: str, sd: float | None) -> tuple[float, float, str]:

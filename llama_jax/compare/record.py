@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,11 +50,27 @@ def read(workdir: Path) -> dict[str, Any] | None:
         ) from error
 
 
+def made(workdir: Path) -> None:
+    """Makes the directory of a grid. Raises UserError where it cannot be, or holds a run."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f'{workdir} is no directory: give another --workdir')
+    if (workdir / 'run.json').exists():
+        raise UserError(f'{workdir} holds a run, and no comparison: give another --workdir')
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise _unwritable(workdir, error) from error
+
+
+def _unwritable(workdir: Path, error: OSError) -> UserError:
+    return UserError(f'cannot write in {workdir} ({error.strerror}): give another --workdir')
+
+
 def check_workdir(workdir: Path, grid: Grid, config_file: ConfigFile | None = None) -> None:
     """Raise UserError when `workdir` holds another grid, or results that other code measured;
     `config_file` defines the grid, and may define what trains."""
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f'{workdir} is no directory: give another --workdir')
     facts = read(workdir)
     if facts is None:
         return
@@ -184,9 +201,7 @@ def write(
         if config_file is not None:
             config_file.keep(workdir)
     except OSError as error:
-        raise UserError(
-            f'cannot write in {workdir} ({error.strerror}): give another --workdir'
-        ) from error
+        raise _unwritable(workdir, error) from error
 
 
 def _write(workdir: Path, facts: dict[str, Any]) -> None:

@@ -23,6 +23,8 @@ from llama_jax.train.progress import say
 from llama_jax.train.records import read_metrics, read_run
 
 LOCK = 'run.lock'
+_GRID = 'grid.json'
+"""The record of a comparison in its directory (compare/record.py)."""
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -48,6 +50,11 @@ def held(workdir: Path) -> Iterator[None]:
             f'cannot write in {workdir} ({error.strerror}): give another --workdir'
         ) from error
     with file:
+        if (workdir / _GRID).exists():
+            raise UserError(
+                f'{workdir} holds a comparison ({_GRID}), whose runs are in directories of their '
+                'own: give another --workdir'
+            )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 import configs
-from llama_jax.compare import baselines, fair, one, record
+from llama_jax.compare import baselines, fair, one, power, record
 from llama_jax.compare.fair import Proof
 from llama_jax.compare.grid import (
     FINISHED,
@@ -24,6 +24,7 @@ from llama_jax.errors import DivergedError, UserError
 from llama_jax.evaluate import suite as suites
 from llama_jax.evaluate.light import light
 from llama_jax.objectives.masked import MaskedLM
+from llama_jax.train.workdir import held
 
 NAMED = sorted(configs.grids())
 
@@ -172,3 +173,28 @@ def test_arms_are_matched_by_their_steps():
         with pytest.raises(UserError, match=f'--{section}.{setting} 2 cannot be set in a grid'):
             check_steps(replace(grid, arms=(grid.arms[0], changed)))
     check_steps(grid)
+
+
+def test_the_directory_of_a_comparison_is_that_of_no_run(tmp_path):
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'run.json').write_text('{}')
+    with pytest.raises(UserError, match='holds a run, and no comparison'):
+        record.made(tmp_path / 'run')
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match='is no directory'):
+        record.made(tmp_path / 'file')
+    with pytest.raises(UserError, match='cannot write in .*: give another --workdir'):
+        record.made(tmp_path / 'file' / 'below')
+    record.made(tmp_path / 'a' / 'grid')
+    assert not list((tmp_path / 'a' / 'grid').iterdir())
+    (tmp_path / 'a' / 'grid' / record.NAME).write_text('{}')
+    with pytest.raises(UserError, match='holds a comparison'), held(tmp_path / 'a' / 'grid'):
+        pass
+
+
+def test_power_counts_the_arms_that_have_the_figure():
+    grid = configs.grid('block_size')  # three bounds, and blocks of one token, exact
+    assert [power._compared(grid, x) for x in ('bits_per_byte', 'recall_span_10')] == [2, 3]
+    exact = replace(grid, arms=(grid.arms[3], *grid.arms[:3]))
+    with pytest.raises(UserError, match='no arm of block_size has a figure of it .* of block_1'):
+        power._compared(exact, 'bits_per_byte')
