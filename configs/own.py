@@ -10,6 +10,7 @@ import types
 from typing import TypeVar
 
 from llama_jax.errors import UserError
+from llama_jax.objectives import contract
 from llama_jax.paths import local
 from llama_jax.train.config_file import ConfigFile, executed, told
 from llama_jax.train.experiment import Experiment, from_dict, to_dict
@@ -83,6 +84,10 @@ def load(name: str, kind: type[Kind]) -> Kind:
 def recorded(experiment: Experiment, name: str) -> Experiment:
     """The experiment as a run of it would read it back. Raises UserError for what no record can
     hold, before anything is trained."""
+    try:
+        contract.check(experiment.objective)
+    except UserError as error:
+        raise UserError(f'{name}: {error} (docs/adding_an_objective.md)') from error
     try:
         plain = json.loads(json.dumps(to_dict(experiment)))
         again = from_dict(plain)

@@ -243,8 +243,14 @@ def _check_carried(
     """Raise UserError where what the objective carries beside the parameters cannot be."""
     objective = experiment.objective
     params = {**layers.abstract(model), **({EXTRA: extra} if extra else {})}
-    carried = jax.eval_shape(lambda p: objective.carried(model, p, jax.random.key(0)), params)
-    layout.check_params({'carried': carried}, device_mesh)
+    try:
+        carried = jax.eval_shape(lambda p: objective.carried(model, p, jax.random.key(0)), params)
+        layout.check_params({'carried': carried}, device_mesh)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f'{type(objective).__name__}.carried gives no dict of arrays whose names end in the '
+            f'letters of their dimensions: {error}'
+        ) from error
     if carried and not isinstance(experiment.tune, Full):
         raise UserError(
             f'{type(objective).__name__} carries a copy of what is trained, and that has to be the '

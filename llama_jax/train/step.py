@@ -19,6 +19,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.layers import Params
 from llama_jax.model.tune import FULL, Tune
 from llama_jax.objectives.base import ALONE, EXTRA, Batch, Context, Loss, Objective, backbone
+from llama_jax.objectives.contract import checked
 from llama_jax.optim.average import averaged
 from llama_jax.optim.spikes import SpikeState
 
@@ -69,7 +70,8 @@ def loss_of(
     """The objective's loss sums under `params`, its own parameters among them, and all that is
     frozen as well; see `tune.combined`."""
     model, extra = layers.bind(config, backbone(params)), params.get(EXTRA, {})
-    return objective.loss(model, batch, extra=extra, compute=compute, key=key, context=context)
+    loss = objective.loss(model, batch, extra=extra, compute=compute, key=key, context=context)
+    return checked(loss, objective)
 
 
 def initial_state(
