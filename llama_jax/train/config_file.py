@@ -34,7 +34,8 @@ class ConfigFile:
 
     def facts(self) -> dict[str, Any]:
         """For run.json and grid.json."""
-        return {'file': str(self.path), 'name': self.name, 'sha256': self.digest}
+        own = {'objectives': sorted(plain.own_names())} if plain.own_names() else {}
+        return {'file': str(self.path), 'name': self.name, 'sha256': self.digest, **own}
 
     def keep(self, workdir: Path) -> None:
         """Write the file's text into a run's directory."""
@@ -79,7 +80,16 @@ def know_objectives(workdir: Path, facts: dict[str, Any], *records: Any) -> None
     Raises UserError where that is not the file that `facts`, the run's record, tell of.
     """
     named = {name for record in records for name in plain.own_classes(record['objective'])}
-    kept = facts.get('configuration')
+    kept = facts.get('configuration') or {}
+    of_file = {*kept.get('objectives', ())} & {
+        name for record in records for name in plain.all_classes(record['objective'])
+    }
+    if of_file - named:
+        raise UserError(
+            f'{workdir} was trained by an objective {min(of_file - named)} of {kept["file"]}, and '
+            'this version has one of that name, which may be another: give that of this version '
+            'another name, or use the version of then'
+        )
     if not named or not kept:
         return
     path = workdir / NAME
@@ -95,7 +105,17 @@ def know_objectives(workdir: Path, facts: dict[str, Any], *records: Any) -> None
             f'{path} defines the objective {min(named)} and is not what the run has kept: put back '
             f'the copy of {kept["file"]}'
         )
-    executed(file)
+    beside = str(Path(kept['file']).resolve().parent)
+    if beside not in sys.path:
+        sys.path.append(beside)
+    try:
+        executed(file)
+    except UserError as error:
+        if not isinstance(error.__cause__, ModuleNotFoundError):
+            raise
+        raise UserError(
+            f'{error}: modules beside {kept["file"]} are not kept with a run, put them back there'
+        ) from error
 
 
 def told(error: BaseException, path: Path) -> str:

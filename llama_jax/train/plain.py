@@ -33,12 +33,22 @@ def know(module: types.ModuleType) -> None:
             _OWN[name] = cls  # type: ignore[assignment]
 
 
+def own_names() -> set[str]:
+    """The objectives that are known from the file of a configuration."""
+    return {*_OWN}
+
+
 def own_classes(record: Any) -> set[str]:
     """The classes that a record of an objective names and the project does not have."""
+    return all_classes(record) - {*_ours()}
+
+
+def all_classes(record: Any) -> set[str]:
+    """The classes that a record of an objective names."""
     if isinstance(record, dict):
-        found = set().union(*map(own_classes, record.values()))
-        return found | {record['class']} - {*_ours()} if 'class' in record else found
-    return set().union(*map(own_classes, record)) if isinstance(record, list) else set()
+        found = set().union(*map(all_classes, record.values()))
+        return found | {record['class']} if 'class' in record else found
+    return set().union(*map(all_classes, record)) if isinstance(record, list) else set()
 
 
 def _ours() -> dict[str, type]:

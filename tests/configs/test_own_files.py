@@ -134,7 +134,7 @@ def test_a_directory_may_have_py_in_its_name(directory, tmp_path, monkeypatch):
                 return dataclasses.replace(configs.get('quickstart'), objective=Mine())
             """,
             ':experiment',
-            "cannot be written down, so that no run could go on: the record names a 'Mine'",
+            'Mine has no reads: derive it from Base (docs/adding_an_objective.md)',
         ),
         (
             """

@@ -162,3 +162,46 @@ def test_a_run_of_a_grid_takes_it_from_the_file_that_is_kept(mine, tmp_path, mon
         planned, _ = record.planned(tmp_path / 'grid', place)
         wanted = next(one.experiment for one in grid.arms if one.name == arm)
         assert to_dict(planned.experiment)['objective'] == to_dict(wanted)['objective']
+
+
+def test_one_of_the_project_is_not_taken_for_that_of_a_file(mine, tmp_path, monkeypatch):
+    """That was a prototype in a file, and stands in the registry since."""
+    name = mine.replace(':run', ':part')
+    experiment = configs.get(name)
+    file = configs.own.config_file(name)
+    file.keep(tmp_path)
+    facts = {'configuration': json.loads(json.dumps(file.facts()))}
+    assert facts['configuration']['objectives'] == ['Backwards']
+    written = to_dict(experiment)
+    config_file.know_objectives(tmp_path, facts, written)
+    ours = {**plain.REGISTRY, 'backwards': type(experiment.objective.parts[0])}
+    monkeypatch.setattr(plain, 'REGISTRY', ours)
+    monkeypatch.setattr(plain, '_OWN', {})
+    with pytest.raises(
+        UserError, match='an objective Backwards of .*mine.py, and this version has'
+    ):
+        config_file.know_objectives(tmp_path, facts, written)
+
+
+def test_modules_beside_the_file_are_found_where_they_were(mine, tmp_path, monkeypatch):
+    beside = tmp_path / 'beside'
+    beside.mkdir()
+    (beside / 'helper_of_mine.py').write_text('SHARE = 0.5')
+    (beside / 'settings.json').write_text((tmp_path / 'settings.json').read_text())
+    (beside / 'own.py').write_text(FILE.replace('import json', 'import helper_of_mine, json'))
+    name = f'{beside / "own.py"}:run'
+    experiment, file = configs.get(name), configs.own.config_file(name)
+    (tmp_path / 'run').mkdir()
+    file.keep(tmp_path / 'run')
+    facts = {'configuration': file.facts()}
+    # Another process.
+    monkeypatch.delitem(sys.modules, 'helper_of_mine')
+    monkeypatch.setattr(sys, 'path', [x for x in sys.path if x != str(beside)])
+    monkeypatch.setattr(plain, '_OWN', {})
+    config_file.know_objectives(tmp_path / 'run', facts, to_dict(experiment))
+    assert plain.own_names() == {'Backwards'}
+    (beside / 'helper_of_mine.py').unlink()
+    monkeypatch.delitem(sys.modules, 'helper_of_mine')
+    monkeypatch.setattr(plain, '_OWN', {})
+    with pytest.raises(UserError, match="No module named 'helper_of_mine'.*beside .*own.py"):
+        config_file.know_objectives(tmp_path / 'run', facts, to_dict(experiment))
