@@ -134,8 +134,8 @@ _ENCODER = ('name', 'objective', 'model.encoder_layers')
 def objectives() -> Grid:
     """Every objective on one backbone of 10 million parameters.
 
-    Launch: python -m experiments.compare objectives --seeds 3 --workdir runs/objectives
-            python -m experiments.compare objectives --seeds 3 --workdir runs/objectives --lr-sweep
+    Launch: python -m experiments.compare objectives --seeds 3 --workdir runs/objectives \\
+                --tune-rates
     Expected: causal and FIM lead in likelihood, objectives that see both sides in infilling, the
     contrastive arms in retrieval. About an hour per run on two CPU cores, 36 runs: a machine with
     many cores takes several at once (--jobs), several machines an arm each (--only).

@@ -198,12 +198,14 @@ def check_texts(suite: Suite, experiment: Experiment) -> None:
 def _why(name: str, found: Texts) -> str:
     """What to say of a metric that is n/a."""
     needs = METRICS[name].needs
-    return next((found.absent[what] for what in needs if what in found.absent), _OBJECTIVE)
+    other = _SMALL if '_span_' in name or name.startswith('recall') else _OBJECTIVE
+    return next((found.absent[what] for what in needs if what in found.absent), other)
 
 
 _LEAST_POOL = 8
 """Pairs of a retrieval: of fewer an interval says nothing."""
-_OBJECTIVE = 'the objective cannot be asked for it, or the pool is too small'
+_OBJECTIVE = 'the objective cannot be asked for it'
+_SMALL = 'there are no more pairs than it looks for: give more text'
 
 
 class _Measuring:

@@ -54,9 +54,11 @@ class Bart(TokenPrediction):
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
-            raise UserError(f'the share {self.rate} of masked tokens must be in (0, 1)')
+            raise UserError(
+                f'--objective.rate {self.rate}: the share of masked tokens must be in (0, 1)'
+            )
         if self.mean_span <= 0:
-            raise UserError(f'a mean span of {self.mean_span} tokens must be positive')
+            raise UserError(f'--objective.mean-span {self.mean_span}: it must be positive')
 
     @property
     def causal(self) -> bool:

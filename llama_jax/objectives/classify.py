@@ -68,7 +68,9 @@ class Classification(Base):
         if len(set(self.labels)) < len(self.labels):
             raise UserError(f'the labels {_named(self.labels)} have one twice: name each once')
         if not 0 <= self.dropout < 1:
-            raise UserError(f'the dropout {self.dropout} of the head must be in [0, 1)')
+            raise UserError(
+                f'--objective.dropout {self.dropout}: that of the head must be in [0, 1)'
+            )
         weights = self.class_weights
         if self.balance == 'none' and weights:
             raise UserError("class weights have no effect where balance is 'none': set it to given")

@@ -72,7 +72,7 @@ class InfoNCE(Base):
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:
-            raise UserError(f'the temperature {self.temperature} must be positive')
+            raise UserError(f'--objective.temperature {self.temperature}: it must be positive')
         if self.chunks < 1:
             raise UserError(f'{self.chunks} chunks: the batch is encoded in 1 or more')
         if not 0 <= self.delete < 1:

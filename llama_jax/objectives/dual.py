@@ -48,11 +48,11 @@ class Dual(MaskedDiffusion):
     def __post_init__(self) -> None:
         if not 0 < self.causal_share < 1:
             raise UserError(
-                f'a share {self.causal_share} of causal texts leaves one of the two without any: '
-                'give (0, 1), or take causal or masked diffusion alone'
+                f'--objective.causal-share {self.causal_share} leaves one of the two without any '
+                'text: give a share in (0, 1), or take causal or masked diffusion alone'
             )
         if self.causal_weight <= 0:
-            raise UserError(f'the weight {self.causal_weight} of causal texts must be positive')
+            raise UserError(f'--objective.causal-weight {self.causal_weight}: it must be positive')
         if self.curriculum_steps < 0:
             raise UserError(
                 f'--objective.curriculum-steps is {self.curriculum_steps}: give the steps of the '

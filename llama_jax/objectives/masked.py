@@ -41,7 +41,9 @@ class MaskedLM(TokenPrediction):
 
     def __post_init__(self) -> None:
         if not 0 < self.rate <= 1:
-            raise UserError(f'the share {self.rate} of masked tokens must be in (0, 1]')
+            raise UserError(
+                f'--objective.rate {self.rate}: the share of masked tokens must be in (0, 1]'
+            )
 
     @property
     def causal(self) -> bool:

@@ -28,7 +28,9 @@ class PrefixLM(TokenPrediction):
 
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0 <= self.ratio < 1:
-            raise UserError(f'the share {self.ratio} of the prefix must be in [0, 1)')
+            raise UserError(
+                f'--objective.ratio {self.ratio}: the share of the prefix must be in [0, 1)'
+            )
 
     @property
     def causal(self) -> bool:

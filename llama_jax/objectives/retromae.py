@@ -58,9 +58,11 @@ class RetroMAE(Base):
 
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
-            raise UserError(f'the rate {self.rate} of masked tokens is not in (0, 1)')
+            raise UserError(
+                f'--objective.rate {self.rate}: that of masked tokens must be in (0, 1)'
+            )
         if not 0 < self.decoder_rate <= 1:
-            raise UserError(f'the rate {self.decoder_rate} of the decoder is not in (0, 1]')
+            raise UserError(f'--objective.decoder-rate {self.decoder_rate}: it must be in (0, 1]')
 
     @property
     def marks(self) -> bool:

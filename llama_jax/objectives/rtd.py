@@ -57,9 +57,13 @@ class ReplacedTokens(Base):
 
     def __post_init__(self) -> None:
         if not 0 < self.generator <= 1:
-            raise UserError(f'a generator of {self.generator} of the width: give (0, 1]')
+            raise UserError(
+                f'--objective.generator {self.generator}: its share of the width must be in (0, 1]'
+            )
         if not 0 < self.rate < 1:
-            raise UserError(f'the rate {self.rate} of masked tokens is not in (0, 1)')
+            raise UserError(
+                f'--objective.rate {self.rate}: that of masked tokens must be in (0, 1)'
+            )
 
     @property
     def causal(self) -> bool:

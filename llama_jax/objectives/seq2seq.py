@@ -45,7 +45,9 @@ class SequenceToSequence(TokenPrediction):
 
     def __post_init__(self) -> None:
         if self.share is not None and not 0 < self.share < 1:
-            raise UserError(f'the share {self.share} of the encoder must be in (0, 1)')
+            raise UserError(
+                f'--objective.share {self.share}: that of the encoder must be in (0, 1)'
+            )
         if self.share is not None and not self.encoder:
             raise UserError('a share for the encoder has no effect without one: leave it out')
         for name in ('chat', 'between', 'prefix'):

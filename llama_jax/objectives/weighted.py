@@ -83,9 +83,11 @@ class Weighted(Base):
                     + ('needs positions' if has else 'reads those of the first part: give it 0')
                 )
         if min(self.shares) < 0 or not math.isclose(sum(self.shares), 1, abs_tol=1e-6):
-            raise UserError(f'the shares {self.shares} of a row must be positive and 1 in all')
+            raise UserError(
+                f'--objective.shares {self.shares}: shares of a row must be positive and 1 in all'
+            )
         if min(self.weights) <= 0:
-            raise UserError(f'the weights {self.weights} of a sum must be positive')
+            raise UserError(f'--objective.weights {self.weights}: they must be positive')
         check_parts(self.parts, 'a sum', joining=True)
 
     @property

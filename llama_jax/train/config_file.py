@@ -38,8 +38,13 @@ class ConfigFile:
         return {'file': str(self.path), 'name': self.name, 'sha256': self.digest, **own}
 
     def keep(self, workdir: Path) -> None:
-        """Write the file's text into a run's directory."""
-        (workdir / NAME).write_bytes(self.source)
+        """Write the file's text into a run's directory. Another that is there, by which earlier
+        steps were trained, stays under the beginning of its hash."""
+        path = workdir / NAME
+        if path.exists() and (before := path.read_bytes()) != self.source:
+            earlier = hashlib.sha256(before).hexdigest()[:12]
+            (workdir / f'{path.stem}-{earlier}.py').write_bytes(before)
+        path.write_bytes(self.source)
 
 
 def edited(facts: dict[str, Any], config_file: ConfigFile | None) -> list[str]:
@@ -50,7 +55,8 @@ def edited(facts: dict[str, Any], config_file: ConfigFile | None) -> list[str]:
         return []
     return [
         f'{config_file} is not as it was when the run was last started (sha256 '
-        f'{before["sha256"][:12]} -> {config_file.digest[:12]}); its {NAME} is written anew'
+        f'{before["sha256"][:12]} -> {config_file.digest[:12]}); its {NAME} is written anew, '
+        f'the one of then stays as {NAME[:-3]}-{before["sha256"][:12]}.py'
     ]
 
 

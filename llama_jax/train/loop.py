@@ -245,6 +245,14 @@ def _failure(run: Run, what: str, error: BaseException) -> UserError:
     return UserError(f'{text} (all of it in {path}); the run goes on from step {run.saved}')
 
 
+def _cause(run: Run, step: int, in_a_row: int) -> str:
+    """What to look at first."""
+    if in_a_row == step:  # from the first one on: no rate has done this
+        name = type(run.experiment.objective).__name__
+        return f'No step was finite: look at the loss of {name}, or at what the run starts from,'
+    return 'Lower --optimizer.schedule.peak'
+
+
 def _finish(run: Run, pending: Pending | None) -> Told:
     """Wait for a step and record it; what all processes know of each other by then.
 
@@ -269,7 +277,7 @@ def _finish(run: Run, pending: Pending | None) -> Told:
         raise DivergedError(
             f'stopped at step {pending.step}: loss or gradient was not finite for {in_a_row} steps '
             f'in a row, last on {lanes} (kept in {kept}); the parameters are those of before. '
-            'Lower --optimizer.schedule.peak and start again, which goes on from the newest '
+            f'{_cause(run, pending.step, in_a_row)} and start again, which goes on from the newest '
             f'checkpoint; or begin with an earlier one, --start {run.workdir}@STEP in another '
             '--workdir; or look at the data'
         )

@@ -74,7 +74,10 @@ def test_it_is_the_configuration_with_another_objective(read, line, objective):
         ('--objective weighted --objective.parts causal mask', 'did you mean masked'),
         ('--objective weighted --objective.parts causal distill', 'needs teacher.*mine.py:NAME'),
         ('--objective weighted --objective.parts causal dpo', 'DPO is no part of a sum'),
-        ('--objective masked --objective.rate 2', 'share 2.0 of masked tokens'),
+        (
+            '--objective masked --objective.rate 2',
+            '--objective.rate 2.0: the share of masked tokens',
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(read, line, told):
