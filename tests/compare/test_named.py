@@ -198,3 +198,16 @@ def test_power_counts_the_arms_that_have_the_figure():
     exact = replace(grid, arms=(grid.arms[3], *grid.arms[:3]))
     with pytest.raises(UserError, match='no arm of block_size has a figure of it .* of block_1'):
         power._compared(exact, 'bits_per_byte')
+
+
+def test_another_suite_is_refused_once_something_was_measured(tmp_path):
+    grid = configs.grid('objectives_small')
+    record.write(tmp_path, grid, Proof({}, []), 'x')
+    other = replace(grid, suite=replace(grid.suite, topics_field='genre', windows=8))
+    record.check_workdir(tmp_path, other)
+    with pytest.raises(UserError, match='holds another grid; it differs in name'):
+        record.check_workdir(tmp_path, replace(other, name='else'))
+    (tmp_path / 'causal' / 'seed-0').mkdir(parents=True)
+    (tmp_path / 'causal' / 'seed-0' / FINISHED).write_text('{}')
+    with pytest.raises(UserError, match='suite.topics_field.*suite.windows'):
+        record.check_workdir(tmp_path, other)
