@@ -91,6 +91,10 @@ def test_a_part_of_a_sum_is_looked_at():
 def test_kinds_of_classes():
     with pytest.raises(UserError, match='Mine is no frozen dataclass'):
         check(frozen=False)
+    with pytest.raises(UserError, match='Mine has no loss'):
+        check('')
+    # A helper of a base, of whatever name, may be replaced.
+    check('def exampel(self): ...', base=made(GOOD + 'def exampel(self): ...'))
     with pytest.raises(UserError, match='the objective is the class CausalLM'):
         contract.check(CausalLM)
 
