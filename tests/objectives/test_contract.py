@@ -91,7 +91,7 @@ def test_a_part_of_a_sum_is_looked_at():
 def test_kinds_of_classes():
     with pytest.raises(UserError, match='Mine is no frozen dataclass'):
         check(frozen=False)
-    with pytest.raises(UserError, match='Mine has no loss'):
+    with pytest.raises(UserError, match='Mine has no example'):
         check('')
     # A helper of a base, of whatever name, may be replaced.
     check('def exampel(self): ...', base=made(GOOD + 'def exampel(self): ...'))
