@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,8 @@ from llama_jax.data.record import Text
 from llama_jax.errors import UserError
 from llama_jax.objectives import REGISTRY
 from llama_jax.objectives.base import Base, Loss, Objective
+
+log = logging.getLogger(__name__)
 
 _PROPERTIES = (property, functools.cached_property)
 _NEAR = 0.8
@@ -44,8 +47,10 @@ def checked(loss: Any, objective: Any) -> Loss:
             f'{name}.loss returns {type(loss).__name__}: return Loss(total, weight, metrics), sums '
             'over the batch'
         )
-    sums = {'total': loss.total, 'weight': loss.weight, **loss.metrics, **loss.weights}
-    for what, x in sums.items():
+    sums = [('total', loss.total), ('weight', loss.weight)]
+    for named in (loss.metrics, loss.weights, loss.largest):
+        sums += named.items()
+    for what, x in sums:
         shape = jax.numpy.shape(x)
         if shape:
             raise UserError(
@@ -67,8 +72,10 @@ def _with_parts(value: Any, *, of_run: bool = False) -> Iterator[Any]:
 
 
 def _check_kind(cls: type) -> None:
-    made = vars(cls).get('__dataclass_params__')
-    if made is None or not made.frozen:
+    made = getattr(cls, '__dataclass_params__', None)
+    fields = [x for x in vars(cls).get('__annotations__', {}).values() if 'ClassVar' not in str(x)]
+    # A class that adds no fields may leave it to its base.
+    if made is None or not made.frozen or (fields and '__dataclass_params__' not in vars(cls)):
         raise UserError(
             f'{cls.__name__} is no frozen dataclass: put @dataclass(frozen=True) above it'
         )
@@ -93,9 +100,9 @@ def _check_class(cls: type) -> None:
     contract = _contract()
     _check_misspelt(cls, contract)
     for name, wanted in contract.items():
-        found = inspect.getattr_static(cls, name, None)
+        found = inspect.getattr_static(cls, name, dataclasses.MISSING)
         of_field = name in {field.name for field in dataclasses.fields(cls)}
-        if found is None and not of_field:
+        if found is dataclasses.MISSING and not of_field:
             raise UserError(f'{cls.__name__} has no {name}{_near(name, cls)}: derive it from Base')
         if isinstance(wanted, _PROPERTIES):
             if inspect.isfunction(found):
@@ -110,11 +117,12 @@ def _check_class(cls: type) -> None:
 def _check_parameters(cls: type, name: str, found: Any, wanted: Any) -> None:
     """Those of the contract have to be there, by their names, and none that it does not give."""
     own, given = (inspect.signature(f).parameters for f in (found, wanted))
-    any_name = any(p.kind is p.VAR_KEYWORD for p in own.values())
+    kinds = {p.kind for p in own.values()}
     lacks = [
         p.name
         for p in given.values()
-        if p.name not in own and not (any_name and p.kind is p.KEYWORD_ONLY)
+        if p.name not in own
+        and (p.VAR_KEYWORD if p.kind is p.KEYWORD_ONLY else p.VAR_POSITIONAL) not in kinds
     ]
     more = [
         p.name
@@ -123,11 +131,6 @@ def _check_parameters(cls: type, name: str, found: Any, wanted: Any) -> None:
         and p.default is p.empty
         and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
     ]
-    optional = [
-        p.name
-        for p in given.values()
-        if p.default is not p.empty and p.name in own and own[p.name].default is p.empty
-    ]
     # Where a parameter may be given by position here and not there, types of the command line
     # take the two for different methods.
     place = [
@@ -135,8 +138,8 @@ def _check_parameters(cls: type, name: str, found: Any, wanted: Any) -> None:
         for p in given.values()
         if p.name in own and p.kind is p.KEYWORD_ONLY and own[p.name].kind is not p.KEYWORD_ONLY
     ]
-    if lacks or more or optional or place:
-        wrong = ', '.join(dict.fromkeys([*lacks, *more, *optional, *place]))
+    if lacks or more or place:
+        wrong = ', '.join([*lacks, *more, *place])
         raise UserError(
             f'{cls.__name__}.{name} takes {_told(own)}, and is called with {_told(given)}: mend '
             f'{wrong}'
@@ -158,7 +161,7 @@ def _told(parameters: Any) -> str:
 
 
 def _check_misspelt(cls: type, contract: dict[str, Any]) -> None:
-    """A member that is nearly one of the contract would be left alone, and the usual one used;
+    """Say so of a member that is nearly one of the contract, of which the usual one is used;
     names that objectives of this project have for themselves, such as `encode`, are meant."""
     ours = {base for one in REGISTRY.values() for base in one.__mro__}
     for name, member in vars(cls).items():
@@ -174,20 +177,14 @@ def _check_misspelt(cls: type, contract: dict[str, Any]) -> None:
         ]
         near = difflib.get_close_matches(name, alike, 1, _NEAR)
         if near:
-            raise UserError(
-                f'{cls.__name__} has {name}, which nobody calls: did you mean {near[0]}? If not, '
-                'give it another name, or one that begins with _'
-            )
+            log.warning('%s has %s, which nobody calls: was %s meant?', cls.__name__, name, near[0])
 
 
 def _check_needed(objective: Any) -> None:
     """What `Base` has no usual answer for."""
     cls = type(objective)
-    needed = ['loss', 'flops']
-    if not objective.joins:
-        needed += (
-            ['example', 'sizes'] if objective.reads is Text else ['example', 'whole', 'encoded']
-        )
+    own = ['encoded', 'whole', 'example'] if objective.reads is not Text else ['sizes', 'example']
+    needed = ['loss', 'flops', *(['beside'] if objective.joins else own)]
     for name in needed:
         if getattr(cls, name, None) in (None, getattr(Base, name, None)):
             raise UserError(f'{cls.__name__} has no {name}{_near(name, cls)}')

@@ -100,7 +100,7 @@ class Weighted(Base):
             middle=next((one.middle for one in asked if one.middle), None),
             infill=next((one.infill for one in asked if one.infill), None),
             text=any(one.text for one in asked),
-            begins=any(one.begins for one in asked),
+            begins=any(part.reading.begins for part in self.parts if not part.joins),
             unmasks=next((one.unmasks for one in asked if one.unmasks), None),
         )
 

@@ -85,7 +85,9 @@ class Checkpoints:
         self._scores = scores if same else {}
         self._history = history if same else {}
         self.forgotten = () if same else tuple(scores)
-        self._told_saved = read_only or bool(committed(directory.parent))
+        self._told_saved = bool(read_only or steps or committed(directory.parent))
+        if not self._told_saved:  # whoever finds no checkpoint later knows that none was there
+            self._write_scores()
 
     def save(self, step: int, items: Items, *, metadata: dict[str, Any]) -> None:
         """Begin to save; the arrays may be donated as soon as this returns.
@@ -96,8 +98,6 @@ class Checkpoints:
         metadata = {**metadata, 'checksums': {name: checksum(item) for name, item in items.items()}}
         try:
             self.wait()
-            if not self._told_saved:  # whoever finds no checkpoint then knows that none was there
-                self._write_scores()
             self._orbax.save_checkpointables_async(
                 step, items, force=True, custom_metadata=metadata
             )

@@ -246,6 +246,8 @@ def _check_carried(
     try:
         carried = jax.eval_shape(lambda p: objective.carried(model, p, jax.random.key(0)), params)
         layout.check_params({'carried': carried}, device_mesh)
+    except UserError:
+        raise
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f'{type(objective).__name__}.carried gives no dict of arrays whose names end in the '

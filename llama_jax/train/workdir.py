@@ -42,6 +42,11 @@ def held(workdir: Path) -> Iterator[None]:
         yield
         return
     path = workdir / LOCK
+    if (workdir / _GRID).exists():
+        raise UserError(
+            f'{workdir} holds a comparison ({_GRID}), whose runs are in directories of their own: '
+            'give another --workdir'
+        )
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file = path.open('a+')
@@ -50,11 +55,6 @@ def held(workdir: Path) -> Iterator[None]:
             f'cannot write in {workdir} ({error.strerror}): give another --workdir'
         ) from error
     with file:
-        if (workdir / _GRID).exists():
-            raise UserError(
-                f'{workdir} holds a comparison ({_GRID}), whose runs are in directories of their '
-                'own: give another --workdir'
-            )
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -115,10 +115,10 @@ def unsaved(workdir: Path) -> bool:
     saving, training = (run['experiment'].get(name, {}) for name in ('checkpoint', 'train'))
     first = min(saving.get('every') or math.inf, training.get('steps', math.inf))
     reached = max((line['step'] for line in lines), default=0)
-    # A run that is killed while its first checkpoint is on the way has none, and may begin anew.
-    saved = committed(workdir)
-    if saved is None:  # of an earlier version, which did not say
-        saved = reached >= first
+    # A run that is killed while its first checkpoint is on the way has none, and may begin anew;
+    # the second is only begun once the first is on disk.
+    told = committed(workdir)  # None: an earlier version did not say
+    saved = told or reached >= (first if told is None else 2 * first)
     if (lines and saved) or any('resumed' in str(line.get('text')) for line in lines):
         raise UserError(
             f'{workdir} holds the records of a run that reached step {reached}, but none of its '

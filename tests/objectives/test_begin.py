@@ -40,4 +40,5 @@ def test_of_several_parts():
     # A schedule leaves a model of its last part; a sum reads texts of both kinds.
     assert not Switch((CausalLM(), apart), begins=(0, 10)).reading.begins
     assert Switch((apart, CausalLM()), begins=(0, 10)).reading.begins
+    assert not Weighted((SpanCorruption(), shared), (1.0, 0.1), (1.0, 0.0)).reading.begins
     assert Weighted((CausalLM(), apart), (1.0, 0.1), (0.5, 0.5)).reading.begins
