@@ -5,7 +5,7 @@ import csv
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ Numbered = tuple[str, int]  # a text (or JSON), and the number of its line or re
 
 _MOST_BAD = 10
 _MOST_CHARACTERS = 1 << 30  # of a record in JSON, which has to fit in memory several times
+_LOOKED_AT = 1000
+"""Lines of a table that tell how it is written."""
 _SPACE = re.compile(r'[ \t\r\n]*')
 
 
@@ -191,38 +193,39 @@ def _as_much_again(content: Iterator[str], length: int) -> str:
 
 def columns(content: Iterator[str]) -> list[str]:
     """The names in the first line of a table; none where it is no table."""
-    first = next(_with_ends(content), '')
     try:
-        return next(csv.reader([first], delimiter=_delimiter(first), strict=True), [])
+        return _rows(_with_ends(content))[0]
     except csv.Error:
         return []
 
 
 def from_table(content: Iterator[str], path: Path, *, field: str | None) -> Iterator[Numbered]:
     """The text of every row below the first, which names the columns; a cell in quotes may hold
-    line ends (RFC 4180). Cells are separated by commas, or by the semicolons or tabs that the first
-    line has more of. The number is that of the row's last line.
+    line ends (RFC 4180). Cells are separated by commas, semicolons or tabs, by which the first line
+    has most; between tabs a quote is a letter where the first lines do not close each, as in many
+    dumps. The number is that of the row's last line.
 
-    Raises UserError for the first ten rows without the text, and for quotes that do not close.
+    Raises UserError for columns of one name, for the first ten rows without the text, and for
+    quotes that do not close.
     """
-    bad, lines = BadRecords(path, 'line', field), _with_ends(content)
+    bad = BadRecords(path, 'line', field)
     csv.field_size_limit(_MOST_CHARACTERS)
-    first = next(lines, '')
-    rows = csv.DictReader(itertools.chain([first], lines), delimiter=_delimiter(first), strict=True)
+    line = 1
     try:
+        names, rows = _rows(_with_ends(content))
+        if len(set(names)) < len(names):
+            raise UserError(f'{str(path)!r} names a column twice ({", ".join(names)}): rename one')
         for row in rows:
-            if None in row:
-                bad.note(
-                    rows.line_num, f'has more cells than the first line names ({len(row) - 1})'
-                )
-                continue
-            value = {name: cell for name, cell in row.items() if cell is not None}
-            if (text := bad.text(value, rows.line_num)) is not None:
-                yield text, rows.line_num
+            line = rows.line_num
+            more = row[len(names) :]
+            if any(more):
+                bad.note(line, f'has more cells than the first line names ({len(names)})')
+            elif row and (text := bad.text(dict(zip(names, row, strict=False)), line)) is not None:
+                yield text, line
     except csv.Error as error:
         raise UserError(
-            f'{str(path)!r}, what follows line {rows.line_num} is no row of a table ({error}): '
-            'mend it, or rename the file to .txt to read it as text'
+            f'{str(path)!r}, what follows line {line} is no row of a table ({error}): mend it, or '
+            'rename the file to .txt to read it as text'
         ) from None
     bad.check()
 
@@ -232,8 +235,29 @@ def _with_ends(content: Iterator[str]) -> Iterator[str]:
     return (f'{line}\n' for line in split_lines(content, '\n'))
 
 
-def _delimiter(first: str) -> str:
-    return max(',;\t', key=first.count)
+def _rows(lines: Iterator[str]) -> tuple[list[str], Any]:
+    """The names of the columns, and a reader of the rows below, which knows its `line_num`."""
+    head = list(itertools.islice(lines, _LOOKED_AT))
+
+    def reader(lines: Iterable[str], delimiter: str, quoting: int = csv.QUOTE_MINIMAL) -> Any:
+        how: Any = {'delimiter': delimiter, 'quoting': quoting}
+        return csv.reader(lines, strict=True, **how)
+
+    def n_columns(delimiter: str) -> int:
+        try:
+            return len(next(reader(head[:1], delimiter), []))
+        except csv.Error:
+            return 0
+
+    delimiter, quoting = max(',;\t', key=n_columns), csv.QUOTE_MINIMAL
+    try:
+        for _ in reader(head, delimiter) if delimiter == '\t' else ():
+            pass
+    except csv.Error as error:
+        if len(head) < _LOOKED_AT or 'end of data' not in str(error):
+            quoting = csv.QUOTE_NONE
+    rows = reader(itertools.chain(head, lines), delimiter, quoting)
+    return [name.strip() for name in next(rows, [])], rows
 
 
 def from_parquet(path: Path, *, field: str | None, seen: Seen) -> Iterator[Numbered]:

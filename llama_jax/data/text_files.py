@@ -9,6 +9,7 @@ included.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -119,6 +120,10 @@ def _tell_tables(field: str, count: int, first: Path, names: str) -> None:
 def _of_records(source: Source, files: list[File], beside: set[Path]) -> list[File]:
     """The files that hold records. Of a directory, a README and the like are left out."""
     others = [file for file in files if file.format.structure == 'text']
+    if any(file.format.structure not in ('text', 'table') for file in files):
+        # A table that lies beside records is about them.
+        tables = (file for file in files if file.format.structure == 'table')
+        others += [file for file in tables if file.path in beside]
     wrong = [file for file in others if file.path not in beside]
     if wrong or len(others) == len(files):
         raise UserError(
@@ -184,12 +189,26 @@ def whole_records(source: Source, origins: Iterable[str]) -> dict[str, dict[str,
         wanted = left.get(file.name, set())
         if file.format.structure == 'text' or not wanted:
             continue
-        for text, origin in documents(Span(file), dataclasses.replace(how, field=None)):
-            if origin in wanted:
-                found[origin] = json.loads(text)
-                wanted.remove(origin)
-                if not wanted:
-                    break
+        with contextlib.suppress(UserError):  # of what is no object: it has no fields
+            for text, origin in documents(Span(file), dataclasses.replace(how, field=None)):
+                if origin in wanted:
+                    found[origin] = json.loads(text)
+                    wanted.remove(origin)
+                    if not wanted:
+                        break
+    return found
+
+
+def fields_of(source: Source) -> set[str]:
+    """The names of the fields of the first record in each file of a source of texts."""
+    files, how = files_of(source)
+    found: set[str] = set()
+    for file in files:
+        if file.format.structure != 'text':
+            with contextlib.suppress(UserError):
+                first = documents(Span(file), dataclasses.replace(how, field=None))
+                for text, _ in itertools.islice(first, 1):
+                    found |= json.loads(text).keys()
     return found
 
 

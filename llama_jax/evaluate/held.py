@@ -164,13 +164,13 @@ def records(
 
     `group`, `label` and `pair` are names of fields; one that a document lacks is ''. Without a
     group each document is one by itself. `selection`: whether choices see these sets; `whole`:
-    whether fields are asked for that a prepared text does not hold, but the record of its file.
+    whether the records of files are read though the first of them has none of these fields.
     """
     found = []
     for number, documents in enumerate(sets):
         n = min(len(documents), _DOCUMENTS // len(sets))
         numbers = np.linspace(0, len(documents), n, endpoint=False).astype(int).tolist()
-        beside = _of_files(documents, numbers) if whole else {}
+        beside = _of_files(documents, tuple(numbers), {group, label, *pair}, whole)
         for i in numbers:
             fields = _fields(documents, i, beside)
             found.append(
@@ -185,12 +185,25 @@ def records(
     return found
 
 
-def _of_files(documents: Documents, numbers: Sequence[int]) -> dict[str, dict[str, Any]]:
-    """The records of files that documents of text were taken from, by their origins."""
+def _of_files(
+    documents: Documents, numbers: tuple[int, ...], names: set[str], whole: bool
+) -> dict[str, dict[str, Any]]:
+    """The records of files that documents of text were taken from, by their origins; kept for the
+    next arm."""
     if documents.name not in FILES or isinstance(documents, RecordDocuments):
         return {}
-    origins = {documents.stored(i)['origin'].decode() for i in numbers}
-    return text_files.whole_records(documents.source, origins)
+    key = documents.digest, numbers
+    if key not in _RECORDS:
+        if not (whole or names & text_files.fields_of(documents.source)):
+            return {}
+        while len(_RECORDS) > 2:
+            del _RECORDS[next(iter(_RECORDS))]
+        origins = {documents.stored(i)['origin'].decode() for i in numbers}
+        _RECORDS[key] = text_files.whole_records(documents.source, origins)
+    return _RECORDS[key]
+
+
+_RECORDS: dict[tuple[str, tuple[int, ...]], dict[str, dict[str, Any]]] = {}
 
 
 def _fields(
@@ -205,7 +218,7 @@ def _fields(
             name: x.decode('utf-8', 'replace') if isinstance(x, bytes) else x
             for name, x in stored.items()
         }
-        fields = beside.get(str(fields.get('origin')), {}) | fields
+        fields |= beside.get(str(fields.get('origin')), {})
     found = {name: str(x) for name, x in fields.items() if isinstance(x, str | int | np.integer)}
     if documents.name in FILES and isinstance(stored.get('origin'), bytes):
         found['file'] = stored['origin'].decode('utf-8', 'replace').rpartition(':')[0]

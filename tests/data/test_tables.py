@@ -87,6 +87,38 @@ def test_what_is_no_table_is_told_by_its_line(tmp_path, content, words):
             read(tmp_path / 'a.csv')
 
 
+@pytest.mark.parametrize(
+    ('name', 'content', 'texts'),
+    [
+        ('a.tsv', 'id\ttext\n1\t"He said" yes\n2\tb\n', ['"He said" yes', 'b']),
+        ('a.tsv', 'id\ttext\n1\t"a\n', ['"a']),
+        ('a.tsv', 'id\ttext\n1\t"a ""b"""\n', ['a "b"']),
+        ('a.csv', 'text,id\nhello,1,\n,,\nb,2\n', ['hello', 'b']),  # a comma more
+        ('a.csv', 'id, text\n1, a\n', [' a']),  # a text is kept as it stands
+        ('a.csv', '"text";"a,b,c"\nx;y\n', ['x']),
+    ],
+)
+def test_tables_as_they_are_found(tmp_path, name, content, texts):
+    (tmp_path / name).write_text(content)
+    assert [text for text, _ in read(tmp_path / name)] == texts
+
+
+def test_a_column_that_is_named_twice_is_refused(tmp_path):
+    (tmp_path / 'a.csv').write_text('text,text\nhello,1\n')
+    with pytest.raises(UserError, match='names a column twice .text, text.: rename one'):
+        read(tmp_path / 'a.csv')
+
+
+def test_a_table_beside_records_is_left_out_of_them(tmp_path, caplog):
+    (tmp_path / 'a.jsonl').write_text('{"text": "one"}\n')
+    (tmp_path / 'labels.csv').write_text('id,name\n0,x\n')
+    files, _ = text_files.files_of(Source(text_files.RECORDS, files=(str(tmp_path),)))
+    assert [file.name for file in files] == ['a.jsonl'] and 'labels.csv' in caplog.text
+    named = str(tmp_path / 'a.jsonl'), str(tmp_path / 'labels.csv')
+    files, _ = text_files.files_of(Source(text_files.RECORDS, files=named))
+    assert len(files) == 2
+
+
 def test_rows_are_records(tmp_path):
     (tmp_path / 'a.csv').write_text(BY_HAND, newline='')
     source = Source(text_files.RECORDS, files=(str(tmp_path / 'a.csv'),))
@@ -106,5 +138,6 @@ def test_whole_records_of_texts_are_found_by_their_origins(tmp_path, name):
     source = Source('text_files', files=(str(tmp_path / name), str(tmp_path / 'b.txt')))
     origins = [f'{name}:{3 if name == "a.csv" else 1}', f'{name}:{4 if name == "a.csv" else 2}']
     found = text_files.whole_records(source, [*origins, 'b.txt:1', 'gone.jsonl:1'])
+    assert text_files.fields_of(source) == {'text', 'genre'}
     # The third, which is damaged, is not read.
     assert [found[origin]['genre'] for origin in origins] == ['n\ne', 'p'] and len(found) == 2

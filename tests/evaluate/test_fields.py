@@ -86,6 +86,34 @@ def test_fields_beside_the_text_of_a_file_are_asked_for_by_name(tokenizer, tmp_p
         assert any(k.startswith(head) and text.startswith(body) for k, text in by_head.items())
 
 
+def test_fields_of_the_usual_names_are_found_and_texts_without_fields_are_no_fault(
+    tokenizer, tmp_path
+):
+    rows = [
+        {
+            'docstring': f'What number {i} does, at some length.',
+            'body': f'f{i} ' * 40,
+            'origin': 'x',
+        }
+        for i in range(400)
+    ]
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    (tmp_path / 'plain.json').write_text(json.dumps([f'text {i} ' * 40 for i in range(400)]))
+    sources = (
+        Source('text_files', files=(str(tmp_path / 'rows.jsonl'),), field='body'),
+        Source('text_files', files=(str(tmp_path / 'plain.json'),)),
+    )
+    setting = types.SimpleNamespace(
+        data=DataConfig(sources=sources), objective=CausalLM(), model=MODEL
+    )
+    found = texts.of_run(SMALL, setting, tokenizer)
+    assert len(found.pairs.a) > 8 and 'pairs' not in found.absent
+    # Of a file its own field, not the place that was prepared.
+    check_texts(replace(SMALL, topics_field='origin'), setting)
+    named = texts.of_run(replace(SMALL, topics_field='origin'), setting, tokenizer)
+    assert 'no two values of origin' in named.absent['topics']
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
