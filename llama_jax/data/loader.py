@@ -109,8 +109,8 @@ class Loader:
             *(self.texts, weights, config.share, tokenizer, maker),
             *(batch, seq_len, seed, masks, epochs),
         )
-        if maker.reads is not Text:
-            recipe = _fitted(recipe, self.documents, config.too_long)
+        if maker.reads is not Text:  # `of` has measured them
+            recipe = of._recipe if of else _fitted(recipe, self.documents, config.too_long)
         recipe = dataclasses.replace(recipe, given=given)
         self._plan = recipe.plan()
         # One example tells which arrays there are, so that a host without rows knows as well.

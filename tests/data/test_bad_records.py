@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 
+from llama_jax.data import loader
 from llama_jax.data.config import DataConfig, Source
 from llama_jax.errors import UserError
 from tests.data.recording import (
@@ -20,6 +21,7 @@ from tests.data.recording import (
     take,
     written,
 )
+from tests.data.test_loader import assert_equal
 
 
 def test_bad_records_are_named_together(tmp_path, caplog):
@@ -93,9 +95,9 @@ def test_shares_and_epochs_are_of_what_is_read(tmp_path, share, too_long):
     }
     sources = [Source('text_files', files=(path,), split='all') for path in paths.values()]
     config = DataConfig(sources=tuple(sources), share=share, too_long=too_long)
-    with load(config, Chats()) as loader:
-        batches = list(itertools.islice(loader, 200))
-        told = loader.read(batches[-1]['cursor'])
+    with load(config, Chats()) as opened:
+        batches = list(itertools.islice(opened, 200))
+        told = opened.read(batches[-1]['cursor'])
     found = [text for text in segments(batches) if 'zz' not in text]
     n = {name: [len(text) for text in found if text[0] == name] for name in paths}
     read = [sum(n[name]) if share == 'tokens' else len(n[name]) for name in paths]
@@ -103,12 +105,12 @@ def test_shares_and_epochs_are_of_what_is_read(tmp_path, share, too_long):
     assert told['share/a'] == pytest.approx(sum(n['a']) / sum(map(sum, n.values())), abs=0.03)
     # An epoch of a source is all that is read of it.
     kept = {'a': 30 if too_long == 'drop' else 60, 'b': 60}
-    for name, label in zip(paths, loader.labels, strict=True):
+    for name, label in zip(paths, opened.labels, strict=True):
         assert told[f'epochs/{label}'] == pytest.approx(len(n[name]) / kept[name], rel=0.05)
     alone = dataclasses.replace(config, sources=tuple(sources[:1]))
-    with load(alone, Chats()) as loader:
-        n_batches = loader.batches(3)
-        found = list(segments(itertools.islice(loader, n_batches)))
+    with load(alone, Chats()) as opened:
+        n_batches = opened.batches(3)
+        found = list(segments(itertools.islice(opened, n_batches)))
     assert len(found) == pytest.approx(3 * kept['a'], rel=0.1)
 
 
@@ -118,10 +120,23 @@ def test_shares_of_short_and_long_records_are_of_their_tokens(tmp_path):
         for name, n in (('a', 1), ('b', 50))
     ]
     sources = [Source('text_files', files=(path,), split='all') for path in paths]
-    with load(DataConfig(sources=tuple(sources)), Chats()) as loader:
-        batches = list(itertools.islice(loader, 200))
-        told = loader.read(batches[-1]['cursor'])
+    with load(DataConfig(sources=tuple(sources)), Chats()) as opened:
+        batches = list(itertools.islice(opened, 200))
+        told = opened.read(batches[-1]['cursor'])
     assert told['share/a'] == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize('too_long', ['drop', 'truncate'])
+def test_records_are_measured_once_by_whoever_opens_them_again(tmp_path, monkeypatch, too_long):
+    """As each validation does."""
+    path = written(tmp_path / 'c.jsonl', [chat(i, 'y' * (20, 400)[i % 2]) for i in range(20)])
+    settings = {'maker': Chats(), 'epochs': 1}
+    with load(files(path, too_long=too_long), **settings) as first:
+        wanted = list(first)
+        monkeypatch.delattr(loader, '_fitted')
+        with load(files(path, too_long=too_long), **settings, of=first) as again:
+            assert_equal(list(again), wanted)
+    assert again.digest == first.digest
 
 
 def test_one_position_too_many_is_too_many(tmp_path):
