@@ -69,7 +69,7 @@ def main() -> None:
         )
     check_steps(grid)
     only(grid, [], options.only)
-    record.made(workdir)
+    record.check_place(workdir)
     grid = fair.resolved(grid)
     if options.match == 'flops':
         grid = match_flops(grid)

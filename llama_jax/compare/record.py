@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from dataclasses import asdict
@@ -50,18 +51,24 @@ def read(workdir: Path) -> dict[str, Any] | None:
         ) from error
 
 
-def made(workdir: Path) -> None:
-    """Makes the directory of a grid. Raises UserError where it cannot be, or holds a run."""
+def check_place(workdir: Path) -> None:
+    """Raise UserError for the directory of a grid that cannot be written or made, or that holds a
+    run; what is made to see this is taken away again."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f'{workdir} is no directory: give another --workdir')
     if (workdir / 'run.json').exists():
         raise UserError(f'{workdir} holds a run, and no comparison: give another --workdir')
+    new = [path for path in (workdir, *workdir.parents) if not path.exists()]
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=workdir):
             pass
     except OSError as error:
         raise _unwritable(workdir, error) from error
+    finally:
+        for path in new:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def _unwritable(workdir: Path, error: OSError) -> UserError:

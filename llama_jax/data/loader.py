@@ -95,6 +95,7 @@ class Loader:
         corpus = of.corpus if of else sources.open_sources(config, split, maker.reads)
         self.corpus: sources.Corpus = corpus
         self.texts: tuple[tokens.Texts, ...]
+        self._recipe: Recipe
         if of is not None:
             self.texts = of.texts
         elif maker.reads is Text:

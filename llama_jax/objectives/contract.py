@@ -47,10 +47,7 @@ def checked(loss: Any, objective: Any) -> Loss:
             f'{name}.loss returns {type(loss).__name__}: return Loss(total, weight, metrics), sums '
             'over the batch'
         )
-    sums = [('total', loss.total), ('weight', loss.weight)]
-    for named in (loss.metrics, loss.weights, loss.largest):
-        sums += named.items()
-    for what, x in sums:
+    for what, x in (('total', loss.total), ('weight', loss.weight)):
         shape = jax.numpy.shape(x)
         if shape:
             raise UserError(

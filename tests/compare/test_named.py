@@ -179,14 +179,16 @@ def test_the_directory_of_a_comparison_is_that_of_no_run(tmp_path):
     (tmp_path / 'run').mkdir()
     (tmp_path / 'run' / 'run.json').write_text('{}')
     with pytest.raises(UserError, match='holds a run, and no comparison'):
-        record.made(tmp_path / 'run')
+        record.check_place(tmp_path / 'run')
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='is no directory'):
-        record.made(tmp_path / 'file')
+        record.check_place(tmp_path / 'file')
     with pytest.raises(UserError, match='cannot write in .*: give another --workdir'):
-        record.made(tmp_path / 'file' / 'below')
-    record.made(tmp_path / 'a' / 'grid')
-    assert not list((tmp_path / 'a' / 'grid').iterdir())
+        record.check_place(tmp_path / 'file' / 'below')
+    record.check_place(tmp_path / 'a' / 'grid')
+    assert not (tmp_path / 'a').exists()
+    (tmp_path / 'a' / 'grid').mkdir(parents=True)
+    record.check_place(tmp_path / 'a' / 'grid')
     (tmp_path / 'a' / 'grid' / record.NAME).write_text('{}')
     with pytest.raises(UserError, match='holds a comparison'), held(tmp_path / 'a' / 'grid'):
         pass

@@ -151,8 +151,9 @@ def test_what_applies():
     assert row(SpanCorruption()) == row(UL2()) == (None, 'exact', 'exact', 'mark')
     assert row(Bart()) == (None, 'exact', 'exact', 'suffix')
     assert row(MaskedLM()) == (None, None, 'pseudo', 'length')
-    for objective in (ReplacedTokens(), InfoNCE(), Weighted((InfoNCE(),), (1.0,), (1.0,))):
-        assert objective.reading == NOTHING._replace(text=False)
+    assert ReplacedTokens().reading == NOTHING._replace(text=False)
+    for objective in (InfoNCE(), Weighted((InfoNCE(),), (1.0,), (1.0,))):
+        assert objective.reading == NOTHING._replace(text=False, begins=False)
     both = Weighted((InfoNCE(), CausalLM()), (1.0, 1.0), (0.5, 0.5))
     assert both.reading == LEFT_TO_RIGHT
     # Each question by the first part that can be asked it.

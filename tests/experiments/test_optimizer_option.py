@@ -68,4 +68,4 @@ def test_arms_of_a_grid_have_their_own_where_none_is_named(monkeypatch, words):
     monkeypatch.setattr(sys, 'argv', ['compare', 'muon', *words])
     grid, _ = cli.read_grid('compare', '')
     kinds = [type(arm.experiment.optimizer) for arm in grid.arms]
-    assert kinds == [AdamW, Muon]
+    assert kinds == [AdamW, Muon, Lion, Adafactor]

@@ -128,7 +128,7 @@ def test_kinds_of_classes():
         (jnp.ones(()), 'CausalLM.loss returns .*: return Loss'),
         (None, 'CausalLM.loss returns NoneType'),
         (Loss(jnp.ones(3), jnp.ones(()), {}), r'returns total of shape \[3\]'),
-        (Loss(jnp.ones(()), jnp.ones(()), {'a': jnp.ones(2)}), r'returns a of shape \[2\]'),
+        (Loss(jnp.ones(()), jnp.ones(2), {}), r'returns weight of shape \[2\]'),
     ],
 )
 def test_a_loss_is_a_sum(loss, words):
