@@ -140,9 +140,8 @@ def collect(
         topics = NO_LABELS
     order = examples.order(every, tokenizer, n=suite.order, length=suite.span, seed=seed)
     if min(map(len, order[1:])) < 2:
-        absent['order'] = (
-            f'{name} has too few held-out texts of {suite.span} tokens for three parts'
-        )
+        few = f'{name} has too few held-out texts of {suite.span} tokens for three parts'
+        absent['order'] = few if suite.order else 'suite.order is 0'
         order = NO_LABELS
     belong = examples.text_pairs(
         _pairs(suite, pairs),
@@ -301,6 +300,8 @@ def _training_spans(suite: Suite, sets: Sequence, tokenizer: Tokenizer) -> list[
 
 def _no_topics(suite: Suite, records: Iterable[Record], name: str) -> str:
     """Why there are none. Raises UserError where a field was asked for that is not there."""
+    if not suite.topics:
+        return 'suite.topics is 0'
     if any(record.label for record in records):
         return f'{name} has no two values of {suite.topics_field} with enough held-out documents'
     _refuse_asked(suite, 'topics_field', name)

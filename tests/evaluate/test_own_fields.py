@@ -114,6 +114,20 @@ def test_fields_of_the_usual_names_are_found_and_texts_without_fields_are_no_fau
     assert 'no two values of origin' in named.absent['topics']
 
 
+def test_what_is_off_is_called_so(tokenizer, tmp_path):
+    lines = (json.dumps({'text': f'{i} words ' * 40}) + '\n' for i in range(400))
+    (tmp_path / 'a.jsonl').write_text(''.join(lines))
+    source = Source('text_files', files=(str(tmp_path / 'a.jsonl'),))
+    setting = types.SimpleNamespace(
+        data=DataConfig(sources=(source,)), objective=CausalLM(), model=MODEL
+    )
+    found = texts.of_run(replace(SMALL, order=0, topics=0, pool=0), setting, tokenizer)
+    for what, name in (('order', 'order'), ('topics', 'topics'), ('spans', 'pool')):
+        assert found.absent[what] == f'suite.{name} is 0'
+    found = texts.of_run(replace(SMALL, windows=0), setting, tokenizer)
+    assert found.absent['windows'] == 'suite.windows is 0' and found.spans.a
+
+
 @pytest.mark.parametrize(
     ('change', 'words'),
     [
