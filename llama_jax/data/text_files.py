@@ -199,17 +199,16 @@ def whole_records(source: Source, origins: Iterable[str]) -> dict[str, dict[str,
     return found
 
 
-def fields_of(source: Source) -> set[str]:
-    """The names of the fields of the first record in each file of a source of texts."""
+@functools.lru_cache(maxsize=64)  # the parts of a suite ask one after another
+def fields_of(source: Source) -> frozenset[str]:
+    """The names of the fields of the first record of a source of texts: one file is read."""
     files, how = files_of(source)
-    found: set[str] = set()
-    for file in files:
-        if file.format.structure != 'text':
-            with contextlib.suppress(UserError):
-                first = documents(Span(file), dataclasses.replace(how, field=None))
-                for text, _ in itertools.islice(first, 1):
-                    found |= json.loads(text).keys()
-    return found
+    first = next((file for file in files if file.format.structure != 'text'), None)
+    if first is not None:
+        with contextlib.suppress(UserError):
+            found = documents(Span(first), dataclasses.replace(how, field=None))
+            return frozenset(*(json.loads(text) for text, _ in itertools.islice(found, 1)))
+    return frozenset()
 
 
 def _texts(span: Span, how: Reading, seen: formats.Seen) -> Iterator[record_files.Numbered]:

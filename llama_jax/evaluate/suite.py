@@ -198,7 +198,7 @@ def check_texts(suite: Suite, experiment: Experiment) -> None:
 def _why(name: str, found: Texts) -> str:
     """What to say of a metric that is n/a."""
     needs = METRICS[name].needs
-    other = _SMALL if '_span_' in name or name.startswith('recall') else _OBJECTIVE
+    other = _SMALL if name.startswith('recall') else _OBJECTIVE
     return next((found.absent[what] for what in needs if what in found.absent), other)
 
 

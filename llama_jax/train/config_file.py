@@ -34,8 +34,9 @@ class ConfigFile:
 
     def facts(self) -> dict[str, Any]:
         """For run.json and grid.json."""
-        own = {'objectives': sorted(plain.own_names())} if plain.own_names() else {}
-        return {'file': str(self.path), 'name': self.name, 'sha256': self.digest, **own}
+        facts: dict[str, Any] = {'file': str(self.path), 'name': self.name, 'sha256': self.digest}
+        own = sorted(plain.own_names())
+        return {**facts, 'objectives': own} if own else facts
 
     def keep(self, workdir: Path) -> None:
         """Write the file's text into a run's directory. Another that is there, by which earlier
