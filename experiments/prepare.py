@@ -23,6 +23,7 @@ from llama_jax.data.record import Text
 from llama_jax.errors import Stopped, UserError
 from llama_jax.train.experiment import Experiment, with_tokenizer
 from llama_jax.train.start import chat_read
+from llama_jax.units import size
 
 
 def main() -> None:
@@ -65,10 +66,9 @@ def prepare(experiment: Experiment, processes: int | None = None) -> None:
         splits = builder.info.splits
         for split in splits:
             found = splits[split]
-            count, megabytes = found.num_examples, found.num_bytes / 1e6
-            print(f'  {split:<11}{count:>13,} documents{megabytes:>12,.1f} MB')
+            print(f'  {split:<11}{found.num_examples:>13,} documents{size(found.num_bytes):>12}')
         total = sum(splits[split].num_bytes for split in splits)
-        how = f'in {seconds:.1f} s, {total / 1e6 / seconds:,.1f} MB/s'
+        how = f'in {seconds:.1f} s, {size(total / seconds)}/s'
         print(f'  {how if _written_since(begin, builder) else "was there"}: {builder.data_path}')
     _count_tokens(experiment, processes)
 

@@ -25,6 +25,7 @@ FLOORS = (
         'llama_jax.precision',
         'llama_jax.runtime',
         'llama_jax.trees',
+        'llama_jax.units',
     ),
     ('llama_jax.text',),
     ('llama_jax.model', 'llama_jax.data'),

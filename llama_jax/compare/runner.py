@@ -16,6 +16,7 @@ from typing import IO
 from llama_jax.compare.grid import LOG, Planned
 from llama_jax.errors import Stopped
 from llama_jax.train.progress import say
+from llama_jax.units import duration
 
 _POLL = 0.2
 _SECONDS_BETWEEN_LINES = 60
@@ -75,7 +76,7 @@ def run_all(
                     left = len(todo) + len(children)
                     if line is None:
                         say(
-                            f'{child.run.place} finished in {_duration(took[-1])}; '
+                            f'{child.run.place} finished in {duration(took[-1])}; '
                             + _left(left, took, jobs)
                         )
                     else:
@@ -182,10 +183,4 @@ def _left(n: int, took: Sequence[float], jobs: int) -> str:
     if not took:
         return f'{n} left'
     rounds = -(-n // jobs)
-    return f'{n} left, about {_duration(rounds * sum(took) / len(took))}'
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
+    return f'{n} left, about {duration(rounds * sum(took) / len(took))}'

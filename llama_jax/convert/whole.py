@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from llama_jax import units
 from llama_jax.errors import UserError
 from llama_jax.text.template_files import NAMED_TEMPLATES
 
@@ -46,7 +47,7 @@ def written(out: Path, *, size: int, directory: bool = False) -> Iterator[Path]:
         free = shutil.disk_usage(partial).free
         if size > free:
             raise UserError(
-                f'{out} will have {_megabytes(size)} and {_megabytes(free)} are free there: free '
+                f'{out} will have {units.size(size)} and {units.size(free)} are free there: free '
                 'some space or give another path'
             )
         yield partial
@@ -64,7 +65,7 @@ def written(out: Path, *, size: int, directory: bool = False) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise UserError(
                 f'{out} could not be written ({error.strerror}), and nothing of it is left: free '
-                f'{_megabytes(size)} or give another path'
+                f'{units.size(size)} or give another path'
             ) from error
         raise
     finally:
@@ -106,7 +107,3 @@ def _taken(partial: Path, directory: bool) -> int:
         os.close(lock)
         raise
     return lock
-
-
-def _megabytes(size: int) -> str:
-    return f'{size / 1e6:,.0f} MB'

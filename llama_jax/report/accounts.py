@@ -10,7 +10,8 @@ from llama_jax.report import baselines
 from llama_jax.report.grid import ArmRecords, GridRecords, SeedRun
 from llama_jax.report.read import Line, inside, last, number
 from llama_jax.report.tables import NOT_YET, Cell, Row, Table
-from llama_jax.report.text import compact, duration, significant
+from llama_jax.report.text import compact, significant
+from llama_jax.units import duration
 
 _BUDGET = (
     ('tokens', 'tokens'),

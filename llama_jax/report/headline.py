@@ -6,7 +6,8 @@ import statistics
 
 from llama_jax.report.curves import BASELINES
 from llama_jax.report.read import Line, RunRecords, inside, last, number
-from llama_jax.report.text import compact, duration, escape, power_of_ten, significant
+from llama_jax.report.text import compact, escape, power_of_ten, significant
+from llama_jax.units import duration
 
 _MODEL = 'this model'
 
@@ -150,7 +151,7 @@ def _figures(run: RunRecords) -> str:
         (
             'MFU',
             '—' if mfu is None else f'{mfu:.1%}',
-            f'median; peak {_flops(peak)} a device' if peak else 'peak not known',
+            _of_peak(mfu, peak),
         ),
         (
             'Last training loss',
@@ -175,6 +176,13 @@ def _last_loss(train: list[Line]) -> str:
         return '—'
     loss = number(train[-1], 'loss')
     return 'not finite' if loss is None else f'{loss:.3f}'
+
+
+def _of_peak(mfu: float | None, peak: float | None) -> str:
+    if not peak:
+        return 'peak not known'
+    busy = '; the machine was busy when that was measured' if mfu and mfu > 1 else ''
+    return f'median; peak {_flops(peak)} a device{busy}'
 
 
 def _flops(rate: float) -> str:

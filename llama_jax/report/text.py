@@ -72,16 +72,3 @@ def power_of_ten(value: float) -> str:
     mantissa = mantissa.rstrip('0').rstrip('.')
     times = '' if mantissa == '1' else f'{mantissa}\u202f×\u202f'
     return f'{times}10<sup>{int(power)}</sup>'.replace('-', '−')
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: 1 h 04 min, 4 min 07 s, 8.1 s."""
-    if seconds < 60:
-        return f'{seconds:.1f} s'
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f'{minutes} min {rest:02} s'
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f'{hours} h {minutes:02} min'
-    return f'{hours // 24} d {hours % 24} h'

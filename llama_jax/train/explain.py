@@ -28,6 +28,7 @@ from llama_jax.train.flops import flops_per_token
 from llama_jax.train.records import read_run
 from llama_jax.train.run import Run, prepare
 from llama_jax.train.workdir import in_use, unsaved
+from llama_jax.units import duration, size
 
 STEPS = 5
 """Steps that are timed, after one that is not."""
@@ -184,7 +185,7 @@ def _time(run: Run, seconds: float, waited: float, opening: float, validation: f
     speed = a_step / seconds
     mfu = f', MFU {speed * flops / (peak * run.mesh.devices.size):.1%}' if peak else ''
     lines = [
-        f'{_duration(train.steps * seconds)} of training in all: {seconds:.3g} s a step, '
+        f'{duration(train.steps * seconds)} of training in all: {seconds:.3g} s a step, '
         f'{speed:,.0f} tokens/s{mfu} (median of {STEPS} steps taken here, after one to warm up)',
         f'{waited / seconds:.0%} of a step waits for data',
     ]
@@ -196,7 +197,7 @@ def _time(run: Run, seconds: float, waited: float, opening: float, validation: f
         times = math.ceil(train.steps / every) + (run.experiment.start is not None)
         whole = times * (opening + batches * validation)
         lines.append(
-            f'{_duration(whole)} of validation in all: {times:,} times about {batches:,} batches '
+            f'{duration(whole)} of validation in all: {times:,} times about {batches:,} batches '
             f'of {validation:.3g} s (measured on {VALIDATION_BATCHES}) and {opening:.2g} s to begin'
         )
     else:
@@ -212,11 +213,11 @@ def _memory(run: Run) -> list[str]:
     whole += stats.output_size_in_bytes - stats.alias_size_in_bytes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return [
-        f'{_size(whole)} a device{f" of {_size(limit)}" if limit else ""}: '
-        f'{_size(stats.argument_size_in_bytes)} state and batch '
-        f'({_size(_of_optimizer(run))} of {type(run.experiment.optimizer).__name__}), '
-        f'{_size(stats.temp_size_in_bytes)} in a step (as the compiler says)',
-        f'{_size(peak * (1 if sys.platform == "darwin" else 1024))} of the host, up to now',
+        f'{size(whole)} a device{f" of {size(limit)}" if limit else ""}: '
+        f'{size(stats.argument_size_in_bytes)} state and batch '
+        f'({size(_of_optimizer(run))} of {type(run.experiment.optimizer).__name__}), '
+        f'{size(stats.temp_size_in_bytes)} in a step (as the compiler says)',
+        f'{size(peak * (1 if sys.platform == "darwin" else 1024))} of the host, up to now',
     ]
 
 
@@ -248,11 +249,11 @@ def _files(run: Run, workdir: Path) -> list[str]:
     free = shutil.disk_usage(where).free
     by_time = f', one every {saving.minutes:g} minutes' if saving.minutes else ''
     return [
-        f'{workdir}/checkpoints: {len(saved):,} are saved{by_time}, {n:,} of {_size(each)} stay'
-        f'{", the best among them" if best else ""}: {_size(n * each)}, and one more while saving '
-        f'({_size(free)} are free there)',
+        f'{workdir}/checkpoints: {len(saved):,} are saved{by_time}, {n:,} of {size(each)} stay'
+        f'{", the best among them" if best else ""}: {size(n * each)}, and one more while saving '
+        f'({size(free)} are free there)',
         f'{workdir}: run.json, metrics.jsonl, tensorboard/, the tokenizer, report.html: about '
-        f'{_size(lines * _LINE_BYTES + 1_000_000)}',
+        f'{size(lines * _LINE_BYTES + 1_000_000)}',
         f'{cache_dir()}: the prepared text and its tokens, there already',
     ]
 
@@ -286,19 +287,3 @@ def _going_on(run: Run, workdir: Path) -> list[str]:
     left = _train(run).steps - steps[-1]
     goes = f'goes on from step {steps[-1]:,}: {left:,} are left' if left else 'is finished'
     return [f'the run in {workdir} {goes}', *notes]
-
-
-def _size(n: float) -> str:
-    for unit in ('B', 'kB', 'MB', 'GB'):
-        if n < 1000:
-            return f'{n:.3g} {unit}'
-        n /= 1000
-    return f'{n:.3g} TB'
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f'{seconds:.3g} s'
-    if seconds < 7200:
-        return f'{seconds / 60:.0f} min'
-    return f'{seconds / 3600:.1f} h'

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from llama_jax.train.experiment import Experiment
+from llama_jax.units import duration
 
 if TYPE_CHECKING:  # records tell of themselves with `say`
     from llama_jax.train.records import Records
@@ -114,7 +115,7 @@ class Progress:
             self._bar.update(self._task, completed=step, facts=facts)
         elif step == self._steps or time.perf_counter() - self._printed > _SECONDS_BETWEEN_LINES:
             self._printed = time.perf_counter()
-            say(f'step {step}/{self._steps}  {facts}  {_duration(left)} left')
+            say(f'step {step}/{self._steps}  {facts}  {duration(left)} left')
 
     def validated(self, step: int, result: dict[str, Any]) -> None:
         """Record a validation."""
@@ -144,9 +145,3 @@ class Progress:
         """Record an event, and show it."""
         self._records.write('event', step, text=text)
         say(text)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

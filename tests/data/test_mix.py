@@ -87,7 +87,7 @@ def test_prepare_takes_a_mix_and_prints_every_split(tmp_path, own_cache, monkeyp
 
     monkeypatch.setattr(prepare.sources, 'builder', kept(prepare.sources.builder))
     monkeypatch.setattr(prepare.tokens, 'tokenised', kept(prepare.tokens.tokenised))
-    for how in (' MB/s: ', 'was there: '):
+    for how in ('B/s: ', 'was there: '):
         time.sleep(0.05)  # the clock of files ticks
         prepare.main()
         out = capsys.readouterr().out.splitlines()

@@ -97,7 +97,7 @@ def test_a_full_disk(run_script, run, monkeypatch):
             usage = type('Usage', (), {'free': 1000})
             patch.setattr('shutil.disk_usage', lambda path, usage=usage: usage)
             message = refused(run_script, out, '--checkpoint', run[0], '--to', to)
-        assert '0 MB are free' in message and list(Path().glob('o*')) == []
+        assert '1 kB are free' in message and list(Path().glob('o*')) == []
 
 
 def test_packages_that_are_not_there(run_script, run, monkeypatch):

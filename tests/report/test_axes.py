@@ -6,7 +6,7 @@ import pytest
 
 from llama_jax.report import draw
 from llama_jax.report.picture import Axis, Curve, Picture, running_median
-from llama_jax.report.text import compact, duration, significant, tick_labels
+from llama_jax.report.text import compact, significant, tick_labels
 from tests.report.pages import read_off
 
 
@@ -21,9 +21,6 @@ def test_numbers_as_people_write_them():
     ]
     assert [compact(x) for x in (0, 813, 999.9, 4_213_760, 999_999, 70e9)] == [
         *('0', '813', '1.00k', '4.21M', '1.00M', '70.0B'),
-    ]
-    assert [duration(x) for x in (8.06, 59.96, 247, 3840, 200_000)] == [
-        *('8.1 s', '60.0 s', '4 min 07 s', '1 h 04 min', '2 d 7 h'),
     ]
     assert tick_labels([0, 500_000, 1_000_000]) == ['0', '0.5M', '1.0M']
     assert tick_labels([0, 0.001, 0.002]) == ['0', '0.001', '0.002']

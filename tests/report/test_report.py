@@ -11,7 +11,8 @@ import experiments.report
 from experiments import cli
 from llama_jax.errors import UserError
 from llama_jax.report.page import write_report
-from llama_jax.report.text import duration, escape
+from llama_jax.report.text import escape
+from llama_jax.units import duration
 from tests.report import run
 from tests.report.pages import Page, curve, figures, read_off, report
 
@@ -46,6 +47,14 @@ def test_headline_numbers_are_those_of_the_records(html, tmp_path):
     assert run.facts()['peak_convention'] in text
     assert f'Last training loss {train[-1]["loss"]:.3f}' in text
     assert '800 steps' in text and 'not finished' not in text
+    assert 'busy' not in text
+
+
+def test_more_than_the_peak_is_explained(tmp_path):
+    """What else runs while the peak of a CPU is measured makes it too low."""
+    facts = run.facts(peak_flops=run.PEAK / 10)
+    text = Page(report(tmp_path / 'run', facts=facts)).text
+    assert '21.2 GFLOP/s a device; the machine was busy when that was measured' in text
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,7 @@ def test_the_progress_tells_every_set(experiment, tmp_path, capsys):
     records.close()
     *said, first, last = capsys.readouterr().err.splitlines()
     for step, line in ((18, first), (20, last)):
-        assert re.fullmatch(rf'step {step}/20  loss 1\.250  [\d,]+ tokens/s  0:00 left', line)
+        assert re.fullmatch(rf'step {step}/20  loss 1\.250  [\d,]+ tokens/s  0\.0 s left', line)
     assert said == [
         'step 5  validation: loss 2.000, bits per byte 1.500 (zh 0.750, a/b 2.250)',
         'step 6  validation: loss 2.000 (zh 1.000)',
