@@ -56,12 +56,16 @@ class Loss(NamedTuple):
         return Loss(total, weight, metrics, largest, weights=weights)
 
     def means(self) -> dict[str, jax.Array]:
-        """The loss, and every metric, by its weight."""
+        """The loss, and every metric, by its weight; NaN for what has a weight of its own that is
+        0: there was nothing to measure it on."""
         sums = {'loss': self.total, **self.metrics}
-        return {
+        means = {
             name: x / jnp.maximum(self.weights.get(name, self.weight), 1.0)
             for name, x in sums.items()
         }
+        for name, own in self.weights.items():
+            means[name] = jnp.where(own > 0, means[name], jnp.nan)
+        return means
 
 
 class Context(NamedTuple):

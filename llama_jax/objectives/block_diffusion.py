@@ -36,7 +36,8 @@ class BlockDiffusion(MaskedDiffusion):
     up to its own, in one pass of the model. Blocks count from the begin token, which is one of the
     first block's and never masked. Each block has masks of its own. The last block of a document is
     filled with end tokens, which are learnt: every block is shown whole, as it is when a text is
-    written, or the number of its masks would tell where the text ends.
+    written, or the number of its masks would tell where the text ends. Of a text that is cut within
+    a block the rest of the block is masked and not learnt.
     """
 
     block: int = 4
@@ -92,7 +93,10 @@ class BlockDiffusion(MaskedDiffusion):
         before, units = piece.predicted(tokenizer)
         if piece.stop > len(piece.tokens):
             units = self._filled(units, 1, tokenizer)
-        clean = self.unmasked(before[:1], units, tokenizer)
+        n = 1 + len(units)
+        rest = np.full(self._missing(n), tokenizer.mask_id)
+        clean = self.unmasked(before[:1], np.append(units, rest), tokenizer)
+        clean['weights'][n:] = 0
         return self.twice(clean, clean)
 
     def _filled(self, ids: np.ndarray, before: int, tokenizer: Any) -> np.ndarray:
@@ -120,7 +124,7 @@ class BlockDiffusion(MaskedDiffusion):
         return jnp.where(batch['masks'] > 0, batch['segments'] * T + self._blocks(batch), 0)
 
     def tokens(self, batch: Batch) -> jax.Array:
-        return (batch['masks'] > 0) & (batch['at'] > 0)
+        return (batch['masks'] > 0) & (batch['weights'] > 0)
 
     def read(
         self,

@@ -64,7 +64,8 @@ class InfoNCE(Base):
     """The rows are encoded in this many chunks, one after another, and again in the backward pass:
     memory for activations is that of one chunk (Gao et al. 2021b, gradient cache)."""
     bidirectional: bool = True
-    """Every token sees its whole view. False: those before it, as in a causal model."""
+    """Every token sees its whole view. False: those before it, as in a causal model. Views 'shared'
+    are read as the first part of the sum reads."""
     same_dropout: bool = False
     """Both views under one dropout mask, which the paper shows to fail (SimCSE, section 3)."""
     delete: float = 0.0
@@ -82,10 +83,10 @@ class InfoNCE(Base):
                 f"--objective.delete has no effect with views '{self.views}', which are no crops "
                 'with a row of their own: leave it out'
             )
-        if self.joins and (self.chunks > 1 or self.same_dropout):
+        if self.joins and (self.chunks > 1 or self.same_dropout or not self.bidirectional):
             raise UserError(
-                "chunks and same_dropout have no effect with views 'shared', which encode nothing: "
-                'leave them out'
+                "chunks, same_dropout and bidirectional have no effect with views 'shared', which "
+                'are read as the first part of the sum reads: leave them out'
             )
 
     @property
@@ -223,6 +224,11 @@ class InfoNCE(Base):
             raise UserError(
                 'contrastive views by dropout are equal where model.dropout is 0: set '
                 '--model.dropout 0.1, or --objective.views spans'
+            )
+        if self.views == 'spans' and model.dropout == 0 and self.same_dropout:
+            raise UserError(
+                '--objective.same-dropout has no effect where model.dropout is 0: leave it out, or '
+                'set --model.dropout 0.1'
             )
         check_architecture(model, 'contrastive learning', encoder=False)
 

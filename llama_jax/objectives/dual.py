@@ -22,6 +22,8 @@ from llama_jax.objectives.diffusion import MaskedDiffusion
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.softmax import cross_entropy
 
+CAUSAL_WEIGHT = 2.0
+
 
 @dataclass(frozen=True)
 class Dual(MaskedDiffusion):
@@ -36,8 +38,9 @@ class Dual(MaskedDiffusion):
     read_previous: bool = True
     causal_share: float = 0.5
     """Of the texts."""
-    causal_weight: float = 2.0
-    """Of the loss of a causal token: one of a masked text is learnt half of the time."""
+    causal_weight: float = CAUSAL_WEIGHT
+    """Of the loss of a causal token beside masked texts, whose tokens are learnt half of the time;
+    1 in a curriculum, whose steps are of one kind."""
     curriculum_steps: int = 0
     """Steps of the run, where not texts but steps are shared out: in the first `causal_share` of
     them every text is causal, in the others none (Gisserot-Boukhlef et al. 2025). The trained model
@@ -53,6 +56,11 @@ class Dual(MaskedDiffusion):
             )
         if self.causal_weight <= 0:
             raise UserError(f'--objective.causal-weight {self.causal_weight}: it must be positive')
+        if self.curriculum_steps and self.causal_weight != CAUSAL_WEIGHT:
+            raise UserError(
+                f'--objective.causal-weight {self.causal_weight} has no effect beside '
+                '--objective.curriculum-steps, where a step has texts of one kind: leave it out'
+            )
         if self.curriculum_steps < 0:
             raise UserError(
                 f'--objective.curriculum-steps is {self.curriculum_steps}: give the steps of the '
@@ -63,8 +71,8 @@ class Dual(MaskedDiffusion):
 
     @property
     def has_likelihood(self) -> bool:
-        """Its loss is of two kinds of texts."""
-        return False
+        """After a curriculum that of masked diffusion; else its loss is of two kinds of texts."""
+        return self.curriculum_steps > 0
 
     @property
     def reading(self) -> Reading:
@@ -114,10 +122,13 @@ class Dual(MaskedDiffusion):
         tokens = batch['weights'].sum()
         n_causal = jnp.sum(batch['weights'] * is_causal_BT)
         n_masked = tokens - n_causal
+        weight = 1.0 if self.curriculum_steps else self.causal_weight
+        both = {'nll': causal.nll + masked.nll} if self.has_likelihood else {}
         return Loss(
-            total=self.causal_weight * causal.total + masked.total,
+            total=weight * causal.total + masked.total,
             weight=tokens,
             metrics={
+                **both,
                 'causal_nll': causal.nll,
                 'causal_accuracy': causal.correct,
                 'masked_nll': masked.nll,

@@ -47,6 +47,11 @@ class LatentPrediction(CausalLM):
             raise UserError(f'--objective.weight is {self.weight}: it must be 0 or more')
         if not 0 <= self.momentum < 1:
             raise UserError(f'--objective.momentum is {self.momentum}: it must be in [0, 1)')
+        if not self.weight and self.momentum != LatentPrediction.momentum:
+            raise UserError(
+                f'--objective.momentum {self.momentum} has no effect with --objective.weight 0, '
+                'where there is no teacher: leave it out'
+            )
 
     @property
     def lends(self) -> bool:

@@ -286,6 +286,7 @@ def figures(sums: dict[str, float]) -> dict[str, Any]:
         name: x / max(sums.get(f'weight {name}', common), 1.0)
         for name, x in sums.items()
         if name.partition(' ')[0] not in ('bytes', 'weight', 'square')
+        and sums.get(f'weight {name}', 1.0)  # else there was nothing to measure it on
     }
     if 'bytes' not in sums:
         return means

@@ -169,31 +169,31 @@ def test_drawing_k_is_drawing_t():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('block', [1, 2, 8])
-def test_blocks_of_one_are_causal_and_one_block_is_masked_diffusion(block):
-    objective = BlockDiffusion(block=block)
-    blocks = [
-        [i for i in range(L) if (1 + i) // block == b] for b in range((L + block) // block + 1)
-    ]
+@pytest.mark.parametrize(('block', 'n'), [(1, L), (2, L - 1), (L + 1, L)])
+def test_blocks_of_one_are_causal_and_one_block_is_masked_diffusion(block, n):
+    """Of whole blocks with the begin token."""
+    objective, text = BlockDiffusion(block=block), TEXT[:n]
+    blocks = [[i for i in range(n) if (1 + i) // block == b] for b in range(n + 1)]
     blocks = [b for b in blocks if b]
-    found = nelbo(objective, *every_mask(blocks), seq_len=24)
+    found = nelbo(objective, *every_mask(blocks), seq_len=20, text=text)
     if block == 1:  # a causal model that is asked by a mask for the next token
-        wanted = -sum(log_p([shown([i])[: 2 + i]], 'causal')[0, 1 + i, TEXT[i]] for i in range(L))
-    elif block == 8:
-        wanted = nelbo(MaskedDiffusion(), *every_mask([range(L)]), seq_len=12)
+        wanted = -sum(log_p([shown([i])[: 2 + i]], 'causal')[0, 1 + i, text[i]] for i in range(n))
+    elif block > n:
+        wanted = nelbo(MaskedDiffusion(), *every_mask([range(n)]), seq_len=12, text=text)
     else:
-        places = np.arange(L + 1) // block
-        wanted = sum(mean_over_orders(b, 'places', places=places) for b in blocks)
+        places = np.arange(n + 1) // block
+        wanted = sum(mean_over_orders(b, 'places', places=places, text=text) for b in blocks)
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_what_a_block_sees_is_what_the_paper_says():
-    """The three parts of its mask: block-diagonal, offset block-causal, block-causal; by text."""
+    """The three parts of its mask: block-diagonal, offset block-causal, block-causal; by text. The
+    first is cut, and fills its last block with a mask."""
     objective = BlockDiffusion(block=2)
     batch = batch_of(objective, 1, 24)
-    n = {1: L + 1, 2: len(OTHER) + 1}
+    n = {1: L + 2, 2: len(OTHER) + 1}
     wanted = np.zeros((24, 24), bool)
-    for q, k in itertools.product(range(18), repeat=2):
+    for q, k in itertools.product(range(20), repeat=2):
         segment = 1 if q < 2 * n[1] else 2
         first, size = (0, n[1]) if segment == 1 else (2 * n[1], n[2])
         if not first <= k < first + 2 * size:
@@ -207,8 +207,8 @@ def test_what_a_block_sees_is_what_the_paper_says():
     places, until = objective.places(batch)
     segments = jnp.array(batch['segments'])
     seen = Visibility(segments, segments, places, places, until_BS=until).dense()[0]
-    np.testing.assert_array_equal(seen[:18], wanted[:18])
-    assert seen[18:, 18:].all(axis=1).all() or seen[18:].any(axis=1).all()  # padding has a key
+    np.testing.assert_array_equal(seen[:20], wanted[:20])
+    assert seen[20:, 20:].all(axis=1).all() or seen[20:].any(axis=1).all()  # padding has a key
 
 
 def test_masks_are_uniform_and_times_are_stratified():
@@ -282,15 +282,21 @@ def test_both_kinds_of_texts_in_one_model():
     loss, masks, causal, (first, _, _) = found[0]
     second, validation, wanted = found[1][-1]
     assert first.metrics['masked_nll'] == 0 == second.metrics['causal_nll']
-    assert first.metrics['causal_nll'] > 1.5 * causal.total
+    assert first.total == first.metrics['nll'] == first.metrics['causal_nll'] > 1.5 * causal.total
     assert second.total == validation.total == pytest.approx(wanted.total, rel=1e-6)
+    assert validation.metrics['nll'] == pytest.approx(wanted.metrics['nll'], rel=1e-6)
     assert curriculum.reading.whole.kind == 'bound' and dual.reading.whole.kind == 'exact'
+    assert curriculum.has_likelihood and not dual.has_likelihood and 'nll' not in loss.metrics
+    # What no text of a step has is not measured, and no 0.
+    assert np.isnan(first.means()['masked_nll']) and np.isnan(second.means()['causal_accuracy'])
+    assert second.means()['loss'] == second.total / second.weight
 
     assert not masks.masked_BT[0, :6].any() and 1 <= masks.masked_BT[0, 6:9].sum() <= 3
     hidden = np.flatnonzero(masks.masked_BT[0, 6:9])
     rows = log_p([[IDS.bos_id, *OTHER], shown(hidden, OTHER)], 'all')
     wanted = -sum(rows[1, i, OTHER[i]] * 3 / len(hidden) for i in hidden)
     # Each kind over its own tokens, in whichever microbatches these are.
+    first = first._replace(metrics={name: first.metrics[name] for name in loss.metrics})
     for found in (loss, loss.plus(first), loss.plus(loss)):
         means = found.means()
         assert set(means) == {'loss', *loss.metrics}
@@ -329,8 +335,13 @@ def test_examples_hold_the_tokens_that_a_causal_model_learns():
             (size,) = objective.sizes(stop - start, seq_len=16, draw=0.0)
             learnt = example['targets'][example['weights'] > 0]
             if isinstance(objective, BlockDiffusion):
-                # Of an end the last block is filled; and never more than a row was asked for.
-                assert size == 16 and len(example['inputs']) == (16 if stop == 7 else 10)
+                # Of an end the last block is filled; of a cut its rest is there as masks.
+                assert size == len(example['inputs']) == 16
+                masks = 0 if stop == 7 else 3
+                assert example['inputs'].tolist().count(IDS.mask_id) == 2 * masks
+                assert example['weights'].tolist() == [0] + [1] * (7 - masks) + [0] * (8 + masks)
+                batch = texts.packed([example], objective, seq_len=16, rows=1, pad_id=IDS.pad_id)
+                assert objective.tokens(batch).sum() == 7 - masks
                 ends, learnt = learnt[len(causal['targets']) :], learnt[: len(causal['targets'])]
                 assert ends.tolist() == [IDS.eos_id] * (2 if stop == 7 else 0)
             else:
@@ -363,6 +374,7 @@ def test_what_cannot_be_is_refused():
         (lambda: BlockDiffusion(read_previous=True), 'no effect on blocks'),
         (lambda: Dual(causal_share=1.0), 'without any'),
         (lambda: Dual(causal_weight=0), 'must be positive'),
+        (lambda: Dual(causal_weight=3, curriculum_steps=9), 'causal-weight 3 has no effect'),
         (lambda: Dual(curriculum_steps=-1), 'curriculum-steps is -1'),
         (lambda: curriculum.check_steps(5), 'begin at step 5, and the run has 5'),
         (lambda: Dual(read_previous=False), 'leave read_previous'),

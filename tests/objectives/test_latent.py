@@ -118,3 +118,5 @@ def test_without_weight_nothing_is_beside_the_model():
     for settings in ({'weight': -1.0}, {'momentum': 1.0}):
         with pytest.raises(UserError, match='must be'):
             LatentPrediction(**settings)
+    with pytest.raises(UserError, match='momentum 0.9 has no effect with --objective.weight 0'):
+        LatentPrediction(weight=0.0, momentum=0.9)

@@ -343,6 +343,8 @@ def test_the_standard_error_is_that_of_a_ratio_over_batches():
     assert np.std(both) / math.log(2) == pytest.approx(np.mean(several), rel=0.4)
     sums = sums_of(nll[0], n_bytes[0])
     assert validate.figures(sums).keys() == {'loss', 'nll', 'bytes', 'bits_per_byte'}
+    of_none = {'of_it': 0.0, 'weight of_it': 0.0, 'of_other': 3.0, 'weight of_other': 2.0}
+    assert validate.figures({'loss': 8.0, 'weight': 4.0, **of_none}) == {'loss': 2, 'of_other': 1.5}
     assert validate.standard_error([sums, sums_of(nll[0, :1], n_bytes[0, :1])]) is None
 
 
