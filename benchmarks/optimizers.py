@@ -21,6 +21,7 @@ from benchmarks.objectives import steps
 from experiments import cli
 from llama_jax import trees
 from llama_jax.data.load_tokenizer import load_tokenizer
+from llama_jax.errors import UserError
 from llama_jax.model import layers
 from llama_jax.optim import REGISTRY
 from llama_jax.optim.base import optimizer
@@ -39,6 +40,12 @@ class Options:
 
 
 def main(options: Options) -> None:
+    unknown = sorted({*options.only} - {*REGISTRY})
+    if unknown or not options.only or min(options.rounds, options.steps) < 1:
+        raise UserError(
+            f'--only {" ".join(unknown or options.only)} --rounds {options.rounds} --steps '
+            f'{options.steps}: give one or more of {", ".join(REGISTRY)}, and 1 or more of both'
+        )
     base = configs.get(options.configuration)
     tokenizer = load_tokenizer(base.data)
     base = resolved(base, tokenizer.vocab_size)
@@ -73,4 +80,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == '__main__':
-    main(cli.options(Options, 'benchmarks.optimizers', __doc__))
+    cli.main(lambda: main(cli.options(Options, 'benchmarks.optimizers', __doc__)))

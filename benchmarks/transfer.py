@@ -114,7 +114,8 @@ def loss(experiment: Experiment) -> float:
             return float('inf')
         lines = [line for line in read_metrics(Path(workdir)) if line['kind'] == 'train']
     last = lines[-max(1, round(LAST * len(lines))) :]
-    return statistics.fmean(line['loss'] for line in last)
+    losses = [line['loss'] for line in last]
+    return float('inf') if None in losses else statistics.fmean(losses)  # one was not finite
 
 
 def draw(curves: dict[tuple[bool, int], list[float]], rates: tuple[float, ...], path: Path) -> None:

@@ -23,7 +23,9 @@ DELTA = 1e-3
 _STARTS = 12
 """Of the paper's grid of starts the best are followed."""
 _LEAST = 6
-"""Runs: one more than there are numbers to be found."""
+"""Pairs of size and tokens: one more than there are numbers to be found."""
+_TOGETHER = 0.95
+"""Of a ladder of equally many tokens per parameter it is 1, and alpha and beta are anything."""
 _VALUES = 3
 """Of sizes, and of numbers of tokens: by two of them neither A, alpha and E nor B, beta and E can
 be told apart."""
@@ -199,11 +201,19 @@ def _check(runs: Runs) -> None:
     if not all(np.isfinite(x).all() and (x > 0).all() for x in runs):
         raise UserError('a law takes numbers above 0: parameters, tokens and loss of finished runs')
     sizes, lengths = len(set(runs.parameters)), len(set(runs.tokens))
-    if len(runs.loss) < _LEAST or min(sizes, lengths) < _VALUES:
+    pairs = len(set(zip(runs.parameters, runs.tokens, strict=True)))
+    if pairs < _LEAST or min(sizes, lengths) < _VALUES:
         raise UserError(
-            f'{len(runs.loss)} runs of {sizes} sizes and {lengths} numbers of tokens tell no law '
-            f'of five numbers: give {_LEAST} runs or more, of {_VALUES} sizes and {_VALUES} '
-            'numbers of tokens'
+            f'{len(runs.loss)} runs of {sizes} sizes and {lengths} numbers of tokens, {pairs} '
+            f'pairs of both, tell no law of five numbers: give {_LEAST} pairs or more, of '
+            f'{_VALUES} sizes and {_VALUES} numbers of tokens'
+        )
+    together = float(np.corrcoef(np.log(runs.parameters), np.log(runs.tokens))[0, 1])
+    if together > _TOGETHER:
+        raise UserError(
+            f'tokens grow with the size (correlation of their logarithms {together:.3f}), so that '
+            'nothing says which of both a loss is due to: train some sizes on other numbers of '
+            'tokens as well'
         )
 
 

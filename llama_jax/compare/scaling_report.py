@@ -80,15 +80,28 @@ def _settings(arm: dict[str, Any], held: dict[str, Any], *, measured: bool) -> d
     """What has to be the same in all runs of a law: all but sizes, lengths, rates and seeds."""
     experiment = arm['experiment']
     train, model = experiment['train'], experiment['model']
+    schedule = _optimizer(arm)['schedule']
     of_text = _OF_TEXT if measured else _OF_TEXT[:-1]
     return {
         'objective': _by_share(arm['objective'], train['steps']),
         'optimizer': {k: v for k, v in _optimizer(arm).items() if k != 'schedule'},
+        'schedule': {name: schedule.get(name) for name in ('kind', 'final', 'decay_share')},
         'train': {name: train.get(name) for name in ('seq_len', 'batch')},
-        'model.dropout': model.get('dropout'),
+        'model': {k: v for k, v in model.items() if k not in _SIZES},
+        'model.base_dim is set': bool(model.get('base_dim')),
+        'compute.precision': experiment.get('compute', {}).get('precision'),
+        'tune': experiment.get('tune'),
         'start': experiment.get('start'),
+        'evaluation.patience': experiment.get('evaluation', {}).get('patience'),
         **{name: held.get(name) for name in of_text},
     }
+
+
+_SIZES = frozenset(
+    ('dim', 'layers', 'encoder_layers', 'heads', 'kv_heads', 'head_dim', 'ffn', 'vocab')
+    + ('vocab_padding', 'context', 'base_dim', 'base_head_dim')
+)
+"""What makes a model larger or smaller, and nothing else."""
 
 
 class _Share(float):

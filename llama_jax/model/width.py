@@ -11,6 +11,9 @@ trained model is one like any other. By m = dim / base_dim:
 | queries, besides | sqrt(base_head_dim / head_dim) | the same |
 | other norms, biases | as ever | 1 |
 
+That is for matrices whose both sides grow by m: the base has 1 / m of the heads, the heads of keys
+and values, and the inner units of the feed-forward layers.
+
 The norm stands for muP's multiplier of the logits, 1 / m, also where the head is the embedding; a
 network of an objective that reads features as a layer does is given them times m. The queries stand
 for its attention by 1 / head_dim in place of 1 / sqrt(head_dim). Where the optimizer does
@@ -24,7 +27,24 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from llama_jax.errors import UserError
 from llama_jax.model.config import ModelConfig
+
+
+def check(config: ModelConfig) -> None:
+    """Raise UserError for heads that no base of whole heads grows to."""
+    if not config.base_dim:
+        return
+    base_head_dim = config.base_head_dim or config.head_dim
+    for name in ('heads', 'kv_heads'):
+        n = getattr(config, name)
+        if n * config.head_dim * config.base_dim % (config.dim * base_head_dim):
+            raise UserError(
+                f'model.base_dim {config.base_dim} carries rates over to model.dim {config.dim} '
+                f'where heads grow as the width does, {config.dim / config.base_dim:g} times, and '
+                f'model.{name} {n} is not so many times a whole number of heads of '
+                f'{base_head_dim}: change --model.{name.replace("_", "-")}, or leave base_dim out'
+            )
 
 
 class Width(NamedTuple):

@@ -27,6 +27,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
+from llama_jax.model.width import width_of
 from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss
 from llama_jax.objectives.contrastive import at_places, places, places_in
 from llama_jax.objectives.flops import TRAINING, features_flops, layer, mean_keys
@@ -164,7 +165,7 @@ class Classification(Base):
         }
 
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
-        return {'head_DC': fan_in(key, (model.dim, len(self.labels)), model.dim)}
+        return {'head_DC': fan_in(key, (model.dim, len(self.labels)), width_of(model).base)}
 
     def logits(
         self,

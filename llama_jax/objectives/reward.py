@@ -16,6 +16,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
+from llama_jax.model.width import width_of
 from llama_jax.objectives.base import ALONE, Batch, Context, Loss
 from llama_jax.objectives.flops import TRAINING, features_flops
 from llama_jax.objectives.pairs import CHOSEN, Pairs, both, by_pair, facts, features, summed
@@ -51,7 +52,7 @@ class RewardModel(Pairs):
         return example
 
     def extra(self, model: ModelConfig, key: jax.Array) -> Params:
-        return {'head_D': fan_in(key, (model.dim,), model.dim)}
+        return {'head_D': fan_in(key, (model.dim,), width_of(model).base)}
 
     def loss(
         self,

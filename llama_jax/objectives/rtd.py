@@ -22,6 +22,7 @@ from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.initial import fan_in
 from llama_jax.model.layers import Params
 from llama_jax.model.transformer import Transformer
+from llama_jax.model.width import width_of
 from llama_jax.objectives.asked import NOTHING, Reading
 from llama_jax.objectives.base import ALONE, Base, Batch, Context, Loss, after_begin
 from llama_jax.objectives.flops import TRAINING, decoder_flops, features_flops
@@ -107,7 +108,7 @@ class ReplacedTokens(Base):
         generator = Transformer(self.generator_of(model), key=generator_key)
         return {
             'generator': layers.split(generator),
-            'head_D': fan_in(head_key, (model.dim,), model.dim),
+            'head_D': fan_in(head_key, (model.dim,), width_of(model).base),
             'bias': jnp.zeros(()),
         }
 

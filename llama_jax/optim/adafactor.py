@@ -109,7 +109,10 @@ def _axes(path: str, x: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Axes of what a parameter reads, and of what it gives: those of layers are neither."""
     letters = letters_of(path, x.ndim)
     stacked = letters.startswith('L')
-    inputs = INPUTS.get(path.rsplit('.', 1)[-1], letters[stacked : stacked + 1])
+    name = path.rsplit('.', 1)[-1]
+    # A of LoRA reads what its matrix does.
+    first = letters[stacked:-1] if name == f'a_{letters[stacked:]}' else letters[stacked]
+    inputs = INPUTS.get(name, first)
     begin = stacked + len(inputs)
     return tuple(range(stacked, begin)), tuple(range(begin, x.ndim))
 

@@ -3,6 +3,7 @@ them."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from llama_jax.layout import letters_of
 from llama_jax.model.width import Width
 from llama_jax.optim.depth import by_depth
 from llama_jax.optim.schedule import ScheduleConfig
-from llama_jax.optim.spikes import without_spikes
+from llama_jax.optim.spikes import LEAST, without_spikes
 from llama_jax.optim.width import by_width
 from llama_jax.trees import map_named
 
@@ -69,11 +70,17 @@ class OptimizerConfig:
     def check(self) -> None:
         """Raise UserError for unfit settings."""
         shared = (
-            Limit('weight-decay', self.weight_decay, self.weight_decay >= 0, '0 or more'),
+            Limit(
+                *('weight-decay', self.weight_decay),
+                *(0 <= self.weight_decay < math.inf, '0 or more, and finite'),
+            ),
             Limit('clip', self.clip, self.clip > 0, 'positive'),
             Limit('layer-decay', self.layer_decay, 0 < self.layer_decay <= 1, 'in (0, 1]'),
             Limit('average', self.average, 0 <= self.average < 1, 'in [0, 1)'),
-            Limit('spikes', self.spikes, self.spikes >= 0, '0 or more'),
+            Limit(
+                *('spikes', self.spikes, self.spikes == 0 or LEAST <= self.spikes < math.inf),
+                f'0, or {LEAST:g} and more: by less nearly every step is a spike',
+            ),
         )
         for name, value, fits, wanted in (*self.limits(), *shared):
             if not fits:

@@ -29,11 +29,15 @@ class ScheduleConfig:
     final: float = 0.1
     """Learning rate at the end, as a share of the peak."""
     decay_share: float = 0.2
-    """Share of the run over which 'wsd' falls."""
+    """Share of the steps after the warm-up over which 'wsd' falls."""
 
     def warmup(self, steps: int) -> int:
         """Steps of warm-up of a run of `steps`."""
         return self.warmup_steps or min(math.ceil(self.warmup_share * steps), max(steps - 1, 0))
+
+    def decay_steps(self, steps: int) -> int:
+        """Steps over which 'wsd' falls, the last of a run of `steps`."""
+        return max(1, round((steps - self.warmup(steps)) * self.decay_share))
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def _schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
     if config.kind == 'cosine':
         cosine = optax.cosine_decay_schedule(config.peak, after, alpha=config.final)
         return optax.join_schedules([warmup, cosine], [up])
-    decay_steps = round(after * config.decay_share)
+    decay_steps = config.decay_steps(steps)
     stable = optax.constant_schedule(config.peak)
     decay = optax.linear_schedule(config.peak, config.peak * config.final, decay_steps)
     return optax.join_schedules([warmup, stable, decay], [up, steps - decay_steps])
@@ -104,11 +108,14 @@ def _schedule(config: ScheduleConfig, steps: int) -> optax.Schedule:
 
 def _check(config: ScheduleConfig) -> None:
     for option, value, fits, wanted in (
-        ('peak', config.peak, config.peak > 0, 'positive'),
+        ('peak', config.peak, 0 < config.peak < math.inf, 'positive and finite'),
         ('warmup-steps', config.warmup_steps, config.warmup_steps >= 0, '0 or more'),
         ('warmup-share', config.warmup_share, 0 <= config.warmup_share < 1, 'in [0, 1)'),
         ('final', config.final, 0 <= config.final <= 1, 'in [0, 1]'),
-        ('decay-share', config.decay_share, 0 <= config.decay_share <= 1, 'in [0, 1]'),
+        (
+            *('decay-share', config.decay_share, 0 < config.decay_share <= 1),
+            'in (0, 1]; what never falls is --optimizer.schedule.kind constant',
+        ),
     ):
         if not fits:
             raise UserError(f'--optimizer.schedule.{option} is {value}: it must be {wanted}')
@@ -120,7 +127,7 @@ def _check(config: ScheduleConfig) -> None:
         if value != other and config.kind not in kinds:
             raise UserError(
                 f'--optimizer.schedule.{option} {value} has no effect on the kind {config.kind}: '
-                'leave it out'
+                f'leave it out, or set it to {other} where the configuration has it'
             )
     if config.warmup_steps and config.warmup_share:
         raise UserError(

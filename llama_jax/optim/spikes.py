@@ -10,6 +10,9 @@ import optax
 
 FIRST = 20
 """Losses that are seen before the first one can be a spike."""
+LEAST = 2.0
+"""Standard deviations. By 1 and less the variance falls with each spike, and nothing is learnt
+from again."""
 _DECAY = 0.99
 """Of the running mean and variance: about the last 100 losses."""
 

@@ -17,7 +17,7 @@ from llama_jax.data.config import DataConfig
 from llama_jax.data.load_tokenizer import check_rows, for_model, load_tokenizer
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
-from llama_jax.model import layers
+from llama_jax.model import layers, width
 from llama_jax.model import tune as tuning
 from llama_jax.model.config import VOCAB_MULTIPLE, Compute, ModelConfig
 from llama_jax.model.layers import Params
@@ -190,6 +190,7 @@ def check(experiment: Experiment, device_mesh: Any) -> None:
             'batch, and microbatches would change it: set --train.accumulate 1; to save memory, '
             '--compute.remat full, or --objective.chunks of a contrastive objective'
         )
+    width.check(model)
     experiment.objective.check(model)
     if experiment.objective.joins:
         raise UserError(
@@ -273,7 +274,13 @@ def _check_effects(experiment: Experiment) -> None:
             f'Muon moves whole matrices of layers, and with --tune {type(tune).__name__} none is '
             'trained: give --optimizer adamw'
         )
-    if config.decay_embeddings and not (config.weight_decay and isinstance(tune, Full)):
+    asked = config.weight_decay not in (0, type(config).weight_decay)
+    if asked and isinstance(tune, Frozen) and not config.decay_embeddings:
+        raise UserError(
+            f'--optimizer.weight-decay {config.weight_decay} has no effect on a head, which alone '
+            'is trained: leave it out, or set --optimizer.decay-embeddings True as well'
+        )
+    if config.decay_embeddings and (not config.weight_decay or isinstance(tune, LoRA)):
         why = 'embeddings are not trained' if config.weight_decay else 'there is no weight decay'
         raise UserError(f'--optimizer.decay-embeddings has no effect where {why}: leave it out')
 

@@ -173,7 +173,7 @@ def rate_in_words(config: ScheduleConfig, steps: int) -> str:
     if config.kind == 'inverse_sqrt':
         end = config.peak * math.sqrt((warmup + 1) / max(steps, warmup + 1))
         return f'{rises}then falls as 1 / sqrt(step) to {end:.3g} at step {steps:,}'
-    falls = steps - round((steps - warmup) * config.decay_share)
+    falls = steps - config.decay_steps(steps)
     return f'{rises}stays there until step {falls:,}, then falls in a straight line to {last}'
 
 

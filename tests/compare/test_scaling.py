@@ -109,6 +109,16 @@ def test_what_tells_no_law_is_refused_in_one_line():
         few = np.sort(np.unique(getattr(runs(), name)))[:2]
         with pytest.raises(UserError, match='8 runs of .* 3 sizes and 3 numbers of tokens'):
             scaling.fit(runs().take(np.isin(getattr(runs(), name), few)))
+    n = np.geomspace(1e8, 1e10, 8)
+    # As many tokens per parameter: size and tokens cannot be told apart.
+    with pytest.raises(UserError, match=r'tokens grow with the size \(.* 1.000\)'):
+        scaling.fit(Runs(n, 20 * n, LAW(n, 20 * n)))
+    iso = np.tile(n, 2)
+    scaling.fit(Runs(iso, np.repeat([1e19, 1e20], 8) / iso, np.linspace(3, 2, 16)))
+    # A run under another seed is no further pair.
+    twice = runs().take(np.array([0, 1, 6, 10, 13] * 2))
+    with pytest.raises(UserError, match='10 runs of 3 sizes .* 5 pairs of both'):
+        scaling.fit(twice)
     with pytest.raises(UserError, match='5 runs of 4 sizes'):
         scaling.fit(runs().take(np.arange(5)))
     with pytest.raises(UserError, match='numbers above 0'):
@@ -193,6 +203,7 @@ def test_a_law_is_of_the_same_text(tmp_path):
     assert len(read(lambda held, own: None)['CausalLM']) == 4
     # Who prepares the text is not asked, nor where it lies.
     assert len(read(lambda held, own: own['data'].update(workers=3, train_split='x'))) == 1
+    assert len(read(lambda held, own: own['model'].update(dim=999, heads=9, ffn=99))) == 1
     assert len(read(lambda held, own: held.update({'evaluation suite': 't'}), 'loss')) == 3
     for edit, field in (
         (lambda held, own: held.update({'evaluation suite': 't'}), 'evaluation suite'),
@@ -201,6 +212,12 @@ def test_a_law_is_of_the_same_text(tmp_path):
         (lambda held, own: own['train'].update(seq_len=77), 'train.seq_len'),
         (lambda held, own: own['train'].update(batch=7), 'train.batch'),
         (lambda held, own: own['model'].update(dropout=0.5), 'model.dropout'),
+        (lambda held, own: own['model'].update(mlp='relu'), 'model.mlp'),
+        (lambda held, own: own['model'].update(base_dim=16), 'model.base_dim is set'),
+        (lambda held, own: own.update(compute={'precision': 'bfloat16'}), 'compute.precision'),
+        (lambda held, own: own.update(tune={'class': 'LoRA'}), 'tune.class'),
+        (lambda held, own: own['optimizer']['schedule'].update(kind='wsd'), 'schedule.kind'),
+        (lambda held, own: own.update(evaluation={'patience': 3}), 'evaluation.patience'),
         (lambda held, own: own.update(start='runs/x'), 'start'),
     ):
         with pytest.raises(UserError, match=f'with other settings .{field}: '):

@@ -111,6 +111,14 @@ BAD = {
         *('classify', LABELS, LABELS, ('--tune', 'LoRA', '--optimizer.decay-embeddings', 'True')),
         'has no effect where embeddings are not trained',
     ),
+    'decay of a head alone': (
+        *('probe', LABELS, LABELS, ('--optimizer.weight-decay', '0.5')),
+        '--optimizer.weight-decay 0.5 has no effect on a head',
+    ),
+    'no finite decay': (
+        *('dpo', [CHOICE], [CHOICE], ('--optimizer.weight-decay', 'inf')),
+        '--optimizer.weight-decay is inf: it must be 0 or more, and finite',
+    ),
     'decay of nothing': (
         *('dpo', [CHOICE], [CHOICE], ('--optimizer.decay-embeddings', 'True')),
         'has no effect where there is no weight decay',

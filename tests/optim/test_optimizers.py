@@ -224,3 +224,16 @@ def test_what_may_change_leaves_the_state_as_it_is(name):
     other = dataclasses.replace(EVERY[name], clip=0.5, weight_decay=0.0, layer_decay=0.5)
     first, second = (optimizer(config).init(drawn(0)) for config in (EVERY[name], other))
     jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def test_a_of_lora_reads_what_its_matrix_does():
+    """Of a matrix with several letters that are read, such as those of heads."""
+    params = {'a_NHR': jnp.ones((2, 4, 8, 3)), 'b_RD': jnp.ones((2, 3, 16))}
+    state = jax.eval_shape(optimizer(Adafactor()).init, {'blocks': {'attention': params}})
+    shapes = {
+        jax.tree_util.keystr(path): x.shape
+        for path, x in jax.tree_util.tree_leaves_with_path(state)
+        if 'a_NHR' in jax.tree_util.keystr(path)
+    }
+    assert {shape for path, shape in shapes.items() if 'rows' in path} == {(2, 4, 8, 1)}
+    assert {shape for path, shape in shapes.items() if 'columns' in path} == {(2, 1, 1, 3)}

@@ -39,6 +39,11 @@ def test_wsd_is_stable_then_falls_linearly():
     np.testing.assert_allclose(rate[90:], PEAK * np.linspace(1, 0.05, 31), rtol=1e-5)
 
 
+def test_wsd_falls_however_few_steps_there_are():
+    rate = rates(10, kind='wsd', warmup_steps=7, decay_share=0.1, final=0.0)
+    np.testing.assert_allclose(rate[7:], [PEAK, PEAK, PEAK, 0], rtol=1e-6)
+
+
 def test_inverse_square_root_falls_from_the_end_of_the_warm_up_whatever_the_length():
     rate = rates(100, kind='inverse_sqrt', warmup_steps=8)
     steps = np.arange(8, 101)
@@ -58,6 +63,9 @@ def test_constant_stays():
         ({'warmup_steps': 0, 'decay_share': 1.5}, 'decay-share'),
         ({'warmup_steps': 0, 'final': -0.1}, 'final'),
         ({'warmup_steps': 0, 'peak': 0.0}, 'peak'),
+        ({'warmup_steps': 0, 'peak': np.inf}, 'peak'),
+        ({'warmup_steps': 0, 'kind': 'wsd', 'decay_share': 0.0}, 'decay-share is 0.0: .* constant'),
+        ({'warmup_steps': 0, 'kind': 'constant', 'final': 0.0}, 'or set it to 0.1'),
     ],
 )
 def test_nonsense_is_refused_by_name(settings, named):

@@ -1,5 +1,7 @@
 """Skipped spikes of the loss against numpy's mean and variance."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from llama_jax.errors import UserError
 from llama_jax.optim import AdamW, Muon
 from llama_jax.optim.base import optimizer
-from llama_jax.optim.spikes import FIRST, without_spikes
+from llama_jax.optim.spikes import FIRST, LEAST, without_spikes
 
 
 def test_a_spike_moves_nothing_and_what_stays_high_is_learnt_from_again():
@@ -48,5 +50,17 @@ def test_it_is_a_setting_of_every_optimizer(kind):
     wanted, _ = plain.update(params, plain.init(params), params)
     got, _ = tx.update(params, tx.init(params), params, value=jnp.float32(3.0))
     jax.tree.map(np.testing.assert_array_equal, got, wanted)
-    with pytest.raises(UserError, match=r'--optimizer\.spikes is -1'):
-        optimizer(kind(spikes=-1))
+    for few in (-1, 0.5, 1.9, math.inf):
+        with pytest.raises(UserError, match=rf'--optimizer\.spikes is {few}: .* 2 and more'):
+            optimizer(kind(spikes=few))
+
+
+def test_by_the_least_deviations_a_loss_that_stays_high_is_learnt_from_again():
+    tx = without_spikes(optax.identity(), LEAST)
+    params = {'w_D': jnp.zeros(1)}
+    state = tx.init(params)
+    losses = [3.0 + 0.1 * (-1) ** i for i in range(2 * FIRST)] + [4.0] * 200
+    update = jax.jit(tx.update)
+    for loss in losses:
+        moved, state = update({'w_D': jnp.ones(1)}, state, params, value=jnp.float32(loss))
+    assert float(moved['w_D'][0]) == 1.0 and 0 < int(state.spikes) < 100

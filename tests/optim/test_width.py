@@ -10,7 +10,7 @@ import pytest
 from llama_jax import mesh
 from llama_jax.errors import UserError
 from llama_jax.mesh import MeshConfig
-from llama_jax.model import layers
+from llama_jax.model import layers, width
 from llama_jax.model.config import Compute, ModelConfig
 from llama_jax.model.width import width_of
 from llama_jax.objectives import latent, retromae
@@ -18,6 +18,7 @@ from llama_jax.objectives.base import Context
 from llama_jax.objectives.classify import Classification
 from llama_jax.objectives.latent import LatentPrediction
 from llama_jax.objectives.retromae import RetroMAE
+from llama_jax.objectives.reward import RewardModel
 from llama_jax.objectives.rtd import ReplacedTokens
 from llama_jax.optim import AdamW, Muon
 from llama_jax.optim.base import optimizer
@@ -161,3 +162,21 @@ def test_networks_of_objectives_read_features_as_large_as_those_of_the_base(time
 def test_a_base_without_effect_is_refused(settings, said):
     with pytest.raises(UserError, match=said):
         dataclasses.replace(SMALL, **settings)
+
+
+def test_heads_that_no_base_can_have_are_refused():
+    config = dataclasses.replace(SMALL, dim=64, heads=8, kv_heads=4, head_dim=8, base_dim=16)
+    width.check(config)
+    width.check(dataclasses.replace(config, base_dim=0, kv_heads=1))
+    # Heads twice as large, and half as many in the base.
+    width.check(dataclasses.replace(config, kv_heads=2, base_head_dim=4))
+    with pytest.raises(UserError, match='4 times, and model.kv_heads 2 .* --model.kv-heads'):
+        width.check(dataclasses.replace(config, kv_heads=2))
+
+
+@pytest.mark.parametrize('kind', [Classification(('a', 'b')), RewardModel(), ReplacedTokens()])
+def test_heads_of_objectives_are_drawn_for_the_base(kind):
+    one, four = (kind.extra(wide(times, base_dim=16), jax.random.key(0)) for times in (1, 16))
+    (name,) = (name for name in one if name.startswith('head_'))
+    sizes = [float(jnp.std(extra[name])) for extra in (one, four)]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.5)
