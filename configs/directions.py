@@ -303,7 +303,7 @@ def auxiliary() -> Grid:
     """
     base = _base(steps=112)
     contrastive = Weighted(
-        parts=(CausalLM(), InfoNCE(views='shared', bidirectional=False)),
+        parts=(CausalLM(), InfoNCE(views='shared')),
         weights=(1.0, 0.1),
         shares=(1.0, 0.0),
     )

@@ -234,7 +234,8 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         if found['value'] is None:
             shown = f'n/a: {found["why"]}'
         else:
-            shown = '{value:7.3f}  [{low:.3f}, {high:.3f}]  n = {n}'.format(**found)
+            between = '[{low:.3f}, {high:.3f}]' if found['low'] is not None else 'of one document'
+            shown = f'{{value:7.3f}}  {between}  n = {{n}}'.format(**found)
             error = f' (s.e. {x:.4f})' if (x := found.get('standard_error')) is not None else ''
             shown += f'  {kind}{error}' if (kind := found.get('kind', 'exact')) != 'exact' else ''
             shown += f'  by {by}' if (by := found.get('by', 'exact')) != 'exact' else ''

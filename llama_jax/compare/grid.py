@@ -104,6 +104,8 @@ def sweep(grid: Grid, factors: Sequence[float]) -> list[Planned]:
     """Runs of every arm under the first seed at its peak learning rate times each factor. A factor
     of 1 is the grid's own run."""
     planned = []
+    if {*factors} == {1.0}:
+        raise UserError('--lr-sweep 1: that is the rate of the runs themselves; give other factors')
     for factor in factors:
         if not 0 < factor < math.inf:
             raise UserError(f'--lr-sweep {factor:g}: it must be positive')

@@ -9,7 +9,8 @@ from pathlib import Path
 from llama_jax.compare.grid import Grid, nearest
 from llama_jax.errors import UserError
 from llama_jax.evaluate import paired
-from llama_jax.evaluate.metrics import METRICS
+from llama_jax.evaluate.metrics import METRICS, TASK
+from llama_jax.objectives.asked import Reading
 from llama_jax.report.grid import read_grid
 from llama_jax.report.judged import Judged
 
@@ -49,7 +50,13 @@ def told(grid: Grid, workdir: Path, asked: Sequence[str], sd: float | None) -> I
 _QUESTIONS = {
     'bits_per_byte': 'whole',
     'suffix_bits_per_byte': 'rest',
+    'suffix_ordinary_bits_per_byte': 'rest',
+    'calibration_error': 'rest',
     'middle_bits_per_byte': 'middle',
+    'middle_ordinary_bits_per_byte': 'middle',
+    'middle_pseudo_bits_per_byte': 'middle',
+    'middle_pseudo_ordinary_bits_per_byte': 'middle',
+    'infill_exact': 'infill',
 }
 """What an objective has to be asked for a metric."""
 
@@ -57,10 +64,15 @@ _QUESTIONS = {
 def _compared(grid: Grid, metric: str) -> int:
     """How many arms are compared with the first: figures of one kind are, and an arm that cannot be
     asked has none."""
+    task = metric.removeprefix(TASK)
+    if task != metric and task not in grid.suite.tasks:
+        raise UserError(
+            f'--power {metric}: the suite of {grid.name} does not ask this task: name it in '
+            '--suite.tasks'
+        )
     if metric not in _QUESTIONS:
         return max(1, len(grid.arms) - 1)
-    asked = [getattr(x.experiment.objective.reading, _QUESTIONS[metric]) for x in grid.arms]
-    base, *kinds = (None if question is None else question.kind for question in asked)
+    base, *kinds = (_kind(arm.experiment.objective.reading, metric) for arm in grid.arms)
     n = kinds.count(base)
     if base is None or (kinds and not n):
         raise UserError(
@@ -68,6 +80,16 @@ def _compared(grid: Grid, metric: str) -> int:
             f'{grid.arms[0].name}: ask for another metric, or name another arm first'
         )
     return max(1, n)
+
+
+def _kind(reading: Reading, metric: str) -> str | None:
+    """Of the figure that an objective has of a metric; None where it has none."""
+    if metric == 'infill_exact':
+        return None if reading.infill is None else 'written'
+    question = getattr(reading, _QUESTIONS[metric])
+    if question is None or ('pseudo' in metric) != (question.kind == 'pseudo'):
+        return None
+    return question.kind
 
 
 def _spread(judged: Judged | None, metric: str, sd: float | None) -> tuple[float, float, str]:
@@ -78,7 +100,7 @@ def _spread(judged: Judged | None, metric: str, sd: float | None) -> tuple[float
         return sd**2, 0.0, 'as given'
     assert judged is not None
     noise = judged.noise(metric)
-    variance, _ = paired.seed_variance(judged.samples(metric))
+    variance, _ = paired.seed_variance(judged.comparable(metric))
     source = 'of the paired seeds of earlier runs'
     if math.isnan(variance) and noise is not None and noise.seeds > 1:
         variance, source = noise.se**2 * noise.seeds, 'of the A/A arm of earlier runs'

@@ -66,7 +66,8 @@ class Outcome:
             # Models may cut a text into other tokens: only equal denominators are of a pair.
             under, theirs = self.under.get(name), other.under.get(name)
             if under is None or (theirs is not None and np.array_equal(under, theirs)):
-                found[name] = stats.of_difference(x_SN, other.scores[name], under, seed=seed)
+                both = x_SN, other.scores[name]
+                found[name] = stats.of_difference(*both, under, name in LOWER, seed=seed)
         return found
 
 
@@ -195,7 +196,7 @@ class _Asker:
                     **{f'log_p_{name}': x.tolist() for name, x in of.items() if name != 'll'},
                     **({'log_p_free': priors[number].tolist()} if priors else {}),
                     'chosen': chosen,
-                    'scores': {name: float(i == item.gold) for name, i in chosen.items()},
+                    'scores': {name: stats.share_of_best(x, item.gold) for name, x in by.items()},
                 }
             )
         facts: dict[str, Any] = {**({} if task.chat else {'domain': domain}), **truncated}

@@ -39,6 +39,8 @@ class Record(NamedTuple):
     """Two texts that belong together."""
     selection: bool = False
     """Whether choices have seen it, such as that of a learning rate: no figure is taken on it."""
+    grouped: bool = False
+    """Whether `group` is a field of it, and not its own place."""
 
 
 class Chunk(NamedTuple):

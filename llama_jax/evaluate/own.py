@@ -37,6 +37,12 @@ def evaluate_own(
                 f'--suite.{name} has no effect on text of your own, which is named already: leave '
                 'it out'
             )
+    for name in ('tasks', 'task_items'):
+        if getattr(suite, name) != getattr(usual, name):
+            raise UserError(
+                f'--suite.{name.replace("_", "-")} has no effect on text of your own, which is no '
+                'task: leave --text out to ask it'
+            )
     sets = data.of('validation')
     reads = Text if data.validation else experiment.objective.reads
     documents = open_sources(data, 'validation', reads).sources

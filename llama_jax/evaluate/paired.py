@@ -217,15 +217,18 @@ def _difference(
     else:
         resampled, documents, n_texts = mine * (S - 1) / S**2, 0, 0
     value = float(delta_S.mean())
+    # To resample D documents is to divide by D, and not by D - 1.
+    more = documents / (documents - 1) if documents > 1 else 1.0
     if S < 2:
-        se = math.sqrt(resampled) if n_texts else math.nan
+        # One document says nothing of others.
+        se = math.sqrt(resampled * more) if documents > 1 else math.nan
         df = float(max(documents - 1, 1))
         return Difference(value, se, df, S, n_texts, math.nan, math.nan, math.nan, resampled)
     seed_part, seed_df = pooled, pooled_df
     if own:
         found = _of_seeds(np.array(mine), np.array(pooled), pooled_df, S)
         seed_part, seed_df = (float(x) for x in found)
-    rest = max(resampled - mine * (S - 1) / S**2, 0.0)
+    rest = max(resampled - mine * (S - 1) / S**2, 0.0) * more
     parts = [(seed_part / S, seed_df), (rest, max(documents - 1, 1))]
     variance = sum(part for part, _ in parts)
     # Welch & Satterthwaite.

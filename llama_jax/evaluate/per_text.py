@@ -43,6 +43,8 @@ def measured(
     _, document_N = np.unique(of.documents, return_inverse=True)
     over_M, under_M = (np.bincount(document_N, x_N) for x_N in (over_N, under_N))
     found = stats.of_ratio(over_M, under_M, seed=seed)
+    if len(over_M) < 2:  # one says nothing of others
+        found |= {'low': None, 'high': None}
     return {**found, 'n': len(over_N)}, of
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,7 @@ from llama_jax import installed
 from llama_jax.errors import UserError
 from llama_jax.evaluate import stats
 
-Result = dict[str, float | int]
+Result = stats.Result
 
 
 def unit(x_ND: np.ndarray) -> np.ndarray:
@@ -104,7 +105,9 @@ def effective_rank(x_ND: np.ndarray) -> float:
     in how many directions texts differ; 0 where they are all equal."""
     x_ND = unit(x_ND)
     value_K = np.linalg.svd(x_ND - x_ND.mean(axis=0), compute_uv=False)
-    if value_K.sum() < 1e-9:
+    # Vectors are of float32: what is smaller is rounding.
+    value_K = value_K[value_K > 1e-5 * math.sqrt(len(x_ND))]
+    if not value_K.size:
         return 0.0
     p_K = value_K / value_K.sum()
     return float(np.exp(-(p_K * np.log(np.maximum(p_K, 1e-300))).sum()))

@@ -4,6 +4,7 @@ arm of a comparison."""
 from __future__ import annotations
 
 import difflib
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -161,9 +162,15 @@ def check(suite: Suite, experiment: Experiment) -> None:
                 f'{type(objective).__name__}, the model context is {context}: make suite.window '
                 'smaller'
             )
-    for name in ('topics', 'per_topic', 'order', 'windows', 'task_items'):
-        if getattr(suite, name) < 0:
-            raise UserError(f'suite.{name} {getattr(suite, name)}: give 0 or more')
+    for least, names in (
+        (0, ('topics', 'per_topic', 'order', 'windows', 'seed')),
+        (1, ('infill', 'batch', 'tuned_seeds', 'steps', *(['task_items'] if suite.tasks else []))),
+        (of_suite.LEAST if suite.pool else 1, ('span',)),
+        (_LEAST_WINDOW, ('window',)),
+    ):
+        for name in names:
+            if getattr(suite, name) < least:
+                raise UserError(f'suite.{name} {getattr(suite, name)}: give {least} or more')
     if suite.pool and suite.pool < _LEAST_POOL:
         raise UserError(f'suite.pool {suite.pool}: give 0 for none, or {_LEAST_POOL} or more')
     if not 0 < suite.middle < suite.window:
@@ -173,15 +180,16 @@ def check(suite: Suite, experiment: Experiment) -> None:
         )
     if not (suite.windows or suite.pool):
         raise UserError('suite.windows and suite.pool are both 0: give one of them')
-    if not suite.rates or min(suite.rates) <= 0 or len(set(suite.rates)) < len(suite.rates):
-        raise UserError(f'suite.rates {suite.rates}: give one rate or more above 0, each once')
+    rates = suite.rates
+    if not rates or not all(0 < x < math.inf for x in rates) or len({*rates}) < len(rates):
+        raise UserError(f'suite.rates {rates}: give one rate or more above 0, each once')
+    if len({*suite.tasks}) < len(suite.tasks):
+        raise UserError(f'suite.tasks {" ".join(suite.tasks)}: name each task once')
     for name in suite.tasks:
         if name not in synthetic.TASKS:
             near = difflib.get_close_matches(name, synthetic.TASKS, n=1)
             hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(synthetic.TASKS)}'
             raise UserError(f'suite.tasks: no task is called {name!r}: {hint}')
-    if suite.tuned_seeds < 1 or suite.steps < 1:
-        raise UserError('suite.tuned_seeds and suite.steps are 1 or more')
 
 
 def check_tasks(suite: Suite, experiment: Experiment, tokenizer: Tokenizer) -> None:
@@ -202,8 +210,8 @@ def _why(name: str, found: Texts) -> str:
     return next((found.absent[what] for what in needs if what in found.absent), other)
 
 
-_LEAST_POOL = 8
-"""Pairs of a retrieval: of fewer an interval says nothing."""
+_LEAST_WINDOW, _LEAST_POOL = 8, 8
+"""Tokens around a middle; pairs of a retrieval: of fewer an interval says nothing."""
 _OBJECTIVE = 'the objective cannot be asked for it'
 _SMALL = 'there are no more pairs than it looks for: give more text'
 

@@ -83,10 +83,10 @@ class InfoNCE(Base):
                 f"--objective.delete has no effect with views '{self.views}', which are no crops "
                 'with a row of their own: leave it out'
             )
-        if self.joins and (self.chunks > 1 or self.same_dropout or not self.bidirectional):
+        if self.joins and (self.chunks > 1 or self.same_dropout):
             raise UserError(
-                "chunks, same_dropout and bidirectional have no effect with views 'shared', which "
-                'are read as the first part of the sum reads: leave them out'
+                "chunks and same_dropout have no effect with views 'shared', which encode nothing: "
+                'leave them out'
             )
 
     @property
@@ -219,6 +219,11 @@ class InfoNCE(Base):
         return features_flops(model, seq_len // 2, causal=self.causal)
 
     def check(self, model: ModelConfig) -> None:
+        if self.joins and not self.bidirectional:
+            raise UserError(
+                "--objective.bidirectional has no effect with views 'shared', which are read as "
+                'the first part of the sum reads: leave it out'
+            )
         # Under one mask for both they are equal anyway: that is how no dropout at all is compared.
         if self.views == 'dropout' and model.dropout == 0 and not self.same_dropout:
             raise UserError(

@@ -61,9 +61,12 @@ class Judged:
         found = self.samples(metric)
         return {name: x for name, x in found.items() if arms[name].kind(metric) == kind}
 
+    def comparable(self, metric: str) -> dict[str, Sample]:
+        """The metric of the base and of every arm that has it of one kind."""
+        return self._of_kind(metric, self.base.kind(metric)) if self.base else {}
+
     def _to_base(self, metric: str) -> dict[str, Difference]:
-        base = self.base
-        samples = self._of_kind(metric, base.kind(metric)) if base else {}
+        base, samples = self.base, self.comparable(metric)
         if base is None or base.name not in samples:
             return {}
         pairs = [(name, base.name) for name in samples if name != base.name]

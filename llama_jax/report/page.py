@@ -52,7 +52,7 @@ def page(run: RunRecords) -> str:
 {_configuration(run.facts.get('experiment'))}
 <h2>Provenance</h2>
 {_provenance(run.facts)}
-<footer>Made from run.json, metrics.jsonl and baselines.json alone;
+<footer>Made from run.json, metrics.jsonl, baselines.json and tasks.json alone;
 <code>{installed.command('report')}</code> makes it again.</footer>""",
     )
 

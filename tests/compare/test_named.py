@@ -200,6 +200,13 @@ def test_power_counts_the_arms_that_have_the_figure():
     exact = replace(grid, arms=(grid.arms[3], *grid.arms[:3]))
     with pytest.raises(UserError, match='no arm of block_size has a figure of it .* of block_1'):
         power._compared(exact, 'bits_per_byte')
+    small = configs.grid('objectives_small')  # causal cannot be asked for what stands between
+    for metric in ('infill_exact', 'middle_pseudo_bits_per_byte', 'suffix_ordinary_bits_per_byte'):
+        with pytest.raises(UserError, match=f'--power {metric}: no arm of objectives_small'):
+            power._compared(small, metric)
+    with pytest.raises(UserError, match='does not ask this task: name it in --suite.tasks'):
+        power._compared(small, 'task_star_graph')
+    assert power._compared(configs.grid('star_graph'), 'task_star_graph') == 2
 
 
 def test_another_suite_is_refused_once_something_was_measured(tmp_path):

@@ -227,6 +227,21 @@ def test_tasks_of_the_installation_are_right_by_their_modules(made):
         assert record['docstring'].strip().startswith(one.answer.removeprefix(' '))
         assert record['body'].rstrip() in one.prompt
         assert splits.by_hash(one.key.partition(':')[0]) != 'train'
+    every = {
+        name: {
+            split: {x.answer.strip() for of, x in task() if of == split} for split in splits.NAMES
+        }
+        for name, task in (
+            ('order_sensitivity', python_code.order_sensitivity),
+            ('docstring_fits', python_code.docstring_fits),
+            ('minimal_pairs_python', python_code.minimal_pairs_python),
+        )
+    }
+    for of_split in every.values():  # some stand in several modules
+        assert not of_split['train'] & (of_split['validation'] | of_split['test'])
+    for one in made['minimal_pairs_python']['test']:
+        assert all(choice.endswith('\n') for choice in one.choices)
+        assert not one.choices[0].startswith(one.choices[1])
     for one in made['order_sensitivity']['test']:
         assert len({' '.join(sorted(choice.split())) for choice in one.choices}) == 1
         assert one.answer in ' '.join(of_module[one.key]['text'].split())

@@ -167,6 +167,9 @@ def test_too_little_text_is_told_in_one_line(chinese, params, tokenizer, mesh, t
     data = DataConfig(validation=(files(chinese),))
     with pytest.raises(UserError, match='--suite.per-topic has no effect on text of your own'):
         own.evaluate_own(trained, setting, data, replace(SMALL, per_topic=3), mesh)
+    for change in ({'tasks': ('needle',)}, {'task_items': 7}):
+        with pytest.raises(UserError, match='--suite.task.* has no effect on text of your own'):
+            own.evaluate_own(trained, setting, data, replace(SMALL, **change), mesh)
     with pytest.raises(UserError, match='--suite.text has no effect on text of your own'):
         own.evaluate_own(trained, setting, data, replace(SMALL, text='other'), mesh)
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import types
 from dataclasses import replace
 
@@ -37,6 +38,8 @@ def test_a_set_of_ones_own_is_measured_by_its_fields(tokenizer, tmp_path):
     for wrong in ({'topics_field': 'genre'}, {'pairs_fields': ('q', 'a')}):
         with pytest.raises(UserError, match='text_files has no document with that'):
             check_texts(replace(SMALL, **wrong), setting)
+    with pytest.raises(UserError, match='group-field boook: text_files has no document with that'):
+        check_texts(replace(SMALL, group_field='boook'), setting)
     with pytest.raises(UserError, match='is a file, and a suite takes the name of a data set'):
         check_texts(replace(SMALL, text=str(tmp_path / 'a.jsonl')), setting)
     one = Source('text_files', files=(str(tmp_path / 'a.jsonl'),))
@@ -136,6 +139,15 @@ def test_what_is_off_is_called_so(tokenizer, tmp_path):
         ({'windows': -3}, 'suite.windows -3: give 0 or more'),
         ({'pool': 2}, 'suite.pool 2: give 0 for none, or 8 or more'),
         ({'pool': 0, 'windows': 0}, 'are both 0'),
+        ({'span': 15}, 'suite.span 15: give 16 or more'),
+        ({'span': 0, 'pool': 0}, 'suite.span 0: give 1 or more'),
+        ({'window': 7, 'middle': 1}, 'suite.window 7: give 8 or more'),
+        ({'batch': 0}, 'suite.batch 0: give 1 or more'),
+        ({'infill': 0}, 'suite.infill 0: give 1 or more'),
+        ({'seed': -1}, 'suite.seed -1: give 0 or more'),
+        ({'rates': (math.nan,)}, 'suite.rates .nan,.: give one rate or more above 0'),
+        ({'tasks': ('needle',), 'task_items': 0}, 'suite.task_items 0: give 1 or more'),
+        ({'tasks': ('needle', 'needle')}, 'needle needle: name each task once'),
     ],
 )
 def test_sizes_that_measure_nothing_are_refused(change, words):

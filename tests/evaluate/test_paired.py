@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from llama_jax.evaluate import paired
+from llama_jax.evaluate import paired, per_text
 from llama_jax.evaluate.paired import Sample
 from llama_jax.evaluate.per_text import PerText
 
@@ -158,7 +158,7 @@ def test_a_difference_of_the_texts_alone_has_the_degrees_of_its_documents():
     of_documents = more_N.reshape(4, 3).mean(1)
     assert found.df == pytest.approx(3)
     # The standard error of a mean of documents, known to 1000 resamples.
-    assert found.se == pytest.approx(of_documents.std() / 4**0.5, rel=0.08)
+    assert found.se == pytest.approx(of_documents.std(ddof=1) / 4**0.5, rel=0.08)
 
 
 def test_seeds_and_documents_add_up_and_none_counts_twice():
@@ -184,6 +184,14 @@ def test_one_seed_says_nothing_of_others():
     found = paired.differences({'a': arms['arm 1'], 'b': other}, [('a', 'b')])['a', 'b']
     assert found.texts == 0 and math.isnan(found.half)  # measured on other texts
     assert paired.differences({'a': arms['arm 1'], 'b': Sample({7: 0.5})}, [('a', 'b')]) == {}
+
+
+def test_one_document_says_nothing_of_others():
+    rows = {'base': np.arange(6.0), 'more': np.arange(6.0) + 1}
+    one = {name: sample(x_N[None], np.zeros(6, int)) for name, x_N in rows.items()}
+    assert math.isnan(paired.differences(one, [('more', 'base')])['more', 'base'].half)
+    found, _ = per_text.measured([1.0, 2, 3], ids=['a', 'b', 'c'], documents=['d'] * 3, seed=0)
+    assert found == {'value': 2.0, 'low': None, 'high': None, 'n': 3}
 
 
 def test_the_noise_floor_covers_zero_as_often_as_it_says():

@@ -100,6 +100,9 @@ def test_effective_rank_counts_directions():
     found = retrieval.effective_rank_result(x)
     assert found['value'] == pytest.approx(4) and found['low'] <= 4 <= found['high']
     assert retrieval.effective_rank(np.ones((5, 3))) == 0
+    # Vectors that differ by the rounding of float32 alone are in no direction.
+    noise = 1e-7 * np.random.default_rng(0).normal(size=(256, 16))
+    assert retrieval.effective_rank(np.ones((256, 16)) / 4 + noise) == 0
     p = np.array([3, 1]) / 4  # two directions, one of them weak
     of_two = np.array([[3.0, 1], [3, -1], [-3, 1], [-3, -1]])
     expected = np.exp(-(p * np.log(p)).sum())

@@ -117,6 +117,24 @@ def test_interval_over_seeds_is_wider_than_over_items_alone():
     assert found['low'] <= x_SN.mean(axis=1).min() + 0.1
 
 
+@pytest.mark.parametrize('seeds', [2, 3, 5])
+def test_interval_over_few_shot_seeds_holds_the_truth_as_often_as_it_says(seeds):
+    """Right and wrong answers whose share differs by the shots."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        p_S1 = 0.5 + 0.1 * rng.normal(size=(seeds, 1))
+        found = stats.of_runs((rng.random((seeds, 100)) < p_S1).astype(float))
+        held += found['low'] <= 0.5 <= found['high']
+        assert 0 <= found['low'] <= found['value'] <= found['high'] <= 1
+    assert held / 400 > (0.87 if seeds == 2 else 0.93)
+
+
+def test_equal_choices_share_the_point():
+    x = np.array([-1.0, -2.0, -1.0])
+    assert [stats.share_of_best(x, i) for i in range(3)] == [0.5, 0, 0.5]
+    assert stats.share_of_best(np.zeros(4), 0) == 0.25
+
+
 def test_ratio_over_runs_and_its_error():
     rng = np.random.default_rng(0)
     under = rng.uniform(1, 100, 4000)
@@ -136,5 +154,7 @@ def test_a_paired_difference_is_narrower_than_two_intervals():
     assert found['se'] == pytest.approx(stats.standard_error(a - b))
     assert found['better'] == pytest.approx((a > b).mean())
     assert found['worse'] == pytest.approx((a < b).mean())
+    lower = stats.of_difference(a, b, None, True)
+    assert (lower['better'], lower['worse']) == (found['worse'], found['better'])
     with pytest.raises(ValueError, match='same items'):
         stats.of_difference(a, b[:, :5])

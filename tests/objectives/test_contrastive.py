@@ -262,7 +262,7 @@ def test_settings_that_cannot_be_are_refused():
         (lambda: InfoNCE(chunks=0), 'chunks'),
         (lambda: InfoNCE(delete=1.0), 'delete is 1.0'),
         (lambda: InfoNCE(views='dropout', delete=0.1), "no effect with views 'dropout'"),
-        (lambda: InfoNCE(views='shared', bidirectional=False), "no effect with views 'shared'"),
+        (lambda: InfoNCE(views='shared', bidirectional=False).check(CONFIG), "with views 'shared'"),
         (lambda: InfoNCE(same_dropout=True).check(SimpleNamespace(dropout=0.0)), 'same-dropout'),
         (lambda: InfoNCE().lengths(33), 'even'),
         (lambda: InfoNCE(views='dropout').check(SimpleNamespace(dropout=0.0)), 'model.dropout'),

@@ -53,13 +53,13 @@ class Synthetic(NamedTuple):
     def examples(self, name: str, split: str, n: int) -> Iterator[Made]:
         """Up to `n` different examples of a split: the same at every call, the first `m` of more
         those of fewer."""
-        if self.every is not None:
-            found = (made for of, made in self.every() if of == split)
-            yield from (made for made, _ in zip(found, range(n), strict=False))
-            return
-        assert self.draw is not None
         seed = [_SEED, zlib.crc32(name.encode()), splits.NAMES.index(split)]
         rng = np.random.default_rng(seed)
+        if self.every is not None:
+            found = [made for of, made in self.every() if of == split]
+            yield from (found[i] for i in rng.permutation(len(found))[:n].tolist())
+            return
+        assert self.draw is not None
         seen: set[str] = set()
         for _ in range(_DRAWS * n):
             if len(seen) == n:

@@ -51,10 +51,12 @@ def minimal_pairs_python() -> Found:
                 if wrong is None or source in seen:
                     continue
                 seen.add(source)
-                choices = shuffled(_seeded(name, module), [source, wrong])
+                # With its end: of two of which one goes on the shorter could not lose.
+                right = f'{source}\n'
+                choices = shuffled(_seeded(name, module), [right, f'{wrong}\n'])
                 yield (
                     splits.by_hash(module),
-                    Made(f'{module}.{name}', '', source, choices, '\n', module),
+                    Made(f'{module}.{name}', '', right, choices, group=module),
                 )
 
 
@@ -166,14 +168,17 @@ def _cloze_of(text: str, key: str, module: str) -> Made | None:
 
 def order_sensitivity() -> Found:
     """Which of two texts has its words in order, between the same first and last word."""
+    seen: set[str] = set()
     for module, record in _documented():
         words = record['text'].split()[:40]
         rng = _seeded(module, record['module'])
-        if len(words) < 12:
+        text = ' '.join(words)
+        if len(words) < 12 or text in seen:
             continue
+        seen.add(text)  # some stand in several modules, which may be of several splits
         # A capital letter in front and a stop at the end would say it.
         middle = some(rng, words[1:-1], len(words) - 2)
-        text, mixed = ' '.join(words), ' '.join([words[0], *middle, words[-1]])
+        mixed = ' '.join([words[0], *middle, words[-1]])
         if mixed != text:
             key = f'{module}:{record["module"]}'
             choices = shuffled(rng, [text, mixed])
@@ -183,9 +188,12 @@ def order_sensitivity() -> Found:
 def docstring_fits() -> Found:
     """Which of two docstrings a function has; the other one is of the same package."""
     own: dict[str, list[tuple[str, python_files.Record, str]]] = defaultdict(list)
+    seen: set[str] = set()
     for module, record in _documented():
         line = record['docstring'].strip().split('\n')[0].strip()
-        if record['body'].strip() and len(record['body']) <= 2 * _CHARACTERS and len(line) >= 20:
+        fits = record['body'].strip() and len(record['body']) <= 2 * _CHARACTERS
+        if fits and len(line) >= 20 and line not in seen:
+            seen.add(line)  # some stand in several modules, which may be of several splits
             own[record['package']].append((module, record, line))
     for found in own.values():
         # Of one split, so that no held-out docstring stands in training.
