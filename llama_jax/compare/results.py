@@ -155,8 +155,9 @@ def _shown(found: Difference) -> Shown:
 
 def _run(arm: ArmRecords, run: SeedRun, sweep: bool) -> RunResult:
     records = run.records
-    train = records.train if records else []
-    steps = last(train, 'step')
+    # A run that ends early, between two lines of training, ends with a validation.
+    lines = sorted(records.train + records.validation, key=lambda x: x['step']) if records else []
+    steps = last(lines, 'step')
     return RunResult(
         arm=arm.name,
         seed=run.seed,
@@ -164,9 +165,9 @@ def _run(arm: ArmRecords, run: SeedRun, sweep: bool) -> RunResult:
         sweep=sweep,
         state=run.state,
         steps=None if steps is None else int(steps),
-        tokens=last(train, 'tokens'),
-        flops=last(train, 'flops'),
-        seconds=last(train, 'seconds'),
+        tokens=last(lines, 'tokens'),
+        flops=last(lines, 'flops'),
+        seconds=last(lines, 'seconds'),
         loss=last(records.validation, 'loss') if records else None,
         metrics={name: run.metric(name) for name in METRICS},
         kinds={name: kind for name in METRICS if (kind := _kind(arm, name)) != EXACT},

@@ -224,6 +224,17 @@ def test_a_law_is_of_the_same_text(tmp_path):
             read(edit)
 
 
+def test_a_run_that_ended_between_two_lines_of_training_counts_all_of_its_tokens(tmp_path):
+    workdir = compared.write(tmp_path / 'grid', arms=compared.THREE)
+    path = workdir / 'causal/seed-1/metrics.jsonl'
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    ended = max(line['step'] for line in lines if line['kind'] == 'validation')
+    kept = [line for line in lines if line['kind'] != 'train' or line['step'] < ended - 15]
+    path.write_text(''.join(json.dumps(line) + '\n' for line in kept))
+    one, other = scaling_report.read([workdir], 'loss')['CausalLM']
+    assert (one.tokens, one.flops) == (other.tokens, other.flops)
+
+
 def test_what_is_left_out_is_told(tmp_path):
     workdir = compared.write(tmp_path / 'grid', arms=compared.THREE)
     said = []
