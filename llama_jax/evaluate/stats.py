@@ -120,7 +120,7 @@ def of_runs(x_SN: np.ndarray, under_SN: np.ndarray | None = None, *, seed: int =
         low, high = _interval(weighted(weights, x_SN) / weighted(weights, under_SN))
     else:
         half = _half_width(linear_SN)
-        of_each = x_SN / under_SN
+        of_each = x_SN[under_SN > 0] / under_SN[under_SN > 0]  # an empty text has none
         low, high = max(value - half, of_each.min()), min(value + half, of_each.max())
     return {
         **result(value, float(low), float(high), x_SN.shape[1]),
