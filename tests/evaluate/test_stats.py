@@ -129,6 +129,20 @@ def test_interval_over_few_shot_seeds_holds_the_truth_as_often_as_it_says(seeds)
     assert held / 400 > (0.87 if seeds == 2 else 0.93)
 
 
+def test_interval_over_seeds_alone_is_students_and_over_items_too():
+    from scipy import stats as theirs
+
+    seeds = np.array([0.2, 0.5, 0.35])
+    found = stats.of_runs(np.tile(seeds[:, None], 2))  # items differ in nothing
+    half = theirs.t.ppf(0.975, 2) * seeds.std(ddof=1) / 3**0.5
+    assert found['low'] == max(found['value'] - half, 0.2) and found['high'] == 0.5
+    assert stats._half_width(np.tile(seeds[:, None], 2)) == pytest.approx(half)
+    # Two items that seeds do not change: one degree of freedom.
+    of_two = theirs.t.ppf(0.975, 1) * np.std([1.0, 4.0], ddof=1) / 2**0.5
+    assert stats._half_width(np.array([[1.0, 4.0]] * 3)) == pytest.approx(of_two)
+    assert stats._half_width(np.ones((3, 1))) == stats._half_width(np.ones((3, 4))) == 0.0
+
+
 def test_an_empty_text_leaves_the_interval_of_the_others():
     x_SN, under_SN = np.array([[2.0, 3, 0], [1, 4, 0]]), np.array([[1.0, 2, 0], [1, 2, 0]])
     found = stats.of_runs(x_SN, under_SN)

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from llama_jax.compare import results
+from llama_jax.compare import power, results
 from llama_jax.evaluate import paired, per_text
 from llama_jax.evaluate.per_text import PerText
 from llama_jax.report import accounts, comparison, difference_pictures, scores
@@ -88,6 +88,12 @@ def test_a_bound_is_not_bold_beside_an_exact_value(three):
     assert texts[1] == '0.500 ± 0.001 bound' and bold == [True, False, False]
     found = judged(three).differences('bits_per_byte')
     assert list(found) == ['contrastive']
+    # Nor do its seeds say how many the others need, however much they vary.
+    set_metric(three, 'masked', 'bits_per_byte', [0.5, 9.0], kind='bound')
+    variance, _ = paired.seed_variance(judged(three).comparable('bits_per_byte'))
+    assert variance == pytest.approx(5e-7)
+    spread = power._spread(judged(three), 'bits_per_byte', None)
+    assert spread == (variance, 0.0, 'of the paired seeds of earlier runs')
     # Bounds are compared with bounds, and every table says that it is.
     for arm in ('causal', 'masked'):
         of = {'kind': 'bound', 'standard_error': 0.012}
