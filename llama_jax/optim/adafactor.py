@@ -110,9 +110,9 @@ def _axes(path: str, x: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     letters = letters_of(path, x.ndim)
     stacked = letters.startswith('L')
     name = path.rsplit('.', 1)[-1]
-    # A of LoRA reads what its matrix does.
-    first = letters[stacked:-1] if name == f'a_{letters[stacked:]}' else letters[stacked]
-    inputs = INPUTS.get(name, first)
+    own = letters[stacked:]
+    # A of LoRA reads what its matrix does; a scalar reads nothing.
+    inputs = INPUTS.get(name, own[:-1] if name == f'a_{own}' else own[:1])
     begin = stacked + len(inputs)
     return tuple(range(stacked, begin)), tuple(range(begin, x.ndim))
 

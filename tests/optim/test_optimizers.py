@@ -226,6 +226,14 @@ def test_what_may_change_leaves_the_state_as_it_is(name):
     jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
+def test_a_scalar_beside_the_model_moves():
+    """Such as the bias of replaced-token detection."""
+    params = {'objective': {'bias': jnp.zeros(())}}
+    tx = optimizer(Adafactor())
+    moved, _ = jax.jit(tx.update)({'objective': {'bias': jnp.ones(())}}, tx.init(params), params)
+    assert float(moved['objective']['bias']) == pytest.approx(1.0)
+
+
 def test_a_of_lora_reads_what_its_matrix_does():
     """Of a matrix with several letters that are read, such as those of heads."""
     params = {'a_NHR': jnp.ones((2, 4, 8, 3)), 'b_RD': jnp.ones((2, 3, 16))}
