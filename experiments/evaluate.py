@@ -234,8 +234,9 @@ def table(result: dict[str, Any]) -> Iterator[str]:
         if found['value'] is None:
             shown = f'n/a: {found["why"]}'
         else:
-            between = '[{low:.3f}, {high:.3f}]' if found['low'] is not None else 'of one document'
-            shown = f'{{value:7.3f}}  {between}  n = {{n}}'.format(**found)
+            low, high = found['low'], found['high']
+            interval = 'of one document' if low is None else f'[{low:.3f}, {high:.3f}]'
+            shown = f'{found["value"]:7.3f}  {interval}  n = {found["n"]}'
             error = f' (s.e. {x:.4f})' if (x := found.get('standard_error')) is not None else ''
             shown += f'  {kind}{error}' if (kind := found.get('kind', 'exact')) != 'exact' else ''
             shown += f'  by {by}' if (by := found.get('by', 'exact')) != 'exact' else ''

@@ -24,7 +24,7 @@ _STARTS = 12
 """Of the paper's grid of starts the best are followed."""
 _LEAST = 6
 """Pairs of size and tokens: one more than there are numbers to be found."""
-_TOGETHER = 0.95
+_MOST_CORRELATED = 0.95
 """Of a ladder of equally many tokens per parameter it is 1, and alpha and beta are anything."""
 _VALUES = 3
 """Of sizes, and of numbers of tokens: by two of them neither A, alpha and E nor B, beta and E can
@@ -208,11 +208,11 @@ def _check(runs: Runs) -> None:
             f'pairs of both, tell no law of five numbers: give {_LEAST} pairs or more, of '
             f'{_VALUES} sizes and {_VALUES} numbers of tokens'
         )
-    together = float(np.corrcoef(np.log(runs.parameters), np.log(runs.tokens))[0, 1])
-    if together > _TOGETHER:
+    correlation = float(np.corrcoef(np.log(runs.parameters), np.log(runs.tokens))[0, 1])
+    if correlation > _MOST_CORRELATED:
         raise UserError(
-            f'tokens grow with the size (correlation of their logarithms {together:.3f}), so that '
-            'nothing says which of both a loss is due to: train some sizes on other numbers of '
+            f'tokens grow with the size (correlation of their logarithms {correlation:.3f}), so '
+            'that nothing says which of both a loss is due to: train some sizes on other numbers of '
             'tokens as well'
         )
 

@@ -173,15 +173,15 @@ def records(
         beside = _of_files(documents, tuple(numbers), {group, label, *pair}, whole)
         for i in numbers:
             fields = _fields(documents, i, beside)
-            of = fields.get(group)
+            named = fields.get(group)
             found.append(
                 Record(
                     documents[i][:_CHARACTERS],
-                    of or f'{"selection " * selection}{number}:{i}',
+                    named or f'{"selection " * selection}{number}:{i}',
                     fields.get(label, ''),
                     (fields.get(pair[0], ''), fields.get(pair[1], '')) if pair else ('', ''),
                     selection,
-                    bool(of),
+                    bool(named),
                 )
             )
     return found

@@ -10,8 +10,7 @@ import numpy as np
 from llama_jax import installed
 from llama_jax.errors import UserError
 from llama_jax.evaluate import stats
-
-Result = stats.Result
+from llama_jax.evaluate.stats import Result
 
 
 def unit(x_ND: np.ndarray) -> np.ndarray:

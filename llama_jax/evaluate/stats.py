@@ -165,9 +165,9 @@ def standard_error(x_SN: np.ndarray) -> float:
 
 def _half_width(x_SN: np.ndarray) -> float:
     """Of the interval of the mean of items crossed with two seeds or more: Student's t with the
-    degrees of freedom of Satterthwaite (1946). That part of the variance which the mean squares
-    give less than nothing is taken for none: else the interval of few seeds is too narrow where
-    they do not differ. Of 95% it holds 95 by three seeds and 90 by two."""
+    degrees of freedom of Satterthwaite (1946). A component of variance whose
+    estimate is negative counts as 0: else the interval of few seeds is too narrow where they do not
+    differ. Its coverage is 95% with three seeds and 90% with two."""
     S, N = x_SN.shape
     if N < 2:
         return 0.0

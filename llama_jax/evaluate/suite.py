@@ -165,7 +165,7 @@ def check(suite: Suite, experiment: Experiment) -> None:
     for least, names in (
         (0, ('topics', 'per_topic', 'order', 'windows', 'seed')),
         (1, ('infill', 'batch', 'tuned_seeds', 'steps', *(['task_items'] if suite.tasks else []))),
-        (of_suite.LEAST if suite.pool else 1, ('span',)),
+        (of_suite.LEAST_TOKENS if suite.pool else 1, ('span',)),
         (_LEAST_WINDOW, ('window',)),
     ):
         for name in names:

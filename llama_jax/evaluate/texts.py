@@ -23,7 +23,7 @@ MARKS = 16
 """Positions that a window leaves free in the model's context, for marks and for what is written."""
 _CHARACTERS = 8192
 """Of a document on average, at most: what is encoded does not grow with the corpus."""
-LEAST = 16
+LEAST_TOKENS = 16
 """Tokens of a document that gives a pair of spans."""
 _WHITENING = 512
 """Training texts that a whitening is fitted on, at most."""
@@ -164,7 +164,7 @@ def collect(
         absent['spans'] = 'suite.pool is 0'
     elif len(set(spans.document.tolist())) < 2:
         absent['spans'] = (
-            f'{name} has too little text: no two documents of {LEAST} tokens (there are '
+            f'{name} has too little text: no two documents of {LEAST_TOKENS} tokens (there are '
             f'{sum(map(len, sets.test))} documents): give more'
         )
     if 'spans' in absent:
@@ -252,12 +252,14 @@ def _pairs(suite: Suite, pairs: Held) -> list[Record]:
 
 def check_fields(suite: Suite, sets: Held, pairs: Held) -> None:
     """Raise UserError where a field is asked for that no held-out document has."""
-    if _asks(suite, 'topics_field') and not any(one.label for one in _records(suite, sets)):
-        _refuse_asked(suite, 'topics_field', sets.names)
+    if _asks(suite, 'topics_field', 'group_field'):
+        records = _records(suite, sets)
+        if _asks(suite, 'topics_field') and not any(one.label for one in records):
+            _refuse_asked(suite, 'topics_field', sets.names)
+        if _asks(suite, 'group_field') and not any(one.grouped for one in records):
+            _refuse_asked(suite, 'group_field', sets.names)
     if _asks(suite, 'pairs_fields') and not any(all(x.pair) for x in _pairs(suite, pairs)):
         _refuse_asked(suite, 'pairs_fields', pairs.names)
-    if _asks(suite, 'group_field') and not any(x.grouped for x in _records(suite, sets)):
-        _refuse_asked(suite, 'group_field', sets.names)
 
 
 def _asks(suite: Suite, *settings: str) -> bool:
@@ -280,8 +282,8 @@ def _encoded(
         n = min(len(of_set), max(most // len(sets), 1))
         characters = _CHARACTERS * most // (n * len(sets))
         # One of each n-th of the set, none twice.
-        begin, end = np.arange(n) * len(of_set) // n, np.arange(1, n + 1) * len(of_set) // n
-        places = begin + ((end - begin) * rng.random(n)).astype(int)
+        edges = np.arange(n + 1) * len(of_set) // n
+        places = edges[:-1] + (np.diff(edges) * rng.random(n)).astype(int)
         for place in places.tolist():
             names.append(f'{number}:{place}')
             documents.append(tokenizer.encode(of_set[place][:characters]))
@@ -297,7 +299,7 @@ def _training_spans(suite: Suite, sets: Sequence, tokenizer: Tokenizer) -> list[
             # From the middle: many documents begin alike.
             text = of_set[i][:_CHARACTERS]
             tokens = tokenizer.encode(text[len(text) // 2 :][: 8 * suite.span])[: suite.span]
-            if len(tokens) >= LEAST:
+            if len(tokens) >= LEAST_TOKENS:
                 found.append(tokens)
     return found
 

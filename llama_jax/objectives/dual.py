@@ -22,8 +22,6 @@ from llama_jax.objectives.diffusion import MaskedDiffusion
 from llama_jax.objectives.flops import decoder_flops
 from llama_jax.objectives.softmax import cross_entropy
 
-CAUSAL_WEIGHT = 2.0
-
 
 @dataclass(frozen=True)
 class Dual(MaskedDiffusion):
@@ -38,7 +36,7 @@ class Dual(MaskedDiffusion):
     read_previous: bool = True
     causal_share: float = 0.5
     """Of the texts."""
-    causal_weight: float = CAUSAL_WEIGHT
+    causal_weight: float = 2.0
     """Of the loss of a causal token beside masked texts, whose tokens are learnt half of the time;
     1 in a curriculum, whose steps are of one kind."""
     curriculum_steps: int = 0
@@ -56,7 +54,7 @@ class Dual(MaskedDiffusion):
             )
         if self.causal_weight <= 0:
             raise UserError(f'--objective.causal-weight {self.causal_weight}: it must be positive')
-        if self.curriculum_steps and self.causal_weight != CAUSAL_WEIGHT:
+        if self.curriculum_steps and self.causal_weight != Dual.causal_weight:
             raise UserError(
                 f'--objective.causal-weight {self.causal_weight} has no effect beside '
                 '--objective.curriculum-steps, where a step has texts of one kind: leave it out'

@@ -16,7 +16,7 @@ from llama_jax.layout import letters_of
 from llama_jax.model.width import Width
 from llama_jax.optim.depth import by_depth
 from llama_jax.optim.schedule import ScheduleConfig
-from llama_jax.optim.spikes import LEAST, without_spikes
+from llama_jax.optim.spikes import LEAST_DEVIATIONS, without_spikes
 from llama_jax.optim.width import by_width
 from llama_jax.trees import map_named
 
@@ -78,8 +78,12 @@ class OptimizerConfig:
             Limit('layer-decay', self.layer_decay, 0 < self.layer_decay <= 1, 'in (0, 1]'),
             Limit('average', self.average, 0 <= self.average < 1, 'in [0, 1)'),
             Limit(
-                *('spikes', self.spikes, self.spikes == 0 or LEAST <= self.spikes < math.inf),
-                f'0, or {LEAST:g} and more: by less nearly every step is a spike',
+                *(
+                    'spikes',
+                    self.spikes,
+                    self.spikes == 0 or LEAST_DEVIATIONS <= self.spikes < math.inf,
+                ),
+                f'0, or {LEAST_DEVIATIONS:g} and more: by less nearly every step is a spike',
             ),
         )
         for name, value, fits, wanted in (*self.limits(), *shared):

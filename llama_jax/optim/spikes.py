@@ -10,7 +10,7 @@ import optax
 
 FIRST = 20
 """Losses that are seen before the first one can be a spike."""
-LEAST = 2.0
+LEAST_DEVIATIONS = 2.0
 """Standard deviations. By 1 and less the variance falls with each spike, and nothing is learnt
 from again."""
 _DECAY = 0.99

@@ -155,7 +155,7 @@ def _text(run: Run) -> list[str]:
         share = f', {read[f"share{end}"]:.1%} of all' if end else ''
         lines.append(
             f'{label}: {len(texts):,} documents, {texts.tokens:,} tokens '
-            f'({texts.bytes / 1e6:,.1f} MB); {read[f"epochs{end}"]:.3g} epochs are read, '
+            f'({size(texts.bytes)}); {read[f"epochs{end}"]:.3g} epochs are read, '
             f'{read[f"documents{end}"]:,} documents begun{share}'
         )
     return lines

@@ -36,6 +36,7 @@ from llama_jax.train.place import place
 from llama_jax.train.progress import say
 from llama_jax.train.start import origin
 from llama_jax.train.step import State
+from llama_jax.units import size
 
 _VERSION = 1
 
@@ -161,7 +162,7 @@ class Taught:
         except OSError as error:
             raise UserError(
                 f'cannot keep what the teacher says of {texts.name} in {path.parent} '
-                f'({error.strerror}; {4e-6 * offsets[-1] * width:,.0f} MB): make room there, set '
+                f'({error.strerror}; {size(4 * int(offsets[-1]) * width)}): make room there, set '
                 'LLAMA_JAX_CACHE to another directory, or lower --objective.top-k'
             ) from error
         said = Said(path, offsets)

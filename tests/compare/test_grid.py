@@ -240,7 +240,6 @@ def refused(text, monkeypatch, capsys):
         (['tiny', '--seeds', '0'], '--seeds 0'),
         (['tiny', '--jobs', '0'], '--jobs 0'),
         (['tiny', '--lr-sweep', '-1'], '--lr-sweep -1'),
-        (['tiny', '--lr-sweep', '1'], '--lr-sweep 1: that is the rate of the runs themselves'),
         (['tiny', '--train.steps', '0'], '--train.steps is 0'),
         (['tiny', '--optimizer.schedule.warmup-steps', '99'], 'warm-up of 99 steps'),
     ],

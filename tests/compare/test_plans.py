@@ -32,6 +32,8 @@ def test_runs_take_their_seed_and_rate_from_their_place(grid):
         assert at_place(arm, run.place) == run
     with pytest.raises(UserError, match='is no run'):
         at_place(grid.arms[0], 'plain/seed-x')
+    with pytest.raises(UserError, match='--lr-sweep 1: that is the rate of the runs themselves'):
+        sweep(grid, (1.0,))
 
 
 def test_overrides_reach_every_arm_and_leave_what_they_differ_in(grid):

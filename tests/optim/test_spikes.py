@@ -11,7 +11,7 @@ import pytest
 from llama_jax.errors import UserError
 from llama_jax.optim import AdamW, Muon
 from llama_jax.optim.base import optimizer
-from llama_jax.optim.spikes import FIRST, LEAST, without_spikes
+from llama_jax.optim.spikes import FIRST, LEAST_DEVIATIONS, without_spikes
 
 
 def test_a_spike_moves_nothing_and_what_stays_high_is_learnt_from_again():
@@ -56,7 +56,7 @@ def test_it_is_a_setting_of_every_optimizer(kind):
 
 
 def test_by_the_least_deviations_a_loss_that_stays_high_is_learnt_from_again():
-    tx = without_spikes(optax.identity(), LEAST)
+    tx = without_spikes(optax.identity(), LEAST_DEVIATIONS)
     params = {'w_D': jnp.zeros(1)}
     state = tx.init(params)
     losses = [3.0 + 0.1 * (-1) ** i for i in range(2 * FIRST)] + [4.0] * 200
