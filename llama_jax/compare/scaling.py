@@ -212,8 +212,8 @@ def _check(runs: Runs) -> None:
     if correlation > _MOST_CORRELATED:
         raise UserError(
             f'tokens grow with the size (correlation of their logarithms {correlation:.3f}), so '
-            'that nothing says which of both a loss is due to: train some sizes on other numbers of '
-            'tokens as well'
+            'that nothing says which of both a loss is due to: train some sizes on other numbers '
+            'of tokens as well'
         )
 
 
